@@ -1,0 +1,141 @@
+"""Normalization as part of the agent: statistics are buffers, so that a checkpoint alone predicts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NORMALIZATION_TYPES = ("min_max", "mean_std", "identity")
+CONSTANT_RANGE = 1e-4
+EE_QUATERNIONS = (slice(3, 7), slice(11, 15))
+_STATISTICS = ("min", "max", "mean", "std")
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Normalizer(nn.Module):
+    """Maps a vector quantity to the network's scale and back, dimension by dimension.
+
+    "min_max" maps [min, max] to [-1, 1]; "mean_std" maps to zero mean and unit deviation; "identity" leaves
+    the scale alone. A dimension whose range is below 1e-4 is centred and not scaled. Quaternions (wxyz)
+    keep their scale in every mode: going in they are turned to the hemisphere w >= 0, since q and -q are the
+    same rotation; coming out they get unit length again.
+
+    Args:
+        dim: number of dimensions D.
+        mode: one of `NORMALIZATION_TYPES`.
+        stats: "min", "max", "mean" and "std", each (D,); without them the map is the identity until a state
+            dict is loaded.
+        quaternions: slices of the vector that hold quaternions.
+
+    Raises:
+        ValueError: for an unknown mode, or statistics that are missing, of the wrong shape or not finite.
+    """
+
+    min: Tensor
+    max: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        mode: str = "min_max",
+        stats: Mapping[str, Any] | None = None,
+        quaternions: Sequence[slice] = (),
+    ) -> None:
+        super().__init__()
+        if mode not in NORMALIZATION_TYPES:
+            raise ValueError(
+                f"normalization_type={mode!r} is unknown; choose one of {', '.join(NORMALIZATION_TYPES)}"
+            )
+        self.mode = mode
+        self.quaternions = tuple(quaternions)
+        neutral = {"min": -1.0, "max": 1.0, "mean": 0.0, "std": 1.0}
+        for name in _STATISTICS:
+            value = (
+                torch.full((dim,), neutral[name]) if stats is None else _statistic(stats, name, dim)
+            )
+            self.register_buffer(name, value)
+        scaled = torch.ones(dim, dtype=torch.bool)
+        for quaternion in self.quaternions:
+            scaled[quaternion] = False
+        self.register_buffer("_scaled", scaled, persistent=False)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Real units (..., D) -> network scale (..., D)."""
+        x = self._map_quaternions(x, _to_upper_hemisphere)
+        center, scale = self._center_and_scale()
+        return (x - center) / scale
+
+    def unnormalize(self, x: Tensor) -> Tensor:
+        """Network scale (..., D) -> real units (..., D); quaternions of unit length."""
+        center, scale = self._center_and_scale()
+        return self._map_quaternions(x * scale + center, _to_unit_length)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Copies of the statistics on the CPU, in the form the constructor takes."""
+        return {name: getattr(self, name).detach().cpu().clone() for name in _STATISTICS}
+
+    def _center_and_scale(self) -> tuple[Tensor, Tensor]:
+        if self.mode == "min_max":
+            center, scale = (self.max + self.min) / 2, (self.max - self.min) / 2
+        elif self.mode == "mean_std":
+            center, scale = self.mean, self.std
+        else:
+            center, scale = torch.zeros_like(self.mean), torch.ones_like(self.std)
+        varies = (self.max - self.min) >= CONSTANT_RANGE
+        return center.where(self._scaled, 0.0), scale.where(self._scaled & varies, 1.0)
+
+    def _map_quaternions(self, x: Tensor, function: Any) -> Tensor:
+        if not self.quaternions:
+            return x
+        x = x.clone()
+        for quaternion in self.quaternions:
+            x[..., quaternion] = function(x[..., quaternion])
+        return x
+
+
+class ImageNormalizer(nn.Module):
+    """uint8 images -> floats of about zero mean and unit deviation, by ImageNet's channel statistics."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN))
+        self.register_buffer("std", torch.tensor(_IMAGENET_STD))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (..., H, W, 3) uint8 -> (..., 3, H, W) float.
+
+        Raises:
+            ValueError: if the images are not uint8.
+        """
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images are {images.dtype}; pass uint8 in [0, 255]")
+        scaled = (images.to(self.mean.dtype) - 255 * self.mean) / (255 * self.std)
+        return scaled.movedim(-1, -3)
+
+
+def _statistic(stats: Mapping[str, Any], name: str, dim: int) -> Tensor:
+    if name not in stats:
+        raise ValueError(
+            f"stats lack {name!r}; give {', '.join(_STATISTICS)}, each of shape ({dim},)"
+        )
+    value = torch.as_tensor(stats[name], dtype=torch.float32).clone()
+    if value.shape != (dim,) or not value.isfinite().all():
+        raise ValueError(
+            f"stats[{name!r}] has shape {tuple(value.shape)}; give ({dim},) finite numbers"
+        )
+    return value
+
+
+def _to_upper_hemisphere(quaternion: Tensor) -> Tensor:
+    return torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
+
+
+def _to_unit_length(quaternion: Tensor) -> Tensor:
+    return nn.functional.normalize(quaternion, dim=-1)

@@ -1,0 +1,272 @@
+"""What every visuomotor agent shares: observation encoding, normalization, conditioning and queues."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imf_ray.agents.normalization import EE_QUATERNIONS, ImageNormalizer, Normalizer
+from imf_ray.agents.queues import ChunkQueue
+from imf_ray.models.imf_transformer import IMFTransformer1D
+from imf_ray.models.vision import MultiViewResNetEncoder
+
+CONDITIONS = ("single_token", "multi_token")
+ACTION_SPACES = ("joint", "ee")
+_EE_DIM = 16
+
+
+class VLAAgent(nn.Module, ABC):
+    """A policy from camera images and proprioception to action chunks, without its training objective.
+
+    The agent is the module that DDP wraps: its forward is the loss, so that gradients are averaged. A
+    subclass supplies the objective: `_loss_from_condition` and `_sample_actions`.
+
+    A batch is a dict: "images" {camera: (B, obs_horizon, H, W, 3) uint8}, "qpos" (B, obs_horizon, state_dim),
+    "action" (B, pred_horizon, action_dim) in real units and "action_is_pad" (B, pred_horizon) bool; an
+    observation is its first two. Other keys and cameras are ignored.
+
+    The condition is a token sequence. "single_token": one token per observation step, all camera features and
+    the state side by side. "multi_token": one token per step and camera, its features and the state,
+    projected to the head's width.
+
+    Args:
+        action_dim, state_dim: widths of an action and of qpos.
+        camera_names: cameras the policy looks at, in this order.
+        obs_horizon, pred_horizon, num_action_steps: observations per window, actions per chunk, and how many
+            of those are executed before the next chunk.
+        inference_steps: network calls per chunk.
+        vision_encoder: arguments of `MultiViewResNetEncoder` other than the cameras.
+        head: arguments of the head other than its widths and lengths, which the agent knows.
+        head_factory: builds the head; called with `IMFTransformer1D`'s argument names.
+        condition: one of `CONDITIONS`.
+        normalization_type: one of `normalization.NORMALIZATION_TYPES`, for qpos and actions.
+        action_space: one of `ACTION_SPACES`. "joint": joint targets (rad) and grippers. "ee": twice xyz (m),
+            quaternion wxyz, gripper; the state stays qpos.
+        stats: {"qpos": ..., "action": ...}, each as `Normalizer` takes them; None when a state dict follows.
+
+    Raises:
+        ValueError: for an impossible combination, naming the option, its value and the way out.
+    """
+
+    def __init__(
+        self,
+        *,
+        action_dim: int,
+        state_dim: int,
+        camera_names: Sequence[str],
+        obs_horizon: int = 2,
+        pred_horizon: int = 16,
+        num_action_steps: int = 8,
+        inference_steps: int = 1,
+        vision_encoder: Mapping[str, Any] | None = None,
+        head: Mapping[str, Any] | None = None,
+        head_factory: Callable[..., nn.Module] = IMFTransformer1D,
+        condition: str = "single_token",
+        normalization_type: str = "min_max",
+        action_space: str = "joint",
+        stats: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_horizons(obs_horizon, pred_horizon, num_action_steps, inference_steps)
+        check_choice("condition", condition, CONDITIONS)
+        check_choice("action_space", action_space, ACTION_SPACES)
+        if action_space == "ee" and action_dim != _EE_DIM:
+            raise ValueError(
+                f"action_space='ee' with action_dim={action_dim}: an end-effector action has {_EE_DIM} "
+                "numbers (twice xyz, quaternion, gripper); set action_space='joint' or fix the data"
+            )
+        self.action_dim = action_dim
+        self.camera_names = tuple(camera_names)
+        self.obs_horizon = obs_horizon
+        self.pred_horizon = pred_horizon
+        self.inference_steps = inference_steps
+        self.condition = condition
+
+        quaternions = EE_QUATERNIONS if action_space == "ee" else ()
+        stats = stats or {}
+        self.qpos_normalizer = Normalizer(state_dim, normalization_type, stats.get("qpos"))
+        self.action_normalizer = Normalizer(
+            action_dim, normalization_type, stats.get("action"), quaternions
+        )
+        self.image_normalizer = ImageNormalizer()
+        self.vision_encoder = MultiViewResNetEncoder(self.camera_names, **(vision_encoder or {}))
+
+        head = dict(head or {})
+        if condition == "single_token":
+            self.projector: nn.Module = nn.Identity()
+            cond_dim = len(self.camera_names) * self.vision_encoder.out_dim + state_dim
+        else:
+            if "n_emb" not in head:
+                raise ValueError(
+                    "condition='multi_token' projects its tokens to the head's width; set head.n_emb"
+                )
+            cond_dim = head["n_emb"]
+            self.projector = nn.Linear(self.vision_encoder.out_dim + state_dim, cond_dim)
+        self.head = head_factory(
+            input_dim=action_dim,
+            output_dim=action_dim,
+            horizon=pred_horizon,
+            n_obs_steps=self.condition_sequence_length,
+            cond_dim=cond_dim,
+            **head,
+        )
+        self._queue = ChunkQueue(obs_horizon, num_action_steps, time_axis=1)
+
+    @property
+    def condition_tokens_per_step(self) -> int:
+        """Condition tokens per observation step: 1, or one per camera."""
+        return 1 if self.condition == "single_token" else len(self.camera_names)
+
+    @property
+    def condition_sequence_length(self) -> int:
+        """Condition tokens the head sees."""
+        return self.obs_horizon * self.condition_tokens_per_step
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """The loss, so that a DDP wrapper sees the whole computation and averages its gradients."""
+        return self.compute_loss(batch)
+
+    def compute_loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """The scalar training loss of a batch.
+
+        Optional keys make it a function of the batch alone and of how it was split over ranks:
+        "valid_count" (scalar tensor; valid actions of the global batch / number of ranks) replaces the
+        batch's own count of valid actions as the loss's denominator, so that gradients averaged over
+        ranks equal those of one process; a subclass names the random numbers it accepts.
+
+        Raises:
+            ValueError: if a camera's images are missing.
+        """
+        actions = self.action_normalizer.normalize(batch["action"].to(self.action_normalizer.mean))
+        return self._loss_from_condition(actions, self._build_cond(batch), batch)
+
+    @torch.no_grad()
+    def predict_action(
+        self,
+        obs: Mapping[str, Any],
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Action chunks (B, pred_horizon, action_dim) in real units; index obs_horizon - 1 is for now.
+
+        Args:
+            obs: images {camera: (B, obs_horizon, H, W, 3) uint8} and qpos (B, obs_horizon, state_dim).
+            noise: standard normal (B, pred_horizon, action_dim) to start from; drawn if None.
+            generator: source of the drawn noise, on any device.
+        """
+        cond = self._build_cond(obs)
+        if noise is None:
+            shape = (cond.shape[0], self.pred_horizon, self.action_dim)
+            device = cond.device if generator is None else generator.device
+            noise = torch.randn(shape, generator=generator, device=device)
+        actions = self._sample_actions(noise.to(cond), cond)
+        return self.action_normalizer.unnormalize(actions)
+
+    def select_action(
+        self,
+        obs: Mapping[str, Any],
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The action (B, action_dim) of one control step; predicts a chunk only when the last one ran out.
+
+        Args:
+            obs: this step's images {camera: (B, H, W, 3) uint8} and qpos (B, state_dim). Images may be left
+                out of steps the policy does not look at (`ChunkQueue.wants_images`).
+            noise, generator: as in `predict_action`, used when a chunk is due.
+        """
+        self._populate_queues(obs)
+        if self._queue.needs_chunk:
+            window = self._prepare_observation_batch(self._queue.window())
+            self._queue.extend(self.predict_action(window, noise, generator))
+        return self._queue.pop()
+
+    def reset(self) -> None:
+        """Forgets history and queued actions; call it when an episode starts."""
+        self._queue.reset()
+
+    def get_normalization_stats(self) -> dict[str, dict[str, Tensor]]:
+        """The statistics in use, in the form of the constructor's `stats`."""
+        return {
+            "qpos": self.qpos_normalizer.statistics(),
+            "action": self.action_normalizer.statistics(),
+        }
+
+    def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
+        """AdamW parameter groups: the head's own if it defines them; of the rest, only weights decay."""
+        groups: list[dict[str, Any]] = []
+        rest = dict(self.named_parameters())
+        if hasattr(self.head, "get_optim_groups"):
+            groups += self.head.get_optim_groups(weight_decay)
+            rest = {name: p for name, p in rest.items() if not name.startswith("head.")}
+        trained = [p for p in rest.values() if p.requires_grad]
+        groups.append({"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay})
+        groups.append({"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0})
+        return groups
+
+    @abstractmethod
+    def _loss_from_condition(
+        self, actions: Tensor, cond: Tensor, batch: Mapping[str, Any]
+    ) -> Tensor:
+        """The scalar loss of normalized actions (B, pred_horizon, action_dim) under condition tokens."""
+
+    @abstractmethod
+    def _sample_actions(self, noise: Tensor, cond: Tensor) -> Tensor:
+        """Normalized actions (B, pred_horizon, action_dim) from noise of that shape."""
+
+    def _build_cond(self, obs: Mapping[str, Any]) -> Tensor:
+        """Observation windows -> condition tokens (B, condition_sequence_length, cond_dim)."""
+        features = self._encode_images(obs["images"])
+        state = self.qpos_normalizer.normalize(obs["qpos"].to(self.qpos_normalizer.mean))
+        if self.condition == "single_token":
+            return torch.cat((features.flatten(2), state), dim=-1)
+        state = state[:, :, None].expand(-1, -1, features.shape[2], -1)
+        return self.projector(torch.cat((features, state), dim=-1)).flatten(1, 2)
+
+    def _encode_images(self, images: Mapping[str, Tensor]) -> Tensor:
+        """Images {camera: (B, T, H, W, 3) uint8} -> features (B, T, K, D)."""
+        flat = {
+            name: self.image_normalizer(image.flatten(0, 1))
+            for name, image in self.vision_encoder.select(images).items()
+        }
+        return self.vision_encoder(flat).unflatten(0, (-1, self.obs_horizon))
+
+    def _populate_queues(self, obs: Mapping[str, Any]) -> None:
+        """Appends one step's observation, of the cameras in use, to the history."""
+        images = obs.get("images")
+        if images:
+            images = self.vision_encoder.select(images)
+        self._queue.push({"images": images, "qpos": obs["qpos"]})
+
+    def _prepare_observation_batch(self, obs: Mapping[str, Any]) -> dict[str, Any]:
+        """Moves a window of observations to the agent's device."""
+        device = self.qpos_normalizer.mean.device
+        images = {name: image.to(device) for name, image in obs["images"].items()}
+        return {"images": images, "qpos": obs["qpos"].to(device)}
+
+
+def check_choice(option: str, value: str, known: Sequence[str]) -> None:
+    """Raises a ValueError that names the known values unless `value` is one of them."""
+    if value not in known:
+        raise ValueError(f"{option}={value!r} is unknown; choose one of {', '.join(known)}")
+
+
+def _check_horizons(obs: int, pred: int, executed: int, inference_steps: int) -> None:
+    options = {
+        "obs_horizon": obs,
+        "pred_horizon": pred,
+        "num_action_steps": executed,
+        "inference_steps": inference_steps,
+    }
+    for option, value in options.items():
+        if value < 1:
+            raise ValueError(f"{option}={value}: must be at least 1")
+    available = pred - obs + 1
+    if executed > available:
+        raise ValueError(
+            f"num_action_steps={executed} does not fit: a chunk of pred_horizon={pred} actions that starts "
+            f"obs_horizon={obs} observations back has {available} left from now on; set "
+            f"num_action_steps <= {available} or pred_horizon >= {executed + obs - 1}"
+        )

@@ -1,0 +1,413 @@
+"""The typed configuration: schema, YAML groups, command-line overrides.
+
+One schema describes every run. A configuration is made of the defaults below, the chosen YAML
+groups (`agent=NAME`, `task=NAME`, `cluster=NAME` in `imf_ray/conf/`) and `key=value` overrides, in
+that order. Unknown keys, wrong types and impossible combinations raise `UserError` here, before
+anything is started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import II, MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from imf_ray.errors import UserError
+
+CONF_DIR = Path(__file__).parent / "conf"
+GROUPS = {"agent": "resnet_imf_attnres", "task": "sim_transfer", "cluster": "local"}
+
+
+@dataclass
+class HeadConfig:
+    """The transformer head; the names are the constructor's of `IMFTransformer1D`."""
+
+    backbone_type: str = "attnres_full"
+    n_layer: int = 12
+    n_head: int = 1
+    n_kv_head: int = 1
+    n_emb: int = 384
+    p_drop_emb: float = 0.0
+    p_drop_attn: float = 0.0
+    causal_attn: bool = False
+    time_as_cond: bool = True
+    n_cond_layers: int = 0
+    attn_res_ffn_mult: float = 2.667
+    attn_res_eps: float = 1e-6
+    attn_res_rope_theta: float = 1e4
+
+
+@dataclass
+class VisionBackboneConfig:
+    """The image encoder; `stage_widths` (16, 32, 64, 128) makes the narrow trunk."""
+
+    vision_backbone_mode: str = "resnet"
+    pretrained_backbone_weights: str | None = None
+    freeze_backbone: bool = False
+    use_separate_rgb_encoder_per_camera: bool = True
+    camera_names: list[str] = II("agent.camera_names")
+    num_keypoints: int = 32
+    stage_widths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
+    blocks_per_stage: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
+
+
+@dataclass
+class AgentConfig:
+    """The policy: what it sees, what it predicts, and how it is trained."""
+
+    name: str = MISSING
+    """The group's name, for records."""
+    condition: str = "single_token"
+    """`single_token` (one token a step) or `multi_token` (one token a step and camera)."""
+    state_dim: int = 16
+    action_dim: int = 16
+    obs_horizon: int = 2
+    pred_horizon: int = 16
+    num_action_steps: int = 8
+    inference_steps: int = 1
+    camera_names: list[str] = II("data.camera_names")
+    normalization_type: str = "min_max"
+    loss_type: str = "pseudo_huber"
+    time_sampler: str = "logit_normal"
+    head: HeadConfig = field(default_factory=HeadConfig)
+    vision_backbone: VisionBackboneConfig = field(default_factory=VisionBackboneConfig)
+
+    def __post_init__(self) -> None:
+        longest = self.pred_horizon - self.obs_horizon + 1
+        if not 1 <= self.num_action_steps <= longest:
+            raise UserError(
+                f"agent.num_action_steps={self.num_action_steps} must lie between 1 and "
+                f"agent.pred_horizon - agent.obs_horizon + 1 = {longest}: execution starts at the "
+                "action of the newest observation."
+            )
+        head = self.head
+        for key, value in (("n_head", head.n_head), ("n_kv_head", head.n_kv_head)):
+            if value < 1:
+                raise UserError(f"agent.head.{key}={value} must be at least 1.")
+        if head.n_emb % head.n_head:
+            raise UserError(
+                f"agent.head.n_emb={head.n_emb} is not divisible by agent.head.n_head="
+                f"{head.n_head}: choose a head count that divides the width."
+            )
+
+
+@dataclass
+class DataConfig:
+    """Where the demonstrations are and how they are read."""
+
+    dataset_dir: str = "data/sim_transfer"
+    camera_names: list[str] = field(default_factory=lambda: ["r_vis", "top", "front"])
+    on_bad_episode: str = "error"
+    """`error` stops at the first bad file; `skip` names each bad file and goes on without it."""
+    chunk_steps: int = 25
+    """Sample starts in one row of the Ray dataset (one read of one episode)."""
+    pool_chunks: int = 4
+    """Rows of one virtual shard whose windows are shuffled together in a worker."""
+    virtual_shards: int | None = None
+    """Virtual shards of the batch order: a divisor of the batch and a multiple of the workers.
+    null is 8, or fewer for a batch that 8 does not divide. Fixed for the life of a run."""
+
+
+@dataclass
+class TaskConfig:
+    """The simulated task, as recorded in episodes and as rolled out."""
+
+    env_id: str = MISSING
+    action_space: str = "joint"
+    image_size: int = 96
+    """Side of the square camera images, in pixels."""
+    shadows: bool = False
+    multisampling: bool = False
+    max_episode_steps: int = 400
+
+    def __post_init__(self) -> None:
+        if self.action_space not in ("joint", "ee"):
+            raise UserError(
+                f"task.action_space={self.action_space!r} is unknown: choose 'joint' or 'ee'."
+            )
+
+
+@dataclass
+class TrainConfig:
+    """Optimization, checkpoints and validation; the keys are RoboIMI's."""
+
+    device: str = "cpu"
+    """`cuda` gives each worker `cluster.gpus_per_worker` GPUs, `cpu` gives none."""
+    seed: int = 42
+    max_steps: int = 150_000
+    batch_size: int = 80
+    """Samples in one global batch, over all workers."""
+    lr: float = 5e-4
+    weight_decay: float = 1e-5
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    grad_clip: float = 1.0
+    scheduler_type: str = "cosine"
+    """`cosine` (to `min_lr` at `max_steps`) or `constant`, both after `warmup_steps`."""
+    warmup_steps: int = 2000
+    min_lr: float = 1e-6
+    ema: bool = True
+    """Keep an exponential moving average of the weights; validation judges it."""
+    val_split: float = 0.1
+    """Share of the episodes held out for the action error."""
+    num_workers: int = 2
+    """Parallel readers of each training worker."""
+    log_freq: int = 100
+    save_freq: int = 10_000
+    keep_last: int = 2
+    """Checkpoints kept beside the best one."""
+    max_failures: int = 3
+    """How often a run whose worker died is restarted from its newest checkpoint."""
+    rollout_val_freq_epochs: int = 0
+    """Validate by rollouts after every so many epochs; 0 never."""
+    rollout_validate_on_checkpoint: bool = False
+    rollout_num_episodes: int = 10
+    rollout_seed: int = 400_000
+    """Validation episodes are the seeds from here on."""
+    use_swanlab: bool = False
+    swanlab_project: str = "imf_ray"
+    swanlab_mode: str = "online"
+    """`online` or `offline`; without a login `online` becomes `offline`."""
+
+    def __post_init__(self) -> None:
+        _choice("train.device", self.device, ("cpu", "cuda"))
+        _choice("train.scheduler_type", self.scheduler_type, ("cosine", "constant"))
+        _choice("train.swanlab_mode", self.swanlab_mode, ("online", "offline"))
+        for key in ("max_steps", "batch_size", "num_workers", "log_freq", "save_freq"):
+            if getattr(self, key) < 1:
+                raise UserError(f"train.{key}={getattr(self, key)} must be at least 1.")
+        if not 0.0 <= self.val_split < 1.0:
+            raise UserError(f"train.val_split={self.val_split} must lie in [0, 1).")
+        if self.keep_last < 2:
+            raise UserError(
+                f"train.keep_last={self.keep_last} must be at least 2: a single checkpoint is lost "
+                "when its successor is written badly."
+            )
+
+
+@dataclass
+class ClusterConfig:
+    """What each part of a run takes from the Ray cluster; null is computed from what is there."""
+
+    address: str | None = None
+    """A running cluster (`auto` or HOST:PORT); null starts one here unless RAY_ADDRESS is set."""
+    num_cpus: float | None = None
+    """Logical CPUs of a cluster started here; null is the machine's."""
+    num_gpus: float | None = None
+    """Logical GPUs of a cluster started here; null is the machine's."""
+    num_workers: int = 1
+    """Training workers (ranks) of one run."""
+    gpus_per_worker: float = 1.0
+    """GPUs of one worker, used with `train.device=cuda`; trials may share one by fractions."""
+    cpus_per_worker: float | None = None
+    rollout_actors: int = 2
+    """Simulators that run beside the training of one run."""
+    cpus_per_rollout_actor: float | None = None
+    cpus_per_reader: float | None = None
+    dashboard: bool = True
+    """Serve Ray's dashboard on 127.0.0.1 when a cluster is started here."""
+
+    def __post_init__(self) -> None:
+        for key in ("num_workers", "rollout_actors"):
+            if getattr(self, key) < 1:
+                raise UserError(f"cluster.{key}={getattr(self, key)} must be at least 1.")
+
+
+@dataclass
+class CollectConfig:
+    """Scripted demonstrations."""
+
+    episodes: int = 50
+    seed: int = 0
+    """Attempts are the seeds from here on; the successful ones are kept."""
+
+
+@dataclass
+class EvaluateConfig:
+    """Judging a checkpoint by rollouts."""
+
+    episodes: int = 50
+    seed: int = 500_000
+    """Episodes are the seeds from here on."""
+    stop_on_success: bool = False
+    ema: bool = True
+    """Judge the averaged weights where the checkpoint has them."""
+    video: str | None = None
+    """Write a video of the first episodes to this file (`.mp4`)."""
+    video_episodes: int = 1
+    output: str | None = None
+    """Write the per-episode records to this file (JSON lines)."""
+
+
+@dataclass
+class TuneSettings:
+    """The sweep."""
+
+    max_concurrent_trials: int | None = None
+    """Trials at a time; null is computed from the cluster."""
+    cpus_per_trial: float = 1.0
+    """CPUs that a trial is given at least when the slots of a CPU sweep are computed."""
+
+
+@dataclass
+class Config:
+    """Everything a run depends on."""
+
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    tune: TuneSettings = field(default_factory=TuneSettings)
+    search_space: str = "n_emb_n_layer"
+    """A name in `search_spaces/` or the path of a YAML file."""
+    checkpoint: str | None = None
+    """The checkpoint folder that `imf_ray.evaluate` judges."""
+    run_name: str | None = None
+    """Folder of the run in `storage_path`; naming an existing one goes on with it."""
+    storage_path: str = "runs"
+    debug: bool = False
+    """Show tracebacks."""
+
+    def __post_init__(self) -> None:
+        _choice("data.on_bad_episode", self.data.on_bad_episode, ("error", "skip"))
+        if not self.data.camera_names:
+            raise UserError("data.camera_names is empty: name at least one camera.")
+        unread = [c for c in self.agent.camera_names if c not in self.data.camera_names]
+        if unread:
+            raise UserError(
+                f"agent.camera_names asks for {unread}, which data.camera_names="
+                f"{self.data.camera_names} does not read: add them there."
+            )
+
+
+def _choice(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UserError(f"{key}={value!r} is unknown: choose one of {', '.join(known)}.")
+
+
+def load_config(overrides: Iterable[str] = ()) -> Config:
+    """Compose the configuration from defaults, groups and `key=value` overrides.
+
+    Later overrides win. A bare group name (`agent=NAME`) selects that group's YAML file wherever
+    it stands among the overrides.
+
+    Raises:
+        UserError: an override that is not `key=value`, an unknown key or group (the nearest known
+            one is named), a value of the wrong type, an impossible combination.
+    """
+    choices = dict(GROUPS)
+    values: list[tuple[str, str]] = []
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key:
+            raise UserError(f"{override!r} is not an option: write key=value (see --help).")
+        if key in GROUPS:
+            choices[key] = value
+        else:
+            values.append((key, value))
+
+    config = OmegaConf.structured(Config)
+    try:
+        for group, choice in choices.items():
+            config.merge_with({group: OmegaConf.load(_group_file(group, choice))})
+        for key, value in values:
+            _require_known(key)
+            config.merge_with(OmegaConf.from_dotlist([f"{key}={value}"]))
+        return _to_object(config)
+    except OmegaConfBaseException as error:
+        key = error.full_key or "the configuration"
+        reason = str(error.msg if hasattr(error, "msg") else error).splitlines()[0]
+        raise UserError(f"{key}: {reason}.") from error
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """Rebuild a configuration from `config_to_dict`'s output or a checkpoint's config file.
+
+    Raises:
+        UserError: keys or types that this version does not know.
+    """
+    try:
+        return _to_object(OmegaConf.merge(OmegaConf.structured(Config), dict(values)))
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"This configuration does not fit this version: {reason}") from error
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain nested dictionaries, every interpolation resolved."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config)))
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the schema, in order."""
+    return list(_leaves(Config, ""))
+
+
+def key_help() -> list[tuple[str, str]]:
+    """Pairs of dotted key and default, for `--help`."""
+    defaults = OmegaConf.structured(Config)
+    for group, choice in GROUPS.items():
+        defaults.merge_with({group: OmegaConf.load(_group_file(group, choice))})
+    plain = OmegaConf.to_container(defaults, resolve=True)
+    return [(key, str(_dig(cast(dict[str, Any], plain), key))) for key in known_keys()]
+
+
+def group_choices(group: str) -> list[str]:
+    """The names that `group=NAME` accepts."""
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+def _to_object(config: Any) -> Config:
+    return cast(Config, OmegaConf.to_object(config))
+
+
+def _group_file(group: str, choice: str) -> Path:
+    path = CONF_DIR / group / f"{choice}.yaml"
+    if not path.is_file():
+        known = group_choices(group)
+        raise UserError(
+            f"{group}={choice} is unknown{_nearest(choice, known)}. Known: {', '.join(known)}."
+        )
+    return path
+
+
+def _require_known(key: str) -> None:
+    known = known_keys()
+    if key not in known:
+        sections = sorted({k.split(".", 1)[0] for k in known})
+        if key in sections:
+            raise UserError(f"{key} is a section: set one of its keys, e.g. {key}.{'…'}")
+        raise UserError(f"Unknown option {key}{_nearest(key, known)}. --help lists all options.")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _leaves(cls: type, prefix: str) -> Iterable[str]:
+    for item in dataclasses.fields(cls):
+        default = item.default_factory
+        if isinstance(default, type) and dataclasses.is_dataclass(default):
+            yield from _leaves(default, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name
+
+
+def _dig(tree: Mapping[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree

@@ -1,0 +1,221 @@
+"""The index of a data set: every episode file, checked once.
+
+A check reads the whole file; its result is cached in `<data set>/.imf_ray/index.json` under the
+file's name, size and modification time, so that a file which has changed is checked again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from imf_ray.config import Config
+from imf_ray.data.episodes import ACTION_DATASETS, SUFFIX, EpisodeInfo, bad_episode, check_episode
+from imf_ray.errors import UserError
+
+CACHE_DIR = ".imf_ray"
+CACHE_VERSION = 1
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EpisodeIndex:
+    """The good episodes of a data set in the order of their numbers.
+
+    `skipped` names the files that were left out, with the reason (`data.on_bad_episode=skip`).
+    """
+
+    episodes: tuple[EpisodeInfo, ...]
+    skipped: Mapping[str, str]
+    digest: str
+    """Changes whenever a file is added, removed or modified."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(E,) steps of each episode."""
+        return np.array([episode.length for episode in self.episodes], dtype=np.int64)
+
+    def split(self, val_split: float, seed: int) -> tuple[EpisodeIndex, EpisodeIndex]:
+        """Training and held-out episodes, a function of (number of episodes, seed).
+
+        Raises:
+            UserError: the split would leave no episode to train on.
+        """
+        count = len(self.episodes)
+        held = round(count * val_split) if val_split == 0.0 else max(1, round(count * val_split))
+        if held >= count:
+            raise UserError(
+                f"train.val_split={val_split} leaves none of the {count} episodes to train on: "
+                "collect more, or set train.val_split=0.0."
+            )
+        order = np.random.default_rng(seed).permutation(count)
+        return self._take(sorted(order[held:])), self._take(sorted(order[:held]))
+
+    def _take(self, numbers: list[int]) -> EpisodeIndex:
+        return dataclasses.replace(self, episodes=tuple(self.episodes[n] for n in numbers))
+
+
+def build_index(config: Config) -> EpisodeIndex:
+    """Check the data set of a run against its configuration.
+
+    Raises:
+        UserError: the folder is missing or empty, a file is bad (unless `data.on_bad_episode` is
+            `skip`), a camera is missing, or a file contradicts the configuration.
+    """
+    folder = Path(config.data.dataset_dir).expanduser().absolute()
+    if not folder.is_dir():
+        raise UserError(
+            f"data.dataset_dir={folder} does not exist. Collect demonstrations with "
+            f"python -m imf_ray.collect data.dataset_dir={folder}"
+        )
+    files = list_episodes(folder)
+    if not files:
+        raise UserError(
+            f"data.dataset_dir={folder} holds no episode_*{SUFFIX} file. Collect demonstrations "
+            f"with python -m imf_ray.collect data.dataset_dir={folder}"
+        )
+
+    cache = _Cache(folder)
+    episodes: list[EpisodeInfo] = []
+    skipped: dict[str, str] = {}
+    fresh = [path for path in files if cache.get(path) is None]
+    for path in track(fresh, "Checking episodes", transient=True, disable=not fresh):
+        cache.check(path)
+    cache.save()
+    for path in files:
+        verdict = cache.get(path)
+        try:
+            if isinstance(verdict, str):
+                raise UserError(verdict)
+            assert verdict is not None
+            _require_agreement(verdict, config)
+            episodes.append(verdict)
+        except UserError as error:
+            if config.data.on_bad_episode == "error":
+                raise
+            skipped[path.name] = str(error)
+            log.warning("Skipped %s", error)
+    if not episodes:
+        first = next(iter(skipped.values()))
+        raise UserError(f"All {len(files)} episodes of {folder} are bad. The first: {first}")
+    _require_one_shape(episodes)
+    digest = hashlib.sha256(json.dumps([_stamp(Path(e.path)) for e in episodes]).encode())
+    return EpisodeIndex(tuple(episodes), skipped, digest.hexdigest()[:16])
+
+
+def list_episodes(folder: Path) -> list[Path]:
+    """The episode files of a folder, by number."""
+    return sorted(folder.glob(f"episode_*{SUFFIX}"), key=lambda path: (_number(path), path.name))
+
+
+class _Cache:
+    """Verdicts of earlier checks: an `EpisodeInfo`, or the reason why a file is bad."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / CACHE_DIR / "index.json"
+        self._entries: dict[str, dict[str, Any]] = {}
+        try:
+            content = json.loads(self._path.read_text())
+            if content["version"] == CACHE_VERSION:
+                self._entries = content["files"]
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError) as error:
+            log.warning("Ignoring the unreadable index cache %s: %s", self._path, error)
+
+    def get(self, path: Path) -> EpisodeInfo | str | None:
+        entry = self._entries.get(path.name)
+        if entry is None or entry["stamp"] != _stamp(path):
+            return None
+        if "bad" in entry:
+            return str(entry["bad"])
+        info = dict(entry["info"], path=str(path))
+        info["cameras"] = {camera: tuple(size) for camera, size in info["cameras"].items()}
+        info["datasets"] = tuple(info["datasets"])
+        return EpisodeInfo(**info)
+
+    def check(self, path: Path) -> None:
+        entry: dict[str, Any] = {"stamp": _stamp(path)}
+        try:
+            entry["info"] = dataclasses.asdict(check_episode(path))
+        except UserError as error:
+            entry["bad"] = str(error)
+        self._entries[path.name] = entry
+
+    def save(self) -> None:
+        partial = self._path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            partial.write_text(json.dumps({"version": CACHE_VERSION, "files": self._entries}))
+            os.replace(partial, self._path)
+        except OSError as error:
+            log.warning("The index is not cached (%s): files will be checked at each start", error)
+
+
+def _require_agreement(info: EpisodeInfo, config: Config) -> None:
+    """Refuse a file that contradicts the configuration."""
+    path = Path(info.path)
+    missing = [camera for camera in config.data.camera_names if camera not in info.cameras]
+    if missing:
+        raise bad_episode(
+            path, f"it has no camera {', '.join(missing)} (it has {', '.join(info.cameras)})"
+        )
+    space = config.task.action_space
+    if ACTION_DATASETS[space] not in info.datasets:
+        raise bad_episode(path, f"it has no actions for task.action_space={space}")
+    size = config.task.image_size
+    sizes = {camera: info.cameras[camera] for camera in config.data.camera_names}
+    wrong = {camera: shape for camera, shape in sizes.items() if shape != (size, size)}
+    if wrong:
+        raise bad_episode(
+            path, f"its images are {wrong}, task.image_size={size} asks for ({size}, {size})"
+        )
+    expected = {
+        "state_dim": config.agent.state_dim,
+        "action_dim": config.agent.action_dim,
+    }
+    for key, value in expected.items():
+        if getattr(info, key) != value:
+            raise bad_episode(path, f"its {key} is {getattr(info, key)}, agent.{key}={value}")
+    flags = {
+        "task": config.task.env_id,
+        "shadows": config.task.shadows,
+        "multisampling": config.task.multisampling,
+        "action_space": "joint",  # of /action: end-effector targets have a dataset of their own
+    }
+    for key, value in flags.items():
+        if key in info.attributes and info.attributes[key] != value:
+            raise bad_episode(
+                path, f"it was recorded with {key}={info.attributes[key]}, the run has {value}"
+            )
+
+
+def _require_one_shape(episodes: list[EpisodeInfo]) -> None:
+    rates: dict[Any, str] = {}
+    for episode in episodes:
+        if "control_hz" in episode.attributes:
+            rates.setdefault(episode.attributes["control_hz"], episode.path)
+    if len(rates) > 1:
+        examples = "; ".join(f"{rate} Hz in {path}" for rate, path in rates.items())
+        raise UserError(f"The data set mixes control rates: {examples}. Keep one rate a data set.")
+
+
+def _stamp(path: Path) -> list[Any]:
+    stat = path.stat()
+    return [path.name, stat.st_size, stat.st_mtime_ns]
+
+
+def _number(path: Path) -> int:
+    digits = re.search(r"(\d+)$", path.stem)
+    return int(digits.group(1)) if digits else 0

@@ -1,0 +1,192 @@
+"""The Ray Data pipeline: rows of the sample plan, read in order, one ordered dataset a rank.
+
+Ray Data splits a dataset among ranks in whatever order blocks come, and replays an epoch from its
+start after a failure. Here each rank gets a dataset of its own, whose read tasks are the rank's
+rows from the plan, from the step at which training goes on to the last; the order of execution is
+preserved, and one execution spans all epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import ray.train
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from imf_ray.data.episodes import EpisodeSlice
+from imf_ray.data.sampling import SamplePlan
+from imf_ray.data.windows import Batch, WindowBatcher, WindowSpec
+
+ROWS_PER_TASK = 4
+DATASET_NAME = "train"
+
+
+@dataclass(frozen=True)
+class EpisodeStream:
+    """The training data of a run, whatever its world size.
+
+    `paths` and the plan's lengths describe the same episodes; `readers` is the number of parallel
+    read tasks of each rank and `cpus_per_reader` what each takes from the cluster.
+    """
+
+    plan: SamplePlan
+    spec: WindowSpec
+    paths: tuple[str, ...]
+    max_steps: int
+    readers: int
+    cpus_per_reader: float
+
+    def rank_dataset(self, rank: int, world_size: int, start_step: int) -> ray.data.Dataset:
+        """The rows of one rank, from the batch of `start_step` to the last."""
+        rows = self.plan.rank_rows(rank, world_size, start_step, self.max_steps)
+        source = _RowSource(self, [(epoch, numbers) for epoch, numbers in rows])
+        dataset = ray.data.read_datasource(
+            source,
+            num_cpus=self.cpus_per_reader,
+            concurrency=self.readers,
+            override_num_blocks=source.num_tasks,
+        )
+        dataset.context.execution_options.preserve_order = True
+        return dataset
+
+    def batches(
+        self, iterator: ray.data.DataIterator, rank: int, world_size: int, start_step: int
+    ) -> Iterator[Batch]:
+        """The rank's batches from its dataset's iterator (see `WindowBatcher.batches`)."""
+        blocks = iterator.iter_batches(batch_size=None, batch_format="pyarrow")
+        batcher = WindowBatcher(self.plan, self.spec, rank, world_size)
+        return batcher.batches(_table_rows(blocks), start_step, self.max_steps)
+
+
+class PlannedDataConfig(ray.train.DataConfig):
+    """Gives each rank its own ordered dataset, beginning where training goes on.
+
+    Args:
+        find_start_step: returns the step of the checkpoint that the workers will load; called at
+            every start of the worker group.
+    """
+
+    def __init__(self, find_start_step: Callable[[], int]) -> None:
+        super().__init__()
+        self._find_start_step = find_start_step
+
+    def configure(
+        self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        """Called by Ray Train; `datasets` holds one `EpisodeStream` a name."""
+        start_step = self._find_start_step()
+        return [
+            {
+                name: stream.rank_dataset(rank, world_size, start_step).iterator()
+                for name, stream in datasets.items()
+            }
+            for rank in range(world_size)
+        ]
+
+
+class _RowSource(Datasource):
+    """Read tasks over an explicit list of rows; planning does no I/O."""
+
+    def __init__(self, stream: EpisodeStream, rows: list[tuple[int, np.ndarray]]) -> None:
+        super().__init__()
+        self._stream = stream
+        self._groups = [
+            (epoch, numbers[first : first + ROWS_PER_TASK])
+            for epoch, numbers in rows
+            for first in range(0, len(numbers), ROWS_PER_TASK)
+        ]
+
+    @property
+    def num_tasks(self) -> int:
+        return max(1, len(self._groups))
+
+    def get_name(self) -> str:
+        return "EpisodeRows"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        return [self._task(epoch, numbers) for epoch, numbers in self._groups]
+
+    def _task(self, epoch: int, numbers: np.ndarray) -> ReadTask:
+        plan, spec = self._stream.plan.epoch(epoch), self._stream.spec
+        rows = [
+            (
+                int(number),
+                self._stream.paths[plan.episode[number]],
+                self._stream.plan.lengths[plan.episode[number]],
+                int(plan.start[number]),
+                int(plan.stop[number]),
+            )
+            for number in numbers
+        ]
+        metadata = BlockMetadata(
+            num_rows=len(rows), size_bytes=None, input_files=None, exec_stats=None
+        )
+        return ReadTask(lambda: _read_rows(spec, epoch, rows), metadata)
+
+
+def _read_rows(
+    spec: WindowSpec, epoch: int, rows: list[tuple[int, str, int, int, int]]
+) -> Iterator[pa.Table]:
+    for number, path, length, start, stop in rows:
+        yield _to_table(epoch, number, spec.read(path, length, start, stop))
+
+
+def _to_table(epoch: int, number: int, source: EpisodeSlice) -> pa.Table:
+    """One row: scalars, and each array as its bytes and shape (Ray's tensors cannot be ragged)."""
+    columns: dict[str, list[Any]] = {
+        "epoch": [epoch],
+        "row": [number],
+        "length": [source.length],
+        "frame_start": [source.frame_start],
+        "action_start": [source.action_start],
+    }
+    schema = [(name, pa.int64()) for name in columns]
+    arrays = {f"images/{camera}": frames for camera, frames in source.images.items()}
+    for name, array in {**arrays, "qpos": source.qpos, "action": source.action}.items():
+        columns[name] = [np.ascontiguousarray(array).data]
+        columns[f"shape:{name}"] = [list(array.shape)]
+        schema += [(name, pa.large_binary()), (f"shape:{name}", pa.list_(pa.int64()))]
+    return pa.table(columns, schema=pa.schema(schema))
+
+
+def _table_rows(tables: Iterable[pa.Table]) -> Iterator[tuple[int, int, EpisodeSlice]]:
+    for table in tables:
+        for place in range(table.num_rows):
+            row = table.slice(place, 1)
+            scalar = {
+                name: row[name][0].as_py()
+                for name in ("epoch", "row", "length", "frame_start", "action_start")
+            }
+            images = {
+                name.removeprefix("images/"): _array(row, name, np.uint8)
+                for name in row.column_names
+                if name.startswith("images/")
+            }
+            yield (
+                scalar["epoch"],
+                scalar["row"],
+                EpisodeSlice(
+                    length=scalar["length"],
+                    frame_start=scalar["frame_start"],
+                    action_start=scalar["action_start"],
+                    images=images,
+                    qpos=_array(row, "qpos", np.float32),
+                    action=_array(row, "action", np.float32),
+                ),
+            )
+
+
+def _array(row: pa.Table, name: str, dtype: type) -> np.ndarray:
+    """The array behind a bytes column, without a copy."""
+    return np.frombuffer(row[name][0].as_buffer(), dtype).reshape(row[f"shape:{name}"][0].as_py())

@@ -1,0 +1,169 @@
+"""Windows: what the policy sees and is asked to predict at one step, cut out of episode slices.
+
+A sample at step t has observations t - obs_horizon + 1 ... t and actions t - obs_horizon + 1 ...
+t - obs_horizon + pred_horizon. Steps outside the episode repeat its edge; such actions are marked
+in `action_is_pad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from imf_ray.data.episodes import EpisodeInfo, EpisodeSlice, read_slice
+from imf_ray.data.sampling import EpochPlan, SamplePlan
+
+Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """How windows are cut: the cameras, the action dataset, and the horizons in steps."""
+
+    cameras: tuple[str, ...]
+    action_dataset: str
+    obs_horizon: int
+    pred_horizon: int
+
+    def observation_steps(self, steps: np.ndarray) -> np.ndarray:
+        """(n, obs_horizon) steps observed by samples at `steps` (n,); some lie before 0."""
+        return steps[:, None] + np.arange(1 - self.obs_horizon, 1)
+
+    def action_steps(self, steps: np.ndarray) -> np.ndarray:
+        """(n, pred_horizon) steps predicted by samples at `steps` (n,); some lie outside."""
+        return steps[:, None] + np.arange(self.pred_horizon) + 1 - self.obs_horizon
+
+    def read(self, info_path: str, length: int, start: int, stop: int) -> EpisodeSlice:
+        """Read all that windows at sample starts [start, stop) of an episode need."""
+        ends = np.array([start, stop - 1])
+        frames = np.clip(self.observation_steps(ends), 0, length - 1)
+        actions = np.clip(self.action_steps(ends), 0, length - 1)
+        return read_slice(
+            info_path,
+            self.cameras,
+            self.action_dataset,
+            (int(frames.min()), int(frames.max()) + 1),
+            (int(actions.min()), int(actions.max()) + 1),
+        )
+
+    def cut(self, source: EpisodeSlice, steps: np.ndarray) -> Batch:
+        """Windows of the samples at `steps` (n,).
+
+        Returns:
+            `images` {camera: (n, obs_horizon, H, W, 3) uint8}, `qpos` (n, obs_horizon, D),
+            `action` (n, pred_horizon, A), `action_is_pad` (n, pred_horizon) bool.
+        """
+        frames = np.clip(self.observation_steps(steps), 0, None) - source.frame_start
+        wanted = self.action_steps(steps)
+        actions = np.clip(wanted, 0, source.length - 1) - source.action_start
+        return {
+            "images": {camera: source.images[camera][frames] for camera in self.cameras},
+            "qpos": source.qpos[frames],
+            "action": source.action[actions],
+            "action_is_pad": (wanted < 0) | (wanted >= source.length),
+        }
+
+
+def concatenate(batches: Sequence[Batch], order: np.ndarray | None = None) -> Batch:
+    """Join batches along their first axis and put the result into `order` (n,)."""
+    out: Batch = {}
+    for key, first in batches[0].items():
+        if isinstance(first, dict):
+            out[key] = concatenate([b[key] for b in batches], order)  # type: ignore[assignment,misc]
+        else:
+            joined = np.concatenate([b[key] for b in batches])
+            out[key] = joined if order is None else joined[order]
+    return out
+
+
+def sample_windows(
+    episodes: Sequence[EpisodeInfo], spec: WindowSpec, count: int, seed: int
+) -> Batch:
+    """`count` windows drawn without replacement from all steps of `episodes`, with that seed."""
+    offsets = np.cumsum([0] + [episode.length for episode in episodes])
+    rng = np.random.default_rng(seed)
+    ids = np.sort(rng.choice(offsets[-1], size=min(count, int(offsets[-1])), replace=False))
+    parts = []
+    for number, episode in enumerate(episodes):
+        steps = ids[(ids >= offsets[number]) & (ids < offsets[number + 1])] - offsets[number]
+        if len(steps):
+            slice_ = spec.read(episode.path, episode.length, int(steps[0]), int(steps[-1]) + 1)
+            parts.append(spec.cut(slice_, steps))
+    return concatenate(parts)
+
+
+class WindowBatcher:
+    """Turns one rank's stream of rows into its batches.
+
+    Rows arrive in the order of `SamplePlan.rank_rows`; a row is kept until its pool is used up,
+    so that memory holds about `pool_chunks` rows of each shard.
+    """
+
+    def __init__(self, plan: SamplePlan, spec: WindowSpec, rank: int, world_size: int) -> None:
+        self._plan = plan
+        self._spec = spec
+        self._shards = plan.rank_shards(rank, world_size)
+        self._held: dict[tuple[int, int], EpisodeSlice] = {}
+
+    def batches(
+        self, rows: Iterable[tuple[int, int, EpisodeSlice]], start_step: int, max_steps: int
+    ) -> Iterator[Batch]:
+        """The rank's parts of global batches [start_step, max_steps).
+
+        Args:
+            rows: triples (epoch, row number, slice).
+
+        Yields:
+            Windows as of `WindowSpec.cut`, with `sample_id` (n,) int64.
+
+        Raises:
+            RuntimeError: the stream ended before the last batch was complete.
+        """
+        stream = iter(rows)
+        for step in range(start_step, max_steps):
+            epoch, batch = divmod(step, self._plan.steps_per_epoch)
+            plan = self._plan.epoch(epoch)
+            first = batch * self._plan.samples_per_shard
+            last = first + self._plan.samples_per_shard
+            parts = [plan.locate(shard, plan.order[shard, first:last]) for shard in self._shards]
+            row_numbers, steps = (np.concatenate(column) for column in zip(*parts, strict=True))
+            yield self._cut(stream, plan, epoch, row_numbers, steps)
+            self._release(plan, epoch, last)
+
+    def _cut(
+        self,
+        stream: Iterator[tuple[int, int, EpisodeSlice]],
+        plan: EpochPlan,
+        epoch: int,
+        rows: np.ndarray,
+        steps: np.ndarray,
+    ) -> Batch:
+        parts, places = [], []
+        for row in np.unique(rows):
+            where = np.flatnonzero(rows == row)
+            source = self._row(stream, (epoch, int(row)))
+            parts.append(self._spec.cut(source, steps[where]))
+            places.append(where)
+        batch = concatenate(parts, order=np.argsort(np.concatenate(places)))
+        batch["sample_id"] = self._plan.sample_offsets[plan.episode[rows]] + steps
+        return batch
+
+    def _row(
+        self, stream: Iterator[tuple[int, int, EpisodeSlice]], key: tuple[int, int]
+    ) -> EpisodeSlice:
+        while key not in self._held:
+            epoch, row, source = next(stream, (-1, -1, None))
+            if source is None:
+                raise RuntimeError(f"The row stream ended before row {key[1]} of epoch {key[0]}.")
+            self._held[epoch, row] = source
+        return self._held[key]
+
+    def _release(self, plan: EpochPlan, epoch: int, position: int) -> None:
+        """Forget rows of earlier epochs, and those whose pool ends at or before `position`."""
+        self._held = {
+            (e, row): source
+            for (e, row), source in self._held.items()
+            if e > epoch or (e == epoch and plan.pool_stop[row] > position)
+        }

@@ -1,0 +1,221 @@
+"""The transformer with attention residuals: "Attention Residuals" (arXiv 2603.15031), full variant.
+
+An ordinary residual stream adds every sub-layer's output with weight one. Here each sub-layer chooses,
+per token, how much of every earlier output it reads: a softmax over depth whose query is a learned vector.
+
+Everything is written in plain differentiable operations (no fused attention, no complex numbers), because
+the iMF loss differentiates this network in forward mode (`torch.func.jvp`) and then in reverse mode.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Lifts half precision to float32 and leaves float32 and float64 alone."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class RMSNormNoWeight(nn.Module):
+    """x / sqrt(mean(x^2) + eps) over the last dimension, computed in at least float32.
+
+    Source: "Root Mean Square Layer Normalization" (arXiv 1910.07467), without the gain.
+    """
+
+    def __init__(self, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = _at_least_float32(x)
+        inverse_rms = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (wide * inverse_rms).to(x.dtype)
+
+
+class RMSNorm(RMSNormNoWeight):
+    """`RMSNormNoWeight` with a learned gain per channel (arXiv 1910.07467)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__(eps)
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.weight
+
+
+def precompute_rope_freqs(
+    head_dim: int, sequence_length: int, theta: float = 1e4
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine tables of rotary position embedding (arXiv 2104.09864), each (T, head_dim / 2).
+
+    Position p turns pair k by the angle p * theta^(-2k / head_dim).
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    positions = torch.arange(sequence_length, dtype=torch.float64)
+    angles = torch.outer(positions, theta**-exponents)
+    return angles.cos().float(), angles.sin().float()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns the interleaved pairs (x0, x1), (x2, x3), ... of x (..., T, head_dim) by their positions' angles.
+
+    cos and sin are (T, head_dim / 2). The real form of the rotation, since compilers have no complex kernels.
+    """
+    a, b = _at_least_float32(x).unflatten(-1, (-1, 2)).unbind(dim=-1)
+    rotated = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
+
+
+class GroupedQuerySelfAttention(nn.Module):
+    """Self-attention whose key/value heads each serve a group of query heads (arXiv 2305.13245).
+
+    With g = n_head / n_kv_head, key/value head j serves query heads j*g ... j*g + g - 1. No biases.
+    Attention is a plain matmul and softmax: torch's fused kernels have no forward-mode derivative.
+    """
+
+    def __init__(
+        self, dim: int, n_head: int, n_kv_head: int, dropout: float = 0.0, causal: bool = False
+    ) -> None:
+        super().__init__()
+        self.n_kv_head = n_kv_head
+        self.head_dim = dim // n_head
+        self.causal = causal
+        self.w_q = nn.Linear(dim, n_head * self.head_dim, bias=False)
+        self.w_k = nn.Linear(dim, n_kv_head * self.head_dim, bias=False)
+        self.w_v = nn.Linear(dim, n_kv_head * self.head_dim, bias=False)
+        self.w_o = nn.Linear(n_head * self.head_dim, dim, bias=False)
+        self.attn_dropout = nn.Dropout(dropout)
+        self.out_dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x (B, T, dim) and RoPE tables (T, head_dim / 2) -> (B, T, dim)."""
+        batch, length, _ = x.shape
+
+        def split_heads(y: Tensor) -> Tensor:  # -> (B, n_kv_head, group, T, head_dim)
+            return y.view(batch, length, self.n_kv_head, -1, self.head_dim).permute(0, 2, 3, 1, 4)
+
+        q = apply_rope(split_heads(self.w_q(x)), cos, sin)
+        k = apply_rope(split_heads(self.w_k(x)), cos, sin)
+        v = split_heads(self.w_v(x))
+        scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
+        if self.causal:
+            future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+            scores = scores.masked_fill(future, float("-inf"))
+        weights = self.attn_dropout(scores.softmax(dim=-1))
+        mixed = (weights @ v).permute(0, 3, 1, 2, 4).reshape(batch, length, -1)
+        return self.out_dropout(self.w_o(mixed))
+
+
+class SwiGLUFFN(nn.Module):
+    """w_down(silu(w_gate x) * w_up x) (arXiv 2002.05202); the hidden width is rounded up to a multiple of 8."""
+
+    def __init__(self, dim: int, mult: float = 2.667, dropout: float = 0.0) -> None:
+        super().__init__()
+        hidden = (int(mult * dim) + 7) // 8 * 8
+        self.w_gate = nn.Linear(dim, hidden, bias=False)
+        self.w_up = nn.Linear(dim, hidden, bias=False)
+        self.w_down = nn.Linear(hidden, dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.w_down(F.silu(self.w_gate(x)) * self.w_up(x)))
+
+
+class AttnResOperator(nn.Module):
+    """Softmax over depth: the weighted sum of all earlier outputs that a sub-layer reads (arXiv 2603.15031).
+
+    The logit of source s is pseudo_query . RMSNormNoWeight(s), without a 1/sqrt(d); the sum is over the raw
+    sources. The pseudo query starts at zero, so that the mix starts as a plain mean.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.pseudo_query = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, sources: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
+        """n sources (B, T, dim) and their logits (B, T, 1) -> their mix (B, T, dim).
+
+        The logits come from outside, because a source's logits against all later pseudo queries cost one
+        matmul when they are computed together (`AttnResTransformerBackbone`). The sum is accumulated source
+        by source: stacking them would keep a copy of every earlier output for every sub-layer.
+        """
+        weights = torch.cat(tuple(logits), dim=-1).softmax(dim=-1).to(sources[0].dtype)
+        first, *rest = weights.split(1, dim=-1)
+        mix = first * sources[0]
+        for weight, source in zip(rest, sources[1:], strict=True):
+            mix = torch.addcmul(mix, weight, source)
+        return mix
+
+
+class AttnResSubLayer(nn.Module):
+    """One attention or feed-forward sub-layer: fn(RMSNorm(mix of all earlier outputs)); no other residual."""
+
+    def __init__(self, dim: int, fn: nn.Module, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.norm = RMSNorm(dim, eps)
+        self.attn_res = AttnResOperator(dim)
+        self.fn = fn
+
+    def forward(
+        self, sources: Sequence[Tensor], logits: Sequence[Tensor], *fn_args: Tensor
+    ) -> Tensor:
+        return self.fn(self.norm(self.attn_res(sources, logits)), *fn_args)
+
+
+class AttnResTransformerBackbone(nn.Module):
+    """n_layer transformer blocks of two sub-layers each (attention, SwiGLU) joined by attention residuals.
+
+    The output is the plain sum of the embedding and all sub-layer outputs. Positions are rotary over the
+    whole sequence; their tables are not part of the state dict. Source: arXiv 2603.15031.
+    """
+
+    rope_cos: Tensor
+    rope_sin: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        n_layer: int,
+        n_head: int,
+        n_kv_head: int,
+        max_sequence_length: int,
+        dropout: float = 0.0,
+        causal: bool = False,
+        ffn_mult: float = 2.667,
+        eps: float = 1e-6,
+        rope_theta: float = 1e4,
+    ) -> None:
+        super().__init__()
+        self.key_norm = RMSNormNoWeight(eps)
+        self.layers = nn.ModuleList()
+        for _ in range(n_layer):
+            attention = GroupedQuerySelfAttention(dim, n_head, n_kv_head, dropout, causal)
+            self.layers.append(AttnResSubLayer(dim, attention, eps))
+            self.layers.append(AttnResSubLayer(dim, SwiGLUFFN(dim, ffn_mult, dropout), eps))
+        cos, sin = precompute_rope_freqs(dim // n_head, max_sequence_length, rope_theta)
+        self.register_buffer("rope_cos", cos, persistent=False)
+        self.register_buffer("rope_sin", sin, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Token embeddings (B, T, dim), T <= max_sequence_length -> (B, T, dim)."""
+        rope = self.rope_cos[: x.shape[1]], self.rope_sin[: x.shape[1]]
+        queries = torch.stack([layer.attn_res.pseudo_query for layer in self.layers])
+        sources: list[Tensor] = []
+        logits: list[list[Tensor]] = [[] for _ in self.layers]  # per sub-layer, one per source
+
+        def add_source(source: Tensor) -> None:
+            later = len(sources)  # the source is read by this sub-layer and all after it
+            sources.append(source)
+            if later < len(self.layers):
+                scores = F.linear(self.key_norm(source), queries[later:]).split(1, dim=-1)
+                for waiting, score in zip(logits[later:], scores, strict=True):
+                    waiting.append(score)
+
+        add_source(x)
+        for i, layer in enumerate(self.layers):
+            fn_args = rope if i % 2 == 0 else ()
+            add_source(layer(sources, logits[i], *fn_args))
+        return torch.stack(sources).sum(dim=0)

@@ -1,0 +1,222 @@
+"""Image encoders: a ResNet trunk per camera, spatial softmax, and one feature vector per camera."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights
+from torchvision.models.resnet import BasicBlock, conv1x1
+from torchvision.ops import FrozenBatchNorm2d
+
+VISION_BACKBONE_MODES = ("resnet",)
+RESNET18_WIDTHS = (64, 128, 256, 512)
+RESNET18_BLOCKS = (2, 2, 2, 2)
+_CHANNELS_PER_GROUP = 16
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(max(1, channels // _CHANNELS_PER_GROUP), channels)
+
+
+class ResNetTrunk(nn.Module):
+    """The convolutional part of a ResNet of basic blocks (arXiv 1512.03385), at any four widths.
+
+    The defaults give torchvision's resnet18 without its pooling and classifier, under the same state-dict
+    keys. A trunk trained from scratch uses GroupNorm with 16 channels a group, as Diffusion Policy does
+    (arXiv 2303.04137): averaged weights (EMA) and small batches break BatchNorm. A pretrained trunk keeps
+    its BatchNorm as a fixed affine map (`torchvision.ops.FrozenBatchNorm2d`).
+
+    Args:
+        stage_widths: channels of the four stages; the stem has the first stage's.
+        blocks_per_stage: basic blocks of the four stages.
+        pretrained_weights: a member of torchvision's ResNet18_Weights such as "IMAGENET1K_V1", or None.
+
+    Raises:
+        ValueError: for unknown weights, or weights asked for at other than resnet18's sizes.
+    """
+
+    def __init__(
+        self,
+        stage_widths: Sequence[int] = RESNET18_WIDTHS,
+        blocks_per_stage: Sequence[int] = RESNET18_BLOCKS,
+        pretrained_weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        if len(stage_widths) != 4 or len(blocks_per_stage) != 4:
+            raise ValueError(
+                f"stage_widths={tuple(stage_widths)} and blocks_per_stage={tuple(blocks_per_stage)}: "
+                "a ResNet trunk has four stages; give four numbers for each"
+            )
+        self.out_channels = stage_widths[-1]
+        self._norm = _group_norm if pretrained_weights is None else FrozenBatchNorm2d
+        self.conv1 = nn.Conv2d(3, stage_widths[0], 7, stride=2, padding=3, bias=False)
+        self.bn1 = self._norm(stage_widths[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        inputs = (stage_widths[0], *stage_widths[:-1])
+        for i, (width_in, width, blocks) in enumerate(
+            zip(inputs, stage_widths, blocks_per_stage, strict=True), start=1
+        ):
+            self.add_module(f"layer{i}", self._stage(width_in, width, blocks, stride=1 + (i > 1)))
+
+        if pretrained_weights is None:
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        else:
+            _check_is_resnet18(stage_widths, blocks_per_stage, pretrained_weights)
+            state = _find_weights(pretrained_weights).get_state_dict(check_hash=True)
+            trunk = {key: value for key, value in state.items() if not key.startswith("fc.")}
+            self.load_state_dict(trunk)
+
+    def _stage(self, width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+        downsample = None
+        if stride != 1 or width_in != width:
+            downsample = nn.Sequential(conv1x1(width_in, width, stride), self._norm(width))
+        first = BasicBlock(width_in, width, stride, downsample, norm_layer=self._norm)
+        rest = [BasicBlock(width, width, norm_layer=self._norm) for _ in range(blocks - 1)]
+        return nn.Sequential(first, *rest)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> feature maps (N, out_channels, ceil(H / 32), ceil(W / 32))."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+class SpatialSoftmax(nn.Module):
+    """Expected image position of each keypoint (arXiv 1504.00702, "Deep Spatial Autoencoders" 1509.06113).
+
+    A 1x1 convolution makes one map per keypoint; a softmax turns each map into a distribution over its
+    pixels; the output is that distribution's mean x and y, with -1 and 1 at the outermost pixels.
+    """
+
+    def __init__(self, in_channels: int, num_keypoints: int = 32) -> None:
+        super().__init__()
+        self.keypoint_conv = nn.Conv2d(in_channels, num_keypoints, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Feature maps (N, in_channels, H, W) -> (N, 2 * num_keypoints): x0, y0, x1, y1, ..."""
+        maps = self.keypoint_conv(features)
+        height, width = maps.shape[-2:]
+        probability = maps.flatten(-2).softmax(dim=-1).unflatten(-1, (height, width))
+        x = torch.linspace(-1, 1, width, dtype=maps.dtype, device=maps.device)
+        y = torch.linspace(-1, 1, height, dtype=maps.dtype, device=maps.device)
+        mean_x = probability.sum(dim=-2) @ x
+        mean_y = probability.sum(dim=-1) @ y
+        return torch.stack((mean_x, mean_y), dim=-1).flatten(-2)
+
+
+class CameraEncoder(nn.Module):
+    """One camera's image -> one feature vector: ResNet trunk, spatial softmax, Linear and ReLU."""
+
+    def __init__(self, trunk: ResNetTrunk, num_keypoints: int = 32) -> None:
+        super().__init__()
+        self.out_dim = 2 * num_keypoints
+        self.trunk = trunk
+        self.spatial_softmax = SpatialSoftmax(trunk.out_channels, num_keypoints)
+        self.project = nn.Sequential(nn.Linear(self.out_dim, self.out_dim), nn.ReLU())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> (N, 2 * num_keypoints)."""
+        return self.project(self.spatial_softmax(self.trunk(images)))
+
+
+class MultiViewResNetEncoder(nn.Module):
+    """Encodes every camera of an observation, with weights of its own or shared ones.
+
+    Args:
+        camera_names: the cameras, in the order of the output.
+        vision_backbone_mode: one of `VISION_BACKBONE_MODES`.
+        use_separate_rgb_encoder_per_camera: separate weights per camera; otherwise one encoder for all.
+        pretrained_backbone_weights: see `ResNetTrunk`.
+        freeze_backbone: the trunks get no gradient; keypoints and projections still train.
+        num_keypoints: keypoints of the spatial softmax; features per camera are twice as many.
+        stage_widths, blocks_per_stage: see `ResNetTrunk`.
+
+    Raises:
+        ValueError: for an unknown mode, no camera or a camera named twice, and as `ResNetTrunk`.
+    """
+
+    def __init__(
+        self,
+        camera_names: Sequence[str],
+        vision_backbone_mode: str = "resnet",
+        use_separate_rgb_encoder_per_camera: bool = True,
+        pretrained_backbone_weights: str | None = None,
+        freeze_backbone: bool = False,
+        num_keypoints: int = 32,
+        stage_widths: Sequence[int] = RESNET18_WIDTHS,
+        blocks_per_stage: Sequence[int] = RESNET18_BLOCKS,
+    ) -> None:
+        super().__init__()
+        if vision_backbone_mode not in VISION_BACKBONE_MODES:
+            raise ValueError(
+                f"vision_backbone_mode={vision_backbone_mode!r} is unknown; "
+                f"choose one of {', '.join(VISION_BACKBONE_MODES)}"
+            )
+        if not camera_names or len(set(camera_names)) != len(camera_names):
+            raise ValueError(
+                f"camera_names={list(camera_names)}: name at least one camera, and each once"
+            )
+        self.camera_names = tuple(camera_names)
+        self.out_dim = 2 * num_keypoints
+        self._shared = not use_separate_rgb_encoder_per_camera
+
+        def build_encoder() -> CameraEncoder:
+            trunk = ResNetTrunk(stage_widths, blocks_per_stage, pretrained_backbone_weights)
+            trunk.requires_grad_(not freeze_backbone)
+            return CameraEncoder(trunk, num_keypoints)
+
+        names = ("shared",) if self._shared else self.camera_names
+        self.encoders = nn.ModuleDict({name: build_encoder() for name in names})
+
+    def forward(self, images: Mapping[str, Tensor]) -> Tensor:
+        """Encodes images that are already normalised (mean and standard deviation per colour channel).
+
+        Args:
+            images: one (N, 3, H, W) float tensor per camera; sizes may differ between cameras, and cameras
+                that are not among `camera_names` are ignored.
+
+        Returns:
+            (N, K, 2 * num_keypoints), K cameras in the order of `camera_names`.
+
+        Raises:
+            ValueError: if a camera is missing.
+        """
+        features = [
+            self.encoders["shared" if self._shared else name](image)
+            for name, image in self.select(images).items()
+        ]
+        return torch.stack(features, dim=1)
+
+    def select(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The images of `camera_names`, in that order.
+
+        Raises:
+            ValueError: if a camera is missing.
+        """
+        missing = [name for name in self.camera_names if name not in images]
+        if missing:
+            raise ValueError(
+                f"images of camera {', '.join(missing)} are missing (given: "
+                f"{', '.join(images) or 'none'}); provide them or take them out of camera_names"
+            )
+        return {name: images[name] for name in self.camera_names}
+
+
+def _check_is_resnet18(widths: Sequence[int], blocks: Sequence[int], weights: str) -> None:
+    if tuple(widths) != RESNET18_WIDTHS or tuple(blocks) != RESNET18_BLOCKS:
+        raise ValueError(
+            f"pretrained_backbone_weights={weights!r} fit stage_widths={RESNET18_WIDTHS} and "
+            f"blocks_per_stage={RESNET18_BLOCKS} only, got {tuple(widths)} and {tuple(blocks)}; "
+            "use those, or pretrained_backbone_weights=null"
+        )
+
+
+def _find_weights(name: str) -> ResNet18_Weights:
+    if name not in ResNet18_Weights.__members__:
+        raise ValueError(
+            f"pretrained_backbone_weights={name!r} is unknown; "
+            f"choose null or one of {', '.join(ResNet18_Weights.__members__)}"
+        )
+    return ResNet18_Weights[name]

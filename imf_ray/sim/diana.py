@@ -1,0 +1,288 @@
+"""The DianaMed arm with a parallel gripper: MJCF from primitives, and inverse kinematics.
+
+Kinematics, inertia, joint ranges and damping are the figures of robopal 0.4.1's DianaMed model
+(Apache-2.0). The links are drawn as capsules and cylinders between the joint frames: no mesh files.
+
+Names in the compiled model, for `side` in `SIDES`: joints `{side}_joint1` to `{side}_joint7`,
+finger slides `{side}_finger1` and `{side}_finger2`, tool site `{side}_tool`, and the actuators in
+the order of an action: seven joints, then `{side}_gripper`.
+"""
+
+from typing import NamedTuple
+
+import mujoco
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+SIDES = ("left", "right")
+NUM_JOINTS = 7
+FINGER_STROKE = 0.04  # m, travel of one finger; the gripper opens to twice that
+GRIPPER_OPENING = 2 * FINGER_STROKE  # m
+
+# Retracted start pose: tool 0.33 m out from the base and 0.33 m above its foot, pointing down. At
+# the manufacturer's home pose (0, -pi/4, 0, pi/2, 0, pi/4, 0) the flange is 0.84 m out, so that
+# two arms 1.2 m apart would reach through each other.
+READY_JOINTS: Array = np.array([0.0, 0.35, 0.0, 2.3, 0.0, -1.19, 0.0])  # rad
+
+_TORQUE_LIMIT = 80.0  # N m
+_ROTOR_INERTIA = 0.1  # kg m^2, seen through the gear; keeps the light wrist joints well damped
+_STIFFNESS = (4000, 4000, 3000, 3000, 1000, 1000, 500)  # N m / rad
+_FINGER_FORCE = 30.0  # N
+_FINGER_STIFFNESS = 1000.0  # N / m
+_FINGER_DAMPING = 40.0  # N s / m
+_TOOL_DISTANCE = 0.15  # m, from the flange to the middle of the finger pads
+
+# Collision groups: an arm meets the world and the other arm, never itself.
+_WORLD_BIT = 1
+_COLLISION_BITS = {"left": (2, _WORLD_BIT | 4), "right": (4, _WORLD_BIT)}
+
+
+class _Link(NamedTuple):
+    """A body in its parent's frame, its joint, and the geoms (in its own frame) that show it."""
+
+    position: str
+    quaternion: str
+    axis: str
+    range: str
+    damping: float
+    mass: float
+    center: str
+    inertia: str
+    geoms: str
+
+
+def _capsule(points: str, radius: float, material: str) -> str:
+    return f'<geom type="capsule" fromto="{points}" size="{radius}" material="{material}"/>'
+
+
+def _cylinder(points: str, radius: float, material: str) -> str:
+    return f'<geom type="cylinder" fromto="{points}" size="{radius}" material="{material}"/>'
+
+
+_BASE_GEOMS = _cylinder("0 0 0 0 0 0.03", 0.1, "dark") + _cylinder("0 0 0.03 0 0 0.16", 0.075, "shell")
+
+_LINKS = (
+    _Link(
+        "0 0 0.2985", "0 1 0 0", "0 0 1", "-2.56 2.56", 0.05,
+        2.727, "0 -0.0440 0.0236", "0.01222 0.01134 0.00693",
+        _cylinder("0 0 0.138 0 0 0.12", 0.07, "dark")
+        + _cylinder("0 0 0.12 0 0 0", 0.068, "shell")
+        + _cylinder("0 -0.078 0 0 0.078 0", 0.07, "{side}_accent"),
+    ),
+    _Link(
+        "0 0 -0.0009", "0.7071 0.7071 0 0", "0 0 -1", "-1.57 1.57", 0.1,
+        3.182, "0 -0.0407 -0.0363", "0.01893 0.01807 0.00758",
+        _capsule("0 0 0 0 -0.23 0", 0.06, "shell"),
+    ),
+    _Link(
+        "0 -0.45818 0.0005", "0.7071 -0.7071 0 0", "0 0 -1", "-2.56 2.56", 0.05,
+        3.936, "0.0148 -0.0160 0.1272", "0.05693 0.05473 0.00935",
+        _cylinder("0 0 0.215 0 0 0.245", 0.063, "dark")
+        + _capsule("0 0 0.22 0 0 0", 0.054, "shell")
+        + _capsule("0 0 0 0.064 0 0", 0.05, "shell"),
+    ),
+    _Link(
+        "0.064454 0.0005 -0.0007", "0.7071 0.7071 0 0", "0 0 1", "0 3.05", 0.05,
+        1.585, "-0.0146 -0.0117 -0.0406", "0.00499 0.00483 0.00267",
+        _cylinder("0 0 -0.066 0 0 0.066", 0.056, "{side}_accent")
+        + _capsule("0 0 0 -0.052 -0.08 0", 0.048, "shell")
+        + _capsule("-0.052 -0.08 0 -0.052 -0.23 0", 0.048, "shell"),
+    ),
+    _Link(
+        "-0.052254 -0.45668 0.0005", "0.7071 -0.7071 0 0", "0 0 -1", "-3.05 3.05", 0.05,
+        1.927, "-0.0021 0.0288 0.2228", "0.02934 0.02908 0.00211",
+        _cylinder("0 0 0.215 0 0 0.245", 0.051, "dark") + _capsule("0 0 0.22 0 0 0", 0.044, "shell"),
+    ),
+    _Link(
+        "0 -0.005 0", "0 0 -0.7071 -0.7071", "0 0 1", "-3.14 3.14", 0.05,
+        1.730, "0.0384 -0.0007 -0.0021", "0.00527 0.00493 0.00345",
+        _cylinder("0 0 -0.055 0 0 0.055", 0.047, "{side}_accent")
+        + _capsule("0 0 0 0.0767 -0.02 0", 0.04, "shell")
+        + _cylinder("0.0767 -0.02 0 0.0767 -0.085 0", 0.038, "shell"),
+    ),
+    _Link(
+        "0.076728 -0.1059 0", "0.7071 -0.7071 0 0", "0 0 -1", "-3.14 3.14", 0.001,
+        0.167, "0.0007 0 0.0208", "0.00014 0.00009 0.00009",
+        _cylinder("0 0 0.022 0 0 0", 0.036, "dark"),
+    ),
+)  # fmt: skip
+
+
+def _gripper_xml(side: str) -> str:
+    """The gripper in the flange frame: z points out of the flange, the fingers slide along y."""
+    fingers = "".join(
+        f"""
+        <body name="{side}_finger{number}" quat="{quaternion}" gravcomp="1">
+          <joint name="{side}_finger{number}" class="{side}_finger"/>
+          <inertial pos="0 0.012 0.12" mass="0.05" diaginertia="2e-5 2e-5 1e-5"/>
+          <geom type="box" pos="0 0.014 0.118" size="0.011 0.006 0.044" material="steel"/>
+          <geom type="box" pos="0 0.022 0.084" size="0.013 0.014 0.010" material="dark"/>
+          <geom type="box" pos="0 0.004 0.150" size="0.011 0.004 0.016" class="{side}_pad"/>
+        </body>"""
+        for number, quaternion in ((1, "1 0 0 0"), (2, "0 0 0 1"))
+    )
+    return f"""
+      <body name="{side}_flange" quat="0 1 0 0" gravcomp="1">
+        <inertial pos="0 0 0.04" mass="0.5" diaginertia="6e-4 4e-4 6e-4"/>
+        {_cylinder("0 0 0 0 0 0.02", 0.034, f"{side}_accent")}
+        <geom type="box" pos="0 0 0.046" size="0.026 0.062 0.028" material="dark"/>
+        <site name="{side}_tool" pos="0 0 {_TOOL_DISTANCE}"/>
+        {fingers}
+      </body>"""
+
+
+def arm_xml(side: str, position: str, yaw: float) -> str:
+    """MJCF body of one arm. `position`: xyz of the foot in m; `yaw`: rad about the vertical."""
+    body = _gripper_xml(side)
+    for number, link in reversed(list(enumerate(_LINKS, start=1))):
+        body = f"""
+        <body name="{side}_link{number}" pos="{link.position}" quat="{link.quaternion}" gravcomp="1">
+          <inertial pos="{link.center}" mass="{link.mass}" diaginertia="{link.inertia}"/>
+          <joint name="{side}_joint{number}"
+                 axis="{link.axis}" range="{link.range}" damping="{link.damping}"/>
+          {link.geoms.format(side=side)}
+          {body}
+        </body>"""
+    return f"""
+      <body name="{side}_base" pos="{position}" euler="0 0 {yaw}" childclass="{side}_arm">
+        {_BASE_GEOMS}
+        {body}
+      </body>"""
+
+
+def defaults_xml(side: str) -> str:
+    """Default classes of one arm; belongs into `<default>` of a model whose angles are radians."""
+    contype, conaffinity = _COLLISION_BITS[side]
+    return f"""
+      <default class="{side}_arm">
+        <geom contype="{contype}" conaffinity="{conaffinity}"/>
+        <joint armature="{_ROTOR_INERTIA}" actuatorgravcomp="true"
+               actuatorfrcrange="-{_TORQUE_LIMIT} {_TORQUE_LIMIT}"/>
+        <default class="{side}_finger">
+          <joint type="slide" axis="0 1 0" range="0 {FINGER_STROKE}" damping="2" armature="0.05"
+                 actuatorgravcomp="false" actuatorfrcrange="-{_FINGER_FORCE} {_FINGER_FORCE}"/>
+        </default>
+        <default class="{side}_pad">
+          <geom condim="4" friction="1.5 0.02 0.0001" material="pad"/>
+        </default>
+      </default>"""
+
+
+def materials_xml() -> str:
+    """Materials of the arms; belongs into `<asset>`."""
+    return """
+      <material name="shell" rgba="0.93 0.93 0.91 1" specular="0.4" shininess="0.4"/>
+      <material name="dark" rgba="0.20 0.21 0.23 1" specular="0.3"/>
+      <material name="steel" rgba="0.45 0.47 0.50 1" specular="0.6"/>
+      <material name="pad" rgba="0.08 0.08 0.09 1" specular="0"/>
+      <material name="left_accent" rgba="0.13 0.38 0.75 1" specular="0.4"/>
+      <material name="right_accent" rgba="0.10 0.60 0.45 1" specular="0.4"/>"""
+
+
+def controls_xml(side: str) -> str:
+    """Top-level sections of one arm: the coupling of its fingers and its position actuators.
+
+    The gripper's tendon is as long as the gripper is open, so its control is the opening in m.
+    """
+    joints = "".join(
+        f"""
+        <position name="{side}_joint{number}" joint="{side}_joint{number}" kp="{stiffness}"
+                  dampratio="1" inheritrange="1"/>"""
+        for number, stiffness in enumerate(_STIFFNESS, start=1)
+    )
+    return f"""
+      <tendon>
+        <fixed name="{side}_gripper">
+          <joint joint="{side}_finger1" coef="1"/>
+          <joint joint="{side}_finger2" coef="1"/>
+        </fixed>
+      </tendon>
+      <equality>
+        <joint joint1="{side}_finger1" joint2="{side}_finger2" solref="0.004 1"/>
+      </equality>
+      <actuator>
+        {joints}
+        <position name="{side}_gripper" tendon="{side}_gripper" kp="{_FINGER_STIFFNESS}"
+                  kv="{_FINGER_DAMPING}" ctrlrange="0 {GRIPPER_OPENING}"
+                  forcerange="-{_FINGER_FORCE} {_FINGER_FORCE}"/>
+      </actuator>"""
+
+
+class ArmKinematics:
+    """Forward and inverse kinematics of one arm, on its own `MjData`.
+
+    Poses are (7,): xyz in m and quaternion wxyz of the tool in the world frame. Deterministic.
+    """
+
+    DAMPING = 1e-3  # squared and added to the diagonal of J J^T
+    POSTURE_GAIN = 0.1  # share of the way to the ready pose, inside the null space, per iteration
+    MAX_POSITION_STEP = 0.1  # m per iteration
+    MAX_ROTATION_STEP = 0.5  # rad per iteration
+    TOLERANCE = 1e-5  # m and rad
+    MAX_ITERATIONS = 60
+
+    def __init__(self, model: mujoco.MjModel, side: str) -> None:
+        self._model = model
+        self._data = mujoco.MjData(model)
+        self._site = model.site(f"{side}_tool").id
+        joints = [model.joint(f"{side}_joint{i}").id for i in range(1, NUM_JOINTS + 1)]
+        self._positions = model.jnt_qposadr[joints]
+        self._velocities = model.jnt_dofadr[joints]
+        self.lower, self.upper = model.jnt_range[joints].T  # rad, each (7,)
+
+    def tool_pose(self, joints: ArrayLike) -> Array:
+        """Tool pose (7,) at `joints` (7,) in rad."""
+        self._data.qpos[self._positions] = joints
+        mujoco.mj_kinematics(self._model, self._data)
+        return site_pose(self._data, self._site)
+
+    def solve(self, pose: ArrayLike, start: ArrayLike) -> Array:
+        """Joints (7,) in rad, within their ranges, that bring the tool to `pose` (7,).
+
+        Damped least squares from `start` (7,), with a pull to the ready pose in the null space
+        (Chiaverini, 1997). A pose out of reach gives the joints of the last iteration. The
+        quaternion must have unit length.
+        """
+        target = np.asarray(pose, dtype=np.float64)
+        joints = np.clip(start, self.lower, self.upper)
+        jacobian = np.zeros((6, self._model.nv))
+        damping = self.DAMPING**2 * np.eye(6)
+        for _ in range(self.MAX_ITERATIONS):
+            error = _pose_error(target, self.tool_pose(joints))
+            if np.abs(error).max() < self.TOLERANCE:
+                break
+            error[:3] = _limit(error[:3], self.MAX_POSITION_STEP)
+            error[3:] = _limit(error[3:], self.MAX_ROTATION_STEP)
+            mujoco.mj_comPos(self._model, self._data)
+            mujoco.mj_jacSite(self._model, self._data, jacobian[:3], jacobian[3:], self._site)
+            arm = jacobian[:, self._velocities]
+            pull = self.POSTURE_GAIN * (READY_JOINTS - joints)
+            task = np.linalg.solve(arm @ arm.T + damping, error - arm @ pull)
+            joints = np.clip(joints + pull + arm.T @ task, self.lower, self.upper)
+        return joints
+
+
+def site_pose(data: mujoco.MjData, site: int) -> Array:
+    """Pose (7,) of a site: xyz in m and quaternion wxyz, world frame."""
+    pose = np.empty(7)
+    pose[:3] = data.site_xpos[site]
+    mujoco.mju_mat2Quat(pose[3:], data.site_xmat[site])
+    return pose
+
+
+def _pose_error(target: Array, current: Array) -> Array:
+    """Twist (6,) from `current` to `target`: translation in m, rotation vector in rad, world."""
+    error = np.empty(6)
+    inverse, difference = np.empty(4), np.empty(4)
+    np.subtract(target[:3], current[:3], out=error[:3])
+    mujoco.mju_negQuat(inverse, current[3:])
+    mujoco.mju_mulQuat(difference, target[3:], inverse)
+    mujoco.mju_quat2Vel(error[3:], difference, 1.0)
+    return error
+
+
+def _limit(vector: Array, length: float) -> Array:
+    norm = np.linalg.norm(vector)
+    return vector if norm <= length else vector * (length / norm)
