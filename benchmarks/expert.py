@@ -1,6 +1,6 @@
 """Success rate of the scripted expert over a range of seeds, headless and without pictures.
 
-    python benchmarks/expert.py --start 0 --episodes 200 --processes 2 --action-space joint
+python benchmarks/expert.py --start 0 --episodes 200 --processes 2 --action-space joint
 """
 
 import argparse
@@ -48,7 +48,9 @@ def main() -> None:
     interval = binomtest(wins, len(outcomes)).proportion_ci(method="wilson")
     failures = [seed for seed, success in zip(seeds, outcomes, strict=True) if not success]
     print(f"seeds {seeds.start}..{seeds.stop - 1}, action space {args.action_space}")
-    print(f"successes {wins} of {len(outcomes)}, 95 % Wilson {interval.low:.4f}-{interval.high:.4f}")
+    print(
+        f"successes {wins} of {len(outcomes)}, 95 % Wilson {interval.low:.4f}-{interval.high:.4f}"
+    )
     print(f"failed seeds: {failures}")
     steps = len(outcomes) * EPISODE_STEPS
     print(f"{steps / seconds:.0f} steps/s in {args.processes} processes, start-up included")

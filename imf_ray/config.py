@@ -132,6 +132,17 @@ class TaskConfig:
                 f"task.action_space={self.action_space!r} is unknown: choose 'joint' or 'ee'."
             )
 
+    def env_kwargs(self, camera_names: Sequence[str]) -> dict[str, Any]:
+        """Arguments with which `gymnasium.make(env_id)` makes this task."""
+        return {
+            "action_space": self.action_space,
+            "image_size": self.image_size,
+            "camera_names": tuple(camera_names),
+            "shadows": self.shadows,
+            "multisampling": self.multisampling,
+            "max_episode_steps": self.max_episode_steps,
+        }
+
 
 @dataclass
 class TrainConfig:

@@ -21,17 +21,24 @@ NUM_JOINTS = 7
 FINGER_STROKE = 0.04  # m, travel of one finger; the gripper opens to twice that
 GRIPPER_OPENING = 2 * FINGER_STROKE  # m
 
-# Retracted start pose: tool 0.33 m out from the base and 0.33 m above its foot, pointing down. At
-# the manufacturer's home pose (0, -pi/4, 0, pi/2, 0, pi/4, 0) the flange is 0.84 m out, so that
-# two arms 1.2 m apart would reach through each other.
-READY_JOINTS: Array = np.array([0.0, 0.35, 0.0, 2.3, 0.0, -1.19, 0.0])  # rad
+# Retracted start poses, left arm first: the left hand level, its fingers one above the other; the
+# right hand pointing down. At the manufacturer's home pose (0, -pi/4, 0, pi/2, 0, pi/4, 0) the
+# flange is 0.84 m out, and arms that share a workspace would reach through each other. Each wrist
+# starts on the side of its singularity (joint 6 = 0) where its work is.
+READY_JOINTS: Array = np.array(
+    [
+        [0.0, -0.70, 0.0, 2.90, 0.0, 3.60 - np.pi / 2, -np.pi / 2],
+        [0.0, 0.50, 0.0, 2.60, 0.0, 2.10 - np.pi, 0.0],
+    ]
+)  # rad
 
 _TORQUE_LIMIT = 80.0  # N m
 _ROTOR_INERTIA = 0.1  # kg m^2, seen through the gear; keeps the light wrist joints well damped
 _STIFFNESS = (4000, 4000, 3000, 3000, 1000, 1000, 500)  # N m / rad
-_FINGER_FORCE = 30.0  # N
+_FINGER_FORCE = 20.0  # N
 _FINGER_STIFFNESS = 1000.0  # N / m
 _FINGER_DAMPING = 40.0  # N s / m
+_PAD_SOLREF = "0.004 1"  # time constant in s, twice the timestep, and damping ratio
 _TOOL_DISTANCE = 0.15  # m, from the flange to the middle of the finger pads
 
 # Collision groups: an arm meets the world and the other arm, never itself.
@@ -61,7 +68,9 @@ def _cylinder(points: str, radius: float, material: str) -> str:
     return f'<geom type="cylinder" fromto="{points}" size="{radius}" material="{material}"/>'
 
 
-_BASE_GEOMS = _cylinder("0 0 0 0 0 0.03", 0.1, "dark") + _cylinder("0 0 0.03 0 0 0.16", 0.075, "shell")
+_BASE_GEOMS = _cylinder("0 0 0 0 0 0.03", 0.1, "dark") + _cylinder(
+    "0 0 0.03 0 0 0.16", 0.075, "shell"
+)
 
 _LINKS = (
     _Link(
@@ -165,7 +174,7 @@ def defaults_xml(side: str) -> str:
                  actuatorgravcomp="false" actuatorfrcrange="-{_FINGER_FORCE} {_FINGER_FORCE}"/>
         </default>
         <default class="{side}_pad">
-          <geom condim="4" friction="1.5 0.02 0.0001" material="pad"/>
+          <geom condim="4" friction="1.5 0.02 0.0001" solref="{_PAD_SOLREF}" material="pad"/>
         </default>
       </default>"""
 
@@ -200,7 +209,7 @@ def controls_xml(side: str) -> str:
         </fixed>
       </tendon>
       <equality>
-        <joint joint1="{side}_finger1" joint2="{side}_finger2" solref="0.004 1"/>
+        <joint joint1="{side}_finger1" joint2="{side}_finger2" solref="{_PAD_SOLREF}"/>
       </equality>
       <actuator>
         {joints}
@@ -227,6 +236,7 @@ class ArmKinematics:
         self._model = model
         self._data = mujoco.MjData(model)
         self._site = model.site(f"{side}_tool").id
+        self._posture = READY_JOINTS[SIDES.index(side)]
         joints = [model.joint(f"{side}_joint{i}").id for i in range(1, NUM_JOINTS + 1)]
         self._positions = model.jnt_qposadr[joints]
         self._velocities = model.jnt_dofadr[joints]
@@ -258,7 +268,7 @@ class ArmKinematics:
             mujoco.mj_comPos(self._model, self._data)
             mujoco.mj_jacSite(self._model, self._data, jacobian[:3], jacobian[3:], self._site)
             arm = jacobian[:, self._velocities]
-            pull = self.POSTURE_GAIN * (READY_JOINTS - joints)
+            pull = self.POSTURE_GAIN * (self._posture - joints)
             task = np.linalg.solve(arm @ arm.T + damping, error - arm @ pull)
             joints = np.clip(joints + pull + arm.T @ task, self.lower, self.upper)
         return joints

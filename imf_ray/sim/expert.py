@@ -24,7 +24,7 @@ OPEN, CLOSED = 1.0, 0.0
 
 # Tool orientations (wxyz): z is the direction of the fingers, y the one they open along.
 RIGHT_DOWN = (0.0, 0.0, 1.0, 0.0)
-LEFT_FORWARD_ROLLED = (0.5, 0.5, 0.5, 0.5)
+LEFT_LEVEL = (0.5, 0.5, 0.5, 0.5)
 
 
 class Waypoint(NamedTuple):
@@ -50,9 +50,9 @@ class TransferExpert:
 
     def reset(self) -> None:
         """Plans the episode from the cube's pose; call it right after the environment's reset."""
-        left_start, right_start = (arm.tool_pose(READY_JOINTS) for arm in self._arms)
+        left_start, right_start = self._env.ee_poses()
         self._plans = [_left_plan(left_start), _right_plan(right_start, self._env.cube_pose())]
-        self._joints = [READY_JOINTS for _ in SIDES]
+        self._joints = list(READY_JOINTS)
         self._step = 0
 
     def act(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -90,8 +90,8 @@ def _right_plan(start: Array, cube_pose: Array) -> list[Waypoint]:
 
 
 def _left_plan(start: Array) -> list[Waypoint]:
-    approach = _pose(MEETING_POINT + APPROACH, LEFT_FORWARD_ROLLED)
-    meeting = _pose(MEETING_POINT, LEFT_FORWARD_ROLLED)
+    approach = _pose(MEETING_POINT + APPROACH, LEFT_LEVEL)
+    meeting = _pose(MEETING_POINT, LEFT_LEVEL)
     return [
         Waypoint(0, start, OPEN),
         Waypoint(100, approach, OPEN),
@@ -99,7 +99,7 @@ def _left_plan(start: Array) -> list[Waypoint]:
         Waypoint(260, meeting, OPEN),
         Waypoint(300, meeting, CLOSED),
         Waypoint(330, meeting, CLOSED),
-        Waypoint(390, _pose(MEETING_POINT + LEFT_RETREAT, LEFT_FORWARD_ROLLED), CLOSED),
+        Waypoint(390, _pose(MEETING_POINT + LEFT_RETREAT, LEFT_LEVEL), CLOSED),
     ]
 
 

@@ -18,9 +18,9 @@ CONTROL_HZ = 50
 PHYSICS_TIMESTEP = 0.002  # s
 SUBSTEPS = round(1 / (CONTROL_HZ * PHYSICS_TIMESTEP))
 
-# Two arms on a table whose top is the plane z = 0, facing each other along x. 1.2 m apart, each
-# reaches the middle with a bent elbow, and the ready pose keeps the tools 0.5 m from each other.
-BASE_DISTANCE = 0.6  # m, from the middle to either base
+# Two arms on a table whose top is the plane z = 0, facing each other along x. Each reaches the
+# middle with a bent elbow, and can still draw its hand back from there before the elbow folds up.
+BASE_DISTANCE = 0.65  # m, from the middle to either base
 
 CUBE_HALF_SIZE = 0.02  # m
 CUBE_AREA = ((0.05, 0.25), (-0.1, 0.1))  # m, ranges of x and y at the start
@@ -43,9 +43,9 @@ class Camera(NamedTuple):
 
 
 CAMERAS = {
-    "r_vis": Camera((0.02, 0.62, 0.52), (0.13, 0.0, 0.1), (0, 0, 1), 45),
-    "top": Camera((0.0, 0.0, 1.7), (0.0, 0.0, 0.0), (0, 1, 0), 48),
-    "front": Camera((0.0, -1.35, 0.75), (0.0, 0.0, 0.2), (0, 0, 1), 46),
+    "r_vis": Camera((0.16, 0.60, 0.52), (0.10, 0.0, 0.14), (0.0, 0.0, 1.0), 50.0),
+    "top": Camera((0.0, 0.0, 1.5), (0.0, 0.0, 0.0), (0.0, 1.0, 0.0), 40.0),
+    "front": Camera((0.0, -1.15, 0.76), (0.0, 0.0, 0.16), (0.0, 0.0, 1.0), 46.0),
 }
 
 
@@ -103,7 +103,7 @@ class SimTransferEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self.data = mujoco.MjData(self.model)
         self._kinematics = [diana.ArmKinematics(self.model, side) for side in SIDES]
         self._index = _ModelIndex(self.model)
-        self._joint_targets = np.tile(READY_JOINTS, (len(SIDES), 1))
+        self._joint_targets = READY_JOINTS.copy()
         self._max_stage = STAGE_NONE
 
         self.action_space = _action_box(action_space, self._kinematics)
@@ -123,7 +123,7 @@ class SimTransferEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         if options and "cube_pose" in options:
             cube_pose = _finite_vector("cube_pose", options["cube_pose"], 7)
             cube_pose[3:] = _unit_quaternion(cube_pose[3:])
-        self._joint_targets[:] = READY_JOINTS
+        self._joint_targets = READY_JOINTS.copy()
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[self._index.joint_positions] = self._joint_targets
         self.data.qpos[self._index.finger_positions] = diana.FINGER_STROKE
@@ -280,8 +280,7 @@ class _ModelIndex:
 
     def __init__(self, model: mujoco.MjModel) -> None:
         joints = [
-            [model.joint(f"{side}_joint{i}").id for i in range(1, NUM_JOINTS + 1)]
-            for side in SIDES
+            [model.joint(f"{side}_joint{i}").id for i in range(1, NUM_JOINTS + 1)] for side in SIDES
         ]
         fingers = [[model.joint(f"{side}_finger{i}").id for i in (1, 2)] for side in SIDES]
         self.joint_positions = model.jnt_qposadr[joints]
@@ -368,7 +367,7 @@ def scene_xml() -> str:
     {diana.materials_xml()}
     <texture name="sky" type="skybox" builtin="gradient" rgb1="0.75 0.80 0.86"
              rgb2="0.45 0.50 0.58" width="64" height="384"/>
-    <texture name="floor" type="2d" builtin="checker" rgb1="0.33 0.35 0.38" rgb2="0.29 0.31 0.34"
+    <texture name="floor" type="2d" builtin="checker" rgb1="0.62 0.65 0.68" rgb2="0.55 0.58 0.61"
              width="128" height="128"/>
     <texture name="wood" type="2d" builtin="flat" mark="random" random="0.01"
              rgb1="0.74 0.64 0.50" markrgb="0.68 0.58 0.45" width="256" height="256"/>
@@ -381,7 +380,7 @@ def scene_xml() -> str:
     <light pos="0.4 -0.8 2.2" dir="-0.2 0.35 -1" diffuse="0.55 0.55 0.52" castshadow="true"/>
     <light pos="-0.6 0.9 2" dir="0.3 -0.4 -1" diffuse="0.2 0.2 0.22" castshadow="false"/>
     <geom name="floor" type="plane" pos="0 0 -0.75" size="4 4 0.1" material="floor"/>
-    <geom name="table" type="box" pos="0 0 -0.025" size="0.85 0.45 0.025" material="wood"/>
+    <geom name="table" type="box" pos="0 0 -0.025" size="0.9 0.45 0.025" material="wood"/>
     {_table_legs_xml()}
     {"".join(_camera_xml(name, camera) for name, camera in CAMERAS.items())}
     {diana.arm_xml("left", f"{-BASE_DISTANCE} 0 0", 0.0)}
@@ -400,6 +399,6 @@ def _table_legs_xml() -> str:
     return "".join(
         f"""
     <geom type="box" pos="{x} {y} -0.4" size="0.03 0.03 0.35" material="leg"/>"""
-        for x in (-0.78, 0.78)
+        for x in (-0.83, 0.83)
         for y in (-0.38, 0.38)
     )

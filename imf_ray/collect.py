@@ -1,0 +1,50 @@
+"""Records scripted demonstrations: `python -m imf_ray.collect data.dataset_dir=DIR`."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from imf_ray.config import Config
+from imf_ray.launch import absolute, connect, console, run
+
+
+def main(config: Config) -> None:
+    """Bring the data set to `collect.episodes` successful episodes."""
+    size = connect(config)
+    from imf_ray.demos.workers import CollectionState, collect_episodes
+
+    folder = absolute(config.data.dataset_dir)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("Demonstrations", total=config.collect.episodes, failed=0)
+
+        def show(state: CollectionState) -> None:
+            progress.update(bar, completed=len(state.seeds), failed=len(state.failed))
+
+        state = collect_episodes(
+            folder,
+            config.collect.episodes,
+            config.collect.seed,
+            config.task,
+            config.data.camera_names,
+            workers=max(1, int(size.cpus)),
+            cpus_per_worker=min(1.0, size.cpus),
+            on_progress=show,
+        )
+    attempts = len(state.seeds) + len(state.failed)
+    console.print(
+        f"{len(state.seeds)} episodes in {folder}; {len(state.failed)} of {attempts} attempts failed"
+        + (f" (seeds {state.failed})" if state.failed else "")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run("imf_ray.collect", main.__doc__ or "", main, sys.argv[1:]))

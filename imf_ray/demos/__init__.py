@@ -1,0 +1,1 @@
+"""Scripted demonstrations: an expert in its environment becomes episodes on disk."""

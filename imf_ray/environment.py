@@ -1,0 +1,36 @@
+"""Every environment variable that the package sets, in one place.
+
+They are set for the driver before Ray is imported and for every Ray process of the job. A value
+that the caller's environment already has wins.
+"""
+
+from __future__ import annotations
+
+import os
+
+WORKER_ENVIRONMENT = {
+    # MuJoCo renders without a display; with no GPU, through Mesa's software rasterizer,
+    "MUJOCO_GL": "egl",
+    # which would otherwise take all cores of the machine for each simulator.
+    "LP_NUM_THREADS": "1",
+    # Ray Train's runs are shown on the dashboard's Train page only with this.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    # A report returns at the controller's next poll: 2 s by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+}
+
+DRIVER_ENVIRONMENT = {
+    # A cluster started by a run is its own: no token is written to the user's home for it.
+    "RAY_AUTH_MODE": "disabled",
+    # Ray would report usage statistics to its makers.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Worker output is the run's own progress: identical lines of several workers are all of use.
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+def prepare_environment() -> dict[str, str]:
+    """Set what is unset in this process; return what every Ray process of the job needs."""
+    for name, value in {**DRIVER_ENVIRONMENT, **WORKER_ENVIRONMENT}.items():
+        os.environ.setdefault(name, value)
+    return {name: os.environ[name] for name in WORKER_ENVIRONMENT}

@@ -1,0 +1,121 @@
+"""What the entry points share: the command line, the connection to Ray, and the way errors end."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from imf_ray.config import GROUPS, Config, group_choices, key_help, load_config, to_yaml
+from imf_ray.environment import prepare_environment
+from imf_ray.errors import UserError
+from imf_ray.resources import ClusterSize
+
+console = Console()
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def run(module: str, purpose: str, main: Callable[[Config], None], argv: Sequence[str]) -> int:
+    """Parse the command line, call `main` with the configuration, and return the exit code.
+
+    Bad input ends in one message and code 2; a traceback is shown only with `debug=true`. Ctrl-C
+    ends with code 130.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = _parser(module, purpose)
+    arguments = parser.parse_args(argv)
+    debug = "debug=true" in (override.lower() for override in arguments.overrides)
+    try:
+        config = load_config(arguments.overrides)
+        if arguments.print_config:
+            print(to_yaml(config), end="")
+            return 0
+        main(config)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"Error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def connect(config: Config) -> ClusterSize:
+    """Connect to the configured cluster, or start one here; return what it has.
+
+    A cluster of RAY_ADDRESS (as in a submitted job) is used when the configuration names none.
+
+    Raises:
+        UserError: the named cluster cannot be reached.
+    """
+    environment = prepare_environment()
+    import ray  # only now: Ray reads its environment when it is imported
+
+    cluster = config.cluster
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    runtime_env = {"env_vars": environment}
+    if address:
+        try:
+            ray.init(address=address, runtime_env=runtime_env, log_to_driver=True)
+        except (ConnectionError, ValueError) as error:
+            raise UserError(
+                f"No Ray cluster answers at {address} ({error}). Start one with `ray start --head`,"
+                " or set cluster.address=null to start one here."
+            ) from error
+    else:
+        ray.init(
+            address="local",
+            num_cpus=cluster.num_cpus,
+            num_gpus=cluster.num_gpus,
+            include_dashboard=cluster.dashboard,
+            dashboard_host="127.0.0.1",
+            runtime_env=runtime_env,
+            logging_level=logging.WARNING,
+        )
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    size = ClusterSize(tuple((n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in nodes))
+    dashboard = ray.get_runtime_context().gcs_address if address else _dashboard_url()
+    console.print(f"Ray: {size}; {'cluster' if address else 'dashboard'} {dashboard}")
+    return size
+
+
+def absolute(path: str) -> Path:
+    """A path of the caller's, before anything reaches a worker with another working directory."""
+    return Path(path).expanduser().absolute()
+
+
+def _dashboard_url() -> str:
+    from ray._private.worker import get_dashboard_url
+
+    url = get_dashboard_url()
+    return f"http://{url}" if url else "off"
+
+
+def _parser(module: str, purpose: str) -> argparse.ArgumentParser:
+    groups = "\n".join(f"  {g}=NAME  one of {', '.join(group_choices(g))}" for g in GROUPS)
+    options = "\n".join(f"  {key}={default}" for key, default in key_help())
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=purpose,
+        epilog=f"groups:\n{groups}\n\noptions and their defaults:\n{options}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides")
+    parser.add_argument(
+        "--print-config", action="store_true", help="show the resolved configuration and stop"
+    )
+    return parser
+
+
+def raise_interrupt_on_terminate() -> None:
+    """Let SIGTERM end the process as Ctrl-C does, so that what it started is shut down."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

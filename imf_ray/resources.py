@@ -1,0 +1,174 @@
+"""Who gets what of a cluster: the arithmetic of CPUs and GPUs, without Ray.
+
+A run needs a driver, training workers, readers beside each worker and rollout actors. On a small
+machine all of them live in fractions of a CPU, since Ray counts logical CPUs: what is not given in
+the configuration is computed from what is there, so that nothing waits for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from imf_ray.config import Config
+from imf_ray.errors import UserError
+
+DRIVER_CPUS = 0.05
+WORKER_SHARE, READER_SHARE, ROLLOUT_SHARE = 0.6, 0.15, 0.25
+"""How a run's CPUs are divided where the configuration leaves them open."""
+MAX_CPUS_PER_WORKER, MAX_CPUS_PER_HELPER = 8.0, 1.0
+GRAIN = 1e-3
+"""Ray counts resources to four digits; shares are rounded down to this."""
+
+
+@dataclass(frozen=True)
+class ClusterSize:
+    """What a cluster has: totals, and its nodes' (CPUs, GPUs)."""
+
+    nodes: tuple[tuple[float, float], ...]
+
+    @property
+    def cpus(self) -> float:
+        """Logical CPUs of all nodes."""
+        return sum(cpus for cpus, _ in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Logical GPUs of all nodes."""
+        return sum(gpus for _, gpus in self.nodes)
+
+    def __str__(self) -> str:
+        return f"{len(self.nodes)} node(s) with {self.cpus:g} CPUs and {self.gpus:g} GPUs"
+
+
+@dataclass(frozen=True)
+class RunResources:
+    """What one run (a training or one trial) takes from the cluster."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    readers: int
+    """Readers of each worker."""
+    cpus_per_reader: float
+    rollout_actors: int
+    cpus_per_rollout_actor: float
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of the whole run, its driver included."""
+        readers = self.workers * self.readers * self.cpus_per_reader
+        rollouts = self.rollout_actors * self.cpus_per_rollout_actor
+        return DRIVER_CPUS + self.workers * self.cpus_per_worker + readers + rollouts
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of the whole run."""
+        return self.workers * self.gpus_per_worker
+
+    def __str__(self) -> str:
+        return (
+            f"driver {DRIVER_CPUS:g} CPU + {self.workers} worker(s) x {self.cpus_per_worker:g} CPU, "
+            f"{self.gpus_per_worker:g} GPU + {self.workers * self.readers} reader(s) x "
+            f"{self.cpus_per_reader:g} CPU + {self.rollout_actors} simulator(s) x "
+            f"{self.cpus_per_rollout_actor:g} CPU = {self.cpus:g} CPU, {self.gpus:g} GPU"
+        )
+
+
+def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
+    """Divide 1/slots of the cluster among the parts of one run.
+
+    Raises:
+        UserError: the run does not fit; the message holds the arithmetic.
+    """
+    cluster = config.cluster
+    gpus_per_worker = cluster.gpus_per_worker if config.train.device == "cuda" else 0.0
+    readers = cluster.num_workers * config.train.num_workers
+    parts = [
+        (cluster.num_workers, cluster.cpus_per_worker, WORKER_SHARE, MAX_CPUS_PER_WORKER),
+        (readers, cluster.cpus_per_reader, READER_SHARE, MAX_CPUS_PER_HELPER),
+        (
+            cluster.rollout_actors,
+            cluster.cpus_per_rollout_actor,
+            ROLLOUT_SHARE,
+            MAX_CPUS_PER_HELPER,
+        ),
+    ]
+    left = size.cpus / slots - DRIVER_CPUS
+    left -= sum(count * given for count, given, _, _ in parts if given is not None)
+    open_shares = sum(share for _, given, share, _ in parts if given is None)
+    worker_cpus, reader_cpus, rollout_cpus = (
+        given
+        if given is not None
+        else min(_round_down(max(left, 0.0) * share / open_shares / count), limit)
+        for count, given, share, limit in parts
+    )
+    run = RunResources(
+        workers=cluster.num_workers,
+        cpus_per_worker=worker_cpus,
+        gpus_per_worker=gpus_per_worker,
+        readers=config.train.num_workers,
+        cpus_per_reader=reader_cpus,
+        rollout_actors=cluster.rollout_actors,
+        cpus_per_rollout_actor=rollout_cpus,
+    )
+    _require_fit(run, size, slots)
+    return run
+
+
+def plan_slots(config: Config, size: ClusterSize) -> int:
+    """How many trials run at a time: as configured, or as many as the GPUs or CPUs allow.
+
+    Raises:
+        UserError: not even one trial fits.
+    """
+    if config.tune.max_concurrent_trials is not None:
+        slots = config.tune.max_concurrent_trials
+        if slots < 1:
+            raise UserError(f"tune.max_concurrent_trials={slots} must be at least 1.")
+        return slots
+    if config.train.device == "cuda":
+        wanted = config.cluster.num_workers * config.cluster.gpus_per_worker
+        return max(1, math.floor(size.gpus / wanted + GRAIN)) if wanted else 1
+    wanted = config.tune.cpus_per_trial
+    if config.cluster.cpus_per_worker is not None:
+        wanted = max(wanted, config.cluster.num_workers * config.cluster.cpus_per_worker)
+    return max(1, math.floor(size.cpus / wanted + GRAIN))
+
+
+def _require_fit(run: RunResources, size: ClusterSize, slots: int) -> None:
+    at_a_time = f" x {slots} trials at a time" if slots > 1 else ""
+    if run.gpus * slots > size.gpus + GRAIN:
+        raise UserError(
+            f"This asks for {run.workers} worker(s) x {run.gpus_per_worker:g} GPU{at_a_time} = "
+            f"{run.gpus * slots:g} GPUs, and the cluster has {size.gpus:g} ({size}). Lower "
+            "cluster.num_workers or cluster.gpus_per_worker, or set train.device=cpu."
+        )
+    if run.cpus * slots > size.cpus + GRAIN:
+        raise UserError(
+            f"This asks for {run}{at_a_time} = {run.cpus * slots:g} CPUs, and the cluster has "
+            f"{size.cpus:g} ({size}). Lower cluster.cpus_per_worker, cluster.cpus_per_reader, "
+            "cluster.cpus_per_rollout_actor or the number of workers, or leave them null."
+        )
+    places = sum(
+        min(
+            math.floor((cpus + GRAIN) / max(run.cpus_per_worker, GRAIN)),
+            math.floor((gpus + GRAIN) / run.gpus_per_worker) if run.gpus_per_worker else run.workers,
+        )
+        for cpus, gpus in size.nodes
+    )
+    if places < run.workers:
+        raise UserError(
+            f"Only {places} of {run.workers} worker(s) with {run.cpus_per_worker:g} CPU and "
+            f"{run.gpus_per_worker:g} GPU find a node ({size}). Lower cluster.cpus_per_worker, "
+            "cluster.gpus_per_worker or cluster.num_workers."
+        )
+    if min(run.cpus_per_worker, run.cpus_per_reader, run.cpus_per_rollout_actor) <= 0.0:
+        raise UserError(
+            f"Nothing is left for some part of the run: {run}, of {size}. Lower what is given in "
+            "cluster.*, or leave it null."
+        )
+
+
+def _round_down(value: float) -> float:
+    return math.floor(value / GRAIN) * GRAIN

@@ -1,0 +1,59 @@
+"""Kinematics of the arm against known figures, and its inverse against its forward kinematics."""
+
+import mujoco
+import numpy as np
+import pytest
+
+from imf_ray.sim.diana import READY_JOINTS, SIDES, ArmKinematics
+from imf_ray.sim.transfer import BASE_DISTANCE, scene_xml
+
+DOWN = {"left": (0.0, 1.0, 0.0, 0.0), "right": (0.0, 0.0, 1.0, 0.0)}
+
+
+@pytest.fixture(scope="module")
+def arms():
+    model = mujoco.MjModel.from_xml_string(scene_xml())
+    return {side: ArmKinematics(model, side) for side in SIDES}
+
+
+def test_tool_at_the_manufacturers_home_pose(arms):
+    home = [0, -np.pi / 4, 0, np.pi / 2, 0, np.pi / 4, 0]
+    flange, tool_length = (0.836, 0.006, 0.369), 0.15
+    tool = arms["left"].tool_pose(home)[:3] + [BASE_DISTANCE, 0, 0]
+    assert np.allclose(tool, np.add(flange, (tool_length, 0, 0)), atol=1e-3)
+
+
+def test_the_arms_are_mirror_images_turned_by_half_a_circle(arms):
+    joints = [0.3, -0.2, 0.1, 1.5, -0.4, 0.2, 0.5]
+    left, right = (arms[side].tool_pose(joints)[:3] for side in SIDES)
+    assert np.allclose(left * [-1, -1, 1], right)
+
+
+def test_ik_reaches_random_poses_near_the_ready_pose(arms):
+    random = np.random.default_rng(0)
+    for side, ready in zip(SIDES, READY_JOINTS, strict=True):
+        arm = arms[side]
+        for _ in range(50):
+            goal = np.clip(ready + random.uniform(-0.4, 0.4, 7), arm.lower, arm.upper)
+            pose = arm.tool_pose(goal)
+            assert_reaches(arm, arm.solve(pose, ready), pose)
+
+
+def test_ik_reaches_the_whole_cube_area_from_above(arms):
+    random = np.random.default_rng(1)
+    for _ in range(50):
+        pose = [*random.uniform((0.05, -0.1, 0.02), (0.25, 0.1, 0.2)), *DOWN["right"]]
+        assert_reaches(arms["right"], arms["right"].solve(pose, READY_JOINTS[1]), np.array(pose))
+
+
+def test_ik_out_of_reach_stays_within_the_joint_ranges(arms):
+    arm = arms["left"]
+    joints = arm.solve([2.0, 0.0, 0.5, *DOWN["left"]], READY_JOINTS[0])
+    assert (joints >= arm.lower).all() and (joints <= arm.upper).all()
+
+
+def assert_reaches(arm, joints, pose):
+    reached = arm.tool_pose(joints)
+    assert (joints >= arm.lower).all() and (joints <= arm.upper).all()
+    assert np.abs(reached[:3] - pose[:3]).max() < 1e-4
+    assert abs(reached[3:] @ pose[3:]) > 1 - 1e-6
