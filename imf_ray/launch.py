@@ -28,7 +28,8 @@ def run(module: str, purpose: str, main: Callable[[Config], None], argv: Sequenc
     Bad input ends in one message and code 2; a traceback is shown only with `debug=true`. Ctrl-C
     ends with code 130.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("imf_ray").setLevel(logging.INFO)
     parser = _parser(module, purpose)
     arguments = parser.parse_args(argv)
     debug = "debug=true" in (override.lower() for override in arguments.overrides)

@@ -1,4 +1,4 @@
-"""The improved-MeanFlow agent: trains an average velocity, and acts with one network call per chunk.
+"""The improved-MeanFlow agent: learns an average velocity, acts with one network call per chunk.
 
 Source: "Improved Mean Flows" (arXiv 2512.02012). Time runs from data (t = 0) to noise (t = 1):
 z_t = (1 - t) x + t e, with the velocity v* = e - x.
@@ -6,6 +6,7 @@ z_t = (1 - t) x + t e, with the velocity v* = e - x.
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ def sample_times_uniform(uniforms: Tensor) -> tuple[Tensor, Tensor]:
 def sample_times_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Uniforms (B, 3) -> (r, t), each (B,): the sampler of the iMF paper (arXiv 2512.02012).
 
-    The first two become sigmoid(N(-0.4, 1)) and are sorted; where the third is below one half, r := t.
-    P(t - r > 0.8) is 0.05 %.
+    The first two become sigmoid(N(-0.4, 1)) and are sorted; where the third is below one half,
+    r := t. P(t - r > 0.8) is 0.05 %.
     """
     normal = torch.special.ndtri(uniforms[:, :2]) * _LOGIT_NORMAL_STD + _LOGIT_NORMAL_MEAN
     low, high = normal.sigmoid().sort(dim=-1).values.unbind(dim=-1)
@@ -39,12 +40,12 @@ def squared_error(error: Tensor) -> Tensor:
 
 
 def pseudo_huber(error: Tensor) -> Tensor:
-    """Elementwise sqrt(1 + error^2) - 1: quadratic for small errors and linear for large ones (delta = 1)."""
+    """Elementwise sqrt(1 + error^2) - 1: quadratic below delta = 1, linear far above it."""
     return (1 + error.square()).sqrt() - 1
 
 
 def masked_mean(losses: Tensor, is_pad: Tensor, valid_count: Tensor | None = None) -> Tensor:
-    """Mean of losses (B, T, D) over the steps that are not padding (B, T), at least one step assumed.
+    """Mean of losses (B, T, D) over the steps (B, T) that are not padding; 0 if all are.
 
     valid_count replaces the number of valid steps in the denominator (see `VLAAgent.compute_loss`).
     """
@@ -67,14 +68,15 @@ LOSS_TYPES: dict[str, Callable[[Tensor], Tensor]] = {
 class IMFVLAAgent(VLAAgent):
     """`VLAAgent` with the iMF objective and one-step inference.
 
-    The training batch may hold its random numbers: "noise" (B, pred_horizon, action_dim), standard normal,
-    and "time_uniforms" (B, 3) in (0, 1). Without them torch's generator is used.
+    The training batch may hold its random numbers: "noise" (B, pred_horizon, action_dim), standard
+    normal, and "time_uniforms" (B, 3) in (0, 1). Without them torch's generator is used.
 
     Args:
-        loss_type: one of `LOSS_TYPES`. The default bounds the gradient of an error: a few batches in a
-            hundred have an extreme du/dt, and the squared error has been seen to diverge on them.
-        time_sampler: one of `TIME_SAMPLERS`. The default trains the corner (r = 0, t = 1) that one-step
-            inference uses some eighty times as often as the logit-normal one.
+        loss_type: one of `LOSS_TYPES`. The default bounds the gradient of an error: a few batches
+            in a hundred have an extreme du/dt, and the squared error has been seen to diverge on
+            them.
+        time_sampler: one of `TIME_SAMPLERS`. The default trains the corner (r = 0, t = 1) that
+            one-step inference uses some eighty times as often as the logit-normal one.
         kwargs: see `VLAAgent`.
     """
 
@@ -110,7 +112,7 @@ class IMFVLAAgent(VLAAgent):
             1, 0, self.inference_steps + 1, dtype=noise.dtype, device=noise.device
         )
         sample = noise
-        for t, r in zip(times[:-1], times[1:], strict=True):
+        for t, r in pairwise(times):
             sample = self._sample_one_step(sample, r, t, cond)
         return sample
 
@@ -132,12 +134,12 @@ class IMFVLAAgent(VLAAgent):
     def _compute_u_and_du_dt(
         self, z_t: Tensor, r: Tensor, t: Tensor, cond: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """u(z_t, r, t) and its total derivative by t along the flow, each (B, T, D); only u has a gradient.
+        """u(z_t, r, t) and its total derivative by t, each (B, T, D); only u has a gradient.
 
-        du/dt is the Jacobian-vector product of the network with (v, 0, 1), where v = u(z_t, t, t) is the
-        network's own instantaneous velocity.
+        du/dt is the Jacobian-vector product of the network with (v, 0, 1), where v = u(z_t, t, t)
+        is the network's own instantaneous velocity.
         """
-        # v is a direction of this very network, dropout masks included: both passes draw the same ones.
+        # v is this very network's direction, so both passes must draw the same dropout masks.
         with self._replayed_dropout(z_t.device), torch.no_grad():
             v = self.head(z_t, t, t, cond)
         u, du_dt = torch.func.jvp(
@@ -148,14 +150,14 @@ class IMFVLAAgent(VLAAgent):
         return u, du_dt.detach()
 
     def _replayed_dropout(self, device: torch.device) -> AbstractContextManager[None]:
-        """Restores the random state on leaving, so that what follows draws the same dropout masks."""
+        """Restores the random state on leaving: what follows draws the same dropout masks."""
         if not (self._head_has_dropout and self.training):
-            return nullcontext()  # forking the random state costs a little, and stops torch.compile
+            return nullcontext()  # torch.compile cannot trace a fork of the random state
         return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
     @classmethod
     def _compound_velocity(cls, u: Tensor, du_dt: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        """V = u + (t - r) sg(du/dt), the network's estimate of the instantaneous velocity (iMF, eq. for V)."""
+        """V = u + (t - r) sg(du/dt), the estimate of the instantaneous velocity."""
         return u + cls._broadcast_batch_time(t - r, u) * du_dt.detach()
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Normalization as part of the agent: statistics are buffers, so that a checkpoint alone predicts."""
+"""Normalization inside the agent: statistics are buffers, so that a checkpoint alone predicts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,20 +17,20 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 class Normalizer(nn.Module):
     """Maps a vector quantity to the network's scale and back, dimension by dimension.
 
-    "min_max" maps [min, max] to [-1, 1]; "mean_std" maps to zero mean and unit deviation; "identity" leaves
-    the scale alone. A dimension whose range is below 1e-4 is centred and not scaled. Quaternions (wxyz)
-    keep their scale in every mode: going in they are turned to the hemisphere w >= 0, since q and -q are the
-    same rotation; coming out they get unit length again.
+    "min_max" maps [min, max] to [-1, 1]; "mean_std" maps to zero mean and unit deviation;
+    "identity" leaves the scale alone. A dimension whose range is below 1e-4 is centred and not
+    scaled. Quaternions (wxyz) keep their scale in every mode: going in they are turned to the
+    hemisphere w >= 0, since q and -q are the same rotation; coming out they get unit length again.
 
     Args:
         dim: number of dimensions D.
         mode: one of `NORMALIZATION_TYPES`.
-        stats: "min", "max", "mean" and "std", each (D,); without them the map is the identity until a state
-            dict is loaded.
+        stats: "min", "max", "mean" and "std", each (D,); without them the map is the identity until
+            a state dict is loaded.
         quaternions: slices of the vector that hold quaternions.
 
     Raises:
-        ValueError: for an unknown mode, or statistics that are missing, of the wrong shape or not finite.
+        ValueError: for an unknown mode, or statistics that are missing, misshapen or not finite.
     """
 
     min: Tensor
@@ -48,7 +48,8 @@ class Normalizer(nn.Module):
         super().__init__()
         if mode not in NORMALIZATION_TYPES:
             raise ValueError(
-                f"normalization_type={mode!r} is unknown; choose one of {', '.join(NORMALIZATION_TYPES)}"
+                f"normalization_type={mode!r} is unknown; choose one of "
+                f"{', '.join(NORMALIZATION_TYPES)}"
             )
         self.mode = mode
         self.quaternions = tuple(quaternions)
@@ -98,7 +99,7 @@ class Normalizer(nn.Module):
 
 
 class ImageNormalizer(nn.Module):
-    """uint8 images -> floats of about zero mean and unit deviation, by ImageNet's channel statistics."""
+    """uint8 images -> floats of about zero mean and unit deviation (ImageNet's statistics)."""
 
     mean: Tensor
     std: Tensor

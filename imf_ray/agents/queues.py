@@ -1,4 +1,4 @@
-"""Observation history and action queue of one environment: which observation is seen, which action runs."""
+"""Observation history and action queue: which observation is seen, which action runs."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -12,11 +12,12 @@ from torch import Tensor
 class ChunkQueue:
     """Turns single observations into windows, and action chunks into single actions.
 
-    One control step is `push(obs)`; if `needs_chunk`, `extend(policy(window()))`; then `pop()`. Holds one
-    environment (time_axis=0) or a batch of environments in lock step (time_axis=1).
+    One control step is `push(obs)`; if `needs_chunk`, `extend(policy(window()))`; then `pop()`.
+    Holds one environment (time_axis=0) or a batch of environments in lock step (time_axis=1).
 
-    The policy looks only at the last obs_horizon observations before a chunk runs out. `wants_images` says,
-    before an observation is made, whether it is one of them, so that all other frames need no rendering.
+    The policy looks only at the last obs_horizon observations before a chunk runs out.
+    `wants_images` says, before an observation is made, whether it is one of them, so that all other
+    frames need no rendering.
 
     Args:
         obs_horizon: observations in a window.
@@ -49,8 +50,8 @@ class ChunkQueue:
     def push(self, obs: Mapping[str, Any]) -> None:
         """Appends an observation {"images": {camera: array}, "qpos": array}.
 
-        Images may be left out where `wants_images` is False, and are not kept there. Arrays are copied, as
-        simulators reuse theirs.
+        Images may be left out where `wants_images` is False, and are not kept there. Arrays are
+        copied, as simulators reuse theirs.
         """
         images = obs.get("images") if self.wants_images else None
         self._history.append(
@@ -72,7 +73,7 @@ class ChunkQueue:
         steps = [self._history[0]] * missing + list(self._history)
         if not all(step["images"] for step in steps):
             raise ValueError(
-                "an observation of the window has no images; render them whenever wants_images is True"
+                "an observation of the window has no images; render them whenever wants_images says"
             )
         return {
             "images": {
@@ -85,8 +86,8 @@ class ChunkQueue:
     def extend(self, chunk: Tensor) -> None:
         """Queues the executed part of a chunk (..., pred_horizon, action_dim).
 
-        A chunk starts at the oldest observation of its window, so that the action of the current step is
-        at index obs_horizon - 1.
+        A chunk starts at the oldest observation of its window, so that the action of the current
+        step is at index obs_horizon - 1.
 
         Raises:
             ValueError: if the chunk is too short.

@@ -1,4 +1,4 @@
-"""What every visuomotor agent shares: observation encoding, normalization, conditioning and queues."""
+"""What every agent shares: observation encoding, normalization, conditioning and queues."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -18,33 +18,34 @@ _EE_DIM = 16
 
 
 class VLAAgent(nn.Module, ABC):
-    """A policy from camera images and proprioception to action chunks, without its training objective.
+    """A policy from camera images and joint state to action chunks, without its objective.
 
-    The agent is the module that DDP wraps: its forward is the loss, so that gradients are averaged. A
-    subclass supplies the objective: `_loss_from_condition` and `_sample_actions`.
+    The agent is the module that DDP wraps: its forward is the loss, so that gradients are averaged.
+    A subclass supplies the objective: `_loss_from_condition` and `_sample_actions`.
 
-    A batch is a dict: "images" {camera: (B, obs_horizon, H, W, 3) uint8}, "qpos" (B, obs_horizon, state_dim),
-    "action" (B, pred_horizon, action_dim) in real units and "action_is_pad" (B, pred_horizon) bool; an
-    observation is its first two. Other keys and cameras are ignored.
+    A batch is a dict: "images" {camera: (B, obs_horizon, H, W, 3) uint8}, "qpos" (B, obs_horizon,
+    state_dim), "action" (B, pred_horizon, action_dim) in real units and "action_is_pad" (B,
+    pred_horizon) bool; an observation is its first two. Other keys and cameras are ignored.
 
-    The condition is a token sequence. "single_token": one token per observation step, all camera features and
-    the state side by side. "multi_token": one token per step and camera, its features and the state,
-    projected to the head's width.
+    The condition is a token sequence. "single_token": one token per observation step, all camera
+    features and the state side by side. "multi_token": one token per step and camera, its features
+    and the state, projected to the head's width.
 
     Args:
         action_dim, state_dim: widths of an action and of qpos.
         camera_names: cameras the policy looks at, in this order.
-        obs_horizon, pred_horizon, num_action_steps: observations per window, actions per chunk, and how many
-            of those are executed before the next chunk.
+        obs_horizon, pred_horizon, num_action_steps: observations per window, actions per chunk, and
+            how many of those are executed before the next chunk.
         inference_steps: network calls per chunk.
         vision_encoder: arguments of `MultiViewResNetEncoder` other than the cameras.
         head: arguments of the head other than its widths and lengths, which the agent knows.
         head_factory: builds the head; called with `IMFTransformer1D`'s argument names.
         condition: one of `CONDITIONS`.
         normalization_type: one of `normalization.NORMALIZATION_TYPES`, for qpos and actions.
-        action_space: one of `ACTION_SPACES`. "joint": joint targets (rad) and grippers. "ee": twice xyz (m),
-            quaternion wxyz, gripper; the state stays qpos.
-        stats: {"qpos": ..., "action": ...}, each as `Normalizer` takes them; None when a state dict follows.
+        action_space: one of `ACTION_SPACES`. "joint": joint targets (rad) and grippers. "ee": twice
+            xyz (m), quaternion wxyz, gripper; the state stays qpos.
+        stats: {"qpos": ..., "action": ...}, each as `Normalizer` takes them; None when a state dict
+            follows.
 
     Raises:
         ValueError: for an impossible combination, naming the option, its value and the way out.
@@ -74,8 +75,9 @@ class VLAAgent(nn.Module, ABC):
         check_choice("action_space", action_space, ACTION_SPACES)
         if action_space == "ee" and action_dim != _EE_DIM:
             raise ValueError(
-                f"action_space='ee' with action_dim={action_dim}: an end-effector action has {_EE_DIM} "
-                "numbers (twice xyz, quaternion, gripper); set action_space='joint' or fix the data"
+                f"action_space='ee' with action_dim={action_dim}: an end-effector action has "
+                f"{_EE_DIM} numbers (twice xyz, quaternion, gripper); set action_space='joint' or "
+                "fix the data"
             )
         self.action_dim = action_dim
         self.camera_names = tuple(camera_names)
@@ -100,7 +102,7 @@ class VLAAgent(nn.Module, ABC):
         else:
             if "n_emb" not in head:
                 raise ValueError(
-                    "condition='multi_token' projects its tokens to the head's width; set head.n_emb"
+                    "condition='multi_token' projects tokens to the head's width; set head.n_emb"
                 )
             cond_dim = head["n_emb"]
             self.projector = nn.Linear(self.vision_encoder.out_dim + state_dim, cond_dim)
@@ -132,9 +134,9 @@ class VLAAgent(nn.Module, ABC):
         """The scalar training loss of a batch.
 
         Optional keys make it a function of the batch alone and of how it was split over ranks:
-        "valid_count" (scalar tensor; valid actions of the global batch / number of ranks) replaces the
-        batch's own count of valid actions as the loss's denominator, so that gradients averaged over
-        ranks equal those of one process; a subclass names the random numbers it accepts.
+        "valid_count" (scalar tensor; valid actions of the global batch / number of ranks) replaces
+        the batch's own count of valid actions as the loss's denominator, so that gradients averaged
+        over ranks equal those of one process; a subclass names the random numbers it accepts.
 
         Raises:
             ValueError: if a camera's images are missing.
@@ -149,10 +151,12 @@ class VLAAgent(nn.Module, ABC):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Action chunks (B, pred_horizon, action_dim) in real units; index obs_horizon - 1 is for now.
+        """Action chunks (B, pred_horizon, action_dim) in real units.
+
+        Index obs_horizon - 1 is the action of the newest observation's step.
 
         Args:
-            obs: images {camera: (B, obs_horizon, H, W, 3) uint8} and qpos (B, obs_horizon, state_dim).
+            obs: images {camera: (B, obs_horizon, H, W, 3) uint8}, qpos (B, obs_horizon, state_dim).
             noise: standard normal (B, pred_horizon, action_dim) to start from; drawn if None.
             generator: source of the drawn noise, on any device.
         """
@@ -170,11 +174,11 @@ class VLAAgent(nn.Module, ABC):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The action (B, action_dim) of one control step; predicts a chunk only when the last one ran out.
+        """The action (B, action_dim) of one control step; predicts when the last chunk ran out.
 
         Args:
-            obs: this step's images {camera: (B, H, W, 3) uint8} and qpos (B, state_dim). Images may be left
-                out of steps the policy does not look at (`ChunkQueue.wants_images`).
+            obs: this step's images {camera: (B, H, W, 3) uint8} and qpos (B, state_dim). Images may
+                be left out of steps the policy does not look at (`ChunkQueue.wants_images`).
             noise, generator: as in `predict_action`, used when a chunk is due.
         """
         self._populate_queues(obs)
@@ -195,7 +199,7 @@ class VLAAgent(nn.Module, ABC):
         }
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
-        """AdamW parameter groups: the head's own if it defines them; of the rest, only weights decay."""
+        """AdamW parameter groups: the head's own if it has them; of the rest, only weights decay."""
         groups: list[dict[str, Any]] = []
         rest = dict(self.named_parameters())
         if hasattr(self.head, "get_optim_groups"):
@@ -210,7 +214,7 @@ class VLAAgent(nn.Module, ABC):
     def _loss_from_condition(
         self, actions: Tensor, cond: Tensor, batch: Mapping[str, Any]
     ) -> Tensor:
-        """The scalar loss of normalized actions (B, pred_horizon, action_dim) under condition tokens."""
+        """The scalar loss of normalized actions (B, pred_horizon, action_dim) under cond."""
 
     @abstractmethod
     def _sample_actions(self, noise: Tensor, cond: Tensor) -> Tensor:
@@ -266,7 +270,7 @@ def _check_horizons(obs: int, pred: int, executed: int, inference_steps: int) ->
     available = pred - obs + 1
     if executed > available:
         raise ValueError(
-            f"num_action_steps={executed} does not fit: a chunk of pred_horizon={pred} actions that starts "
-            f"obs_horizon={obs} observations back has {available} left from now on; set "
+            f"num_action_steps={executed} does not fit: of pred_horizon={pred} actions that start at "
+            f"the oldest of obs_horizon={obs} observations, {available} are left from now on; set "
             f"num_action_steps <= {available} or pred_horizon >= {executed + obs - 1}"
         )

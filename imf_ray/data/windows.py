@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imf_ray.data.episodes import EpisodeInfo, EpisodeSlice, read_slice
+from imf_ray.data.episodes import EpisodeSlice, read_slice
 from imf_ray.data.sampling import EpochPlan, SamplePlan
 
 Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
@@ -35,13 +35,13 @@ class WindowSpec:
         """(n, pred_horizon) steps predicted by samples at `steps` (n,); some lie outside."""
         return steps[:, None] + np.arange(self.pred_horizon) + 1 - self.obs_horizon
 
-    def read(self, info_path: str, length: int, start: int, stop: int) -> EpisodeSlice:
+    def read(self, path: str, length: int, start: int, stop: int) -> EpisodeSlice:
         """Read all that windows at sample starts [start, stop) of an episode need."""
         ends = np.array([start, stop - 1])
         frames = np.clip(self.observation_steps(ends), 0, length - 1)
         actions = np.clip(self.action_steps(ends), 0, length - 1)
         return read_slice(
-            info_path,
+            path,
             self.cameras,
             self.action_dataset,
             (int(frames.min()), int(frames.max()) + 1),
@@ -79,18 +79,22 @@ def concatenate(batches: Sequence[Batch], order: np.ndarray | None = None) -> Ba
 
 
 def sample_windows(
-    episodes: Sequence[EpisodeInfo], spec: WindowSpec, count: int, seed: int
+    episodes: Sequence[tuple[str, int]], spec: WindowSpec, count: int, seed: int
 ) -> Batch:
-    """`count` windows drawn without replacement from all steps of `episodes`, with that seed."""
-    offsets = np.cumsum([0] + [episode.length for episode in episodes])
+    """Up to `count` windows drawn without replacement from all steps of `episodes`.
+
+    Args:
+        episodes: pairs (path, length).
+    """
+    offsets = np.cumsum([0] + [length for _, length in episodes])
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.choice(offsets[-1], size=min(count, int(offsets[-1])), replace=False))
     parts = []
-    for number, episode in enumerate(episodes):
+    for number, (path, length) in enumerate(episodes):
         steps = ids[(ids >= offsets[number]) & (ids < offsets[number + 1])] - offsets[number]
         if len(steps):
-            slice_ = spec.read(episode.path, episode.length, int(steps[0]), int(steps[-1]) + 1)
-            parts.append(spec.cut(slice_, steps))
+            source = spec.read(path, length, int(steps[0]), int(steps[-1]) + 1)
+            parts.append(spec.cut(source, steps))
     return concatenate(parts)
 
 

@@ -1,10 +1,12 @@
 """The transformer with attention residuals: "Attention Residuals" (arXiv 2603.15031), full variant.
 
-An ordinary residual stream adds every sub-layer's output with weight one. Here each sub-layer chooses,
-per token, how much of every earlier output it reads: a softmax over depth whose query is a learned vector.
+An ordinary residual stream adds every sub-layer's output with weight one. Here each sub-layer
+chooses, per token, how much of every earlier output it reads: a softmax over depth whose query is a
+learned vector.
 
-Everything is written in plain differentiable operations (no fused attention, no complex numbers), because
-the iMF loss differentiates this network in forward mode (`torch.func.jvp`) and then in reverse mode.
+Everything is written in plain differentiable operations (no fused attention, no complex numbers),
+because the iMF loss differentiates this network in forward mode (`torch.func.jvp`) and then in
+reverse mode.
 """
 
 from collections.abc import Sequence
@@ -49,20 +51,20 @@ class RMSNorm(RMSNormNoWeight):
 def precompute_rope_freqs(
     head_dim: int, sequence_length: int, theta: float = 1e4
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables of rotary position embedding (arXiv 2104.09864), each (T, head_dim / 2).
+    """Cosine and sine tables of rotary positions (arXiv 2104.09864), each (T, head_dim / 2).
 
     Position p turns pair k by the angle p * theta^(-2k / head_dim).
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
-    positions = torch.arange(sequence_length, dtype=torch.float64)
-    angles = torch.outer(positions, theta**-exponents)
-    return angles.cos().float(), angles.sin().float()
+    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angles = torch.outer(torch.arange(sequence_length, dtype=torch.float32), frequencies)
+    return angles.cos(), angles.sin()
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the interleaved pairs (x0, x1), (x2, x3), ... of x (..., T, head_dim) by their positions' angles.
+    """Turns the pairs (x0, x1), (x2, x3), ... of x (..., T, head_dim) by their position's angles.
 
-    cos and sin are (T, head_dim / 2). The real form of the rotation, since compilers have no complex kernels.
+    cos and sin are (T, head_dim / 2). The real form of the rotation, since compilers have no
+    complex kernels.
     """
     a, b = _at_least_float32(x).unflatten(-1, (-1, 2)).unbind(dim=-1)
     rotated = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
@@ -97,10 +99,10 @@ class GroupedQuerySelfAttention(nn.Module):
         def split_heads(y: Tensor) -> Tensor:  # -> (B, n_kv_head, group, T, head_dim)
             return y.view(batch, length, self.n_kv_head, -1, self.head_dim).permute(0, 2, 3, 1, 4)
 
-        q = apply_rope(split_heads(self.w_q(x)), cos, sin)
+        q = apply_rope(split_heads(self.w_q(x)), cos, sin) * self.head_dim**-0.5
         k = apply_rope(split_heads(self.w_k(x)), cos, sin)
         v = split_heads(self.w_v(x))
-        scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
+        scores = q @ k.transpose(-2, -1)
         if self.causal:
             future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
             scores = scores.masked_fill(future, float("-inf"))
@@ -110,7 +112,10 @@ class GroupedQuerySelfAttention(nn.Module):
 
 
 class SwiGLUFFN(nn.Module):
-    """w_down(silu(w_gate x) * w_up x) (arXiv 2002.05202); the hidden width is rounded up to a multiple of 8."""
+    """w_down(silu(w_gate x) * w_up x) (arXiv 2002.05202).
+
+    The hidden width is mult * dim, rounded up to a multiple of 8.
+    """
 
     def __init__(self, dim: int, mult: float = 2.667, dropout: float = 0.0) -> None:
         super().__init__()
@@ -125,10 +130,11 @@ class SwiGLUFFN(nn.Module):
 
 
 class AttnResOperator(nn.Module):
-    """Softmax over depth: the weighted sum of all earlier outputs that a sub-layer reads (arXiv 2603.15031).
+    """Softmax over depth: the weighted sum of all earlier outputs that a sub-layer reads.
 
-    The logit of source s is pseudo_query . RMSNormNoWeight(s), without a 1/sqrt(d); the sum is over the raw
-    sources. The pseudo query starts at zero, so that the mix starts as a plain mean.
+    The logit of source s is pseudo_query . RMSNormNoWeight(s), without a 1/sqrt(d); the sum is over
+    the raw sources. The pseudo query starts at zero, so that the mix starts as a plain mean.
+    Source: arXiv 2603.15031.
     """
 
     def __init__(self, dim: int) -> None:
@@ -138,9 +144,10 @@ class AttnResOperator(nn.Module):
     def forward(self, sources: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
         """n sources (B, T, dim) and their logits (B, T, 1) -> their mix (B, T, dim).
 
-        The logits come from outside, because a source's logits against all later pseudo queries cost one
-        matmul when they are computed together (`AttnResTransformerBackbone`). The sum is accumulated source
-        by source: stacking them would keep a copy of every earlier output for every sub-layer.
+        The logits come from outside, because a source's logits against all later pseudo queries
+        cost one matmul when they are computed together (`AttnResTransformerBackbone`). The sum is
+        accumulated source by source: stacking them would keep a copy of every earlier output for
+        every sub-layer.
         """
         weights = torch.cat(tuple(logits), dim=-1).softmax(dim=-1).to(sources[0].dtype)
         first, *rest = weights.split(1, dim=-1)
@@ -151,7 +158,7 @@ class AttnResOperator(nn.Module):
 
 
 class AttnResSubLayer(nn.Module):
-    """One attention or feed-forward sub-layer: fn(RMSNorm(mix of all earlier outputs)); no other residual."""
+    """One attention or feed-forward sub-layer: fn(RMSNorm(mix of all earlier outputs))."""
 
     def __init__(self, dim: int, fn: nn.Module, eps: float = 1e-6) -> None:
         super().__init__()
@@ -166,10 +173,10 @@ class AttnResSubLayer(nn.Module):
 
 
 class AttnResTransformerBackbone(nn.Module):
-    """n_layer transformer blocks of two sub-layers each (attention, SwiGLU) joined by attention residuals.
+    """n_layer blocks of two sub-layers (attention, SwiGLU), joined by attention residuals.
 
-    The output is the plain sum of the embedding and all sub-layer outputs. Positions are rotary over the
-    whole sequence; their tables are not part of the state dict. Source: arXiv 2603.15031.
+    The output is the plain sum of the embedding and all sub-layer outputs. Positions are rotary
+    over the whole sequence; their tables are not part of the state dict. Source: arXiv 2603.15031.
     """
 
     rope_cos: Tensor

@@ -1,4 +1,4 @@
-"""The iMF head: a transformer over [r, t, condition..., action...] tokens that predicts the average velocity."""
+"""The iMF head: a transformer over [r, t, condition..., action...] tokens."""
 
 import math
 from typing import Any
@@ -12,7 +12,10 @@ BACKBONE_TYPES = ("attnres_full",)
 
 
 def sinusoidal_time_embedding(tau: Tensor, dim: int) -> Tensor:
-    """Times tau (B,) in [0, 1], unscaled -> (B, dim): sines, then cosines, of dim/2 frequencies from 1 to 1e-4."""
+    """Times tau (B,) in [0, 1] -> (B, dim): sines, then cosines, of tau times 1 ... 1e-4.
+
+    The dim/2 frequencies are those of arXiv 1706.03762; tau is not scaled up first.
+    """
     half = dim // 2
     steps = torch.arange(half, dtype=tau.dtype, device=tau.device)
     frequencies = torch.exp(steps * (-math.log(1e4) / max(half - 1, 1)))
@@ -21,10 +24,10 @@ def sinusoidal_time_embedding(tau: Tensor, dim: int) -> Tensor:
 
 
 class IMFTransformer1D(nn.Module):
-    """Average-velocity network u(z_t, r, t | cond) of improved MeanFlow (arXiv 2512.02012) for action chunks.
+    """Average velocity u(z_t, r, t | cond) of an action chunk (iMF, arXiv 2512.02012).
 
-    The backbone is the attention-residual transformer (arXiv 2603.15031). Argument order, defaults and
-    state-dict keys are those of RoboIMI's head, so that its weights load.
+    The backbone is the attention-residual transformer (arXiv 2603.15031). Argument order, defaults
+    and state-dict keys are those of RoboIMI's head, so that its weights load.
 
     Args:
         input_dim: width of a noisy action.
@@ -40,10 +43,12 @@ class IMFTransformer1D(nn.Module):
         n_cond_layers: layers of a separate condition encoder; this backbone has none.
         backbone_type: one of `BACKBONE_TYPES`.
         n_kv_head: key/value heads, a divisor of n_head.
-        attn_res_ffn_mult, attn_res_eps, attn_res_rope_theta: SwiGLU width factor, RMSNorm epsilon, RoPE base.
+        attn_res_ffn_mult, attn_res_eps, attn_res_rope_theta: SwiGLU width factor, RMSNorm epsilon,
+            RoPE base.
 
     Raises:
-        ValueError: for a combination that cannot be built, naming the option, its value and the way out.
+        ValueError: for a combination that cannot be built, naming the option, its value and the way
+            out.
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class IMFTransformer1D(nn.Module):
         self.horizon = horizon
         self.n_emb = n_emb
         self.obs_as_cond = cond_dim > 0
-        # Part of RoboIMI's state dict. Without requires_grad, as DDP waits for every gradient it expects.
+        # Part of RoboIMI's state dict. Not trainable, as DDP waits for every gradient it expects.
         self._dummy_variable = nn.Parameter(torch.empty(0), requires_grad=False)
         self.input_emb = nn.Linear(input_dim, n_emb)
         self.cond_obs_emb = nn.Linear(cond_dim, n_emb) if self.obs_as_cond else None
@@ -116,7 +121,7 @@ class IMFTransformer1D(nn.Module):
             raise ValueError(
                 "cond is required: the head was built with cond_dim > 0; pass the condition tokens"
                 if self.obs_as_cond
-                else "cond is given, but the head was built with cond_dim=0; build it with cond_dim > 0"
+                else "cond is given to a head built with cond_dim=0; build it with cond_dim > 0"
             )
         batch = sample.shape[0]
         tokens = [self._time_token(r.expand(batch)), self._time_token(t.expand(batch))]
@@ -127,7 +132,7 @@ class IMFTransformer1D(nn.Module):
         return self.head(self.ln_f(x[:, -self.horizon :]))
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
-        """AdamW parameter groups: Linear weights decay; biases, norm gains and pseudo queries do not."""
+        """AdamW parameter groups: Linear weights decay; biases, gains, pseudo queries do not."""
         decaying = {
             f"{name}.weight" for name, m in self.named_modules() if isinstance(m, nn.Linear)
         }
@@ -155,7 +160,7 @@ def _check_heads(n_emb: int, n_head: int, n_kv_head: int) -> None:
         raise ValueError(f"n_kv_head={n_kv_head}: at least one is needed; set n_kv_head >= 1")
     if n_emb % n_head:
         raise ValueError(
-            f"n_emb={n_emb} is not divisible by n_head={n_head}; choose n_emb as a multiple of n_head"
+            f"n_emb={n_emb} is not divisible by n_head={n_head}; choose n_emb as a multiple of it"
         )
     if n_head % n_kv_head:
         raise ValueError(
@@ -181,6 +186,6 @@ def _check_backbone(backbone_type: str, time_as_cond: bool, n_cond_layers: int) 
         )
     if n_cond_layers:
         raise ValueError(
-            f"n_cond_layers={n_cond_layers}: backbone_type={backbone_type!r} has no condition encoder; "
-            "set n_cond_layers=0"
+            f"n_cond_layers={n_cond_layers}: backbone_type={backbone_type!r} has no condition "
+            "encoder; set n_cond_layers=0"
         )

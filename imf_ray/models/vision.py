@@ -21,15 +21,16 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 class ResNetTrunk(nn.Module):
     """The convolutional part of a ResNet of basic blocks (arXiv 1512.03385), at any four widths.
 
-    The defaults give torchvision's resnet18 without its pooling and classifier, under the same state-dict
-    keys. A trunk trained from scratch uses GroupNorm with 16 channels a group, as Diffusion Policy does
-    (arXiv 2303.04137): averaged weights (EMA) and small batches break BatchNorm. A pretrained trunk keeps
-    its BatchNorm as a fixed affine map (`torchvision.ops.FrozenBatchNorm2d`).
+    The defaults give torchvision's resnet18 without its pooling and classifier, under the same
+    state-dict keys. A trunk trained from scratch uses GroupNorm with 16 channels a group, as
+    Diffusion Policy does (arXiv 2303.04137): averaged weights (EMA) and small batches break
+    BatchNorm. A pretrained trunk keeps its BatchNorm as a fixed affine map
+    (`torchvision.ops.FrozenBatchNorm2d`).
 
     Args:
         stage_widths: channels of the four stages; the stem has the first stage's.
         blocks_per_stage: basic blocks of the four stages.
-        pretrained_weights: a member of torchvision's ResNet18_Weights such as "IMAGENET1K_V1", or None.
+        pretrained_weights: a member of torchvision's ResNet18_Weights ("IMAGENET1K_V1"), or None.
 
     Raises:
         ValueError: for unknown weights, or weights asked for at other than resnet18's sizes.
@@ -44,7 +45,7 @@ class ResNetTrunk(nn.Module):
         super().__init__()
         if len(stage_widths) != 4 or len(blocks_per_stage) != 4:
             raise ValueError(
-                f"stage_widths={tuple(stage_widths)} and blocks_per_stage={tuple(blocks_per_stage)}: "
+                f"stage_widths={tuple(stage_widths)}, blocks_per_stage={tuple(blocks_per_stage)}: "
                 "a ResNet trunk has four stages; give four numbers for each"
             )
         self.out_channels = stage_widths[-1]
@@ -84,10 +85,11 @@ class ResNetTrunk(nn.Module):
 
 
 class SpatialSoftmax(nn.Module):
-    """Expected image position of each keypoint (arXiv 1504.00702, "Deep Spatial Autoencoders" 1509.06113).
+    """Expected image position of each keypoint (arXiv 1504.00702, arXiv 1509.06113).
 
-    A 1x1 convolution makes one map per keypoint; a softmax turns each map into a distribution over its
-    pixels; the output is that distribution's mean x and y, with -1 and 1 at the outermost pixels.
+    A 1x1 convolution makes one map per keypoint; a softmax turns each map into a distribution over
+    its pixels; the output is that distribution's mean x and y, with -1 and 1 at the outermost
+    pixels.
     """
 
     def __init__(self, in_channels: int, num_keypoints: int = 32) -> None:
@@ -127,7 +129,7 @@ class MultiViewResNetEncoder(nn.Module):
     Args:
         camera_names: the cameras, in the order of the output.
         vision_backbone_mode: one of `VISION_BACKBONE_MODES`.
-        use_separate_rgb_encoder_per_camera: separate weights per camera; otherwise one encoder for all.
+        use_separate_rgb_encoder_per_camera: weights of its own per camera, or one encoder for all.
         pretrained_backbone_weights: see `ResNetTrunk`.
         freeze_backbone: the trunks get no gradient; keypoints and projections still train.
         num_keypoints: keypoints of the spatial softmax; features per camera are twice as many.
@@ -171,11 +173,11 @@ class MultiViewResNetEncoder(nn.Module):
         self.encoders = nn.ModuleDict({name: build_encoder() for name in names})
 
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:
-        """Encodes images that are already normalised (mean and standard deviation per colour channel).
+        """Encodes images that are already normalized (mean and deviation per colour channel).
 
         Args:
-            images: one (N, 3, H, W) float tensor per camera; sizes may differ between cameras, and cameras
-                that are not among `camera_names` are ignored.
+            images: one (N, 3, H, W) float tensor per camera; sizes may differ between cameras, and
+                cameras that are not among `camera_names` are ignored.
 
         Returns:
             (N, K, 2 * num_keypoints), K cameras in the order of `camera_names`.

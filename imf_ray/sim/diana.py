@@ -27,8 +27,8 @@ GRIPPER_OPENING = 2 * FINGER_STROKE  # m
 # starts on the side of its singularity (joint 6 = 0) where its work is.
 READY_JOINTS: Array = np.array(
     [
-        [0.0, -0.70, 0.0, 2.90, 0.0, 3.60 - np.pi / 2, -np.pi / 2],
-        [0.0, 0.50, 0.0, 2.60, 0.0, 2.10 - np.pi, 0.0],
+        [0.0, -0.65, 0.0, 2.80, 0.0, 3.45 - np.pi / 2, -np.pi / 2],
+        [0.0, 0.35, 0.0, 2.55, 0.0, 2.20 - np.pi, 0.0],
     ]
 )  # rad
 
@@ -137,7 +137,7 @@ def _gripper_xml(side: str) -> str:
         <inertial pos="0 0 0.04" mass="0.5" diaginertia="6e-4 4e-4 6e-4"/>
         {_cylinder("0 0 0 0 0 0.02", 0.034, f"{side}_accent")}
         <geom type="box" pos="0 0 0.046" size="0.026 0.062 0.028" material="dark"/>
-        <site name="{side}_tool" pos="0 0 {_TOOL_DISTANCE}"/>
+        <site name="{side}_tool" group="4" pos="0 0 {_TOOL_DISTANCE}"/>
         {fingers}
       </body>"""
 

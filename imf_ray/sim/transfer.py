@@ -18,9 +18,9 @@ CONTROL_HZ = 50
 PHYSICS_TIMESTEP = 0.002  # s
 SUBSTEPS = round(1 / (CONTROL_HZ * PHYSICS_TIMESTEP))
 
-# Two arms on a table whose top is the plane z = 0, facing each other along x. Each reaches the
-# middle with a bent elbow, and can still draw its hand back from there before the elbow folds up.
-BASE_DISTANCE = 0.65  # m, from the middle to either base
+# Two arms on a table whose top is the plane z = 0, facing each other along x. So far apart, each
+# reaches the middle with a bent elbow, and grasps the nearest cube before its wrist gets singular.
+BASE_DISTANCE = 0.7  # m, from the middle to either base
 
 CUBE_HALF_SIZE = 0.02  # m
 CUBE_AREA = ((0.05, 0.25), (-0.1, 0.1))  # m, ranges of x and y at the start
@@ -45,11 +45,11 @@ class Camera(NamedTuple):
 CAMERAS = {
     "r_vis": Camera((0.16, 0.60, 0.52), (0.10, 0.0, 0.14), (0.0, 0.0, 1.0), 50.0),
     "top": Camera((0.0, 0.0, 1.5), (0.0, 0.0, 0.0), (0.0, 1.0, 0.0), 40.0),
-    "front": Camera((0.0, -1.15, 0.76), (0.0, 0.0, 0.16), (0.0, 0.0, 1.0), 46.0),
+    "front": Camera((0.0, -1.2, 0.8), (0.0, 0.0, 0.2), (0.0, 0.0, 1.0), 50.0),
 }
 
 
-class SimTransferEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
+class SimTransferEnv(gymnasium.Env[dict[str, Any], Any]):
     """Two DianaMed arms hand over a cube at 50 Hz.
 
     Observation: `qpos` (16,) and `qvel` (16,) float32, left arm first, each arm 7 joints in rad
@@ -69,7 +69,7 @@ class SimTransferEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     m and quaternion wxyz).
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012
     control_hz = CONTROL_HZ
 
     def __init__(
@@ -271,7 +271,7 @@ class SimTransferEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         }
         if self._render_images:
             picture = spaces.Box(0, 255, (*self._image_size, 3), np.uint8)
-            entries["images"] = spaces.Dict({name: picture for name in self._camera_names})
+            entries["images"] = spaces.Dict(dict.fromkeys(self._camera_names, picture))
         return spaces.Dict(entries)
 
 
@@ -318,7 +318,9 @@ def _require_known(what: str, names: Iterable[str], known: Iterable[str]) -> Non
 
 
 def _height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    size = (
+        (image_size, image_size) if isinstance(image_size, int | np.integer) else tuple(image_size)
+    )
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"image_size must be pixels or (height, width), got {image_size!r}")
     return int(size[0]), int(size[1])
@@ -380,7 +382,7 @@ def scene_xml() -> str:
     <light pos="0.4 -0.8 2.2" dir="-0.2 0.35 -1" diffuse="0.55 0.55 0.52" castshadow="true"/>
     <light pos="-0.6 0.9 2" dir="0.3 -0.4 -1" diffuse="0.2 0.2 0.22" castshadow="false"/>
     <geom name="floor" type="plane" pos="0 0 -0.75" size="4 4 0.1" material="floor"/>
-    <geom name="table" type="box" pos="0 0 -0.025" size="0.9 0.45 0.025" material="wood"/>
+    <geom name="table" type="box" pos="0 0 -0.025" size="0.95 0.45 0.025" material="wood"/>
     {_table_legs_xml()}
     {"".join(_camera_xml(name, camera) for name, camera in CAMERAS.items())}
     {diana.arm_xml("left", f"{-BASE_DISTANCE} 0 0", 0.0)}
@@ -399,6 +401,6 @@ def _table_legs_xml() -> str:
     return "".join(
         f"""
     <geom type="box" pos="{x} {y} -0.4" size="0.03 0.03 0.35" material="leg"/>"""
-        for x in (-0.83, 0.83)
+        for x in (-0.88, 0.88)
         for y in (-0.38, 0.38)
     )

@@ -19,7 +19,7 @@ def arms():
 def test_tool_at_the_manufacturers_home_pose(arms):
     home = [0, -np.pi / 4, 0, np.pi / 2, 0, np.pi / 4, 0]
     flange, tool_length = (0.836, 0.006, 0.369), 0.15
-    tool = arms["left"].tool_pose(home)[:3] + [BASE_DISTANCE, 0, 0]
+    tool = np.add(arms["left"].tool_pose(home)[:3], (BASE_DISTANCE, 0, 0))
     assert np.allclose(tool, np.add(flange, (tool_length, 0, 0)), atol=1e-3)
 
 
@@ -34,7 +34,7 @@ def test_ik_reaches_random_poses_near_the_ready_pose(arms):
     for side, ready in zip(SIDES, READY_JOINTS, strict=True):
         arm = arms[side]
         for _ in range(50):
-            goal = np.clip(ready + random.uniform(-0.4, 0.4, 7), arm.lower, arm.upper)
+            goal = np.clip(ready + random.uniform(-0.25, 0.25, 7), arm.lower, arm.upper)
             pose = arm.tool_pose(goal)
             assert_reaches(arm, arm.solve(pose, ready), pose)
 

@@ -49,7 +49,7 @@ def test_motion_is_smooth_and_within_the_speed_limits(make_env):
     joints = actions.reshape(EPISODE_STEPS, 2, 8)[..., :7].astype(np.float64)
     speed = np.diff(joints, axis=0) * CONTROL_HZ
     acceleration = np.diff(speed, axis=0) * CONTROL_HZ
-    assert (np.abs(speed) < SPEED_LIMITS / 2).all()
+    assert (np.abs(speed) < 0.6 * SPEED_LIMITS).all()
     assert np.abs(acceleration).max() < 6  # rad/s^2
 
 

@@ -1,0 +1,109 @@
+"""Agents on disk: weights in safetensors beside the configuration that they belong to.
+
+    model.safetensors       the weights, normalization statistics included
+    model_ema.safetensors   their moving average, where there is one
+    config.yaml             the resolved configuration
+
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+from imf_ray.agents.imf import IMFVLAAgent
+from imf_ray.agents.vla import VLAAgent
+from imf_ray.config import AgentConfig, Config, config_from_dict, to_yaml
+from imf_ray.errors import UserError
+
+WEIGHTS, EMA_WEIGHTS, CONFIG = "model.safetensors", "model_ema.safetensors", "config.yaml"
+Stats = Mapping[str, Mapping[str, Any]]
+
+
+def build_agent(config: AgentConfig, action_space: str, stats: Stats | None = None) -> VLAAgent:
+    """A new agent; `stats` as of `Normalizer`, None when weights are loaded into it.
+
+    Raises:
+        UserError: an impossible combination of options.
+    """
+    vision = asdict(config.vision_backbone)
+    del vision["camera_names"]
+    try:
+        return IMFVLAAgent(
+            action_dim=config.action_dim,
+            state_dim=config.state_dim,
+            camera_names=config.camera_names,
+            obs_horizon=config.obs_horizon,
+            pred_horizon=config.pred_horizon,
+            num_action_steps=config.num_action_steps,
+            inference_steps=config.inference_steps,
+            vision_encoder=vision,
+            head=asdict(config.head),
+            condition=config.condition,
+            normalization_type=config.normalization_type,
+            action_space=action_space,
+            loss_type=config.loss_type,
+            time_sampler=config.time_sampler,
+            stats=stats,
+        )
+    except ValueError as error:
+        raise UserError(f"agent={config.name} cannot be built: {error}") from error
+
+
+def save_agent(
+    folder: Path, agent: VLAAgent, config: Config, ema: Mapping[str, torch.Tensor] | None
+) -> None:
+    """Write the agent's files into an existing folder."""
+    save_file(agent.state_dict(), folder / WEIGHTS)
+    if ema is not None:
+        save_file(dict(ema), folder / EMA_WEIGHTS)
+    (folder / CONFIG).write_text(to_yaml(config))
+
+
+def load_config_of(folder: Path) -> Config:
+    """The configuration that a checkpoint was trained with.
+
+    Raises:
+        UserError: the folder is not a checkpoint.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder} is not a checkpoint: it has no {CONFIG}.")
+    return config_from_dict(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+
+
+def load_agent(folder: Path, ema: bool = True, device: str = "cpu") -> tuple[VLAAgent, Config]:
+    """The agent of a checkpoint, in evaluation mode, and its configuration.
+
+    Args:
+        ema: take the averaged weights where there are any.
+
+    Raises:
+        UserError: the folder is not a checkpoint, or its weights do not fit its configuration.
+    """
+    config = load_config_of(folder)
+    agent = build_agent(config.agent, config.task.action_space)
+    try:
+        agent.load_state_dict(load_file(weights_path(folder, ema)))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"The weights of {folder} cannot be loaded: {error}") from error
+    return agent.to(device).eval(), config
+
+
+def weights_path(folder: Path, ema: bool) -> Path:
+    """The weights file that is judged."""
+    averaged = folder / EMA_WEIGHTS
+    return averaged if ema and averaged.is_file() else folder / WEIGHTS
+
+
+def weights_digest(folder: Path, ema: bool) -> str:
+    """A short digest of the weights that are judged."""
+    return hashlib.sha256(weights_path(folder, ema).read_bytes()).hexdigest()[:16]

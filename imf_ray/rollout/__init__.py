@@ -1,0 +1,1 @@
+"""Judging policies in simulation: episodes, parallel actors, records, intervals, videos."""

@@ -1,0 +1,1 @@
+"""Distributed training: the worker's loop, optimizer, checkpoints, validation and tracking."""

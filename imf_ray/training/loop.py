@@ -1,0 +1,280 @@
+"""What one training worker does: plain PyTorch with a few calls to Ray Train.
+
+The same loop runs on one CPU, eight GPUs or a cluster. The agent is the module that DDP wraps and
+its forward is the loss, so that gradients are averaged although they pass a JVP.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS, build_agent
+from imf_ray.agents.vla import VLAAgent
+from imf_ray.config import Config, config_from_dict
+from imf_ray.data.draws import sample_draws
+from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream
+from imf_ray.data.statistics import Statistics
+from imf_ray.data.windows import Batch
+from imf_ray.training.checkpoint import (
+    SavedCheckpoint,
+    load_trainer_state,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from imf_ray.training.optimizer import WeightAverage, make_optimizer, make_schedule
+from imf_ray.training.tracking import Tracker, record_worker
+
+
+@dataclass(frozen=True)
+class TrainPayload:
+    """What the driver hands to every worker."""
+
+    config: dict[str, Any]
+    run_dir: str
+    stream: EpisodeStream
+    statistics: Statistics
+
+
+class Trainer:
+    """The trained state of one worker: agent, average, optimizer, schedule and step."""
+
+    def __init__(self, config: Config, statistics: Statistics, device: torch.device) -> None:
+        torch.manual_seed(config.train.seed)  # the same first weights on every rank
+        self._config = config
+        self.agent: VLAAgent = build_agent(config.agent, config.task.action_space, statistics)
+        self.agent.to(device).train()
+        self.device = device
+        self.step = 0
+        self.average = WeightAverage(self.agent) if config.train.ema else None
+        self.optimizer = make_optimizer(self.agent, config.train)
+        self.schedule = make_schedule(self.optimizer, config.train)
+        self.module: nn.Module = self.agent
+
+    def distribute(self) -> None:
+        """Wrap the agent for data parallelism; its gradients are averaged from here on."""
+        self.module = ray.train.torch.prepare_model(self.agent)
+
+    def restore(self, checkpoint: SavedCheckpoint) -> None:
+        """Go on from a checkpoint: the run that follows is the one that would have been."""
+        self.step = checkpoint.step
+        self.agent.load_state_dict(load_file(checkpoint.path / WEIGHTS))
+        if self.average is not None:
+            averaged = load_file(checkpoint.path / EMA_WEIGHTS)
+            self.average.state = {name: v.to(self.device) for name, v in averaged.items()}
+        state = load_trainer_state(checkpoint.path, str(self.device))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+    def save(self, run_dir: Path, epoch: float) -> SavedCheckpoint:
+        """Write a checkpoint of the present step."""
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        average = None if self.average is None else self.average.state
+        return save_checkpoint(
+            run_dir, self.step, epoch, self.agent, self._config, average, state
+        )
+
+    def update(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """One optimization step; returns the loss and the gradient norm before clipping."""
+        loss = self.module(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.agent.parameters(), self._config.train.grad_clip)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update(self.agent, self.step)
+        self.step += 1
+        return loss.detach(), norm
+
+
+def to_tensors(
+    batch: Batch, config: Config, epoch: int, device: torch.device, world_size: int = 1
+) -> dict[str, Any]:
+    """A batch of windows on the device, with the objective's random numbers of its samples.
+
+    Images stay uint8. `valid_count` is the number of valid actions of the global batch over the
+    world size, which makes averaged gradients equal to those of a single process.
+    """
+    ids = batch["sample_id"]
+    assert isinstance(ids, np.ndarray)
+    shape = (config.agent.pred_horizon, config.agent.action_dim)
+    draws = sample_draws(config.train.seed, epoch, ids, shape)
+    tensors: dict[str, Any] = {
+        key: {name: torch.from_numpy(v).to(device, non_blocking=True) for name, v in value.items()}
+        if isinstance(value, dict)
+        else torch.from_numpy(value).to(device, non_blocking=True)
+        for key, value in {**batch, **draws}.items()
+    }
+    valid = (~tensors["action_is_pad"]).sum().float()
+    if world_size > 1:
+        torch.distributed.all_reduce(valid)
+    tensors["valid_count"] = valid / world_size
+    return tensors
+
+
+def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
+    """The function that Ray Train runs on every worker."""
+    payload: TrainPayload = train_loop_config["payload"]
+    config, stream, run_dir = (
+        config_from_dict(payload.config),
+        payload.stream,
+        Path(payload.run_dir),
+    )
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    record_worker(run_dir, rank)
+    torch.set_num_threads(max(1, int(train_loop_config["cpus"])))
+
+    trainer = Trainer(config, payload.statistics, ray.train.torch.get_device())
+    start = newest_checkpoint(run_dir)
+    if start is not None:
+        trainer.restore(start)
+    trainer.distribute()
+    tracker = Tracker(run_dir, config, trainer.step) if rank == 0 else None
+    reporter = _Reporter(config, stream.plan.steps_per_epoch, rank)
+    if start is not None:
+        reporter.report_again(start)
+
+    iterator = ray.train.get_dataset_shard(DATASET_NAME)
+    batches = stream.batches(iterator, rank, world_size, trainer.step)
+    clock = _Clock()
+    for batch in clock.timed(batches):
+        epoch = trainer.step // stream.plan.steps_per_epoch
+        torch.manual_seed(_dropout_seed(config.train.seed, trainer.step, rank))
+        tensors = to_tensors(batch, config, epoch, trainer.device, world_size)
+        loss, norm = trainer.update(tensors)
+        progress = trainer.step / stream.plan.steps_per_epoch
+        if trainer.step % config.train.log_freq == 0 or trainer.step == config.train.max_steps:
+            metrics = _metrics(loss, norm, trainer, progress, clock, world_size)
+            if tracker is not None:
+                tracker.log(trainer.step, metrics)
+            reporter.metrics = metrics
+        if reporter.due(trainer.step):
+            saved = trainer.save(run_dir, progress) if rank == 0 else None
+            reporter.report(trainer.step, progress, saved)
+    swanlab_run = None
+    if tracker is not None:
+        for step, found in reporter.validated():
+            tracker.log_validation(step, found)
+        swanlab_run = tracker.swanlab_run
+        tracker.close()
+    return {"step": trainer.step, "swanlab_run": swanlab_run}
+
+
+class _Reporter:
+    """When a checkpoint is due, whether it is validated, and telling Ray Train of it."""
+
+    def __init__(self, config: Config, steps_per_epoch: int, rank: int) -> None:
+        self._train = config.train
+        self._validation_period = config.train.rollout_val_freq_epochs * steps_per_epoch
+        self._rank = rank
+        self.metrics: dict[str, float] = {}
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint follows after `step` updates."""
+        last = step == self._train.max_steps
+        return last or step % self._train.save_freq == 0 or self._validation_due(step)
+
+    def _validation_due(self, step: int) -> bool:
+        if self._validation_period and step % self._validation_period == 0:
+            return True
+        if step == self._train.max_steps and self._validation_period:
+            return True
+        return self._train.rollout_validate_on_checkpoint
+
+    def report(self, step: int, epoch: float, saved: SavedCheckpoint | None) -> None:
+        """Every rank calls this; rank 0 brings the checkpoint."""
+        checkpoint = None
+        if saved is not None:
+            checkpoint = ray.train.Checkpoint.from_directory(str(saved.path))
+        ray.train.report(
+            {"step": step, "epoch": epoch, **self.metrics},
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+            validation=saved is not None and self._validation_due(step),
+        )
+
+    def report_again(self, start: SavedCheckpoint) -> None:
+        """Report the checkpoint that the run goes on from, if its report was lost."""
+        known = None
+        if self._rank == 0:
+            known = any(entry.checkpoint.path == str(start.path) for entry in _reported())
+        if not ray.train.collective.broadcast_from_rank_zero(known):
+            self.report(start.step, start.epoch, start if self._rank == 0 else None)
+
+    def validated(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Steps and metrics of the checkpoints whose validation is known by now."""
+        for entry in _reported():
+            if entry.status == ray.train.ReportedCheckpointStatus.VALIDATED:
+                yield int(entry.metrics["step"]), entry.metrics
+
+
+def _reported() -> list[Any]:
+    return ray.train.get_all_reported_checkpoints(
+        ray.train.CheckpointConsistencyMode.COMMITTED, timeout_s=30
+    )
+
+
+class _Clock:
+    """Shares of time: waiting for data, and the rest."""
+
+    def __init__(self) -> None:
+        self._waited, self._since = 0.0, time.perf_counter()
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass batches on, counting the time until each is there."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def data_wait(self) -> float:
+        """Share of the time since the last call that was spent waiting for data."""
+        now = time.perf_counter()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return share
+
+
+def _metrics(
+    loss: Tensor, norm: Tensor, trainer: Trainer, epoch: float, clock: _Clock, world_size: int
+) -> dict[str, float]:
+    if world_size > 1:
+        torch.distributed.all_reduce(loss)
+        loss = loss / world_size
+    value = float(loss)
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"The loss is {value} at step {trainer.step}: lower train.lr, or look at the data."
+        )
+    return {
+        "loss": value,
+        "grad_norm": float(norm),
+        "lr": trainer.schedule.get_last_lr()[0],
+        "epoch": epoch,
+        "data_wait": clock.data_wait(),
+    }
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Dropout masks follow (seed, step, rank), so that a resumed run draws the same ones."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])

@@ -1,0 +1,130 @@
+"""What a run tells the world: a line a person can read, a file of metrics, and SwanLab."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from imf_ray.config import Config, config_to_dict
+
+METRICS_FILE, WORKERS_DIR, SWANLAB_DIR = "metrics.jsonl", "workers", "swanlab"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """Where one rank of a run lives."""
+
+    rank: int
+    pid: int
+    host: str
+    gpu_ids: list[int]
+    log_path: str
+
+
+def record_worker(run_dir: Path, rank: int) -> None:
+    """Write this process's `WorkerRecord` into the run's folder."""
+    context = ray.get_runtime_context()
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path())  # type: ignore[attr-defined]
+    logs = sorted(folder.glob(f"worker-{context.get_worker_id()}-*.err"))
+    record = WorkerRecord(
+        rank=rank,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        gpu_ids=[int(i) for i in context.get_accelerator_ids().get("GPU", [])],
+        log_path=str(logs[0]) if logs else str(folder),
+    )
+    path = run_dir / WORKERS_DIR / f"rank_{rank}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(record)))
+
+
+class Tracker:
+    """Rank 0's record of a run: progress lines, `metrics.jsonl`, and SwanLab where asked for."""
+
+    def __init__(self, run_dir: Path, config: Config, start_step: int) -> None:
+        self._name = run_dir.name
+        self._config = config
+        self._file = (run_dir / METRICS_FILE).open("a", buffering=1)
+        self._swanlab_dir = run_dir / SWANLAB_DIR
+        self._swanlab = _start_swanlab(run_dir, config) if config.train.use_swanlab else None
+        self._start_step, self._start_time = start_step, time.monotonic()
+        self._last_step, self._last_time = start_step, self._start_time
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log training metrics after `step` updates."""
+        now = time.monotonic()
+        span = max(now - self._last_time, 1e-9)
+        speed = (step - self._last_step) * self._config.train.batch_size / span
+        self._last_step, self._last_time = step, now
+        values = {**metrics, "samples_per_s": speed}
+        self._write(step, values)
+        mean = (now - self._start_time) / max(step - self._start_step, 1)
+        left = mean * (self._config.train.max_steps - step)
+        print(
+            f"{self._name}  step {step}/{self._config.train.max_steps}  "
+            f"epoch {metrics['epoch']:.2f}  loss {metrics['loss']:.4f}  lr {metrics['lr']:.1e}  "
+            f"grad {metrics['grad_norm']:.2f}  {speed:.0f} samples/s  "
+            f"data wait {metrics['data_wait']:.0%}  left {_duration(left)}",
+            flush=True,
+        )
+
+    def log_validation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Log what validation found out about the checkpoint of `step`."""
+        values = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
+        self._write(step, values)
+
+    @property
+    def swanlab_run(self) -> str | None:
+        """The address of the SwanLab run, or its folder when it is recorded offline."""
+        if self._swanlab is None:
+            return None
+        try:
+            return str(self._swanlab.url)
+        except ValueError:  # what SwanLab raises when a run is not online
+            return str(self._swanlab_dir)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._file.close()
+        if self._swanlab is not None:
+            self._swanlab.finish()
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        if self._swanlab is not None:
+            self._swanlab.log(dict(values), step=step)
+
+
+def _start_swanlab(run_dir: Path, config: Config) -> Any:
+    """A SwanLab run; offline where nobody is logged in."""
+    import swanlab
+
+    mode = config.train.swanlab_mode
+    if mode == "online" and swanlab.Settings().api_key is None:
+        print("SwanLab: no login found, so the run is recorded offline (swanlab login).", flush=True)
+        mode = "offline"
+    folder = run_dir / SWANLAB_DIR
+    folder.mkdir(parents=True, exist_ok=True)
+    return swanlab.init(
+        project=config.train.swanlab_project,
+        name=run_dir.name,
+        config=config_to_dict(config),
+        mode=mode,
+        log_dir=str(folder),
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,257 @@
+"""One run from its configuration: checks, plan, and the TorchTrainer that carries it out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from omegaconf import OmegaConf
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    ValidationConfig,
+    ValidationTaskConfig,
+)
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from imf_ray.agents.pretrained import CONFIG, build_agent
+from imf_ray.config import Config, config_to_dict, to_yaml
+from imf_ray.data.index import EpisodeIndex, build_index
+from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
+from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
+from imf_ray.data.statistics import Statistics, compute_statistics
+from imf_ray.errors import UserError
+from imf_ray.resources import RunResources
+from imf_ray.training.checkpoint import newest_checkpoint
+from imf_ray.training.loop import TrainPayload, train_worker
+from imf_ray.training.validation import validate, window_spec
+
+CONTROLLER_FAILURE_LIMIT = 3
+FREE_KEYS = ("cluster", "collect", "evaluate", "tune", "search_space", "checkpoint", "run_name")
+FREE_TRAIN_KEYS = (
+    "num_workers",
+    "log_freq",
+    "save_freq",
+    "keep_last",
+    "max_failures",
+    "use_swanlab",
+    "swanlab_project",
+    "swanlab_mode",
+)
+"""Options that may change when a run goes on: they do not touch what it computes."""
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run whose data and configuration were checked."""
+
+    config: Config
+    run_dir: Path
+    index: EpisodeIndex
+    plan: SamplePlan
+    statistics: Statistics
+    held_out: tuple[tuple[str, int], ...]
+    train_paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended: its checkpoints with their metrics, oldest first."""
+
+    run_dir: Path
+    checkpoints: tuple[tuple[str, dict[str, Any]], ...]
+    swanlab_run: str | None
+
+    def best(self) -> tuple[str, dict[str, Any]]:
+        """The checkpoint that ranks first (see `ranking`)."""
+        return min(self.checkpoints, key=lambda entry: ranking(entry[1]))
+
+
+def ranking(metrics: dict[str, Any]) -> tuple[float, float, float]:
+    """Sort key: success first, then the held-out action error, then the later step."""
+    return (
+        -metrics.get("rollout/success_rate", -1.0),
+        metrics.get("action_error", float("inf")),
+        -metrics["step"],
+    )
+
+
+def prepare_run(config: Config, run_dir: Path) -> PreparedRun:
+    """Check everything that can be wrong before anything starts.
+
+    Raises:
+        UserError: bad data, an impossible agent or batch, or a run folder of another
+            configuration.
+    """
+    build_agent(config.agent, config.task.action_space)
+    index = build_index(config)
+    train, held = index.split(config.train.val_split, config.train.seed)
+    plan = SamplePlan(
+        lengths=tuple(episode.length for episode in train.episodes),
+        batch_size=config.train.batch_size,
+        virtual_shards=choose_virtual_shards(
+            config.train.batch_size, config.cluster.num_workers, config.data.virtual_shards
+        ),
+        chunk_steps=config.data.chunk_steps,
+        pool_chunks=config.data.pool_chunks,
+        seed=config.train.seed,
+    )
+    statistics = compute_statistics(
+        train.episodes, window_spec(config).action_dataset, index.digest
+    )
+    _claim_run_dir(config, run_dir)
+    return PreparedRun(
+        config=config,
+        run_dir=run_dir,
+        index=index,
+        plan=plan,
+        statistics=statistics,
+        held_out=tuple((e.path, e.length) for e in held.episodes),
+        train_paths=tuple(e.path for e in train.episodes),
+    )
+
+
+def fit(run: PreparedRun, resources: RunResources, callbacks: Sequence[Any] = ()) -> RunOutcome:
+    """Train the run, or go on with it from its newest valid checkpoint.
+
+    Args:
+        callbacks: of Ray Train, in its controller.
+
+    Raises:
+        UserError: training failed because of its input.
+        ray.train.TrainingFailedError: it failed for another reason.
+    """
+    config = run.config
+    stream = EpisodeStream(
+        plan=run.plan,
+        spec=window_spec(config),
+        paths=run.train_paths,
+        max_steps=config.train.max_steps,
+        readers=resources.readers,
+        cpus_per_reader=resources.cpus_per_reader,
+    )
+    payload = TrainPayload(config_to_dict(config), str(run.run_dir), stream, run.statistics)
+    use_gpu = resources.gpus_per_worker > 0
+    validation = ValidationTaskConfig(
+        fn_kwargs={
+            "config": payload.config,
+            "held_out": [list(episode) for episode in run.held_out],
+            "actors": resources.rollout_actors,
+            "cpus_per_actor": resources.cpus_per_rollout_actor,
+        }
+    )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"payload": payload, "cpus": resources.cpus_per_worker},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": resources.cpus_per_worker}
+            | ({"GPU": resources.gpus_per_worker} if use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=run.run_dir.name,
+            storage_path=str(run.run_dir.parent),
+            failure_config=FailureConfig(
+                max_failures=config.train.max_failures,
+                controller_failure_limit=CONTROLLER_FAILURE_LIMIT,
+            ),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=config.train.keep_last + 1,
+                checkpoint_score_attribute="rollout/success_rate" if _validates(config) else None,
+            ),
+            callbacks=list(callbacks),
+        ),
+        datasets={DATASET_NAME: stream},  # type: ignore[dict-item]  # PlannedDataConfig reads it
+        dataset_config=PlannedDataConfig(lambda: _start_step(run.run_dir)),
+        validation_config=ValidationConfig(
+            validate, validation, ray_remote_kwargs={"num_cpus": 0, "max_retries": -1}
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        cause = _user_error(error)
+        if cause is not None:
+            raise UserError(f"Training stopped: {cause}") from error
+        raise
+    found = [(c.path, dict(metrics)) for c, metrics in result.best_checkpoints or []]
+    found.sort(key=lambda entry: entry[1]["step"])
+    outcome = dict(result.return_value or {})
+    return RunOutcome(run.run_dir, tuple(found), outcome.get("swanlab_run"))
+
+
+def _validates(config: Config) -> bool:
+    return (
+        config.train.rollout_val_freq_epochs > 0 or config.train.rollout_validate_on_checkpoint
+    )
+
+
+def _start_step(run_dir: Path) -> int:
+    checkpoint = newest_checkpoint(run_dir)
+    return 0 if checkpoint is None else checkpoint.step
+
+
+def _user_error(error: BaseException) -> UserError | None:
+    """The `UserError` among the worker failures behind a failed training."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, UserError):
+                return cause
+            cause = cause.__cause__ or getattr(cause, "base_exc", None)
+    return None
+
+
+def _claim_run_dir(config: Config, run_dir: Path) -> None:
+    """Write the configuration into the run's folder, or see that it is the same run's."""
+    path = run_dir / CONFIG
+    if path.is_file():
+        before = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(before, dict)
+        changed = _differences(before, config_to_dict(config))
+        if changed:
+            raise UserError(
+                f"The run {run_dir} was started with other settings: {'; '.join(changed)}. Choose "
+                "another run_name, or use the same settings to go on with it."
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path.write_text(to_yaml(config))
+
+
+def _differences(before: Any, after: Any, prefix: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        found = []
+        for key in after:
+            name = f"{prefix}{key}"
+            if name in FREE_KEYS or name in {f"train.{k}" for k in FREE_TRAIN_KEYS}:
+                continue
+            found += _differences(before.get(key), after[key], f"{name}.")
+        return found
+    return [] if before == after else [f"{prefix[:-1]} was {before} and is {after}"]
+
+
+def describe(run: PreparedRun) -> str:
+    """One line on the data and the length of a run."""
+    epochs = run.config.train.max_steps / run.plan.steps_per_epoch
+    skipped = f", {len(run.index.skipped)} bad ones skipped" if run.index.skipped else ""
+    return (
+        f"{len(run.train_paths)} episodes to train on, {len(run.held_out)} held out{skipped}; "
+        f"{run.plan.num_samples} samples, {run.plan.steps_per_epoch} steps an epoch, "
+        f"{run.config.train.max_steps} steps = {epochs:.1f} epochs"
+    )
+
+
+def with_rollouts(config: Config) -> Config:
+    """The configuration with validation at the end switched on where it is off (for sweeps)."""
+    if _validates(config):
+        return config
+    train = dataclasses.replace(config.train, rollout_validate_on_checkpoint=True)
+    return dataclasses.replace(config, train=train)

@@ -1,0 +1,123 @@
+"""Judging a checkpoint beside training: rollouts in simulation and the held-out action error.
+
+`validate` is what Ray Train calls with a reported checkpoint. It only coordinates: simulators are
+actors of their own, the action error is a task of its own, and every failure becomes a metric,
+because a validation that raises would end the training.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+
+from imf_ray.agents.pretrained import load_agent
+from imf_ray.config import Config, config_from_dict
+from imf_ray.data.episodes import ACTION_DATASETS
+from imf_ray.data.windows import WindowSpec, sample_windows
+from imf_ray.rollout.actors import RolloutJob, run_episodes
+from imf_ray.rollout.records import summarize
+from imf_ray.rollout.runner import RolloutSettings
+
+ACTION_ERROR_WINDOWS = 256
+ACTION_ERROR_BATCH = 32
+log = logging.getLogger(__name__)
+
+
+def window_spec(config: Config) -> WindowSpec:
+    """How this run's windows are cut."""
+    return WindowSpec(
+        cameras=tuple(config.agent.camera_names),
+        action_dataset=ACTION_DATASETS[config.task.action_space],
+        obs_horizon=config.agent.obs_horizon,
+        pred_horizon=config.agent.pred_horizon,
+    )
+
+
+def rollout_settings(config: Config, noise_seed: int) -> RolloutSettings:
+    """How a policy of this configuration is rolled out."""
+    return RolloutSettings(
+        task=config.task,
+        camera_names=tuple(config.agent.camera_names),
+        noise_seed=noise_seed,
+        stop_on_success=config.evaluate.stop_on_success,
+    )
+
+
+def validate(
+    checkpoint: ray.train.Checkpoint,
+    config: Mapping[str, Any],
+    held_out: Sequence[tuple[str, int]],
+    actors: int,
+    cpus_per_actor: float,
+) -> dict[str, Any]:
+    """Metrics of a checkpoint; `validation_error` says what went wrong, if anything did.
+
+    Args:
+        config: the run's, as a dictionary.
+        held_out: (path, length) of the episodes held out of training.
+        actors: simulators in parallel, each taking `cpus_per_actor`.
+    """
+    metrics: dict[str, Any] = {}
+    try:
+        run = config_from_dict(config)
+        options = {"num_cpus": cpus_per_actor}
+        if held_out:
+            task = _action_error_task.options(**options)
+            pending = task.remote(checkpoint.path, [tuple(e) for e in held_out])
+            metrics["action_error"] = ray.get(pending)
+        job = RolloutJob(
+            policy=checkpoint.path,
+            settings=rollout_settings(run, run.train.rollout_seed),
+            ema=run.train.ema,
+        )
+        first = run.train.rollout_seed
+        seeds = range(first, first + run.train.rollout_num_episodes)
+        records = list(run_episodes(job, seeds, actors, options))
+        metrics |= summarize(records).metrics()
+        metrics["records"] = [asdict(record) for record in records]
+    except Exception as error:  # the promise above: training goes on, and the report says why
+        log.exception("Validation of %s failed", checkpoint.path)
+        metrics["validation_error"] = f"{type(error).__name__}: {error}"
+    return metrics
+
+
+def action_error(folder: Path, held_out: Sequence[tuple[str, int]], ema: bool = True) -> float:
+    """Mean absolute error of predicted actions on held-out windows, at fixed noise.
+
+    In units of the normalized action (a dimension's range is 2), over valid actions; the windows
+    and their noise are the same for every checkpoint of a data set.
+    """
+    agent, config = load_agent(folder, ema=ema)
+    windows = sample_windows(held_out, window_spec(config), ACTION_ERROR_WINDOWS, seed=0)
+    rng = np.random.default_rng(0)
+    total, count = 0.0, 0
+    for first in range(0, len(windows["action"]), ACTION_ERROR_BATCH):
+        part = slice(first, first + ACTION_ERROR_BATCH)
+        images = windows["images"]
+        assert isinstance(images, dict)
+        observation = {
+            "images": {name: torch.from_numpy(frames[part]) for name, frames in images.items()},
+            "qpos": torch.from_numpy(windows["qpos"][part]),  # type: ignore[index]
+        }
+        actions = torch.from_numpy(windows["action"][part])  # type: ignore[index]
+        valid = ~torch.from_numpy(windows["action_is_pad"][part])  # type: ignore[index]
+        noise = torch.from_numpy(rng.standard_normal(actions.shape, dtype=np.float32))
+        normalize = agent.action_normalizer.normalize
+        error = normalize(agent.predict_action(observation, noise=noise)) - normalize(actions)
+        total += float(error.abs()[valid].sum())
+        count += int(valid.sum()) * error.shape[-1]
+    return total / count
+
+
+@ray.remote(max_retries=2)
+def _action_error_task(folder: str, held_out: Sequence[tuple[str, int]]) -> float:
+    torch.set_num_threads(1)
+    return action_error(Path(folder), held_out)
