@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -10,7 +11,7 @@ from imf_ray.config import Config
 from imf_ray.launch import absolute, connect, console, run
 
 
-def main(config: Config) -> None:
+def main(config: Config, overrides: Sequence[str]) -> None:
     """Bring the data set to `collect.episodes` successful episodes."""
     size = connect(config)
     from imf_ray.demos.workers import CollectionState, collect_episodes
@@ -47,4 +48,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run("imf_ray.collect", main.__doc__ or "", main, sys.argv[1:]))
+    sys.exit(run("imf_ray.collect", main, sys.argv[1:]))

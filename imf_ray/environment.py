@@ -17,6 +17,8 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     # A report returns at the controller's next poll: 2 s by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # What a worker prints goes to its log once, not twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
 
 DRIVER_ENVIRONMENT = {
@@ -24,8 +26,6 @@ DRIVER_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     # Ray would report usage statistics to its makers.
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Worker output is the run's own progress: identical lines of several workers are all of use.
-    "RAY_DEDUP_LOGS": "0",
 }
 
 

@@ -22,15 +22,20 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
-def run(module: str, purpose: str, main: Callable[[Config], None], argv: Sequence[str]) -> int:
-    """Parse the command line, call `main` with the configuration, and return the exit code.
+Main = Callable[[Config, Sequence[str]], None]
+
+
+def run(module: str, main: Main, argv: Sequence[str]) -> int:
+    """Parse the command line, call `main(config, overrides)`, and return the exit code.
+
+    The docstring of `main` says in `--help` what it is for.
 
     Bad input ends in one message and code 2; a traceback is shown only with `debug=true`. Ctrl-C
     ends with code 130.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("imf_ray").setLevel(logging.INFO)
-    parser = _parser(module, purpose)
+    parser = _parser(module, main.__doc__ or "")
     arguments = parser.parse_args(argv)
     debug = "debug=true" in (override.lower() for override in arguments.overrides)
     try:
@@ -38,7 +43,7 @@ def run(module: str, purpose: str, main: Callable[[Config], None], argv: Sequenc
         if arguments.print_config:
             print(to_yaml(config), end="")
             return 0
-        main(config)
+        main(config, arguments.overrides)
     except UserError as error:
         if debug:
             raise
@@ -66,7 +71,7 @@ def connect(config: Config) -> ClusterSize:
     runtime_env = {"env_vars": environment}
     if address:
         try:
-            ray.init(address=address, runtime_env=runtime_env, log_to_driver=True)
+            ray.init(address=address, runtime_env=runtime_env, log_to_driver=config.debug)
         except (ConnectionError, ValueError) as error:
             raise UserError(
                 f"No Ray cluster answers at {address} ({error}). Start one with `ray start --head`,"
@@ -80,6 +85,7 @@ def connect(config: Config) -> ClusterSize:
             include_dashboard=cluster.dashboard,
             dashboard_host="127.0.0.1",
             runtime_env=runtime_env,
+            log_to_driver=config.debug,  # what workers say is in their logs and on the dashboard
             logging_level=logging.WARNING,
         )
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -116,6 +116,12 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
     return run
 
 
+def plan_simulators(config: Config, size: ClusterSize) -> tuple[int, float]:
+    """Simulators, and CPUs of each, where nothing else runs: one a CPU unless configured."""
+    cpus = config.cluster.cpus_per_rollout_actor or min(MAX_CPUS_PER_HELPER, size.cpus)
+    return max(1, math.floor(size.cpus / cpus + GRAIN)), cpus
+
+
 def plan_slots(config: Config, size: ClusterSize) -> int:
     """How many trials run at a time: as configured, or as many as the GPUs or CPUs allow.
 
@@ -153,7 +159,9 @@ def _require_fit(run: RunResources, size: ClusterSize, slots: int) -> None:
     places = sum(
         min(
             math.floor((cpus + GRAIN) / max(run.cpus_per_worker, GRAIN)),
-            math.floor((gpus + GRAIN) / run.gpus_per_worker) if run.gpus_per_worker else run.workers,
+            math.floor((gpus + GRAIN) / run.gpus_per_worker)
+            if run.gpus_per_worker
+            else run.workers,
         )
         for cpus, gpus in size.nodes
     )
@@ -171,4 +179,4 @@ def _require_fit(run: RunResources, size: ClusterSize, slots: int) -> None:
 
 
 def _round_down(value: float) -> float:
-    return math.floor(value / GRAIN) * GRAIN
+    return round(math.floor(value / GRAIN) * GRAIN, 3)

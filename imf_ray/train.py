@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from imf_ray.config import Config
@@ -11,19 +12,21 @@ from imf_ray.launch import absolute, connect, console, run
 from imf_ray.resources import plan_run
 
 
-def main(config: Config) -> None:
+def main(config: Config, overrides: Sequence[str]) -> None:
     """Train one policy, or go on with the run that `run_name` names."""
     config.data.dataset_dir = str(absolute(config.data.dataset_dir))
     name = config.run_name or f"{config.agent.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = absolute(config.storage_path) / name
     size = connect(config)
-    from imf_ray.training.trainer import describe, fit, prepare_run
+    from imf_ray.training.progress import ProgressBoard
+    from imf_ray.training.trainer import check_run, fit
 
     resources = plan_run(config, size)
-    prepared = prepare_run(config, run_dir)
-    console.print(f"{describe(prepared)}\nThis takes {resources}")
+    checked = check_run(config)
+    console.print(f"{checked.describe()}\nThis takes {resources}", soft_wrap=True)
     console.print(f"Run: {run_dir} (go on with it by run_name={name})", soft_wrap=True)
-    outcome = fit(prepared, resources)
+    with ProgressBoard(lambda: [run_dir], config.train.max_steps, console):
+        outcome = fit(checked, run_dir, resources)
     if outcome.checkpoints:
         best, metrics = outcome.best()
         _print_best(Path(best), metrics)
@@ -37,4 +40,4 @@ def _print_best(path: Path, metrics: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run("imf_ray.train", main.__doc__ or "", main, sys.argv[1:]))
+    sys.exit(run("imf_ray.train", main, sys.argv[1:]))

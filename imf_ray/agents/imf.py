@@ -19,8 +19,7 @@ _LOGIT_NORMAL_MEAN, _LOGIT_NORMAL_STD = -0.4, 1.0
 
 def sample_times_uniform(uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Uniforms (B, 3) -> (r, t), each (B,): the first two, sorted. P(t - r > 0.8) is 4 %."""
-    low, high = uniforms[:, :2].sort(dim=-1).values.unbind(dim=-1)
-    return low, high
+    return _sort_pairs(uniforms)
 
 
 def sample_times_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,8 +29,14 @@ def sample_times_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
     r := t. P(t - r > 0.8) is 0.05 %.
     """
     normal = torch.special.ndtri(uniforms[:, :2]) * _LOGIT_NORMAL_STD + _LOGIT_NORMAL_MEAN
-    low, high = normal.sigmoid().sort(dim=-1).values.unbind(dim=-1)
-    return torch.where(uniforms[:, 2] < 0.5, high, low), high
+    r, t = _sort_pairs(normal.sigmoid())
+    return torch.where(uniforms[:, 2] < 0.5, t, r), t
+
+
+def _sort_pairs(pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """The smaller and the larger of the first two columns, contiguous as compiled JVPs need them."""
+    first, second = pairs[:, 0], pairs[:, 1]
+    return torch.minimum(first, second), torch.maximum(first, second)
 
 
 def squared_error(error: Tensor) -> Tensor:
@@ -142,7 +147,7 @@ class IMFVLAAgent(VLAAgent):
         # v is this very network's direction, so both passes must draw the same dropout masks.
         with self._replayed_dropout(z_t.device), torch.no_grad():
             v = self.head(z_t, t, t, cond)
-        u, du_dt = torch.func.jvp(
+        u, du_dt = torch.func.jvp(  # type: ignore[misc]
             lambda z, start, end: self.head(z, start, end, cond),
             (z_t, r, t),
             (v, torch.zeros_like(r), torch.ones_like(t)),

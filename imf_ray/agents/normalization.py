@@ -1,6 +1,6 @@
 """Normalization inside the agent: statistics are buffers, so that a checkpoint alone predicts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Normalizer(nn.Module):
     max: Tensor
     mean: Tensor
     std: Tensor
+    _scaled: Tensor
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class Normalizer(nn.Module):
         varies = (self.max - self.min) >= CONSTANT_RANGE
         return center.where(self._scaled, 0.0), scale.where(self._scaled & varies, 1.0)
 
-    def _map_quaternions(self, x: Tensor, function: Any) -> Tensor:
+    def _map_quaternions(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         if not self.quaternions:
             return x
         x = x.clone()

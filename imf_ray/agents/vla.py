@@ -199,11 +199,12 @@ class VLAAgent(nn.Module, ABC):
         }
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
-        """AdamW parameter groups: the head's own if it has them; of the rest, only weights decay."""
+        """AdamW parameter groups: the head's own if any; of the rest, only weights decay."""
         groups: list[dict[str, Any]] = []
         rest = dict(self.named_parameters())
-        if hasattr(self.head, "get_optim_groups"):
-            groups += self.head.get_optim_groups(weight_decay)
+        head_groups = getattr(self.head, "get_optim_groups", None)
+        if head_groups is not None:
+            groups += head_groups(weight_decay)
             rest = {name: p for name, p in rest.items() if not name.startswith("head.")}
         trained = [p for p in rest.values() if p.requires_grad]
         groups.append({"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay})
@@ -270,7 +271,7 @@ def _check_horizons(obs: int, pred: int, executed: int, inference_steps: int) ->
     available = pred - obs + 1
     if executed > available:
         raise ValueError(
-            f"num_action_steps={executed} does not fit: of pred_horizon={pred} actions that start at "
-            f"the oldest of obs_horizon={obs} observations, {available} are left from now on; set "
-            f"num_action_steps <= {available} or pred_horizon >= {executed + obs - 1}"
+            f"num_action_steps={executed} does not fit: of pred_horizon={pred} actions that start "
+            f"at the oldest of obs_horizon={obs} observations, {available} are left from now on; "
+            f"set num_action_steps <= {available} or pred_horizon >= {executed + obs - 1}"
         )

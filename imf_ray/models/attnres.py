@@ -10,6 +10,7 @@ reverse mode.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -209,20 +210,21 @@ class AttnResTransformerBackbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Token embeddings (B, T, dim), T <= max_sequence_length -> (B, T, dim)."""
         rope = self.rope_cos[: x.shape[1]], self.rope_sin[: x.shape[1]]
-        queries = torch.stack([layer.attn_res.pseudo_query for layer in self.layers])
+        layers = cast(list[AttnResSubLayer], list(self.layers))
+        queries = torch.stack([layer.attn_res.pseudo_query for layer in layers])
         sources: list[Tensor] = []
-        logits: list[list[Tensor]] = [[] for _ in self.layers]  # per sub-layer, one per source
+        logits: list[list[Tensor]] = [[] for _ in layers]  # per sub-layer, one per source
 
         def add_source(source: Tensor) -> None:
             later = len(sources)  # the source is read by this sub-layer and all after it
             sources.append(source)
-            if later < len(self.layers):
+            if later < len(layers):
                 scores = F.linear(self.key_norm(source), queries[later:]).split(1, dim=-1)
                 for waiting, score in zip(logits[later:], scores, strict=True):
                     waiting.append(score)
 
         add_source(x)
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(layers):
             fn_args = rope if i % 2 == 0 else ()
             add_source(layer(sources, logits[i], *fn_args))
         return torch.stack(sources).sum(dim=0)

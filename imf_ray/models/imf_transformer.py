@@ -108,7 +108,7 @@ class IMFTransformer1D(nn.Module):
 
         Args:
             sample: z_t, (B, horizon, input_dim).
-            r, t: times in [0, 1], (B,) or scalar tensors; 1 is noise, 0 is data.
+            r, t: times in [0, 1], (B,); 1 is noise, 0 is data.
             cond: condition tokens (B, n_obs_steps, cond_dim); required if and only if cond_dim > 0.
 
         Returns:
@@ -123,8 +123,7 @@ class IMFTransformer1D(nn.Module):
                 if self.obs_as_cond
                 else "cond is given to a head built with cond_dim=0; build it with cond_dim > 0"
             )
-        batch = sample.shape[0]
-        tokens = [self._time_token(r.expand(batch)), self._time_token(t.expand(batch))]
+        tokens = [self._time_token(r), self._time_token(t)]
         if self.cond_obs_emb is not None:
             tokens.append(self.cond_obs_emb(cond))
         tokens.append(self.input_emb(sample))

@@ -1,6 +1,6 @@
 """Image encoders: a ResNet trunk per camera, spatial softmax, and one feature vector per camera."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,16 +49,19 @@ class ResNetTrunk(nn.Module):
                 "a ResNet trunk has four stages; give four numbers for each"
             )
         self.out_channels = stage_widths[-1]
-        self._norm = _group_norm if pretrained_weights is None else FrozenBatchNorm2d
+        self._norm: Callable[[int], nn.Module] = (
+            _group_norm if pretrained_weights is None else FrozenBatchNorm2d
+        )
         self.conv1 = nn.Conv2d(3, stage_widths[0], 7, stride=2, padding=3, bias=False)
         self.bn1 = self._norm(stage_widths[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        inputs = (stage_widths[0], *stage_widths[:-1])
-        for i, (width_in, width, blocks) in enumerate(
-            zip(inputs, stage_widths, blocks_per_stage, strict=True), start=1
-        ):
-            self.add_module(f"layer{i}", self._stage(width_in, width, blocks, stride=1 + (i > 1)))
+        width1, width2, width3, width4 = stage_widths
+        blocks1, blocks2, blocks3, blocks4 = blocks_per_stage
+        self.layer1 = self._stage(width1, width1, blocks1, stride=1)
+        self.layer2 = self._stage(width1, width2, blocks2, stride=2)
+        self.layer3 = self._stage(width2, width3, blocks3, stride=2)
+        self.layer4 = self._stage(width3, width4, blocks4, stride=2)
 
         if pretrained_weights is None:
             for module in self.modules():

@@ -98,6 +98,7 @@ def summarize(records: Sequence[EpisodeRecord]) -> RolloutSummary:
 
 
 def write_records(path: Path, records: Sequence[EpisodeRecord]) -> None:
-    """Write JSON lines in the order of the seeds."""
+    """Write JSON lines in the order of the seeds; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     ordered = sorted(records, key=lambda record: record.seed)
     path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in ordered))

@@ -18,6 +18,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
+from ray.train import CheckpointConsistencyMode, ReportedCheckpoint, ReportedCheckpointStatus
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -36,6 +37,8 @@ from imf_ray.training.checkpoint import (
 )
 from imf_ray.training.optimizer import WeightAverage, make_optimizer, make_schedule
 from imf_ray.training.tracking import Tracker, record_worker
+
+COMMIT_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
         }
         average = None if self.average is None else self.average.state
-        return save_checkpoint(
-            run_dir, self.step, epoch, self.agent, self._config, average, state
-        )
+        return save_checkpoint(run_dir, self.step, epoch, self.agent, self._config, average, state)
 
     def update(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """One optimization step; returns the loss and the gradient norm before clipping."""
@@ -139,7 +140,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     record_worker(run_dir, rank)
-    torch.set_num_threads(max(1, int(train_loop_config["cpus"])))
+    torch.set_num_threads(math.ceil(train_loop_config["cpus"]))
 
     trainer = Trainer(config, payload.statistics, ray.train.torch.get_device())
     start = newest_checkpoint(run_dir)
@@ -147,7 +148,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         trainer.restore(start)
     trainer.distribute()
     tracker = Tracker(run_dir, config, trainer.step) if rank == 0 else None
-    reporter = _Reporter(config, stream.plan.steps_per_epoch, rank)
+    reporter = _Reporter(config, stream.plan.steps_per_epoch, tracker)
     if start is not None:
         reporter.report_again(start)
 
@@ -170,8 +171,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
             reporter.report(trainer.step, progress, saved)
     swanlab_run = None
     if tracker is not None:
-        for step, found in reporter.validated():
-            tracker.log_validation(step, found)
+        reporter.log_validations(wait=True)
         swanlab_run = tracker.swanlab_run
         tracker.close()
     return {"step": trainer.step, "swanlab_run": swanlab_run}
@@ -180,10 +180,11 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
 class _Reporter:
     """When a checkpoint is due, whether it is validated, and telling Ray Train of it."""
 
-    def __init__(self, config: Config, steps_per_epoch: int, rank: int) -> None:
+    def __init__(self, config: Config, steps_per_epoch: int, tracker: Tracker | None) -> None:
         self._train = config.train
         self._validation_period = config.train.rollout_val_freq_epochs * steps_per_epoch
-        self._rank = rank
+        self._tracker = tracker  # rank 0 has one
+        self._logged: set[int] = set()
         self.metrics: dict[str, float] = {}
 
     def due(self, step: int) -> bool:
@@ -209,25 +210,33 @@ class _Reporter:
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
             validation=saved is not None and self._validation_due(step),
         )
+        self.log_validations(wait=False)
 
     def report_again(self, start: SavedCheckpoint) -> None:
         """Report the checkpoint that the run goes on from, if its report was lost."""
         known = None
-        if self._rank == 0:
+        if self._tracker is not None:
             known = any(entry.checkpoint.path == str(start.path) for entry in _reported())
         if not ray.train.collective.broadcast_from_rank_zero(known):
-            self.report(start.step, start.epoch, start if self._rank == 0 else None)
+            self.report(start.step, start.epoch, start if self._tracker is not None else None)
 
-    def validated(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Steps and metrics of the checkpoints whose validation is known by now."""
-        for entry in _reported():
-            if entry.status == ray.train.ReportedCheckpointStatus.VALIDATED:
-                yield int(entry.metrics["step"]), entry.metrics
+    def log_validations(self, wait: bool) -> None:
+        """Log each finished validation once; `wait` for those under way."""
+        if self._tracker is None:
+            return
+        for entry in _reported(wait):
+            step = int(entry.metrics["step"])
+            if entry.status == ReportedCheckpointStatus.VALIDATED and step not in self._logged:
+                self._tracker.log_validation(step, entry.metrics)
+                self._logged.add(step)
 
 
-def _reported() -> list[Any]:
+def _reported(wait: bool = False) -> list[ReportedCheckpoint]:
+    """The run's checkpoints so far; `wait` for their validation too."""
+    if wait:
+        return ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.VALIDATED)
     return ray.train.get_all_reported_checkpoints(
-        ray.train.CheckpointConsistencyMode.COMMITTED, timeout_s=30
+        CheckpointConsistencyMode.COMMITTED, timeout_s=COMMIT_TIMEOUT_S
     )
 
 

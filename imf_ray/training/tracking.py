@@ -1,9 +1,8 @@
-"""What a run tells the world: a line a person can read, a file of metrics, and SwanLab."""
+"""What a run writes down: where its workers live, a file of metrics, and SwanLab."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 import time
@@ -17,7 +16,7 @@ import ray
 from imf_ray.config import Config, config_to_dict
 
 METRICS_FILE, WORKERS_DIR, SWANLAB_DIR = "metrics.jsonl", "workers", "swanlab"
-log = logging.getLogger(__name__)
+VALIDATION_METRICS = ("action_error", "validation_error")
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,14 @@ def record_worker(run_dir: Path, rank: int) -> None:
 
 
 class Tracker:
-    """Rank 0's record of a run: progress lines, `metrics.jsonl`, and SwanLab where asked for."""
+    """Rank 0's record of a run: `metrics.jsonl`, and SwanLab where asked for."""
 
     def __init__(self, run_dir: Path, config: Config, start_step: int) -> None:
-        self._name = run_dir.name
         self._config = config
         self._file = (run_dir / METRICS_FILE).open("a", buffering=1)
         self._swanlab_dir = run_dir / SWANLAB_DIR
         self._swanlab = _start_swanlab(run_dir, config) if config.train.use_swanlab else None
-        self._start_step, self._start_time = start_step, time.monotonic()
-        self._last_step, self._last_time = start_step, self._start_time
+        self._last_step, self._last_time = start_step, time.monotonic()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log training metrics after `step` updates."""
@@ -66,22 +63,12 @@ class Tracker:
         span = max(now - self._last_time, 1e-9)
         speed = (step - self._last_step) * self._config.train.batch_size / span
         self._last_step, self._last_time = step, now
-        values = {**metrics, "samples_per_s": speed}
-        self._write(step, values)
-        mean = (now - self._start_time) / max(step - self._start_step, 1)
-        left = mean * (self._config.train.max_steps - step)
-        print(
-            f"{self._name}  step {step}/{self._config.train.max_steps}  "
-            f"epoch {metrics['epoch']:.2f}  loss {metrics['loss']:.4f}  lr {metrics['lr']:.1e}  "
-            f"grad {metrics['grad_norm']:.2f}  {speed:.0f} samples/s  "
-            f"data wait {metrics['data_wait']:.0%}  left {_duration(left)}",
-            flush=True,
-        )
+        self._write(step, {**metrics, "samples_per_s": speed})
 
     def log_validation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Log what validation found out about the checkpoint of `step`."""
-        values = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
-        self._write(step, values)
+        """Log what validation added to the metrics of the checkpoint of `step`."""
+        found = {name: v for name, v in metrics.items() if name in VALIDATION_METRICS}
+        self._write(step, found | {n: v for n, v in metrics.items() if n.startswith("rollout/")})
 
     @property
     def swanlab_run(self) -> str | None:
@@ -111,7 +98,9 @@ def _start_swanlab(run_dir: Path, config: Config) -> Any:
 
     mode = config.train.swanlab_mode
     if mode == "online" and swanlab.Settings().api_key is None:
-        print("SwanLab: no login found, so the run is recorded offline (swanlab login).", flush=True)
+        print(
+            "SwanLab: no login found, so the run is recorded offline (swanlab login).", flush=True
+        )
         mode = "offline"
     folder = run_dir / SWANLAB_DIR
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,9 +111,3 @@ def _start_swanlab(run_dir: Path, config: Config) -> Any:
         mode=mode,
         log_dir=str(folder),
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -25,7 +25,7 @@ from imf_ray.config import Config, config_to_dict, to_yaml
 from imf_ray.data.index import EpisodeIndex, build_index
 from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
 from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
-from imf_ray.data.statistics import Statistics, compute_statistics
+from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
 from imf_ray.resources import RunResources
 from imf_ray.training.checkpoint import newest_checkpoint
@@ -48,16 +48,23 @@ FREE_TRAIN_KEYS = (
 
 
 @dataclass(frozen=True)
-class PreparedRun:
-    """A run whose data and configuration were checked."""
+class CheckedRun:
+    """A configuration that was checked together with its data."""
 
     config: Config
-    run_dir: Path
-    index: EpisodeIndex
+    train: EpisodeIndex
+    held: EpisodeIndex
     plan: SamplePlan
-    statistics: Statistics
-    held_out: tuple[tuple[str, int], ...]
-    train_paths: tuple[str, ...]
+
+    def describe(self) -> str:
+        """One line on the data and the length of the run."""
+        epochs = self.config.train.max_steps / self.plan.steps_per_epoch
+        skipped = f", {len(self.train.skipped)} bad ones skipped" if self.train.skipped else ""
+        return (
+            f"{len(self.train.episodes)} episodes to train on, {len(self.held.episodes)} held out"
+            f"{skipped}; {self.plan.num_samples} samples, {self.plan.steps_per_epoch} steps an "
+            f"epoch, {self.config.train.max_steps} steps = {epochs:.1f} epochs"
+        )
 
 
 @dataclass(frozen=True)
@@ -82,16 +89,14 @@ def ranking(metrics: dict[str, Any]) -> tuple[float, float, float]:
     )
 
 
-def prepare_run(config: Config, run_dir: Path) -> PreparedRun:
+def check_run(config: Config) -> CheckedRun:
     """Check everything that can be wrong before anything starts.
 
     Raises:
-        UserError: bad data, an impossible agent or batch, or a run folder of another
-            configuration.
+        UserError: bad data, or an impossible agent or batch.
     """
     build_agent(config.agent, config.task.action_space)
-    index = build_index(config)
-    train, held = index.split(config.train.val_split, config.train.seed)
+    train, held = build_index(config).split(config.train.val_split, config.train.seed)
     plan = SamplePlan(
         lengths=tuple(episode.length for episode in train.episodes),
         batch_size=config.train.batch_size,
@@ -102,46 +107,40 @@ def prepare_run(config: Config, run_dir: Path) -> PreparedRun:
         pool_chunks=config.data.pool_chunks,
         seed=config.train.seed,
     )
-    statistics = compute_statistics(
-        train.episodes, window_spec(config).action_dataset, index.digest
-    )
-    _claim_run_dir(config, run_dir)
-    return PreparedRun(
-        config=config,
-        run_dir=run_dir,
-        index=index,
-        plan=plan,
-        statistics=statistics,
-        held_out=tuple((e.path, e.length) for e in held.episodes),
-        train_paths=tuple(e.path for e in train.episodes),
-    )
+    return CheckedRun(config, train, held, plan)
 
 
-def fit(run: PreparedRun, resources: RunResources, callbacks: Sequence[Any] = ()) -> RunOutcome:
-    """Train the run, or go on with it from its newest valid checkpoint.
+def fit(
+    run: CheckedRun, run_dir: Path, resources: RunResources, callbacks: Sequence[Any] = ()
+) -> RunOutcome:
+    """Train in `run_dir`, or go on there from the newest valid checkpoint.
 
     Args:
         callbacks: of Ray Train, in its controller.
 
     Raises:
-        UserError: training failed because of its input.
+        UserError: the folder holds a run of another configuration, or training failed because of
+            its input.
         ray.train.TrainingFailedError: it failed for another reason.
     """
     config = run.config
+    _claim_run_dir(config, run_dir)
+    spec = window_spec(config)
+    statistics = compute_statistics(run.train.episodes, spec.action_dataset, run.train.digest)
     stream = EpisodeStream(
         plan=run.plan,
-        spec=window_spec(config),
-        paths=run.train_paths,
+        spec=spec,
+        paths=tuple(episode.path for episode in run.train.episodes),
         max_steps=config.train.max_steps,
         readers=resources.readers,
         cpus_per_reader=resources.cpus_per_reader,
     )
-    payload = TrainPayload(config_to_dict(config), str(run.run_dir), stream, run.statistics)
+    payload = TrainPayload(config_to_dict(config), str(run_dir), stream, statistics)
     use_gpu = resources.gpus_per_worker > 0
     validation = ValidationTaskConfig(
         fn_kwargs={
             "config": payload.config,
-            "held_out": [list(episode) for episode in run.held_out],
+            "held_out": [[episode.path, episode.length] for episode in run.held.episodes],
             "actors": resources.rollout_actors,
             "cpus_per_actor": resources.cpus_per_rollout_actor,
         }
@@ -157,8 +156,8 @@ def fit(run: PreparedRun, resources: RunResources, callbacks: Sequence[Any] = ()
             | ({"GPU": resources.gpus_per_worker} if use_gpu else {}),
         ),
         run_config=RunConfig(
-            name=run.run_dir.name,
-            storage_path=str(run.run_dir.parent),
+            name=run_dir.name,
+            storage_path=str(run_dir.parent),
             failure_config=FailureConfig(
                 max_failures=config.train.max_failures,
                 controller_failure_limit=CONTROLLER_FAILURE_LIMIT,
@@ -170,7 +169,7 @@ def fit(run: PreparedRun, resources: RunResources, callbacks: Sequence[Any] = ()
             callbacks=list(callbacks),
         ),
         datasets={DATASET_NAME: stream},  # type: ignore[dict-item]  # PlannedDataConfig reads it
-        dataset_config=PlannedDataConfig(lambda: _start_step(run.run_dir)),
+        dataset_config=PlannedDataConfig(lambda: _start_step(run_dir)),
         validation_config=ValidationConfig(
             validate, validation, ray_remote_kwargs={"num_cpus": 0, "max_retries": -1}
         ),
@@ -185,13 +184,11 @@ def fit(run: PreparedRun, resources: RunResources, callbacks: Sequence[Any] = ()
     found = [(c.path, dict(metrics)) for c, metrics in result.best_checkpoints or []]
     found.sort(key=lambda entry: entry[1]["step"])
     outcome = dict(result.return_value or {})
-    return RunOutcome(run.run_dir, tuple(found), outcome.get("swanlab_run"))
+    return RunOutcome(run_dir, tuple(found), outcome.get("swanlab_run"))
 
 
 def _validates(config: Config) -> bool:
-    return (
-        config.train.rollout_val_freq_epochs > 0 or config.train.rollout_validate_on_checkpoint
-    )
+    return config.train.rollout_val_freq_epochs > 0 or config.train.rollout_validate_on_checkpoint
 
 
 def _start_step(run_dir: Path) -> int:
@@ -236,17 +233,6 @@ def _differences(before: Any, after: Any, prefix: str = "") -> list[str]:
             found += _differences(before.get(key), after[key], f"{name}.")
         return found
     return [] if before == after else [f"{prefix[:-1]} was {before} and is {after}"]
-
-
-def describe(run: PreparedRun) -> str:
-    """One line on the data and the length of a run."""
-    epochs = run.config.train.max_steps / run.plan.steps_per_epoch
-    skipped = f", {len(run.index.skipped)} bad ones skipped" if run.index.skipped else ""
-    return (
-        f"{len(run.train_paths)} episodes to train on, {len(run.held_out)} held out{skipped}; "
-        f"{run.plan.num_samples} samples, {run.plan.steps_per_epoch} steps an epoch, "
-        f"{run.config.train.max_steps} steps = {epochs:.1f} epochs"
-    )
 
 
 def with_rollouts(config: Config) -> Config:

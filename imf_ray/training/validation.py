@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from imf_ray.config import Config, config_from_dict
 from imf_ray.data.episodes import ACTION_DATASETS
 from imf_ray.data.windows import WindowSpec, sample_windows
 from imf_ray.rollout.actors import RolloutJob, run_episodes
-from imf_ray.rollout.records import summarize
+from imf_ray.rollout.records import summarize, write_records
 from imf_ray.rollout.runner import RolloutSettings
 
+ROLLOUTS_DIR = "rollouts"
 ACTION_ERROR_WINDOWS = 256
 ACTION_ERROR_BATCH = 32
 log = logging.getLogger(__name__)
@@ -82,7 +82,8 @@ def validate(
         seeds = range(first, first + run.train.rollout_num_episodes)
         records = list(run_episodes(job, seeds, actors, options))
         metrics |= summarize(records).metrics()
-        metrics["records"] = [asdict(record) for record in records]
+        folder = Path(checkpoint.path)
+        write_records(folder.parent / ROLLOUTS_DIR / f"{folder.name}.jsonl", records)
     except Exception as error:  # the promise above: training goes on, and the report says why
         log.exception("Validation of %s failed", checkpoint.path)
         metrics["validation_error"] = f"{type(error).__name__}: {error}"

@@ -18,13 +18,15 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 class Golden:
     """One golden file, its head, and an agent around that head."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
         with np.load(GOLDEN / f"{name}.npz") as file:
             self.config = json.loads(str(file["config"]))
             self.tensors = {k: torch.from_numpy(file[k]) for k in file.files if k != "config"}
 
     def __getitem__(self, key: str) -> Tensor:
-        return self.tensors[key]
+        tensor = self.tensors[key]
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
@@ -33,7 +35,7 @@ class Golden:
     def head(self) -> IMFTransformer1D:
         head = IMFTransformer1D(**self.config)
         head.load_state_dict(self.under("state/"), strict=True)
-        return head
+        return head.to(self.dtype)
 
     def agent(self, **kwargs: object) -> IMFVLAAgent:
         return IMFVLAAgent(
@@ -57,9 +59,14 @@ class Golden:
         return agent._loss_from_condition(self["in/sample"], self["in/cond"], batch)
 
 
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
 @pytest.fixture(params=["imf_head_small", "imf_head_single_token"])
-def golden(request: pytest.FixtureRequest) -> Golden:
-    return Golden(request.param)
+def golden(request: pytest.FixtureRequest, dtype: torch.dtype) -> Golden:
+    return Golden(request.param, dtype)
 
 
 def assert_agrees(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
@@ -103,10 +110,10 @@ def test_loss(golden: Golden, loss_type: str, padded: bool) -> None:
 
 def test_gradients(golden: Golden) -> None:
     golden.loss("mse", padded=True).backward()
-    expected = golden.under("out/grad/")
-    assert expected
-    for name, gradient in expected.items():
-        assert_agrees(golden.head.get_parameter(name).grad, gradient, 1e-4)
+    names = golden.under("out/grad/")
+    assert names
+    for name in names:
+        assert_agrees(golden.head.get_parameter(name).grad, golden[f"out/grad/{name}"], 1e-4)
 
 
 def test_optimizer_groups() -> None:

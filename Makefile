@@ -1,0 +1,37 @@
+# make demo   demonstrations, a small sweep, the table, pictures and videos
+# make test   lint, types, tests
+# Both do all their own set-up in $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= runs/demo
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint unit setup clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.txt scripts/check_system.sh
+	sh scripts/check_system.sh $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/python -m imf_ray.collect data.dataset_dir=$(DEMO)/data collect.episodes=24
+	$(BIN)/python -m imf_ray.tune search_space=quickstart data.dataset_dir=$(DEMO)/data \
+	  storage_path=$(DEMO) run_name=sweep
+
+test: setup lint unit
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+unit: setup
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(DEMO)

@@ -1,0 +1,27 @@
+"""Prints what a sweep found: `python -m imf_ray.report run_name=SWEEP`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from imf_ray.config import Config
+from imf_ray.errors import UserError
+from imf_ray.launch import absolute, console, run
+
+
+def main(config: Config, overrides: Sequence[str]) -> None:
+    """Print the table of a finished sweep from its folder, storage_path/run_name."""
+    if config.run_name is None:
+        raise UserError("Name the sweep: run_name=NAME (a folder in storage_path).")
+    from imf_ray.sweep.table import JSON_FILE, make_table, read_sweep
+
+    sweep_dir = absolute(config.storage_path) / config.run_name
+    if not (sweep_dir / JSON_FILE).is_file():
+        raise UserError(f"{sweep_dir} holds no {JSON_FILE}: is it a finished sweep?")
+    records, expert = read_sweep(sweep_dir)
+    console.print(make_table(records, expert))
+
+
+if __name__ == "__main__":
+    sys.exit(run("imf_ray.report", main, sys.argv[1:]))

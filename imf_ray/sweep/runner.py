@@ -1,0 +1,131 @@
+"""Runs a search space with Ray Tune, as many trials at a time as the cluster has room for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from imf_ray.config import Config, config_to_dict
+from imf_ray.errors import UserError
+from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, plan_slots
+from imf_ray.rollout.actors import EXPERT, RolloutJob, expert_settings, run_episodes
+from imf_ray.rollout.records import RolloutSummary, summarize
+from imf_ray.sweep.search_space import SearchSpace, trial_name
+from imf_ray.sweep.trial import TrialRecord, read_trial, run_trial
+from imf_ray.training.trainer import check_run, with_rollouts
+
+TRIALS_DIR, TUNE_DIR = "trials", "tune"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A checked sweep: its trials by name, and what each takes from the cluster."""
+
+    space: SearchSpace
+    sweep_dir: Path
+    configs: dict[str, Config]
+    params: dict[str, dict[str, Any]]
+    resources: RunResources
+    slots: int
+
+    @property
+    def trials_dir(self) -> Path:
+        """Where the runs of the trials are."""
+        return self.sweep_dir / TRIALS_DIR
+
+    @property
+    def first_config(self) -> Config:
+        """The configuration of the first trial; trials differ only in what the grid varies."""
+        return next(iter(self.configs.values()))
+
+
+def prepare_sweep(
+    space: SearchSpace,
+    overrides: Sequence[str],
+    resolve: Callable[[Config], None],
+    sweep_dir: Path,
+    size: ClusterSize,
+) -> Sweep:
+    """Check every trial of a search space before the first one starts.
+
+    Args:
+        resolve: makes a configuration's paths absolute.
+
+    Raises:
+        UserError: a trial cannot be built, has bad data, or does not fit the cluster.
+    """
+    configs, params = {}, {}
+    for number, combination in enumerate(space.combinations()):
+        name = trial_name(number, combination)
+        config = with_rollouts(space.config(overrides, combination))
+        resolve(config)
+        check_run(config)
+        configs[name], params[name] = config, combination
+    first = next(iter(configs.values()))
+    slots = min(plan_slots(first, size), len(configs))
+    return Sweep(space, sweep_dir, configs, params, plan_run(first, size, slots), slots)
+
+
+def judge_expert(sweep: Sweep) -> RolloutSummary:
+    """The scripted expert on the seeds on which the policies are judged."""
+    config = sweep.first_config
+    seeds = range(
+        config.train.rollout_seed, config.train.rollout_seed + config.train.rollout_num_episodes
+    )
+    job = RolloutJob(EXPERT, expert_settings(config.task))
+    options = {"num_cpus": sweep.resources.cpus_per_rollout_actor}
+    return summarize(list(run_episodes(job, seeds, sweep.resources.rollout_actors, options)))
+
+
+def run_sweep(sweep: Sweep) -> list[TrialRecord]:
+    """Run all trials; a failed one is a record with its error.
+
+    Raises:
+        UserError: every trial failed.
+    """
+    resources = sweep.resources
+    simulation = resources.rollout_actors * resources.cpus_per_rollout_actor
+    # The first bundle holds the trial's driver. Validation runs in grandchildren of the driver,
+    # which Tune's placement group captures: the second bundle is the room they need.
+    bundles = tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}, {"CPU": simulation}])
+    trials = [
+        {
+            "name": name,
+            "params": sweep.params[name],
+            "config": config_to_dict(config),
+            "resources": dataclasses.asdict(resources),
+            "trials_dir": str(sweep.trials_dir),
+        }
+        for name, config in sweep.configs.items()
+    ]
+    tuner = tune.Tuner(
+        tune.with_resources(_trial, bundles),
+        param_space={"trial": tune.grid_search(trials)},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=sweep.slots,
+            trial_name_creator=lambda trial: trial.config["trial"]["name"],
+            trial_dirname_creator=lambda trial: trial.config["trial"]["name"],
+        ),
+        run_config=tune.RunConfig(name=TUNE_DIR, storage_path=str(sweep.sweep_dir), verbose=0),
+    )
+    results = tuner.fit()
+    errors: dict[str, str] = {}
+    for result in results:
+        if result.error is not None:
+            lines = str(result.error).strip().splitlines()
+            errors[result.config["trial"]["name"]] = lines[-1] if lines else repr(result.error)
+    records = [
+        read_trial(sweep.trials_dir / name, sweep.params[name], errors.get(name))
+        for name in sweep.configs
+    ]
+    if all(record.status == "failed" for record in records):
+        raise UserError(f"Every trial failed. The first one: {records[0].error}")
+    return records
+
+
+def _trial(config: dict[str, Any]) -> None:
+    run_trial(config["trial"])

@@ -1,0 +1,149 @@
+"""What a sweep found: the ranked table, its files, and the picture of a grid."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from imf_ray.rollout.records import STAGES, RolloutSummary
+from imf_ray.sweep.search_space import short_names
+from imf_ray.sweep.trial import TrialRecord
+from imf_ray.training.trainer import ranking
+
+JSON_FILE, CSV_FILE, HEAT_MAP_FILE = "sweep.json", "sweep.csv", "grid.png"
+
+
+def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Best first: by success, then by held-out action error; failed trials last."""
+    finished = [record for record in records if record.status == "finished"]
+    failed = [record for record in records if record.status != "finished"]
+    return sorted(finished, key=lambda record: ranking(record.metrics)) + failed
+
+
+def make_table(records: Sequence[TrialRecord], expert: dict[str, float]) -> Table:
+    """The ranked trials below the expert's row."""
+    names = short_names(list(records[0].params))
+    table = Table(title="Ranked by success, then by held-out action error", title_justify="left")
+    for column in ("trial", *names.values(), "success", "95 % interval", "n", "reward"):
+        table.add_column(column, overflow="fold")
+    for stage in STAGES:
+        table.add_column(f">={stage}")
+    table.add_column("action error")
+    table.add_column("step")
+    table.add_row("expert", *["" for _ in names], *_judgement(expert), "", "")
+    for record in rank(records):
+        params = [str(record.params[key]) for key in names]
+        if record.status == "failed":
+            table.add_row(record.name, *params, "failed", record.error)
+            continue
+        metrics = record.metrics
+        error = metrics.get("action_error")
+        table.add_row(
+            record.name.split("-", 1)[0],
+            *params,
+            *_judgement(metrics),
+            "" if error is None else f"{error:.4f}",
+            str(int(metrics["step"])),
+        )
+    return table
+
+
+def write_files(
+    sweep_dir: Path, records: Sequence[TrialRecord], expert: RolloutSummary, space: str
+) -> list[Path]:
+    """Write `sweep.json`, `sweep.csv` and, for two varied options, the heat map."""
+    ranked = rank(records)
+    content = {
+        "search_space": space,
+        "expert": expert.metrics(),
+        "trials": [dataclasses.asdict(record) for record in ranked],
+    }
+    (sweep_dir / JSON_FILE).write_text(json.dumps(content, indent=1))
+    with (sweep_dir / CSV_FILE).open("w", newline="") as file:
+        rows = [_flat(record) for record in ranked]
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    paths = [sweep_dir / JSON_FILE, sweep_dir / CSV_FILE]
+    if len(records[0].params) == 2:
+        draw_heat_map(sweep_dir / HEAT_MAP_FILE, ranked)
+        paths.append(sweep_dir / HEAT_MAP_FILE)
+    return paths
+
+
+def read_sweep(sweep_dir: Path) -> tuple[list[TrialRecord], dict[str, float]]:
+    """The trials and the expert's row of a sweep's folder."""
+    content = json.loads((sweep_dir / JSON_FILE).read_text())
+    return [TrialRecord(**trial) for trial in content["trials"]], content["expert"]
+
+
+def draw_heat_map(path: Path, records: Sequence[TrialRecord]) -> None:
+    """Success and action error over the two varied options."""
+    from matplotlib.figure import Figure
+
+    first, second = records[0].params
+    names = short_names([first, second])
+    rows = sorted({record.params[first] for record in records})
+    columns = sorted({record.params[second] for record in records})
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for place, (title, color_map) in enumerate(
+        (("success rate [95 % interval]", "Greens"), ("held-out action error", "Oranges"))
+    ):
+        values = np.full((len(rows), len(columns)), np.nan)
+        axes = figure.add_subplot(1, 2, place + 1)
+        for record in records:
+            metrics = record.metrics
+            at = rows.index(record.params[first]), columns.index(record.params[second])
+            if place == 0 and "rollout/success_rate" in metrics:
+                values[at] = metrics["rollout/success_rate"]
+                text = f"{values[at]:.2f}\n[{_interval(metrics)}]\nn={_episodes(metrics)}"
+            elif place == 1 and "action_error" in metrics:
+                values[at] = metrics["action_error"]
+                text = f"{values[at]:.4f}"
+            else:
+                text = "none"
+            axes.text(at[1], at[0], text, ha="center", va="center")
+        limits = {"vmin": 0.0, "vmax": 1.0} if place == 0 else {"vmin": 0.0}
+        axes.imshow(values, cmap=color_map, aspect="auto", **limits)
+        axes.set_title(title)
+        axes.set_xticks(range(len(columns)), [str(value) for value in columns])
+        axes.set_yticks(range(len(rows)), [str(value) for value in rows])
+        axes.set_xlabel(names[second])
+        axes.set_ylabel(names[first])
+    figure.savefig(path, dpi=120)
+
+
+def _judgement(metrics: dict[str, Any]) -> list[str]:
+    if "rollout/success_rate" not in metrics:
+        return ["none", str(metrics.get("validation_error", "")), *["" for _ in range(6)]]
+    return [
+        f"{metrics['rollout/success_rate']:.2f}",
+        _interval(metrics),
+        _episodes(metrics),
+        f"{metrics['rollout/reward_sum']:.1f}",
+        *(f"{metrics[f'rollout/stage_{stage}']:.2f}" for stage in STAGES),
+    ]
+
+
+def _interval(metrics: dict[str, Any]) -> str:
+    return f"{metrics['rollout/success_low']:.2f}-{metrics['rollout/success_high']:.2f}"
+
+
+def _episodes(metrics: dict[str, Any]) -> str:
+    return f"{metrics['rollout/episodes']:.0f}"
+
+
+def _flat(record: TrialRecord) -> dict[str, Any]:
+    """One CSV row; lists as JSON."""
+    row = dataclasses.asdict(record)
+    row |= {f"param/{key}": value for key, value in row.pop("params").items()}
+    row |= row.pop("metrics")
+    return {k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in row.items()}

@@ -1,0 +1,126 @@
+"""Progress of runs, read from their folders: bars on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from imf_ray.training.tracking import METRICS_FILE
+
+POLL_S = 1.0
+
+
+class ProgressBoard:
+    """Shows the runs of a folder while the code inside the `with` block carries them out.
+
+    Args:
+        run_dirs: returns the folders of the runs that exist by now.
+        max_steps: of each run.
+    """
+
+    def __init__(
+        self, run_dirs: Callable[[], Iterable[Path]], max_steps: int, console: Console
+    ) -> None:
+        self._run_dirs, self._max_steps, self._console = run_dirs, max_steps, console
+        self._read: dict[Path, int] = {}
+        self._latest: dict[Path, dict[str, Any]] = {}
+        self._bars: dict[Path, TaskID] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> ProgressBoard:
+        for run_dir in self._run_dirs():  # what an earlier session wrote is not news
+            self._new_lines(run_dir)
+        self._progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._poll()
+        self._progress.stop()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(POLL_S):
+            self._poll()
+
+    def _poll(self) -> None:
+        for run_dir in self._run_dirs():
+            for metrics in self._new_lines(run_dir):
+                self._latest[run_dir] = self._latest.get(run_dir, {}) | metrics
+                self._show(run_dir, metrics)
+
+    def _new_lines(self, run_dir: Path) -> list[dict[str, Any]]:
+        path = run_dir / METRICS_FILE
+        if not path.is_file():
+            return []
+        with path.open() as file:
+            file.seek(self._read.get(run_dir, 0))
+            lines = []
+            while (line := file.readline()).endswith("\n"):
+                lines.append(json.loads(line))
+                self._read[run_dir] = file.tell()
+        return lines
+
+    def _show(self, run_dir: Path, metrics: dict[str, Any]) -> None:
+        step = int(metrics["step"])
+        text = describe_metrics(self._latest[run_dir])
+        if not self._console.is_terminal:
+            line = describe_metrics(metrics)
+            self._console.print(
+                f"{run_dir.name}  step {step}/{self._max_steps}  {line}", soft_wrap=True
+            )
+            return
+        if run_dir not in self._bars:
+            self._bars[run_dir] = self._progress.add_task(
+                run_dir.name, total=self._max_steps, text=text
+            )
+        self._progress.update(self._bars[run_dir], completed=step, text=text)
+
+
+def describe_metrics(metrics: dict[str, Any]) -> str:
+    """The numbers a person wants to see, in one line."""
+    parts = []
+    if "loss" in metrics:
+        parts.append(
+            f"epoch {metrics['epoch']:.2f}  loss {metrics['loss']:.4f}  lr {metrics['lr']:.1e}  "
+            f"grad {metrics['grad_norm']:.2f}  {metrics['samples_per_s']:.0f} samples/s  "
+            f"data wait {metrics['data_wait']:.0%}"
+        )
+    if "action_error" in metrics:
+        parts.append(f"action error {metrics['action_error']:.4f}")
+    if "rollout/success_rate" in metrics:
+        parts.append(
+            f"success {metrics['rollout/success_rate']:.2f} "
+            f"[{metrics['rollout/success_low']:.2f}, {metrics['rollout/success_high']:.2f}] "
+            f"of {metrics['rollout/episodes']:.0f}"
+        )
+    if "validation_error" in metrics:
+        parts.append(f"validation failed: {metrics['validation_error']}")
+    return "  ".join(parts)

@@ -1,0 +1,70 @@
+"""Runs a sweep: `python -m imf_ray.tune search_space=quickstart data.dataset_dir=DIR`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from imf_ray.config import Config
+from imf_ray.launch import absolute, connect, console, run
+
+VIDEO_FILES = {"expert": "expert.mp4", "best": "best.mp4"}
+
+
+def main(config: Config, overrides: Sequence[str]) -> None:
+    """Train and judge every combination of a search space, and print the ranked table."""
+    from imf_ray.sweep.search_space import load_search_space
+
+    space = load_search_space(config.search_space)
+    name = config.run_name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    sweep_dir = absolute(config.storage_path) / name
+    size = connect(config)
+    from imf_ray.sweep.runner import judge_expert, prepare_sweep, run_sweep
+    from imf_ray.sweep.table import make_table, rank, write_files
+    from imf_ray.training.progress import ProgressBoard
+
+    sweep = prepare_sweep(space, overrides, _resolve_paths, sweep_dir, size)
+    console.print(
+        f"Sweep {sweep_dir}: {len(sweep.configs)} trials, {sweep.slots} at a time\n"
+        f"Each takes {sweep.resources}",
+        soft_wrap=True,
+    )
+    expert = judge_expert(sweep)
+    console.print(f"Expert: {expert}", soft_wrap=True)
+    max_steps = sweep.first_config.train.max_steps
+    with ProgressBoard(lambda: sorted(sweep.trials_dir.glob("*")), max_steps, console):
+        records = run_sweep(sweep)
+    files = write_files(sweep_dir, records, expert, space.name)
+    console.print(make_table(records, expert.metrics()))
+    best = rank(records)[0]
+    console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
+    for path in [*files, *_write_videos(sweep_dir, sweep.first_config, str(best.best_checkpoint))]:
+        console.print(path, soft_wrap=True)
+
+
+def _write_videos(sweep_dir: Path, config: Config, checkpoint: str) -> list[Path]:
+    """The expert and the best policy on the first validation seed."""
+    from imf_ray.rollout.actors import EXPERT, RolloutJob, expert_settings, run_episodes
+    from imf_ray.training.validation import rollout_settings
+
+    seed = config.train.rollout_seed
+    jobs = {
+        "expert": RolloutJob(EXPERT, expert_settings(config.task)),
+        "best": RolloutJob(checkpoint, rollout_settings(config, seed), ema=config.train.ema),
+    }
+    paths = []
+    for name, job in jobs.items():
+        path = sweep_dir / VIDEO_FILES[name]
+        list(run_episodes(job, [seed], 1, {"num_cpus": 1}, {seed: str(path)}))
+        paths.append(path)
+    return paths
+
+
+def _resolve_paths(config: Config) -> None:
+    config.data.dataset_dir = str(absolute(config.data.dataset_dir))
+
+
+if __name__ == "__main__":
+    sys.exit(run("imf_ray.tune", main, sys.argv[1:]))

@@ -1,0 +1,80 @@
+"""Small agents and batches."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from imf_ray.agents.imf import IMFVLAAgent
+
+CAMERAS = ("r_vis", "top", "front")
+
+
+class StubHead(nn.Module):
+    """Records its calls; predicts scale * sample, shifted by the mean of the condition."""
+
+    def __init__(self, **sizes: Any) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.calls: list[dict[str, Tensor]] = []
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, sample: Tensor, r: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        self.calls.append({"sample": sample, "r": r, "t": t, "cond": cond})
+        return self.scale * sample + cond.mean(dim=(1, 2))[:, None, None]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors are faster on one thread, above all beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make_agent() -> Callable[..., IMFVLAAgent]:
+    def make(**options: Any) -> IMFVLAAgent:
+        torch.manual_seed(0)
+        defaults = {
+            "action_dim": 16,
+            "state_dim": 16,
+            "camera_names": CAMERAS,
+            "vision_encoder": {
+                "stage_widths": (8, 8, 8, 8),
+                "blocks_per_stage": (1, 1, 1, 1),
+            },
+            "head": {"n_emb": 16, "n_layer": 1, "n_head": 1, "n_kv_head": 1}
+            | {"p_drop_emb": 0.0, "p_drop_attn": 0.0},
+        }
+        return IMFVLAAgent(**defaults | options)
+
+    return make
+
+
+@pytest.fixture
+def make_stub_agent(make_agent: Callable[..., IMFVLAAgent]) -> Callable[..., IMFVLAAgent]:
+    return lambda **options: make_agent(head={}, head_factory=StubHead, **options)
+
+
+@pytest.fixture
+def batch() -> dict[str, Any]:
+    """Four samples; the last three actions of the first and of the third are padding."""
+    generator = torch.Generator().manual_seed(1)
+    is_pad = torch.zeros(4, 16, dtype=torch.bool)
+    is_pad[::2, -3:] = True
+    return {
+        "images": {
+            name: torch.randint(256, (4, 2, 40, 40, 3), dtype=torch.uint8, generator=generator)
+            for name in CAMERAS
+        },
+        "qpos": torch.randn(4, 2, 16, generator=generator),
+        "action": torch.randn(4, 16, 16, generator=generator),
+        "action_is_pad": is_pad,
+        "noise": torch.randn(4, 16, 16, generator=generator),
+        "time_uniforms": torch.rand(4, 3, generator=generator),
+        "sample_id": torch.arange(4),
+    }

@@ -1,0 +1,91 @@
+"""Image encoders: shapes, weights per camera, and the spatial softmax."""
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+from imf_ray.models.vision import MultiViewResNetEncoder, ResNetTrunk, SpatialSoftmax, _group_norm
+
+NARROW = {"stage_widths": (16, 32, 64, 128), "blocks_per_stage": (1, 1, 1, 1)}
+CAMERAS = ("r_vis", "top", "front")
+
+
+@pytest.mark.parametrize("size", [96, 256])
+def test_output_is_one_feature_vector_per_camera_in_order(size: int) -> None:
+    encoder = MultiViewResNetEncoder(CAMERAS, **NARROW)
+    images = {name: torch.randn(2, 3, size, size) for name in reversed(CAMERAS)}
+    features = encoder(images)
+    assert features.shape == (2, 3, 64)
+    torch.testing.assert_close(features[:, 1], encoder.encoders["top"](images["top"]))
+
+
+def test_separate_weights_are_three_times_the_shared_ones() -> None:
+    def count(separate: bool) -> int:
+        encoder = MultiViewResNetEncoder(
+            CAMERAS, use_separate_rgb_encoder_per_camera=separate, **NARROW
+        )
+        return sum(p.numel() for p in encoder.parameters())
+
+    assert count(True) == 3 * count(False)
+
+
+def test_shared_encoder_treats_all_cameras_alike() -> None:
+    encoder = MultiViewResNetEncoder(CAMERAS, use_separate_rgb_encoder_per_camera=False, **NARROW)
+    image = torch.randn(2, 3, 96, 96)
+    features = encoder(dict.fromkeys(CAMERAS, image))
+    torch.testing.assert_close(features[:, 0], features[:, 2])
+
+
+def test_frozen_trunk_gets_no_gradient_and_the_rest_does() -> None:
+    encoder = MultiViewResNetEncoder(["top"], freeze_backbone=True, **NARROW)
+    encoder({"top": torch.randn(2, 3, 96, 96)}).sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert (parameter.grad is None) == (".trunk." in name)
+
+
+def test_default_trunk_is_torchvisions_resnet18() -> None:
+    reference = resnet18(norm_layer=_group_norm)
+    trunk = ResNetTrunk()
+    state = {k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")}
+    trunk.load_state_dict(state)
+    image = torch.randn(1, 3, 96, 96)
+    pooled = trunk(image).mean(dim=(-2, -1))
+    torch.testing.assert_close(reference.fc(pooled), reference(image))
+
+
+def test_pretrained_trunk_has_fixed_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = resnet18().state_dict()
+    monkeypatch.setattr(
+        "torchvision.models.ResNet18_Weights.get_state_dict", lambda self, check_hash: dict(state)
+    )
+    trunk = ResNetTrunk(pretrained_weights="IMAGENET1K_V1").train()
+    torch.testing.assert_close(trunk.conv1.weight, state["conv1.weight"])
+    before = trunk.bn1.running_mean.clone()
+    trunk(torch.randn(2, 3, 64, 64))
+    assert torch.equal(trunk.bn1.running_mean, before)
+
+
+def test_spatial_softmax_finds_the_pixel_of_a_one_hot_map() -> None:
+    layer = SpatialSoftmax(in_channels=1, num_keypoints=1)
+    torch.nn.init.constant_(layer.keypoint_conv.weight, 100.0)
+    features = torch.zeros(3, 1, 5, 9)
+    for i, (row, column) in enumerate([(0, 0), (2, 4), (4, 6)]):
+        features[i, 0, row, column] = 1
+    expected = torch.tensor([[-1.0, -1.0], [0.0, 0.0], [0.5, 1.0]])
+    torch.testing.assert_close(layer(features), expected)
+
+
+def test_impossible_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="choose one of resnet"):
+        MultiViewResNetEncoder(CAMERAS, vision_backbone_mode="vit")
+    with pytest.raises(ValueError, match="each once"):
+        MultiViewResNetEncoder(["top", "top"])
+    with pytest.raises(ValueError, match="four numbers"):
+        ResNetTrunk(stage_widths=(16, 32))
+    with pytest.raises(ValueError, match="IMAGENET1K_V1"):
+        ResNetTrunk(pretrained_weights="imagenet")
+    with pytest.raises(ValueError, match=r"stage_widths=\(64, 128, 256, 512\)"):
+        ResNetTrunk(stage_widths=(16, 32, 64, 128), pretrained_weights="IMAGENET1K_V1")
+    encoder = MultiViewResNetEncoder(["top", "front"], **NARROW)
+    with pytest.raises(ValueError, match="camera front are missing"):
+        encoder({"top": torch.randn(1, 3, 96, 96)})
