@@ -219,7 +219,6 @@ class ClusterConfig:
     rollout_actors: int = 2
     """Simulators that run beside the training of one run."""
     cpus_per_rollout_actor: float | None = None
-    cpus_per_reader: float | None = None
     dashboard: bool = True
     """Serve Ray's dashboard on 127.0.0.1 when a cluster is started here."""
 

@@ -2,7 +2,10 @@
 
 A run needs a driver, training workers, readers beside each worker and rollout actors. On a small
 machine all of them live in fractions of a CPU, since Ray counts logical CPUs: what is not given in
-the configuration is computed from what is there, so that nothing waits for ever.
+the configuration is computed from what is there, so that nothing waits for ever. Readers reserve
+nothing: Ray Data hands out whatever Train and Tune leave in whole CPUs a dataset, which on a small
+machine is none, and its reads starve. A share is left free for them, and `train.num_workers` bounds
+their number.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ from imf_ray.config import Config
 from imf_ray.errors import UserError
 
 DRIVER_CPUS = 0.05
-WORKER_SHARE, READER_SHARE, ROLLOUT_SHARE = 0.6, 0.15, 0.25
+WORKER_SHARE, ROLLOUT_SHARE, FREE_SHARE = 0.6, 0.25, 0.15
 """How a run's CPUs are divided where the configuration leaves them open."""
-MAX_CPUS_PER_WORKER, MAX_CPUS_PER_HELPER = 8.0, 1.0
+MAX_CPUS_PER_WORKER, MAX_CPUS_PER_SIMULATOR = 8.0, 1.0
 GRAIN = 1e-3
 """Ray counts resources to four digits; shares are rounded down to this."""
 
@@ -48,18 +51,14 @@ class RunResources:
     workers: int
     cpus_per_worker: float
     gpus_per_worker: float
-    readers: int
-    """Readers of each worker."""
-    cpus_per_reader: float
     rollout_actors: int
     cpus_per_rollout_actor: float
 
     @property
     def cpus(self) -> float:
         """CPUs of the whole run, its driver included."""
-        readers = self.workers * self.readers * self.cpus_per_reader
         rollouts = self.rollout_actors * self.cpus_per_rollout_actor
-        return DRIVER_CPUS + self.workers * self.cpus_per_worker + readers + rollouts
+        return DRIVER_CPUS + self.workers * self.cpus_per_worker + rollouts
 
     @property
     def gpus(self) -> float:
@@ -68,9 +67,8 @@ class RunResources:
 
     def __str__(self) -> str:
         return (
-            f"driver {DRIVER_CPUS:g} CPU + {self.workers} worker(s) x {self.cpus_per_worker:g} CPU, "
-            f"{self.gpus_per_worker:g} GPU + {self.workers * self.readers} reader(s) x "
-            f"{self.cpus_per_reader:g} CPU + {self.rollout_actors} simulator(s) x "
+            f"driver {DRIVER_CPUS:g} CPU + {self.workers} worker(s) x {self.cpus_per_worker:g} "
+            f"CPU, {self.gpus_per_worker:g} GPU + {self.rollout_actors} simulator(s) x "
             f"{self.cpus_per_rollout_actor:g} CPU = {self.cpus:g} CPU, {self.gpus:g} GPU"
         )
 
@@ -83,21 +81,19 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
     """
     cluster = config.cluster
     gpus_per_worker = cluster.gpus_per_worker if config.train.device == "cuda" else 0.0
-    readers = cluster.num_workers * config.train.num_workers
     parts = [
         (cluster.num_workers, cluster.cpus_per_worker, WORKER_SHARE, MAX_CPUS_PER_WORKER),
-        (readers, cluster.cpus_per_reader, READER_SHARE, MAX_CPUS_PER_HELPER),
         (
             cluster.rollout_actors,
             cluster.cpus_per_rollout_actor,
             ROLLOUT_SHARE,
-            MAX_CPUS_PER_HELPER,
+            MAX_CPUS_PER_SIMULATOR,
         ),
     ]
     left = size.cpus / slots - DRIVER_CPUS
     left -= sum(count * given for count, given, _, _ in parts if given is not None)
-    open_shares = sum(share for _, given, share, _ in parts if given is None)
-    worker_cpus, reader_cpus, rollout_cpus = (
+    open_shares = FREE_SHARE + sum(share for _, given, share, _ in parts if given is None)
+    worker_cpus, rollout_cpus = (
         given
         if given is not None
         else min(_round_down(max(left, 0.0) * share / open_shares / count), limit)
@@ -107,8 +103,6 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
         workers=cluster.num_workers,
         cpus_per_worker=worker_cpus,
         gpus_per_worker=gpus_per_worker,
-        readers=config.train.num_workers,
-        cpus_per_reader=reader_cpus,
         rollout_actors=cluster.rollout_actors,
         cpus_per_rollout_actor=rollout_cpus,
     )
@@ -118,7 +112,7 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
 
 def plan_simulators(config: Config, size: ClusterSize) -> tuple[int, float]:
     """Simulators, and CPUs of each, where nothing else runs: one a CPU unless configured."""
-    cpus = config.cluster.cpus_per_rollout_actor or min(MAX_CPUS_PER_HELPER, size.cpus)
+    cpus = config.cluster.cpus_per_rollout_actor or min(MAX_CPUS_PER_SIMULATOR, size.cpus)
     return max(1, math.floor(size.cpus / cpus + GRAIN)), cpus
 
 
@@ -153,8 +147,8 @@ def _require_fit(run: RunResources, size: ClusterSize, slots: int) -> None:
     if run.cpus * slots > size.cpus + GRAIN:
         raise UserError(
             f"This asks for {run}{at_a_time} = {run.cpus * slots:g} CPUs, and the cluster has "
-            f"{size.cpus:g} ({size}). Lower cluster.cpus_per_worker, cluster.cpus_per_reader, "
-            "cluster.cpus_per_rollout_actor or the number of workers, or leave them null."
+            f"{size.cpus:g} ({size}). Lower cluster.cpus_per_worker, cluster.num_workers or "
+            "cluster.cpus_per_rollout_actor, or leave them null."
         )
     places = sum(
         min(
@@ -171,7 +165,7 @@ def _require_fit(run: RunResources, size: ClusterSize, slots: int) -> None:
             f"{run.gpus_per_worker:g} GPU find a node ({size}). Lower cluster.cpus_per_worker, "
             "cluster.gpus_per_worker or cluster.num_workers."
         )
-    if min(run.cpus_per_worker, run.cpus_per_reader, run.cpus_per_rollout_actor) <= 0.0:
+    if min(run.cpus_per_worker, run.cpus_per_rollout_actor) <= 0.0:
         raise UserError(
             f"Nothing is left for some part of the run: {run}, of {size}. Lower what is given in "
             "cluster.*, or leave it null."

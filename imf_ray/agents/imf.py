@@ -34,7 +34,7 @@ def sample_times_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sort_pairs(pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """The smaller and the larger of the first two columns, contiguous as compiled JVPs need them."""
+    """The smaller and the larger of the first two columns, contiguous for compiled JVPs."""
     first, second = pairs[:, 0], pairs[:, 1]
     return torch.minimum(first, second), torch.maximum(first, second)
 

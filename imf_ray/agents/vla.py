@@ -25,7 +25,8 @@ class VLAAgent(nn.Module, ABC):
 
     A batch is a dict: "images" {camera: (B, obs_horizon, H, W, 3) uint8}, "qpos" (B, obs_horizon,
     state_dim), "action" (B, pred_horizon, action_dim) in real units and "action_is_pad" (B,
-    pred_horizon) bool; an observation is its first two. Other keys and cameras are ignored.
+    pred_horizon) bool; an observation is its first two. Other keys and cameras are ignored. Padded
+    actions do not count in the loss, but the head reads them as context, so they hold edge values.
 
     The condition is a token sequence. "single_token": one token per observation step, all camera
     features and the state side by side. "multi_token": one token per step and camera, its features

@@ -32,7 +32,7 @@ class EpisodeStream:
     """The training data of a run, whatever its world size.
 
     `paths` and the plan's lengths describe the same episodes; `readers` is the number of parallel
-    read tasks of each rank and `cpus_per_reader` what each takes from the cluster.
+    read tasks of each rank.
     """
 
     plan: SamplePlan
@@ -40,7 +40,6 @@ class EpisodeStream:
     paths: tuple[str, ...]
     max_steps: int
     readers: int
-    cpus_per_reader: float
 
     def rank_dataset(self, rank: int, world_size: int, start_step: int) -> ray.data.Dataset:
         """The rows of one rank, from the batch of `start_step` to the last."""
@@ -48,11 +47,12 @@ class EpisodeStream:
         source = _RowSource(self, [(epoch, numbers) for epoch, numbers in rows])
         dataset = ray.data.read_datasource(
             source,
-            num_cpus=self.cpus_per_reader,
+            num_cpus=0,  # see imf_ray.resources
             concurrency=self.readers,
             override_num_blocks=source.num_tasks,
         )
         dataset.context.execution_options.preserve_order = True
+        dataset.context.enable_progress_bars = False
         return dataset
 
     def batches(

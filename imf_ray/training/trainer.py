@@ -132,11 +132,9 @@ def fit(
         spec=spec,
         paths=tuple(episode.path for episode in run.train.episodes),
         max_steps=config.train.max_steps,
-        readers=resources.readers,
-        cpus_per_reader=resources.cpus_per_reader,
+        readers=config.train.num_workers,
     )
     payload = TrainPayload(config_to_dict(config), str(run_dir), stream, statistics)
-    use_gpu = resources.gpus_per_worker > 0
     validation = ValidationTaskConfig(
         fn_kwargs={
             "config": payload.config,
@@ -148,13 +146,8 @@ def fit(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"payload": payload, "cpus": resources.cpus_per_worker},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": resources.cpus_per_worker}
-            | ({"GPU": resources.gpus_per_worker} if use_gpu else {}),
-        ),
+        torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+        scaling_config=scaling_config(resources),
         run_config=RunConfig(
             name=run_dir.name,
             storage_path=str(run_dir.parent),
@@ -185,6 +178,18 @@ def fit(
     found.sort(key=lambda entry: entry[1]["step"])
     outcome = dict(result.return_value or {})
     return RunOutcome(run_dir, tuple(found), outcome.get("swanlab_run"))
+
+
+def scaling_config(resources: RunResources) -> ScalingConfig:
+    """What Ray Train reserves for the workers of a run."""
+    per_worker = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    return ScalingConfig(
+        num_workers=resources.workers,
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker=per_worker,
+    )
 
 
 def _validates(config: Config) -> bool:

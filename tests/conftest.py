@@ -1,0 +1,97 @@
+"""Shared fixtures: one Ray cluster for all tests, and small real demonstrations."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+from imf_ray.environment import prepare_environment
+
+WORKER_ENVIRONMENT = prepare_environment()  # before anything imports Ray or MuJoCo
+
+import pytest
+import ray
+
+from imf_ray.config import Config, load_config
+
+LOGICAL_CPUS, LOGICAL_GPUS = 4, 2
+DEMONSTRATIONS = 3
+
+TINY_AGENT = (
+    "agent.vision_backbone.stage_widths=[8,8,16,16]",
+    "agent.vision_backbone.blocks_per_stage=[1,1,1,1]",
+    "agent.vision_backbone.num_keypoints=8",
+    "agent.head.n_emb=32",
+    "agent.head.n_layer=2",
+    "agent.head.n_head=2",
+    "agent.head.n_kv_head=1",
+)
+TINY_TRAINING = (
+    "train.batch_size=8",
+    "train.max_steps=4",
+    "train.warmup_steps=1",
+    "train.log_freq=1",
+    "train.num_workers=1",
+    "train.rollout_num_episodes=2",
+    "train.val_split=0.34",
+    "task.image_size=48",
+    "task.max_episode_steps=400",
+    "cluster.dashboard=false",
+)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray cluster with logical CPUs and GPUs, for the whole test session."""
+    # The socket paths inside Ray's folder are limited to 107 characters.
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=LOGICAL_CPUS,
+        num_gpus=LOGICAL_GPUS,
+        include_dashboard=False,
+        runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        log_to_driver=False,
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of a few real demonstrations with 48 x 48 pictures; do not write to it."""
+    from imf_ray.data.episodes import episode_path, write_episode
+    from imf_ray.demos.recorder import Recorder
+
+    folder = tmp_path_factory.mktemp("demonstrations")
+    config = tiny_config(folder)
+    recorder = Recorder(config.task, config.data.camera_names)
+    for number in range(DEMONSTRATIONS):
+        write_episode(episode_path(folder, number), recorder.record(seed=number))
+    return folder
+
+
+@pytest.fixture
+def own_demonstrations(demonstrations: Path, tmp_path: Path) -> Path:
+    """A copy of the demonstrations that a test may damage."""
+    return Path(shutil.copytree(demonstrations, tmp_path / "own"))
+
+
+def tiny_config(dataset_dir: Path, *overrides: str) -> Config:
+    """The smallest real configuration: three cameras, a residual trunk, an AttnRes head."""
+    return load_config(
+        [
+            "agent=resnet_imf_attnres_multitoken",
+            *TINY_AGENT,
+            *TINY_TRAINING,
+            f"data.dataset_dir={dataset_dir}",
+            *overrides,
+        ]
+    )

@@ -1,0 +1,158 @@
+"""Episode files, the index and its refusals, statistics."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from imf_ray.data.episodes import check_episode, episode_path, read_slice
+from imf_ray.data.index import build_index
+from imf_ray.data.statistics import compute_statistics
+from imf_ray.errors import UserError
+from tests.conftest import DEMONSTRATIONS, tiny_config
+
+
+def test_layout_and_attributes(demonstrations: Path) -> None:
+    with h5py.File(episode_path(demonstrations, 0)) as file:
+        length = len(file["action"])
+        assert file["observations/images/top"].shape == (length, 48, 48, 3)
+        assert file["observations/images/top"].dtype == np.uint8
+        assert file["observations/images/top"].chunks == (1, 48, 48, 3)
+        for name in ("observations/qpos", "observations/qvel", "action", "action_ee"):
+            assert file[name].shape == (length, 16) and file[name].dtype == np.float32
+        attributes = dict(file.attrs)
+    assert attributes["sim"] and attributes["success"]
+    assert attributes["action_space"] == "joint" and attributes["control_hz"] == 50
+    assert attributes["task"] == "imf_ray/SimTransfer-v0" and attributes["seed"] == 0
+
+
+def test_check_describes_and_slices_read_back(demonstrations: Path) -> None:
+    path = episode_path(demonstrations, 0)
+    info = check_episode(path)
+    assert info.length == 400 and info.state_dim == info.action_dim == 16
+    assert set(info.cameras) == {"r_vis", "top", "front"}
+    part = read_slice(str(path), ("top",), "action", (3, 7), (5, 20))
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(part.images["top"], file["observations/images/top"][3:7])
+        np.testing.assert_array_equal(part.action, file["action"][5:20])
+
+
+def test_index_is_cached_and_notices_changes(own_demonstrations: Path) -> None:
+    config = tiny_config(own_demonstrations)
+    first = build_index(config)
+    assert len(first.episodes) == DEMONSTRATIONS
+    assert build_index(config) == first
+    with h5py.File(episode_path(own_demonstrations, 1), "r+") as file:
+        file["action"][3, 2] = np.nan
+    with pytest.raises(UserError, match=r"episode_1.hdf5.*NaN"):
+        build_index(config)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def _no_qpos(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["observations/qpos"]
+
+
+def _short_camera(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        frames = file["observations/images/top"][:-1]
+        del file["observations/images/top"]
+        file["observations/images/top"] = frames
+
+
+def _no_camera(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["observations/images/top"]
+
+
+def _float_images(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        frames = file["observations/images/top"][:].astype(np.float32)
+        del file["observations/images/top"]
+        file["observations/images/top"] = frames
+
+
+def _flip_a_byte(path: Path) -> None:
+    with h5py.File(path) as file:
+        offset = file["observations/images/front"].id.get_chunk_info(7).byte_offset
+    content = bytearray(path.read_bytes())
+    content[offset + 11] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def _other_task(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file.attrs["task"] = "other"
+
+
+def _not_hdf5(path: Path) -> None:
+    path.write_text("hello")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_truncate, "cannot be read"),
+        (_not_hdf5, "cannot be read"),
+        (_no_qpos, "lacks"),
+        (_short_camera, "camera top has shape"),
+        (_no_camera, "no camera top"),
+        (_float_images, "not uint8"),
+        (_flip_a_byte, "cannot be read"),
+        (_other_task, "task=other"),
+    ],
+)
+def test_bad_files_are_named_or_skipped(own_demonstrations: Path, damage, reason: str) -> None:
+    damage(episode_path(own_demonstrations, 2))
+    with pytest.raises(UserError, match=f"episode_2.hdf5.*{reason}"):
+        build_index(tiny_config(own_demonstrations))
+    index = build_index(tiny_config(own_demonstrations, "data.on_bad_episode=skip"))
+    assert len(index.episodes) == DEMONSTRATIONS - 1
+    assert list(index.skipped) == ["episode_2.hdf5"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.camera_names=[top,wrist]"], "no camera wrist"),
+        (["task.image_size=96"], "task.image_size=96"),
+        (["agent.action_dim=14"], "action_dim is 16"),
+        (["task.shadows=true"], "recorded with shadows=False"),
+        (["train.val_split=0.9"], None),
+    ],
+)
+def test_contradictions_with_the_configuration(
+    demonstrations: Path, overrides: list[str], message: str | None
+) -> None:
+    config = tiny_config(demonstrations, *overrides)
+    if message is None:
+        with pytest.raises(UserError, match="leaves none"):
+            build_index(config).split(config.train.val_split, 0)
+    else:
+        with pytest.raises(UserError, match=message):
+            build_index(config)
+
+
+def test_missing_and_empty_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist.*imf_ray.collect"):
+        build_index(tiny_config(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"holds no episode_.*imf_ray.collect"):
+        build_index(tiny_config(tmp_path))
+
+
+def test_statistics_are_those_of_the_split(own_demonstrations: Path) -> None:
+    index = build_index(tiny_config(own_demonstrations))
+    train, held = index.split(0.34, seed=1)
+    assert len(train.episodes) == 2 and len(held.episodes) == 1
+    found = compute_statistics(train.episodes, "action", train.digest)
+    actions = np.concatenate(
+        [h5py.File(episode.path)["action"][:] for episode in train.episodes]
+    ).astype(np.float64)
+    np.testing.assert_allclose(found["action"]["mean"], actions.mean(0), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found["action"]["max"], actions.max(0))
+    assert compute_statistics(train.episodes, "action", train.digest) == found

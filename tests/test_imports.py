@@ -1,0 +1,92 @@
+"""Who may import whom (the plan of the house), read from the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "imf_ray"
+LEAVES = {"imf_ray.config", "imf_ray.errors", "imf_ray.environment", "imf_ray.resources"}
+ENTRY_POINTS = {"collect", "train", "tune", "evaluate", "report", "launch"}
+
+# What each room may import of ours, besides itself.
+ROOMS: dict[str, set[str]] = {
+    "models": set(),
+    "sim": set(),
+    "agents": {"models", "config", "errors"},
+    "data": {"config", "errors"},
+    "demos": {"sim", "data", "config", "errors", ""},
+    "rollout": {"agents", "sim", "config", "errors"},
+    "training": {"agents", "data", "rollout", "config", "errors", "resources"},
+    "sweep": {"training", "rollout", "config", "errors", "resources", "environment"},
+}
+FOREIGN: dict[str, set[str]] = {
+    "models": {"torch", "torchvision"},
+    "sim": {"mujoco", "gymnasium", "numpy"},
+    "data": {"numpy", "h5py", "pyarrow", "rich", "ray"},
+}
+WITH_RAY = {
+    "data/pipeline.py",
+    "demos/workers.py",
+    "rollout/actors.py",
+    "launch.py",
+    *(f"{name}.py" for name in ENTRY_POINTS),
+}
+
+
+def _imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+def _ours(path: Path) -> set[str]:
+    """First part below imf_ray of what a file imports of ours; '' is the package itself."""
+    return {
+        (name.split(".") + [""])[1] for name in _imports(path) if name.split(".")[0] == "imf_ray"
+    }
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_know_only_whom_they_may(room: str) -> None:
+    for path in (ROOT / room).glob("*.py"):
+        strangers = _ours(path) - ROOMS[room] - {room}
+        assert not strangers, f"{path} imports {strangers}"
+
+
+@pytest.mark.parametrize("room", FOREIGN)
+def test_rooms_use_only_their_libraries(room: str) -> None:
+    for path in (ROOT / room).glob("*.py"):
+        used = {name.split(".")[0] for name in _imports(path)} - {"imf_ray", ""}
+        strangers = used - FOREIGN[room] - set(sys.stdlib_module_names)
+        assert not strangers, f"{path} imports {strangers}"
+
+
+def test_ray_appears_only_where_it_may() -> None:
+    for path in ROOT.rglob("*.py"):
+        if any(name.split(".")[0] == "ray" for name in _imports(path)):
+            place = path.relative_to(ROOT)
+            allowed = str(place) in WITH_RAY or place.parts[0] in ("training", "sweep")
+            assert allowed, f"{place} imports ray"
+
+
+def test_nobody_imports_an_entry_point() -> None:
+    entries = ENTRY_POINTS - {"launch"}
+    for path in ROOT.rglob("*.py"):
+        assert not _ours(path) & entries, f"{path} imports an entry point"
+
+
+def test_importing_the_package_registers_and_does_nothing_else() -> None:
+    code = (
+        "import sys, gymnasium, imf_ray; "
+        "assert 'imf_ray/SimTransfer-v0' in gymnasium.registry; "
+        "heavy = {'torch', 'ray', 'mujoco', 'h5py'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,55 @@
+"""The arithmetic of CPUs and GPUs."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imf_ray.config import load_config
+from imf_ray.errors import UserError
+from imf_ray.resources import ClusterSize, plan_run, plan_slots
+
+TWO_CPUS = ClusterSize(((2.0, 0.0),))
+TWO_GPU_NODES = ClusterSize(((16.0, 4.0), (16.0, 4.0)))
+
+
+@given(
+    cpus=st.integers(1, 64),
+    slots=st.integers(1, 4),
+    workers=st.integers(1, 4),
+    actors=st.integers(1, 8),
+)
+def test_open_shares_always_fit(cpus: int, slots: int, workers: int, actors: int) -> None:
+    config = load_config([f"cluster.num_workers={workers}", f"cluster.rollout_actors={actors}"])
+    size = ClusterSize(((float(cpus), 0.0),))
+    run = plan_run(config, size, slots)
+    assert run.cpus * slots <= cpus + 1e-6
+    assert min(run.cpus_per_worker, run.cpus_per_rollout_actor) > 0
+
+
+def test_two_cpus_hold_two_trials_of_the_quickstart() -> None:
+    config = load_config([])
+    assert plan_slots(config, TWO_CPUS) == 2
+    assert plan_run(config, TWO_CPUS, slots=2).cpus <= 1.0
+
+
+def test_gpus_make_the_slots() -> None:
+    config = load_config(["train.device=cuda", "cluster.num_workers=2"])
+    assert plan_slots(config, TWO_GPU_NODES) == 4
+    shared = load_config(["train.device=cuda", "cluster.gpus_per_worker=0.5"])
+    assert plan_slots(shared, TWO_GPU_NODES) == 16
+
+
+@pytest.mark.parametrize(
+    ("overrides", "arithmetic"),
+    [
+        (["train.device=cuda", "cluster.num_workers=9"], "9 worker.* x 1 GPU = 9 GPUs.* has 8"),
+        (["train.device=cuda", "cluster.gpus_per_worker=5"], "0 of 1 worker.*5 GPU find a node"),
+        (["cluster.cpus_per_worker=40"], "= 40.*CPUs, and the cluster has 32"),
+        (["cluster.cpus_per_worker=20"], "0 of 1 worker.*20 CPU"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_the_arithmetic(
+    overrides: list[str], arithmetic: str
+) -> None:
+    with pytest.raises(UserError, match=arithmetic):
+        plan_run(load_config(overrides), TWO_GPU_NODES)

@@ -1,0 +1,192 @@
+"""Training on a real Ray cluster: smoke, resume, gradients over ranks, resources."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray import tune
+from ray.train import CheckpointConfig, RunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from safetensors.torch import load_file
+
+from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS, load_agent
+from imf_ray.config import Config, config_to_dict
+from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
+from imf_ray.data.statistics import compute_statistics
+from imf_ray.errors import UserError
+from imf_ray.resources import ClusterSize, RunResources, plan_run
+from imf_ray.training.checkpoint import newest_checkpoint
+from imf_ray.training.loop import TrainPayload, Trainer, to_tensors
+from imf_ray.training.trainer import check_run, fit, scaling_config
+from imf_ray.training.validation import window_spec
+from tests.conftest import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
+
+SIZE = ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),))
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        demonstrations,
+        "train.save_freq=2",
+        "train.rollout_val_freq_epochs=1000",
+        "task.max_episode_steps=400",
+    )
+    resources = plan_run(config, SIZE)
+    whole = fit(check_run(config), tmp_path / "whole", resources)
+    _, metrics = whole.checkpoints[-1]
+    assert metrics["step"] == 4 and 0.0 <= metrics["rollout/success_rate"] <= 1.0
+    assert metrics["rollout/episodes"] == 2 and metrics["action_error"] > 0.0
+    assert metrics["rollout/success_low"] <= metrics["rollout/success_rate"]
+    assert (tmp_path / "whole/rollouts/checkpoint_00000004.jsonl").read_text().count("\n") == 2
+
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copytree(tmp_path / "whole/checkpoint_00000002", half / "checkpoint_00000002")
+    fit(check_run(config), half, resources)
+    for name in (WEIGHTS, EMA_WEIGHTS):
+        expected = load_file(tmp_path / "whole/checkpoint_00000004" / name)
+        found = load_file(half / "checkpoint_00000004" / name)
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+    changed = tiny_config(demonstrations, "train.save_freq=2", "train.lr=1e-2")
+    with pytest.raises(UserError, match=r"other settings: .*train.lr was"):
+        fit(check_run(changed), half, resources)
+
+
+def test_gradients_are_averaged_over_ranks(demonstrations: Path, tmp_path: Path) -> None:
+    config = tiny_config(demonstrations, "train.batch_size=16")
+    one, two = (_first_gradients(config, workers, tmp_path) for workers in (1, 2))
+    assert one.keys() == two.keys() and len(one) > 20
+    scale = max(float(g.abs().max()) for g in one.values())
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=name)
+    difference = sum(float((two[n] - one[n]).square().sum()) for n in one) ** 0.5
+    assert difference <= 1e-5 * sum(float(g.square().sum()) for g in one.values()) ** 0.5
+
+
+def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, torch.Tensor]:
+    """Gradients of the first global batch, computed by that many workers through Ray Train."""
+    run = check_run(dataclasses.replace(config))
+    spec = window_spec(config)
+    stream = EpisodeStream(
+        run.plan, spec, tuple(e.path for e in run.train.episodes), max_steps=1, readers=1
+    )
+    statistics = compute_statistics(run.train.episodes, spec.action_dataset, run.train.digest)
+    target = str(folder / f"gradients_{workers}.pt")
+
+    def loop(train_loop_config: dict[str, Any]) -> None:
+        import ray.train
+
+        context = ray.train.get_context()
+        rank, world = context.get_world_rank(), context.get_world_size()
+        payload = train_loop_config["payload"]
+        trainer = Trainer(config, payload.statistics, torch.device("cpu"))
+        trainer.distribute()
+        iterator = ray.train.get_dataset_shard(DATASET_NAME)
+        (batch,) = payload.stream.batches(iterator, rank, world, 0)
+        trainer.module(to_tensors(batch, config, 0, trainer.device, world)).backward()
+        if rank == 0:
+            gradients = {
+                name: p.grad for name, p in trainer.agent.named_parameters() if p.grad is not None
+            }
+            torch.save(gradients, train_loop_config["target"])
+
+    payload = TrainPayload(config_to_dict(config), str(folder), stream, statistics)
+    TorchTrainer(
+        loop,
+        train_loop_config={"payload": payload, "target": target},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=scaling_config(RunResources(workers, 0.5, 0.0, 1, 0.5)),
+        run_config=RunConfig(name=f"gradients_{workers}", storage_path=str(folder)),
+        datasets={DATASET_NAME: stream},
+        dataset_config=PlannedDataConfig(lambda: 0),
+    ).fit()
+    return torch.load(target, weights_only=True)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(demonstrations: Path, tmp_path: Path) -> None:
+    config = tiny_config(demonstrations)
+    trainer = _local_trainer(config)
+    for step in (1, 2, 3):
+        trainer.step = step
+        trainer.save(tmp_path, 0.0)
+    assert newest_checkpoint(tmp_path).step == 3
+    weights = tmp_path / "checkpoint_00000003" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert newest_checkpoint(tmp_path).step == 2
+    (tmp_path / "checkpoint_00000002" / "manifest.json").unlink()
+    found = newest_checkpoint(tmp_path)
+    assert found.step == 1
+    load_agent(found.path)
+
+
+def _local_trainer(config: Config) -> Trainer:
+    run = check_run(config)
+    statistics = compute_statistics(run.train.episodes, "action", run.train.digest)
+    return Trainer(config, statistics, torch.device("cpu"))
+
+
+def test_each_worker_of_a_trial_gets_its_own_gpu(tmp_path: Path) -> None:
+    resources = RunResources(2, 0.5, 1.0, 1, 0.5)
+    assert sorted(_gpus_of_workers(resources, tmp_path, "own")) == [["0"], ["1"]]
+
+
+def test_two_trials_share_a_gpu_at_a_half(tmp_path: Path) -> None:
+    """Four trials at 0.5 run side by side on two logical GPUs, two on each."""
+    resources = RunResources(1, 0.5, 0.5, 1, 0.5)
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+
+    def trial(params: dict[str, Any]) -> None:
+        found = _gpus_of_workers(resources, tmp_path, f"half-{params['number']}", str(meeting))
+        tune.report({"gpus": found[0]})
+
+    driver = tune.PlacementGroupFactory([{"CPU": 0.05}])
+    results = tune.Tuner(
+        tune.with_resources(trial, driver),
+        param_space={"number": tune.grid_search([0, 1, 2, 3])},
+        run_config=tune.RunConfig(name="halves", storage_path=str(tmp_path), verbose=0),
+    ).fit()
+    assert sorted(result.metrics["gpus"] for result in results) == [["0"], ["0"], ["1"], ["1"]]
+
+
+def _gpus_of_workers(
+    resources: RunResources, folder: Path, name: str, meeting: str | None = None
+) -> list[list[str]]:
+    """The GPU ids that Ray gave to each worker; with `meeting`, once four workers are there."""
+
+    def loop(train_loop_config: dict[str, Any]) -> list[list[str]]:
+        import time
+
+        import ray
+        import ray.train
+
+        if train_loop_config["meeting"] is not None:
+            place = Path(train_loop_config["meeting"])
+            (place / ray.train.get_context().get_experiment_name()).touch()
+            while len(list(place.iterdir())) < 4:
+                time.sleep(0.1)
+        mine = list(ray.get_runtime_context().get_accelerator_ids()["GPU"])
+        world = ray.train.get_context().get_world_size()
+        if world == 1:
+            return [mine]
+        found: list[Any] = [None] * world
+        torch.distributed.all_gather_object(found, mine)
+        return found
+
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"meeting": meeting},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=scaling_config(resources),
+        run_config=RunConfig(
+            name=name, storage_path=str(folder), checkpoint_config=CheckpointConfig()
+        ),
+    )
+    return trainer.fit().return_value
