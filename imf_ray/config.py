@@ -74,7 +74,7 @@ class AgentConfig:
     camera_names: list[str] = II("data.camera_names")
     normalization_type: str = "min_max"
     loss_type: str = "pseudo_huber"
-    time_sampler: str = "logit_normal"
+    time_sampler: str = "uniform"
     head: HeadConfig = field(default_factory=HeadConfig)
     vision_backbone: VisionBackboneConfig = field(default_factory=VisionBackboneConfig)
 

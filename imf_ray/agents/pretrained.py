@@ -29,7 +29,8 @@ Stats = Mapping[str, Mapping[str, Any]]
 
 
 def build_agent(config: AgentConfig, action_space: str, stats: Stats | None = None) -> VLAAgent:
-    """A new agent; `stats` as of `Normalizer`, None when weights are loaded into it.
+    """An agent: with `stats` (see `Normalizer`) a new one to train, pretrained weights and all;
+    without, one whose weights are loaded from a checkpoint.
 
     Raises:
         UserError: an impossible combination of options.
@@ -37,7 +38,7 @@ def build_agent(config: AgentConfig, action_space: str, stats: Stats | None = No
     vision = asdict(config.vision_backbone)
     del vision["camera_names"]
     try:
-        return IMFVLAAgent(
+        agent = IMFVLAAgent(
             action_dim=config.action_dim,
             state_dim=config.state_dim,
             camera_names=config.camera_names,
@@ -56,6 +57,9 @@ def build_agent(config: AgentConfig, action_space: str, stats: Stats | None = No
         )
     except ValueError as error:
         raise UserError(f"agent={config.name} cannot be built: {error}") from error
+    if stats is not None:
+        agent.vision_encoder.load_pretrained()
+    return agent
 
 
 def save_agent(

@@ -31,6 +31,7 @@ class ResNetTrunk(nn.Module):
         stage_widths: channels of the four stages; the stem has the first stage's.
         blocks_per_stage: basic blocks of the four stages.
         pretrained_weights: a member of torchvision's ResNet18_Weights ("IMAGENET1K_V1"), or None.
+            It decides the architecture; `load_pretrained` brings the weights.
 
     Raises:
         ValueError: for unknown weights, or weights asked for at other than resnet18's sizes.
@@ -63,15 +64,23 @@ class ResNetTrunk(nn.Module):
         self.layer3 = self._stage(width2, width3, blocks3, stride=2)
         self.layer4 = self._stage(width3, width4, blocks4, stride=2)
 
+        self._pretrained_weights: ResNet18_Weights | None = None
         if pretrained_weights is None:
             for module in self.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         else:
             _check_is_resnet18(stage_widths, blocks_per_stage, pretrained_weights)
-            state = _find_weights(pretrained_weights).get_state_dict(check_hash=True)
-            trunk = {key: value for key, value in state.items() if not key.startswith("fc.")}
-            self.load_state_dict(trunk)
+            self._pretrained_weights = _find_weights(pretrained_weights)
+
+    def load_pretrained(self) -> None:
+        """Fetch and load the pretrained weights, if the trunk has any.
+
+        Not part of construction, so that a saved trunk is rebuilt without a network.
+        """
+        if self._pretrained_weights is not None:
+            state = self._pretrained_weights.get_state_dict(check_hash=True)
+            self.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
 
     def _stage(self, width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
         downsample = None
@@ -193,6 +202,11 @@ class MultiViewResNetEncoder(nn.Module):
             for name, image in self.select(images).items()
         ]
         return torch.stack(features, dim=1)
+
+    def load_pretrained(self) -> None:
+        """Fetch and load the pretrained weights of every trunk (see `ResNetTrunk`)."""
+        for encoder in self.encoders.values():
+            encoder.trunk.load_pretrained()  # type: ignore[operator, union-attr]
 
     def select(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The images of `camera_names`, in that order.

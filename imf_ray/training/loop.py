@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 import torch.distributed
@@ -140,7 +141,8 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     record_worker(run_dir, rank)
-    torch.set_num_threads(math.ceil(train_loop_config["cpus"]))
+    # Beside busy processes, more threads than CPUs wait for each other and everything collapses.
+    torch.set_num_threads(max(1, int(train_loop_config["cpus"])))
 
     trainer = Trainer(config, payload.statistics, ray.train.torch.get_device())
     start = newest_checkpoint(run_dir)
