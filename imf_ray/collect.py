@@ -41,10 +41,9 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             on_progress=show,
         )
     attempts = len(state.seeds) + len(state.failed)
-    console.print(
-        f"{len(state.seeds)} episodes in {folder}; {len(state.failed)} of {attempts} attempts failed"
-        + (f" (seeds {state.failed})" if state.failed else "")
-    )
+    failed = f" (seeds {state.failed})" if state.failed else ""
+    console.print(f"{len(state.seeds)} episodes in {folder}", soft_wrap=True)
+    console.print(f"{len(state.failed)} of {attempts} attempts failed{failed}", soft_wrap=True)
 
 
 if __name__ == "__main__":

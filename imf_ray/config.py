@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from imf_ray.errors import UserError
 
 CONF_DIR = Path(__file__).parent / "conf"
+DATA_CAMERAS, AGENT_CAMERAS = II("data.camera_names"), II("agent.camera_names")
 GROUPS = {"agent": "resnet_imf_attnres", "task": "sim_transfer", "cluster": "local"}
 
 
@@ -51,7 +52,7 @@ class VisionBackboneConfig:
     pretrained_backbone_weights: str | None = None
     freeze_backbone: bool = False
     use_separate_rgb_encoder_per_camera: bool = True
-    camera_names: list[str] = II("agent.camera_names")
+    camera_names: list[str] = AGENT_CAMERAS
     num_keypoints: int = 32
     stage_widths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
     blocks_per_stage: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
@@ -71,7 +72,7 @@ class AgentConfig:
     pred_horizon: int = 16
     num_action_steps: int = 8
     inference_steps: int = 1
-    camera_names: list[str] = II("data.camera_names")
+    camera_names: list[str] = DATA_CAMERAS
     normalization_type: str = "min_max"
     loss_type: str = "pseudo_huber"
     time_sampler: str = "uniform"

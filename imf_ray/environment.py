@@ -13,6 +13,8 @@ WORKER_ENVIRONMENT = {
     "MUJOCO_GL": "egl",
     # which would otherwise take all cores of the machine for each simulator.
     "LP_NUM_THREADS": "1",
+    # Tune prints no table of its own: a sweep shows its own progress.
+    "RAY_AIR_NEW_OUTPUT": "0",
     # Ray Train's runs are shown on the dashboard's Train page only with this.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     # A report returns at the controller's next poll: 2 s by default.
@@ -22,15 +24,20 @@ WORKER_ENVIRONMENT = {
 }
 
 DRIVER_ENVIRONMENT = {
-    # A cluster started by a run is its own: no token is written to the user's home for it.
-    "RAY_AUTH_MODE": "disabled",
     # Ray would report usage statistics to its makers.
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+OWN_CLUSTER_ENVIRONMENT = {
+    # A cluster that a run starts for itself listens on this machine only and ends with the run: no
+    # token is written to the user's home for it. Other clusters keep the caller's mode.
+    "RAY_AUTH_MODE": "disabled",
+}
 
-def prepare_environment() -> dict[str, str]:
+
+def prepare_environment(own_cluster: bool) -> dict[str, str]:
     """Set what is unset in this process; return what every Ray process of the job needs."""
-    for name, value in {**DRIVER_ENVIRONMENT, **WORKER_ENVIRONMENT}.items():
+    chosen = {**DRIVER_ENVIRONMENT, **WORKER_ENVIRONMENT}
+    for name, value in (chosen | (OWN_CLUSTER_ENVIRONMENT if own_cluster else {})).items():
         os.environ.setdefault(name, value)
     return {name: os.environ[name] for name in WORKER_ENVIRONMENT}

@@ -63,11 +63,11 @@ def connect(config: Config) -> ClusterSize:
     Raises:
         UserError: the named cluster cannot be reached.
     """
-    environment = prepare_environment()
-    import ray  # only now: Ray reads its environment when it is imported
-
     cluster = config.cluster
     address = cluster.address or os.environ.get("RAY_ADDRESS")
+    environment = prepare_environment(own_cluster=not address)
+    import ray  # only now: Ray reads its environment when it is imported
+
     runtime_env = {"env_vars": environment}
     if address:
         try:

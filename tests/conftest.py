@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ["RAY_AUTH_MODE"] = "disabled"
-
 from imf_ray.environment import prepare_environment
 
-WORKER_ENVIRONMENT = prepare_environment()  # before anything imports Ray or MuJoCo
+WORKER_ENVIRONMENT = prepare_environment(own_cluster=True)  # before anything imports Ray or MuJoCo
 
 import pytest
 import ray

@@ -49,9 +49,7 @@ def _imports(path: Path) -> set[str]:
 
 def _ours(path: Path) -> set[str]:
     """First part below imf_ray of what a file imports of ours; '' is the package itself."""
-    return {
-        (name.split(".") + [""])[1] for name in _imports(path) if name.split(".")[0] == "imf_ray"
-    }
+    return {[*name.split("."), ""][1] for name in _imports(path) if name.split(".")[0] == "imf_ray"}
 
 
 @pytest.mark.parametrize("room", ROOMS)

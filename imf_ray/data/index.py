@@ -188,16 +188,16 @@ def _require_agreement(info: EpisodeInfo, config: Config) -> None:
     for key, value in expected.items():
         if getattr(info, key) != value:
             raise bad_episode(path, f"its {key} is {getattr(info, key)}, agent.{key}={value}")
-    flags = {
+    flags: dict[str, object] = {
         "task": config.task.env_id,
         "shadows": config.task.shadows,
         "multisampling": config.task.multisampling,
         "action_space": "joint",  # of /action: end-effector targets have a dataset of their own
     }
-    for key, value in flags.items():
-        if key in info.attributes and info.attributes[key] != value:
+    for key, wanted in flags.items():
+        if key in info.attributes and info.attributes[key] != wanted:
             raise bad_episode(
-                path, f"it was recorded with {key}={info.attributes[key]}, the run has {value}"
+                path, f"it was recorded with {key}={info.attributes[key]}, the run has {wanted}"
             )
 
 

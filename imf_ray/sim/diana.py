@@ -102,7 +102,8 @@ _LINKS = (
     _Link(
         "-0.052254 -0.45668 0.0005", "0.7071 -0.7071 0 0", "0 0 -1", "-3.05 3.05", 0.05,
         1.927, "-0.0021 0.0288 0.2228", "0.02934 0.02908 0.00211",
-        _cylinder("0 0 0.215 0 0 0.245", 0.051, "dark") + _capsule("0 0 0.22 0 0 0", 0.044, "shell"),
+        _cylinder("0 0 0.215 0 0 0.245", 0.051, "dark")
+        + _capsule("0 0 0.22 0 0 0", 0.044, "shell"),
     ),
     _Link(
         "0 -0.005 0", "0 0 -0.7071 -0.7071", "0 0 1", "-3.14 3.14", 0.05,
@@ -147,7 +148,8 @@ def arm_xml(side: str, position: str, yaw: float) -> str:
     body = _gripper_xml(side)
     for number, link in reversed(list(enumerate(_LINKS, start=1))):
         body = f"""
-        <body name="{side}_link{number}" pos="{link.position}" quat="{link.quaternion}" gravcomp="1">
+        <body name="{side}_link{number}" gravcomp="1"
+              pos="{link.position}" quat="{link.quaternion}">
           <inertial pos="{link.center}" mass="{link.mass}" diaginertia="{link.inertia}"/>
           <joint name="{side}_joint{number}"
                  axis="{link.axis}" range="{link.range}" damping="{link.damping}"/>

@@ -36,7 +36,7 @@ class Waypoint(NamedTuple):
 
 
 class TransferExpert:
-    """Plays one episode in a freshly reset environment; a deterministic function of the cube's pose.
+    """Plays one episode in a freshly reset environment, as a function of the cube's pose.
 
     It reads the environment only in `reset` and does its kinematics on data of its own. The cube
     must lie flat within the area, turned no further than the environment turns it.

@@ -150,7 +150,7 @@ class SimTransferEnv(gymnasium.Env[dict[str, Any], Any]):
         self._max_stage = max(self._max_stage, stage)
         return self._observation(), float(stage), False, False, self._info(stage)
 
-    def render(self) -> Image | None:  # type: ignore[override]
+    def render(self) -> Image | None:
         """The `front` picture (H, W, 3) uint8 RGB when `render_mode="rgb_array"`, else None."""
         return self._render("front") if self.render_mode == "rgb_array" else None
 

@@ -72,7 +72,7 @@ def load_search_space(name: str) -> SearchSpace:
             raise UserError(f"{path} varies {key}, which is not an option.")
         if not isinstance(values, list) or not values:
             raise UserError(f"{path}: {key} needs a list of values, not {values!r}.")
-    return SearchSpace(path.stem, fixed, grid)  # type: ignore[arg-type]
+    return SearchSpace(path.stem, fixed, grid)
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:

@@ -94,9 +94,11 @@ def draw_heat_map(path: Path, records: Sequence[TrialRecord]) -> None:
     rows = sorted({record.params[first] for record in records})
     columns = sorted({record.params[second] for record in records})
     figure = Figure(figsize=(9, 4), layout="constrained")
-    for place, (title, color_map) in enumerate(
-        (("success rate [95 % interval]", "Greens"), ("held-out action error", "Oranges"))
-    ):
+    panels: tuple[tuple[str, str, float | None], ...] = (
+        ("success rate [95 % interval]", "Greens", 1.0),
+        ("held-out action error", "Oranges", None),
+    )
+    for place, (title, color_map, top) in enumerate(panels):
         values = np.full((len(rows), len(columns)), np.nan)
         axes = figure.add_subplot(1, 2, place + 1)
         for record in records:
@@ -111,8 +113,7 @@ def draw_heat_map(path: Path, records: Sequence[TrialRecord]) -> None:
             else:
                 text = "none"
             axes.text(at[1], at[0], text, ha="center", va="center")
-        limits = {"vmin": 0.0, "vmax": 1.0} if place == 0 else {"vmin": 0.0}
-        axes.imshow(values, cmap=color_map, aspect="auto", **limits)
+        axes.imshow(values, cmap=color_map, aspect="auto", vmin=0.0, vmax=top)
         axes.set_title(title)
         axes.set_xticks(range(len(columns)), [str(value) for value in columns])
         axes.set_yticks(range(len(rows)), [str(value) for value in rows])

@@ -14,9 +14,9 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from imf_ray.config import config_from_dict
-from imf_ray.environment import prepare_environment
 from imf_ray.resources import RunResources
 from imf_ray.training.tracking import WORKERS_DIR
+from imf_ray.training.trainer import check_run, fit
 
 TRIAL_FILE = "trial.json"
 
@@ -47,9 +47,6 @@ def run_trial(params: dict[str, Any]) -> None:
     `params` holds `number`, `params`, `config` and `resources` as plain dictionaries, and
     `trials_dir`.
     """
-    prepare_environment()
-    from imf_ray.training.trainer import check_run, fit
-
     config = config_from_dict(params["config"])
     run_dir = Path(params["trials_dir"]) / params["name"]
     resources = RunResources(**params["resources"])

@@ -280,7 +280,7 @@ def _metrics(
     return {
         "loss": value,
         "grad_norm": float(norm),
-        "lr": trainer.schedule.get_last_lr()[0],
+        "lr": float(trainer.schedule.get_last_lr()[0]),
         "epoch": epoch,
         "data_wait": clock.data_wait(),
     }

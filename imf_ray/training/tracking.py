@@ -33,7 +33,7 @@ class WorkerRecord:
 def record_worker(run_dir: Path, rank: int) -> None:
     """Write this process's `WorkerRecord` into the run's folder."""
     context = ray.get_runtime_context()
-    folder = Path(ray._private.worker._global_node.get_logs_dir_path())  # type: ignore[attr-defined]
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path())
     logs = sorted(folder.glob(f"worker-{context.get_worker_id()}-*.err"))
     record = WorkerRecord(
         rank=rank,

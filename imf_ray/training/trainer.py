@@ -161,7 +161,7 @@ def fit(
             ),
             callbacks=list(callbacks),
         ),
-        datasets={DATASET_NAME: stream},  # type: ignore[dict-item]  # PlannedDataConfig reads it
+        datasets={DATASET_NAME: stream},  # read by PlannedDataConfig
         dataset_config=PlannedDataConfig(lambda: _start_step(run_dir)),
         validation_config=ValidationConfig(
             validate, validation, ray_remote_kwargs={"num_cpus": 0, "max_retries": -1}

@@ -139,7 +139,7 @@ def test_contradictions_with_the_configuration(
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist.*imf_ray.collect"):
+    with pytest.raises(UserError, match=r"does not exist.*imf_ray.collect"):
         build_index(tiny_config(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"holds no episode_.*imf_ray.collect"):
         build_index(tiny_config(tmp_path))

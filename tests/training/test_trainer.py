@@ -21,7 +21,7 @@ from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
 from imf_ray.resources import ClusterSize, RunResources, plan_run
 from imf_ray.training.checkpoint import newest_checkpoint
-from imf_ray.training.loop import TrainPayload, Trainer, to_tensors
+from imf_ray.training.loop import Trainer, TrainPayload, to_tensors
 from imf_ray.training.trainer import check_run, fit, scaling_config
 from imf_ray.training.validation import window_spec
 from tests.conftest import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config

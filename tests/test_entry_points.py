@@ -1,0 +1,138 @@
+"""The commands as a user types them, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from imf_ray.data.episodes import episode_path
+from tests.conftest import TINY_AGENT, TINY_TRAINING
+
+LIMIT_S = 240
+
+
+def _command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root}
+    environment.pop("RAY_ADDRESS", None)
+    return subprocess.run(
+        [sys.executable, "-m", f"imf_ray.{module}", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+
+
+def test_train_then_evaluate_with_relative_paths(demonstrations: Path, tmp_path: Path) -> None:
+    """RoboIMI's smoke line, made small; relative paths are the caller's."""
+    (tmp_path / "demos").symlink_to(demonstrations)
+    done = _command(
+        "train",
+        "agent=resnet_imf_attnres",
+        "data.dataset_dir=demos",
+        "data.camera_names=[r_vis,top,front]",
+        *TINY_AGENT,
+        *TINY_TRAINING,
+        "train.device=cpu",
+        "train.max_steps=2",
+        "train.batch_size=4",
+        "train.num_workers=2",
+        "train.use_swanlab=false",
+        "train.rollout_val_freq_epochs=0",
+        "run_name=smoke",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    checkpoint = tmp_path / "runs/smoke/checkpoint_00000002"
+    assert (checkpoint / "model.safetensors").is_file()
+    assert (checkpoint / "model_ema.safetensors").is_file()
+    assert (checkpoint / "config.yaml").is_file()
+    assert "step 2/2" in done.stdout and str(checkpoint) in done.stdout
+
+    judged = _command(
+        "evaluate",
+        "checkpoint=runs/smoke/checkpoint_00000002",
+        "evaluate.episodes=2",
+        "evaluate.output=records.jsonl",
+        "evaluate.video=video.mp4",
+        "cluster.dashboard=false",
+        cwd=tmp_path,
+    )
+    assert judged.returncode == 0, judged.stderr
+    assert "95 % Wilson" in judged.stdout
+    assert (tmp_path / "records.jsonl").read_text().count("\n") == 2
+    assert (tmp_path / "video.mp4").stat().st_size > 1000
+
+
+def _no_data(folder: Path) -> list[str]:
+    return ["data.dataset_dir=nowhere"]
+
+
+def _empty_data(folder: Path) -> list[str]:
+    (folder / "empty").mkdir()
+    return ["data.dataset_dir=empty"]
+
+
+def _nan(folder: Path) -> list[str]:
+    with h5py.File(episode_path(folder / "demos", 1), "r+") as file:
+        file["action"][5, 5] = np.nan
+    return ["data.dataset_dir=demos"]
+
+
+def _truncated(folder: Path) -> list[str]:
+    path = episode_path(folder / "demos", 1)
+    path.write_bytes(path.read_bytes()[:5000])
+    return ["data.dataset_dir=demos"]
+
+
+def _missing_camera(folder: Path) -> list[str]:
+    return ["data.dataset_dir=demos", "data.camera_names=[top,wrist]"]
+
+
+def _too_many_gpus(folder: Path) -> list[str]:
+    return ["data.dataset_dir=demos", "train.device=cuda", "cluster.num_workers=64"]
+
+
+def _odd_heads(folder: Path) -> list[str]:
+    return ["data.dataset_dir=demos", "agent.head.n_emb=30", "agent.head.n_head=4"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (_no_data, ["nowhere does not exist", "imf_ray.collect"]),
+        (_empty_data, ["empty holds no episode", "imf_ray.collect"]),
+        (_nan, ["episode_1.hdf5", "NaN", "data.on_bad_episode=skip"]),
+        (_truncated, ["episode_1.hdf5", "cannot be read"]),
+        (_missing_camera, ["no camera wrist", "r_vis"]),
+        (_too_many_gpus, ["64 GPUs", "the cluster has"]),
+        (_odd_heads, ["n_emb=30 is not divisible", "n_head=4"]),
+    ],
+)
+def test_bad_input_ends_in_one_message(
+    own_demonstrations: Path, tmp_path: Path, prepare, words: list[str]
+) -> None:
+    (tmp_path / "demos").symlink_to(own_demonstrations)
+    options = [*TINY_AGENT, *TINY_TRAINING, "agent=resnet_imf_attnres", *prepare(tmp_path)]
+    done = _command("train", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert "Traceback" not in done.stderr + done.stdout
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("module", ["collect", "train", "tune", "evaluate", "report"])
+def test_help_lists_every_option(module: str, tmp_path: Path) -> None:
+    done = _command(module, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for word in ("train.batch_size=80", "agent=NAME", "resnet_imf_attnres_multitoken"):
+        assert word in done.stdout
