@@ -32,6 +32,8 @@ OWN_CLUSTER_ENVIRONMENT = {
     # A cluster that a run starts for itself listens on this machine only and ends with the run: no
     # token is written to the user's home for it. Other clusters keep the caller's mode.
     "RAY_AUTH_MODE": "disabled",
+    # Parts of a run live in fractions of a CPU: Ray takes more processes than cores for a fault.
+    "RAY_worker_maximum_startup_concurrency": "8",
 }
 
 

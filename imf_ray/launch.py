@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,6 +42,7 @@ def run(module: str, main: Main, argv: Sequence[str]) -> int:
         if arguments.print_config:
             print(to_yaml(config), end="")
             return 0
+        prepare_environment(own_cluster=cluster_address(config) is None)
         main(config, arguments.overrides)
     except UserError as error:
         if debug:
@@ -63,9 +63,8 @@ def connect(config: Config) -> ClusterSize:
     Raises:
         UserError: the named cluster cannot be reached.
     """
-    cluster = config.cluster
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    environment = prepare_environment(own_cluster=not address)
+    cluster, address = config.cluster, cluster_address(config)
+    environment = prepare_environment(own_cluster=address is None)
     import ray  # only now: Ray reads its environment when it is imported
 
     runtime_env = {"env_vars": environment}
@@ -95,6 +94,11 @@ def connect(config: Config) -> ClusterSize:
     return size
 
 
+def cluster_address(config: Config) -> str | None:
+    """The cluster to connect to, or None to start one."""
+    return config.cluster.address or os.environ.get("RAY_ADDRESS")
+
+
 def absolute(path: str) -> Path:
     """A path of the caller's, before anything reaches a worker with another working directory."""
     return Path(path).expanduser().absolute()
@@ -121,8 +125,3 @@ def _parser(module: str, purpose: str) -> argparse.ArgumentParser:
         "--print-config", action="store_true", help="show the resolved configuration and stop"
     )
     return parser
-
-
-def raise_interrupt_on_terminate() -> None:
-    """Let SIGTERM end the process as Ctrl-C does, so that what it started is shut down."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -14,15 +14,14 @@ from imf_ray.resources import plan_run
 
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Train one policy, or go on with the run that `run_name` names."""
-    config.data.dataset_dir = str(absolute(config.data.dataset_dir))
-    name = config.run_name or f"{config.agent.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = absolute(config.storage_path) / name
-    size = connect(config)
     from imf_ray.training.progress import ProgressBoard
     from imf_ray.training.trainer import check_run, fit
 
-    resources = plan_run(config, size)
+    config.data.dataset_dir = str(absolute(config.data.dataset_dir))
+    name = config.run_name or f"{config.agent.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = absolute(config.storage_path) / name
     checked = check_run(config)
+    resources = plan_run(config, connect(config))
     console.print(f"{checked.describe()}\nThis takes {resources}", soft_wrap=True)
     console.print(f"Run: {run_dir} (go on with it by run_name={name})", soft_wrap=True)
     with ProgressBoard(lambda: [run_dir], config.train.max_steps, console):

@@ -15,27 +15,27 @@ VIDEO_FILES = {"expert": "expert.mp4", "best": "best.mp4"}
 
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Train and judge every combination of a search space, and print the ranked table."""
+    from imf_ray.sweep.runner import judge_expert, plan_sweep, prepare_sweep, run_sweep
     from imf_ray.sweep.search_space import load_search_space
+    from imf_ray.sweep.table import make_table, rank, write_files
+    from imf_ray.training.progress import ProgressBoard
 
     space = load_search_space(config.search_space)
     name = config.run_name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     sweep_dir = absolute(config.storage_path) / name
-    size = connect(config)
-    from imf_ray.sweep.runner import judge_expert, prepare_sweep, run_sweep
-    from imf_ray.sweep.table import make_table, rank, write_files
-    from imf_ray.training.progress import ProgressBoard
-
-    sweep = prepare_sweep(space, overrides, _resolve_paths, sweep_dir, size)
+    data = absolute(space.config(overrides).data.dataset_dir)
+    sweep = prepare_sweep(space, [*overrides, f"data.dataset_dir={data}"], sweep_dir)
+    resources, slots = plan_sweep(sweep, connect(config))
     console.print(
-        f"Sweep {sweep_dir}: {len(sweep.configs)} trials, {sweep.slots} at a time\n"
-        f"Each takes {sweep.resources}",
+        f"Sweep {sweep_dir}: {len(sweep.configs)} trials, {slots} at a time\n"
+        f"Each takes {resources}",
         soft_wrap=True,
     )
-    expert = judge_expert(sweep)
+    expert = judge_expert(sweep, resources)
     console.print(f"Expert: {expert}", soft_wrap=True)
     max_steps = sweep.first_config.train.max_steps
     with ProgressBoard(lambda: sorted(sweep.trials_dir.glob("*")), max_steps, console):
-        records = run_sweep(sweep)
+        records = run_sweep(sweep, resources, slots)
     files = write_files(sweep_dir, records, expert, space.name)
     console.print(make_table(records, expert.metrics()))
     best = rank(records)[0]
@@ -60,10 +60,6 @@ def _write_videos(sweep_dir: Path, config: Config, checkpoint: str) -> list[Path
         list(run_episodes(job, [seed], 1, {"num_cpus": 1}, {seed: str(path)}))
         paths.append(path)
     return paths
-
-
-def _resolve_paths(config: Config) -> None:
-    config.data.dataset_dir = str(absolute(config.data.dataset_dir))
 
 
 if __name__ == "__main__":

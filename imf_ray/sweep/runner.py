@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,12 @@ TRIALS_DIR, TUNE_DIR = "trials", "tune"
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A checked sweep: its trials by name, and what each takes from the cluster."""
+    """A checked sweep: its trials by name."""
 
     space: SearchSpace
     sweep_dir: Path
     configs: dict[str, Config]
     params: dict[str, dict[str, Any]]
-    resources: RunResources
-    slots: int
 
     @property
     def trials_dir(self) -> Path:
@@ -43,51 +41,48 @@ class Sweep:
         return next(iter(self.configs.values()))
 
 
-def prepare_sweep(
-    space: SearchSpace,
-    overrides: Sequence[str],
-    resolve: Callable[[Config], None],
-    sweep_dir: Path,
-    size: ClusterSize,
-) -> Sweep:
+def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path) -> Sweep:
     """Check every trial of a search space before the first one starts.
 
-    Args:
-        resolve: makes a configuration's paths absolute.
-
     Raises:
-        UserError: a trial cannot be built, has bad data, or does not fit the cluster.
+        UserError: a trial cannot be built or has bad data.
     """
     configs, params = {}, {}
     for number, combination in enumerate(space.combinations()):
         name = trial_name(number, combination)
         config = with_rollouts(space.config(overrides, combination))
-        resolve(config)
         check_run(config)
         configs[name], params[name] = config, combination
-    first = next(iter(configs.values()))
-    slots = min(plan_slots(first, size), len(configs))
-    return Sweep(space, sweep_dir, configs, params, plan_run(first, size, slots), slots)
+    return Sweep(space, sweep_dir, configs, params)
 
 
-def judge_expert(sweep: Sweep) -> RolloutSummary:
+def plan_sweep(sweep: Sweep, size: ClusterSize) -> tuple[RunResources, int]:
+    """What each trial takes from the cluster, and how many run at a time.
+
+    Raises:
+        UserError: a trial does not fit.
+    """
+    slots = min(plan_slots(sweep.first_config, size), len(sweep.configs))
+    return plan_run(sweep.first_config, size, slots), slots
+
+
+def judge_expert(sweep: Sweep, resources: RunResources) -> RolloutSummary:
     """The scripted expert on the seeds on which the policies are judged."""
     config = sweep.first_config
     seeds = range(
         config.train.rollout_seed, config.train.rollout_seed + config.train.rollout_num_episodes
     )
     job = RolloutJob(EXPERT, expert_settings(config.task))
-    options = {"num_cpus": sweep.resources.cpus_per_rollout_actor}
-    return summarize(list(run_episodes(job, seeds, sweep.resources.rollout_actors, options)))
+    options = {"num_cpus": resources.cpus_per_rollout_actor}
+    return summarize(list(run_episodes(job, seeds, resources.rollout_actors, options)))
 
 
-def run_sweep(sweep: Sweep) -> list[TrialRecord]:
+def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRecord]:
     """Run all trials; a failed one is a record with its error.
 
     Raises:
         UserError: every trial failed.
     """
-    resources = sweep.resources
     simulation = resources.rollout_actors * resources.cpus_per_rollout_actor
     # The first bundle holds the trial's driver. Validation runs in grandchildren of the driver,
     # which Tune's placement group captures: the second bundle is the room they need.
@@ -106,7 +101,7 @@ def run_sweep(sweep: Sweep) -> list[TrialRecord]:
         tune.with_resources(_trial, bundles),
         param_space={"trial": tune.grid_search(trials)},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=sweep.slots,
+            max_concurrent_trials=slots,
             trial_name_creator=lambda trial: trial.config["trial"]["name"],
             trial_dirname_creator=lambda trial: trial.config["trial"]["name"],
         ),

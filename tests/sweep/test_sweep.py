@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from imf_ray.config import Config
 from imf_ray.errors import UserError
 from imf_ray.resources import ClusterSize
-from imf_ray.sweep.runner import judge_expert, prepare_sweep, run_sweep
+from imf_ray.sweep.runner import judge_expert, plan_sweep, prepare_sweep, run_sweep
 from imf_ray.sweep.search_space import SearchSpace, load_search_space, short_names, trial_name
 from imf_ray.sweep.table import make_table, rank, read_sweep, write_files
 from imf_ray.sweep.trial import TrialRecord
@@ -103,14 +102,11 @@ def test_a_sweep_trains_judges_and_records(demonstrations: Path, tmp_path: Path)
         f"data.dataset_dir={demonstrations}",
     ]
     space = SearchSpace("tiny", {}, grid)
-
-    def resolve(config: Config) -> None:
-        config.data.dataset_dir = str(Path(config.data.dataset_dir).absolute())
-
-    sweep = prepare_sweep(space, overrides, resolve, tmp_path, SIZE)
-    assert sweep.slots == 2
-    expert = judge_expert(sweep)
-    records = run_sweep(sweep)
+    sweep = prepare_sweep(space, overrides, tmp_path)
+    resources, slots = plan_sweep(sweep, SIZE)
+    assert slots == 2
+    expert = judge_expert(sweep, resources)
+    records = run_sweep(sweep, resources, slots)
     assert [record.status for record in records] == ["finished", "finished"]
     for record in records:
         assert Path(str(record.best_checkpoint)).is_dir()

@@ -35,7 +35,7 @@ def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_pa
         demonstrations,
         "train.save_freq=2",
         "train.rollout_val_freq_epochs=1000",
-        "task.max_episode_steps=400",
+        "task.max_episode_steps=60",
     )
     resources = plan_run(config, SIZE)
     whole = fit(check_run(config), tmp_path / "whole", resources)
