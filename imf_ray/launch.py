@@ -16,7 +16,8 @@ from imf_ray.environment import prepare_environment
 from imf_ray.errors import UserError
 from imf_ray.resources import ClusterSize
 
-console = Console()
+LOG_WIDTH = 110
+console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 

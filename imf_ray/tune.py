@@ -17,7 +17,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     """Train and judge every combination of a search space, and print the ranked table."""
     from imf_ray.sweep.runner import judge_expert, plan_sweep, prepare_sweep, run_sweep
     from imf_ray.sweep.search_space import load_search_space
-    from imf_ray.sweep.table import make_table, rank, write_files
+    from imf_ray.sweep.table import failures, make_table, rank, write_files
     from imf_ray.training.progress import ProgressBoard
 
     space = load_search_space(config.search_space)
@@ -38,6 +38,8 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         records = run_sweep(sweep, resources, slots)
     files = write_files(sweep_dir, records, expert, space.name)
     console.print(make_table(records, expert.metrics()))
+    for line in failures(records):
+        console.print(f"Failed: {line}", soft_wrap=True)
     best = rank(records)[0]
     console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
     for path in [*files, *_write_videos(sweep_dir, sweep.first_config, str(best.best_checkpoint))]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from imf_ray.rollout.records import STAGES, RolloutSummary
@@ -18,6 +20,15 @@ from imf_ray.sweep.trial import TrialRecord
 from imf_ray.training.trainer import ranking
 
 JSON_FILE, CSV_FILE, HEAT_MAP_FILE = "sweep.json", "sweep.csv", "grid.png"
+
+
+def failures(records: Sequence[TrialRecord]) -> list[str]:
+    """One line for each trial that failed, or whose validation did."""
+    return [
+        f"{record.name}: {record.error or record.metrics['validation_error']}"
+        for record in records
+        if record.error or "validation_error" in record.metrics
+    ]
 
 
 def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -30,23 +41,25 @@ def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 def make_table(records: Sequence[TrialRecord], expert: dict[str, float]) -> Table:
     """The ranked trials below the expert's row."""
     names = short_names(list(records[0].params))
-    table = Table(title="Ranked by success, then by held-out action error", title_justify="left")
-    for column in ("trial", *names.values(), "success", "95 % interval", "n", "reward"):
-        table.add_column(column, overflow="fold")
-    for stage in STAGES:
-        table.add_column(f">={stage}")
-    table.add_column("action error")
-    table.add_column("step")
+    table = Table(
+        title="Ranked by success (95 % Wilson interval), then by held-out action error",
+        title_justify="left",
+        box=box.SIMPLE,
+    )
+    stages = " ".join(f">={stage} " for stage in STAGES)
+    for column in ("trial", *names.values(), "success", "n", "reward", stages, "error", "step"):
+        table.add_column(column, no_wrap=True)
     table.add_row("expert", *["" for _ in names], *_judgement(expert), "", "")
     for record in rank(records):
         params = [str(record.params[key]) for key in names]
+        number = record.name.split("-", 1)[0]
         if record.status == "failed":
-            table.add_row(record.name, *params, "failed", record.error)
+            table.add_row(number, *params, "failed")
             continue
         metrics = record.metrics
         error = metrics.get("action_error")
         table.add_row(
-            record.name.split("-", 1)[0],
+            number,
             *params,
             *_judgement(metrics),
             "" if error is None else f"{error:.4f}",
@@ -124,18 +137,17 @@ def draw_heat_map(path: Path, records: Sequence[TrialRecord]) -> None:
 
 def _judgement(metrics: dict[str, Any]) -> list[str]:
     if "rollout/success_rate" not in metrics:
-        return ["none", str(metrics.get("validation_error", "")), *["" for _ in range(6)]]
+        return ["not judged", "", "", ""]
     return [
-        f"{metrics['rollout/success_rate']:.2f}",
-        _interval(metrics),
+        escape(f"{metrics['rollout/success_rate']:.2f} [{_interval(metrics)}]"),
         _episodes(metrics),
         f"{metrics['rollout/reward_sum']:.1f}",
-        *(f"{metrics[f'rollout/stage_{stage}']:.2f}" for stage in STAGES),
+        " ".join(f"{metrics[f'rollout/stage_{stage}']:.2f}" for stage in STAGES),
     ]
 
 
 def _interval(metrics: dict[str, Any]) -> str:
-    return f"{metrics['rollout/success_low']:.2f}-{metrics['rollout/success_high']:.2f}"
+    return f"{metrics['rollout/success_low']:.2f}, {metrics['rollout/success_high']:.2f}"
 
 
 def _episodes(metrics: dict[str, Any]) -> str:
