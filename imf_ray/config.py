@@ -80,6 +80,8 @@ class AgentConfig:
     vision_backbone: VisionBackboneConfig = field(default_factory=VisionBackboneConfig)
 
     def __post_init__(self) -> None:
+        _choice("agent.condition", self.condition, ("single_token", "multi_token"))
+        _at_least("agent", self, obs_horizon=1, pred_horizon=1, inference_steps=1)
         longest = self.pred_horizon - self.obs_horizon + 1
         if not 1 <= self.num_action_steps <= longest:
             raise UserError(
@@ -88,9 +90,7 @@ class AgentConfig:
                 "action of the newest observation."
             )
         head = self.head
-        for key, value in (("n_head", head.n_head), ("n_kv_head", head.n_kv_head)):
-            if value < 1:
-                raise UserError(f"agent.head.{key}={value} must be at least 1.")
+        _at_least("agent.head", head, n_head=1, n_kv_head=1, n_layer=1, n_emb=1)
         if head.n_emb % head.n_head:
             raise UserError(
                 f"agent.head.n_emb={head.n_emb} is not divisible by agent.head.n_head="
@@ -113,6 +113,12 @@ class DataConfig:
     virtual_shards: int | None = None
     """Virtual shards of the batch order: a divisor of the batch and a multiple of the workers.
     null is 8, or fewer for a batch that 8 does not divide. Fixed for the life of a run."""
+
+    def __post_init__(self) -> None:
+        _choice("data.on_bad_episode", self.on_bad_episode, ("error", "skip"))
+        _at_least("data", self, chunk_steps=1, pool_chunks=1)
+        if not self.camera_names:
+            raise UserError("data.camera_names is empty: name at least one camera.")
 
 
 @dataclass
@@ -190,9 +196,28 @@ class TrainConfig:
         _choice("train.device", self.device, ("cpu", "cuda"))
         _choice("train.scheduler_type", self.scheduler_type, ("cosine", "constant"))
         _choice("train.swanlab_mode", self.swanlab_mode, ("online", "offline"))
-        for key in ("max_steps", "batch_size", "num_workers", "log_freq", "save_freq"):
-            if getattr(self, key) < 1:
-                raise UserError(f"train.{key}={getattr(self, key)} must be at least 1.")
+        _at_least(
+            "train",
+            self,
+            max_steps=1,
+            batch_size=1,
+            num_workers=1,
+            log_freq=1,
+            save_freq=1,
+            seed=0,
+            warmup_steps=0,
+            min_lr=0.0,
+            weight_decay=0.0,
+            max_failures=0,
+            rollout_val_freq_epochs=0,
+            rollout_num_episodes=1,
+            rollout_seed=0,
+        )
+        for key in ("lr", "grad_clip"):
+            if getattr(self, key) <= 0.0:
+                raise UserError(f"train.{key}={getattr(self, key)} must be positive.")
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise UserError(f"train.betas={self.betas} must be two numbers in [0, 1).")
         if not 0.0 <= self.val_split < 1.0:
             raise UserError(f"train.val_split={self.val_split} must lie in [0, 1).")
         if self.keep_last < 2:
@@ -224,9 +249,11 @@ class ClusterConfig:
     """Serve Ray's dashboard on 127.0.0.1 when a cluster is started here."""
 
     def __post_init__(self) -> None:
-        for key in ("num_workers", "rollout_actors"):
-            if getattr(self, key) < 1:
-                raise UserError(f"cluster.{key}={getattr(self, key)} must be at least 1.")
+        _at_least("cluster", self, num_workers=1, rollout_actors=1)
+        for key in ("gpus_per_worker", "cpus_per_worker", "cpus_per_rollout_actor"):
+            value = getattr(self, key)
+            if value is not None and value <= 0.0:
+                raise UserError(f"cluster.{key}={value} must be positive.")
 
 
 @dataclass
@@ -236,6 +263,9 @@ class CollectConfig:
     episodes: int = 50
     seed: int = 0
     """Attempts are the seeds from here on; the successful ones are kept."""
+
+    def __post_init__(self) -> None:
+        _at_least("collect", self, episodes=1, seed=0)
 
 
 @dataclass
@@ -252,7 +282,10 @@ class EvaluateConfig:
     """Write a video of the first episodes to this file (`.mp4`)."""
     video_episodes: int = 1
     output: str | None = None
-    """Write the per-episode records to this file (JSON lines)."""
+    """Write the per-episode records to this file (JSON lines), and the summary beside it."""
+
+    def __post_init__(self) -> None:
+        _at_least("evaluate", self, episodes=1, seed=0, video_episodes=1)
 
 
 @dataclass
@@ -288,15 +321,19 @@ class Config:
     """Show tracebacks."""
 
     def __post_init__(self) -> None:
-        _choice("data.on_bad_episode", self.data.on_bad_episode, ("error", "skip"))
-        if not self.data.camera_names:
-            raise UserError("data.camera_names is empty: name at least one camera.")
         unread = [c for c in self.agent.camera_names if c not in self.data.camera_names]
         if unread:
             raise UserError(
                 f"agent.camera_names asks for {unread}, which data.camera_names="
                 f"{self.data.camera_names} does not read: add them there."
             )
+
+
+def _at_least(section: str, values: object, **bounds: float) -> None:
+    """Refuse values of a section below their bounds."""
+    for key, bound in bounds.items():
+        if getattr(values, key) < bound:
+            raise UserError(f"{section}.{key}={getattr(values, key)} must be at least {bound:g}.")
 
 
 def _choice(key: str, value: str, known: Sequence[str]) -> None:

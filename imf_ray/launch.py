@@ -17,7 +17,7 @@ from imf_ray.errors import UserError
 from imf_ray.resources import ClusterSize
 
 LOG_WIDTH = 110
-console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
+console = Console(markup=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -25,10 +25,16 @@ EXIT_INTERRUPTED = 130
 Main = Callable[[Config, Sequence[str]], None]
 
 
-def run(module: str, main: Main, argv: Sequence[str]) -> int:
+def run(
+    module: str,
+    main: Main,
+    argv: Sequence[str],
+    resolve: Callable[[Sequence[str]], Config] = load_config,
+) -> int:
     """Parse the command line, call `main(config, overrides)`, and return the exit code.
 
-    The docstring of `main` says in `--help` what it is for.
+    The docstring of `main` says in `--help` what it is for; `resolve` makes the configuration of
+    the overrides.
 
     Bad input ends in one message and code 2; a traceback is shown only with `debug=true`. Ctrl-C
     ends with code 130.
@@ -39,7 +45,7 @@ def run(module: str, main: Main, argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     debug = "debug=true" in (override.lower() for override in arguments.overrides)
     try:
-        config = load_config(arguments.overrides)
+        config = resolve(arguments.overrides)
         if arguments.print_config:
             print(to_yaml(config), end="")
             return 0
@@ -72,10 +78,11 @@ def connect(config: Config) -> ClusterSize:
     if address:
         try:
             ray.init(address=address, runtime_env=runtime_env, log_to_driver=config.debug)
-        except (ConnectionError, ValueError) as error:
+        except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
             raise UserError(
                 f"No Ray cluster answers at {address} ({error}). Start one with `ray start --head`,"
-                " or set cluster.address=null to start one here."
+                " or set cluster.address=null to start one here; where it asks for a token, set "
+                "RAY_AUTH_MODE=token."
             ) from error
     else:
         ray.init(

@@ -90,6 +90,7 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
             MAX_CPUS_PER_SIMULATOR,
         ),
     ]
+    _require_gpus(cluster.num_workers, gpus_per_worker, slots, size)
     left = size.cpus / slots - DRIVER_CPUS
     left -= sum(count * given for count, given, _, _ in parts if given is not None)
     open_shares = FREE_SHARE + sum(share for _, given, share, _ in parts if given is None)
@@ -99,6 +100,10 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
         else min(_round_down(max(left, 0.0) * share / open_shares / count), limit)
         for count, given, share, limit in parts
     )
+    if cluster.cpus_per_worker is None:  # every worker finds its CPUs on one node
+        hosts = [cpus for cpus, gpus in size.nodes if not gpus_per_worker or gpus > 0]
+        share = max(hosts) / math.ceil(cluster.num_workers * slots / len(hosts))
+        worker_cpus = min(worker_cpus, _round_down(share * WORKER_SHARE))
     run = RunResources(
         workers=cluster.num_workers,
         cpus_per_worker=worker_cpus,
@@ -128,47 +133,52 @@ def plan_slots(config: Config, size: ClusterSize) -> int:
             raise UserError(f"tune.max_concurrent_trials={slots} must be at least 1.")
         return slots
     if config.train.device == "cuda":
-        wanted = config.cluster.num_workers * config.cluster.gpus_per_worker
-        return max(1, math.floor(size.gpus / wanted + GRAIN)) if wanted else 1
+        places = gpu_places(size, config.cluster.gpus_per_worker)
+        return max(1, places // config.cluster.num_workers)
     wanted = config.tune.cpus_per_trial
     if config.cluster.cpus_per_worker is not None:
         wanted = max(wanted, config.cluster.num_workers * config.cluster.cpus_per_worker)
     return max(1, math.floor(size.cpus / wanted + GRAIN))
 
 
+def gpu_places(size: ClusterSize, gpus_per_worker: float) -> int:
+    """Workers that find their GPUs: whole ones on one node, fractions on one GPU."""
+    if gpus_per_worker < 1.0:
+        each = math.floor(1.0 / gpus_per_worker + GRAIN)
+        return sum(math.floor(gpus) * each for _, gpus in size.nodes)
+    return sum(math.floor(gpus / gpus_per_worker + GRAIN) for _, gpus in size.nodes)
+
+
+def _require_gpus(workers: int, gpus_per_worker: float, slots: int, size: ClusterSize) -> None:
+    places = gpu_places(size, gpus_per_worker) if gpus_per_worker else workers * slots
+    if places < workers * slots:
+        at_a_time = f" x {slots} trials at a time" if slots > 1 else ""
+        raise UserError(
+            f"This asks for {workers} worker(s) x {gpus_per_worker:g} GPU{at_a_time} = "
+            f"{workers * gpus_per_worker * slots:g} GPUs, and the cluster has {size.gpus:g}, with "
+            f"room for {places} such worker(s) ({size}). Lower cluster.num_workers or "
+            "cluster.gpus_per_worker, or set train.device=cpu."
+        )
+
+
 def _require_fit(run: RunResources, size: ClusterSize, slots: int) -> None:
     at_a_time = f" x {slots} trials at a time" if slots > 1 else ""
-    if run.gpus * slots > size.gpus + GRAIN:
-        raise UserError(
-            f"This asks for {run.workers} worker(s) x {run.gpus_per_worker:g} GPU{at_a_time} = "
-            f"{run.gpus * slots:g} GPUs, and the cluster has {size.gpus:g} ({size}). Lower "
-            "cluster.num_workers or cluster.gpus_per_worker, or set train.device=cpu."
-        )
     if run.cpus * slots > size.cpus + GRAIN:
         raise UserError(
             f"This asks for {run}{at_a_time} = {run.cpus * slots:g} CPUs, and the cluster has "
             f"{size.cpus:g} ({size}). Lower cluster.cpus_per_worker, cluster.num_workers or "
             "cluster.cpus_per_rollout_actor, or leave them null."
         )
-    places = sum(
-        min(
-            math.floor((cpus + GRAIN) / max(run.cpus_per_worker, GRAIN)),
-            math.floor((gpus + GRAIN) / run.gpus_per_worker)
-            if run.gpus_per_worker
-            else run.workers,
-        )
-        for cpus, gpus in size.nodes
-    )
-    if places < run.workers:
-        raise UserError(
-            f"Only {places} of {run.workers} worker(s) with {run.cpus_per_worker:g} CPU and "
-            f"{run.gpus_per_worker:g} GPU find a node ({size}). Lower cluster.cpus_per_worker, "
-            "cluster.gpus_per_worker or cluster.num_workers."
-        )
     if min(run.cpus_per_worker, run.cpus_per_rollout_actor) <= 0.0:
         raise UserError(
             f"Nothing is left for some part of the run: {run}, of {size}. Lower what is given in "
             "cluster.*, or leave it null."
+        )
+    places = sum(math.floor(cpus / run.cpus_per_worker + GRAIN) for cpus, _ in size.nodes)
+    if places < run.workers * slots:
+        raise UserError(
+            f"Only {places} of {run.workers * slots} worker(s) with {run.cpus_per_worker:g} CPUs "
+            f"find a node ({size}). Lower cluster.cpus_per_worker or cluster.num_workers."
         )
 
 

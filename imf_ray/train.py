@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from imf_ray.config import Config
 from imf_ray.launch import absolute, connect, console, run
@@ -14,7 +13,7 @@ from imf_ray.resources import plan_run
 
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Train one policy, or go on with the run that `run_name` names."""
-    from imf_ray.training.progress import ProgressBoard
+    from imf_ray.training.progress import ProgressBoard, describe_metrics
     from imf_ray.training.trainer import check_run, fit
 
     config.data.dataset_dir = str(absolute(config.data.dataset_dir))
@@ -26,16 +25,9 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     console.print(f"Run: {run_dir} (go on with it by run_name={name})", soft_wrap=True)
     with ProgressBoard(lambda: [run_dir], config.train.max_steps, console):
         outcome = fit(checked, run_dir, resources)
-    if outcome.checkpoints:
-        best, metrics = outcome.best()
-        _print_best(Path(best), metrics)
-
-
-def _print_best(path: Path, metrics: dict[str, object]) -> None:
-    console.print(f"Best checkpoint: {path}", soft_wrap=True)
-    for name in ("action_error", "rollout/success_rate", "rollout/reward_sum", "validation_error"):
-        if name in metrics:
-            console.print(f"  {name}: {metrics[name]}")
+    best = outcome.best()
+    console.print(f"Best checkpoint: {best.path}", soft_wrap=True)
+    console.print(f"  {describe_metrics(best.metrics)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,18 @@ from pathlib import Path
 
 from imf_ray.config import Config
 from imf_ray.launch import absolute, connect, console, run
+from imf_ray.resources import plan_simulators
 
 VIDEO_FILES = {"expert": "expert.mp4", "best": "best.mp4"}
+
+
+def resolve(overrides: Sequence[str]) -> Config:
+    """The configuration of the sweep's first trial."""
+    from imf_ray.sweep.search_space import load_search_space
+
+    named = [o.partition("=")[2] for o in overrides if o.startswith("search_space=")]
+    space = load_search_space(named[-1] if named else Config.search_space)
+    return space.config(overrides, space.combinations()[0])
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:
@@ -23,9 +33,10 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     space = load_search_space(config.search_space)
     name = config.run_name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     sweep_dir = absolute(config.storage_path) / name
-    data = absolute(space.config(overrides).data.dataset_dir)
+    data = absolute(config.data.dataset_dir)
     sweep = prepare_sweep(space, [*overrides, f"data.dataset_dir={data}"], sweep_dir)
-    resources, slots = plan_sweep(sweep, connect(config))
+    size = connect(config)
+    resources, slots = plan_sweep(sweep, size)
     console.print(
         f"Sweep {sweep_dir}: {len(sweep.configs)} trials, {slots} at a time\n"
         f"Each takes {resources}",
@@ -42,11 +53,13 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         console.print(f"Failed: {line}", soft_wrap=True)
     best = rank(records)[0]
     console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
-    for path in [*files, *_write_videos(sweep_dir, sweep.first_config, str(best.best_checkpoint))]:
-        console.print(path, soft_wrap=True)
+    _, cpus = plan_simulators(config, size)
+    videos = _write_videos(sweep_dir, sweep.first_config, str(best.best_checkpoint), cpus)
+    for path in [*files, *videos]:
+        console.print(str(path), soft_wrap=True)
 
 
-def _write_videos(sweep_dir: Path, config: Config, checkpoint: str) -> list[Path]:
+def _write_videos(sweep_dir: Path, config: Config, checkpoint: str, cpus: float) -> list[Path]:
     """The expert and the best policy on the first validation seed."""
     from imf_ray.rollout.actors import EXPERT, RolloutJob, expert_settings, run_episodes
     from imf_ray.training.validation import rollout_settings
@@ -59,10 +72,10 @@ def _write_videos(sweep_dir: Path, config: Config, checkpoint: str) -> list[Path
     paths = []
     for name, job in jobs.items():
         path = sweep_dir / VIDEO_FILES[name]
-        list(run_episodes(job, [seed], 1, {"num_cpus": 1}, {seed: str(path)}))
+        list(run_episodes(job, [seed], 1, {"num_cpus": cpus}, {seed: str(path)}))
         paths.append(path)
     return paths
 
 
 if __name__ == "__main__":
-    sys.exit(run("imf_ray.tune", main, sys.argv[1:]))
+    sys.exit(run("imf_ray.tune", main, sys.argv[1:], resolve=resolve))

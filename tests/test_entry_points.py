@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -68,7 +69,12 @@ def test_train_then_evaluate_with_relative_paths(demonstrations: Path, tmp_path:
     )
     assert judged.returncode == 0, judged.stderr
     assert "95 % Wilson" in judged.stdout
+    assert "held-out episodes" in judged.stdout
     assert (tmp_path / "records.jsonl").read_text().count("\n") == 2
+    summary = json.loads((tmp_path / "records.summary.json").read_text())
+    assert summary["judgement"]["action_error"] > 0.0 and len(summary["seeds"]) == 2
+    refused = _command("evaluate", "checkpoint=runs", "agent.head.n_emb=4", cwd=tmp_path)
+    assert refused.returncode == 2 and "part of the checkpoint" in refused.stderr
     assert (tmp_path / "video.mp4").stat().st_size > 1000
 
 
@@ -101,6 +107,18 @@ def _too_many_gpus(folder: Path) -> list[str]:
     return ["data.dataset_dir=demos", "train.device=cuda", "cluster.num_workers=64"]
 
 
+def _wrong_shape(folder: Path) -> list[str]:
+    with h5py.File(episode_path(folder / "demos", 1), "r+") as file:
+        values = file["observations/qpos"][:-3]
+        del file["observations/qpos"]
+        file["observations/qpos"] = values
+    return ["data.dataset_dir=demos"]
+
+
+def _unknown_key(folder: Path) -> list[str]:
+    return ["data.dataset_dir=demos", "train.bach_size=4"]
+
+
 def _odd_heads(folder: Path) -> list[str]:
     return ["data.dataset_dir=demos", "agent.head.n_emb=30", "agent.head.n_head=4"]
 
@@ -112,6 +130,8 @@ def _odd_heads(folder: Path) -> list[str]:
         (_empty_data, ["empty holds no episode", "imf_ray.collect"]),
         (_nan, ["episode_1.hdf5", "NaN", "data.on_bad_episode=skip"]),
         (_truncated, ["episode_1.hdf5", "cannot be read"]),
+        (_wrong_shape, ["episode_1.hdf5", "qpos", "not float (400, D)"]),
+        (_unknown_key, ["train.bach_size", "did you mean train.batch_size"]),
         (_missing_camera, ["no camera wrist", "r_vis"]),
         (_too_many_gpus, ["64 GPUs", "the cluster has"]),
         (_odd_heads, ["n_emb=30 is not divisible", "n_head=4"]),

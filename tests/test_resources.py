@@ -37,13 +37,24 @@ def test_gpus_make_the_slots() -> None:
     assert plan_slots(config, TWO_GPU_NODES) == 4
     shared = load_config(["train.device=cuda", "cluster.gpus_per_worker=0.5"])
     assert plan_slots(shared, TWO_GPU_NODES) == 16
+    wasteful = load_config(["train.device=cuda", "cluster.gpus_per_worker=0.4"])
+    assert plan_slots(wasteful, ClusterSize(((8.0, 2.0),))) == 4
+
+
+def test_the_default_fits_a_cluster_of_small_nodes() -> None:
+    for nodes in (((4.0, 0.0),) * 4, ((2.0, 0.0),) * 2):
+        run = plan_run(load_config([]), ClusterSize(nodes))
+        assert run.cpus_per_worker <= nodes[0][0]
+    mixed = ClusterSize(((64.0, 0.0), (8.0, 4.0)))
+    run = plan_run(load_config(["train.device=cuda", "cluster.num_workers=4"]), mixed)
+    assert run.workers * run.cpus_per_worker <= 8.0
 
 
 @pytest.mark.parametrize(
     ("overrides", "arithmetic"),
     [
         (["train.device=cuda", "cluster.num_workers=9"], "9 worker.* x 1 GPU = 9 GPUs.* has 8"),
-        (["train.device=cuda", "cluster.gpus_per_worker=5"], "0 of 1 worker.*5 GPU find a node"),
+        (["train.device=cuda", "cluster.gpus_per_worker=5"], "has 8, with room for 0 such"),
         (["cluster.cpus_per_worker=40"], "= 40.*CPUs, and the cluster has 32"),
         (["cluster.cpus_per_worker=20"], "0 of 1 worker.*20 CPU"),
     ],

@@ -178,15 +178,15 @@ def bad_episode(path: Path, reason: str) -> UserError:
 
 
 def _describe(path: Path, file: h5py.File) -> EpisodeInfo:
-    actions = tuple(name for name in ACTION_DATASETS.values() if name in file)
-    if "action" not in actions or "observations/qpos" not in file:
-        raise bad_episode(path, "it lacks /action or /observations/qpos")
+    actions = tuple(name for name in ACTION_DATASETS.values() if _is_dataset(file, name))
+    if "action" not in actions or not _is_dataset(file, "observations/qpos"):
+        raise bad_episode(path, "it lacks the dataset /action or /observations/qpos")
     vectors = {name: file[name] for name in (*actions, "observations/qpos")}
-    if "observations/qvel" in file:
+    if _is_dataset(file, "observations/qvel"):
         vectors["observations/qvel"] = file["observations/qvel"]
-    length = file["action"].shape[0]
+    length = len(file["action"]) if file["action"].ndim else 0
     if length == 0:
-        raise bad_episode(path, "it has no steps")
+        raise bad_episode(path, "its /action has no steps")
     for name, dataset in vectors.items():
         if dataset.ndim != 2 or dataset.shape[0] != length or dataset.dtype.kind != "f":
             raise bad_episode(
@@ -198,6 +198,8 @@ def _describe(path: Path, file: h5py.File) -> EpisodeInfo:
     cameras: dict[str, tuple[int, int]] = {}
     images = file.get("observations/images")
     for camera, frames in images.items() if images is not None else ():
+        if not isinstance(frames, h5py.Dataset):
+            raise bad_episode(path, f"camera {camera} is not a dataset")
         if frames.ndim != 4 or frames.shape[0] != length or frames.shape[3] != 3:
             raise bad_episode(
                 path, f"camera {camera} has shape {frames.shape}, not ({length}, H, W, 3)"
@@ -216,6 +218,10 @@ def _describe(path: Path, file: h5py.File) -> EpisodeInfo:
         datasets=actions,
         attributes={name: _plain(value) for name, value in file.attrs.items()},
     )
+
+
+def _is_dataset(file: h5py.File, name: str) -> bool:
+    return isinstance(file.get(name), h5py.Dataset)
 
 
 def _plain(value: Any) -> Any:

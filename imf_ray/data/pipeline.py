@@ -23,7 +23,9 @@ from imf_ray.data.episodes import EpisodeSlice
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.windows import Batch, WindowBatcher, WindowSpec
 
-ROWS_PER_TASK = 4
+MIN_ROWS_PER_TASK = 4
+MAX_TASKS = 4096
+"""Read tasks of one rank; Ray Data handles each one by itself, so long runs get larger ones."""
 DATASET_NAME = "train"
 
 
@@ -95,16 +97,16 @@ class _RowSource(Datasource):
 
     def __init__(self, stream: EpisodeStream, rows: list[tuple[int, np.ndarray]]) -> None:
         super().__init__()
-        self._stream = stream
-        self._groups = [
-            (epoch, numbers[first : first + ROWS_PER_TASK])
+        size = max(MIN_ROWS_PER_TASK, sum(len(numbers) for _, numbers in rows) // MAX_TASKS)
+        self._tasks = [
+            _read_task(stream, epoch, numbers[first : first + size])
             for epoch, numbers in rows
-            for first in range(0, len(numbers), ROWS_PER_TASK)
+            for first in range(0, len(numbers), size)
         ]
 
     @property
     def num_tasks(self) -> int:
-        return max(1, len(self._groups))
+        return max(1, len(self._tasks))
 
     def get_name(self) -> str:
         return "EpisodeRows"
@@ -115,24 +117,23 @@ class _RowSource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        return [self._task(epoch, numbers) for epoch, numbers in self._groups]
+        return self._tasks
 
-    def _task(self, epoch: int, numbers: np.ndarray) -> ReadTask:
-        plan, spec = self._stream.plan.epoch(epoch), self._stream.spec
-        rows = [
-            (
-                int(number),
-                self._stream.paths[plan.episode[number]],
-                self._stream.plan.lengths[plan.episode[number]],
-                int(plan.start[number]),
-                int(plan.stop[number]),
-            )
-            for number in numbers
-        ]
-        metadata = BlockMetadata(
-            num_rows=len(rows), size_bytes=None, input_files=None, exec_stats=None
+
+def _read_task(stream: EpisodeStream, epoch: int, numbers: np.ndarray) -> ReadTask:
+    plan, spec = stream.plan.epoch(epoch), stream.spec
+    rows = [
+        (
+            int(number),
+            stream.paths[plan.episode[number]],
+            stream.plan.lengths[plan.episode[number]],
+            int(plan.start[number]),
+            int(plan.stop[number]),
         )
-        return ReadTask(lambda: _read_rows(spec, epoch, rows), metadata)
+        for number in numbers
+    ]
+    metadata = BlockMetadata(num_rows=len(rows), size_bytes=None, input_files=None, exec_stats=None)
+    return ReadTask(lambda: _read_rows(spec, epoch, rows), metadata)
 
 
 def _read_rows(

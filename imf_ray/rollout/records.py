@@ -13,6 +13,7 @@ import numpy as np
 from imf_ray.rollout.success import wilson_interval
 
 STAGES = (1, 2, 3, 4)
+SUCCESS_RULE = "stage 4 was reached at any step of the episode"
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,18 @@ from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, 
 from imf_ray.rollout.actors import EXPERT, RolloutJob, expert_settings, run_episodes
 from imf_ray.rollout.records import RolloutSummary, summarize
 from imf_ray.sweep.search_space import SearchSpace, trial_name
-from imf_ray.sweep.trial import TrialRecord, read_trial, run_trial
-from imf_ray.training.trainer import check_run, with_rollouts
+from imf_ray.sweep.trial import (
+    FAILED,
+    TRIAL_FILE,
+    TrialRecord,
+    failed_trial,
+    read_trial,
+    run_trial,
+)
+from imf_ray.training.trainer import check_run, claim_run_dir, with_rollouts
 
+MAX_DRIVER_FAILURES = 2
+"""How often a trial whose driver died is started again; it goes on from its checkpoints."""
 TRIALS_DIR, TUNE_DIR = "trials", "tune"
 
 
@@ -45,13 +54,13 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path)
     """Check every trial of a search space before the first one starts.
 
     Raises:
-        UserError: a trial cannot be built or has bad data.
+        UserError: a trial cannot be built, has bad data, or its folder is another trial's.
     """
     configs, params = {}, {}
     for number, combination in enumerate(space.combinations()):
         name = trial_name(number, combination)
         config = with_rollouts(space.config(overrides, combination))
-        check_run(config)
+        claim_run_dir(check_run(config), sweep_dir / TRIALS_DIR / name)
         configs[name], params[name] = config, combination
     return Sweep(space, sweep_dir, configs, params)
 
@@ -83,10 +92,12 @@ def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRe
     Raises:
         UserError: every trial failed.
     """
-    simulation = resources.rollout_actors * resources.cpus_per_rollout_actor
     # The first bundle holds the trial's driver. Validation runs in grandchildren of the driver,
-    # which Tune's placement group captures: the second bundle is the room they need.
-    bundles = tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}, {"CPU": simulation}])
+    # which Tune's placement group captures: the other bundles are the room they need.
+    simulator = {"CPU": resources.cpus_per_rollout_actor}
+    bundles = tune.PlacementGroupFactory(
+        [{"CPU": DRIVER_CPUS}, *[simulator] * resources.rollout_actors]
+    )
     trials = [
         {
             "name": name,
@@ -105,19 +116,28 @@ def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRe
             trial_name_creator=lambda trial: trial.config["trial"]["name"],
             trial_dirname_creator=lambda trial: trial.config["trial"]["name"],
         ),
-        run_config=tune.RunConfig(name=TUNE_DIR, storage_path=str(sweep.sweep_dir), verbose=0),
+        run_config=tune.RunConfig(
+            name=TUNE_DIR,
+            storage_path=str(sweep.sweep_dir),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=MAX_DRIVER_FAILURES),
+        ),
     )
-    results = tuner.fit()
+    for name in sweep.configs:  # records of an earlier session of the sweep
+        (sweep.trials_dir / name / TRIAL_FILE).unlink(missing_ok=True)
     errors: dict[str, str] = {}
-    for result in results:
+    for result in tuner.fit():
         if result.error is not None:
             lines = str(result.error).strip().splitlines()
             errors[result.config["trial"]["name"]] = lines[-1] if lines else repr(result.error)
-    records = [
-        read_trial(sweep.trials_dir / name, sweep.params[name], errors.get(name))
-        for name in sweep.configs
-    ]
-    if all(record.status == "failed" for record in records):
+    records = []
+    for name, params in sweep.params.items():
+        record = read_trial(sweep.trials_dir / name)
+        if record is None and name not in errors:
+            raise KeyboardInterrupt  # Tune returns from one as if the trials had ended
+        failed = failed_trial(sweep.trials_dir / name, params, errors.get(name, ""))
+        records.append(record or failed)
+    if all(record.status == FAILED for record in records):
         raise UserError(f"Every trial failed. The first one: {records[0].error}")
     return records
 

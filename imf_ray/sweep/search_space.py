@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,16 @@ from omegaconf import OmegaConf
 from imf_ray.config import Config, known_keys, load_config
 from imf_ray.errors import UserError
 
+NOT_VARIED = (
+    "cluster.",
+    "task.",
+    "collect.",
+    "evaluate.",
+    "tune.",
+    "train.device",
+    "train.rollout_",
+    "data.dataset_dir",
+)
 SEARCH_SPACE_DIR = Path(__file__).parents[2] / "search_spaces"
 
 
@@ -25,8 +36,8 @@ class SearchSpace:
     fixed: dict[str, Any]
     grid: dict[str, list[Any]]
 
-    def config(self, overrides: Sequence[str], params: dict[str, Any] | None = None) -> Config:
-        """The configuration of one trial, or of the sweep when `params` is None.
+    def config(self, overrides: Sequence[str], params: dict[str, Any]) -> Config:
+        """The configuration of the trial with these values of what varies.
 
         The command line's `overrides` win over what is fixed.
 
@@ -40,7 +51,7 @@ class SearchSpace:
                 "line, or write a search space of your own."
             )
         fixed = [_override(key, value) for key, value in self.fixed.items()]
-        varied = [_override(key, value) for key, value in (params or {}).items()]
+        varied = [_override(key, value) for key, value in params.items()]
         return load_config([*fixed, *overrides, *varied])
 
     def combinations(self) -> list[dict[str, Any]]:
@@ -70,6 +81,11 @@ def load_search_space(name: str) -> SearchSpace:
     for key, values in grid.items():
         if key not in known_keys():
             raise UserError(f"{path} varies {key}, which is not an option.")
+        if key.startswith(NOT_VARIED):
+            raise UserError(
+                f"{path} varies {key}: trials of a sweep share the cluster, the task and the way "
+                "they are judged. Run one sweep for each value."
+            )
         if not isinstance(values, list) or not values:
             raise UserError(f"{path}: {key} needs a list of values, not {values!r}.")
     return SearchSpace(path.stem, fixed, grid)
@@ -86,7 +102,8 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 def trial_name(number: int, params: dict[str, Any]) -> str:
     """A folder name such as `00000-n_emb_64-n_layer_2`."""
     names = short_names(list(params))
-    return "-".join([f"{number:05d}", *(f"{names[key]}_{params[key]}" for key in params)])
+    parts = [f"{number:05d}", *(f"{names[key]}_{params[key]}" for key in params)]
+    return re.sub(r"[^\w.-]+", "_", "-".join(parts))
 
 
 def _override(key: str, value: Any) -> str:

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from imf_ray.rollout.records import STAGES, RolloutSummary
 from imf_ray.sweep.search_space import short_names
-from imf_ray.sweep.trial import TrialRecord
-from imf_ray.training.trainer import ranking
+from imf_ray.sweep.trial import FAILED, FINISHED, TrialRecord
+from imf_ray.training.checkpoint import ranking
 
 JSON_FILE, CSV_FILE, HEAT_MAP_FILE = "sweep.json", "sweep.csv", "grid.png"
 
@@ -33,8 +32,8 @@ def failures(records: Sequence[TrialRecord]) -> list[str]:
 
 def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Best first: by success, then by held-out action error; failed trials last."""
-    finished = [record for record in records if record.status == "finished"]
-    failed = [record for record in records if record.status != "finished"]
+    finished = [record for record in records if record.status == FINISHED]
+    failed = [record for record in records if record.status == FAILED]
     return sorted(finished, key=lambda record: ranking(record.metrics)) + failed
 
 
@@ -53,7 +52,7 @@ def make_table(records: Sequence[TrialRecord], expert: dict[str, float]) -> Tabl
     for record in rank(records):
         params = [str(record.params[key]) for key in names]
         number = record.name.split("-", 1)[0]
-        if record.status == "failed":
+        if record.status == FAILED:
             table.add_row(number, *params, "failed")
             continue
         metrics = record.metrics
@@ -104,8 +103,9 @@ def draw_heat_map(path: Path, records: Sequence[TrialRecord]) -> None:
 
     first, second = records[0].params
     names = short_names([first, second])
-    rows = sorted({record.params[first] for record in records})
-    columns = sorted({record.params[second] for record in records})
+    in_order = sorted(records, key=lambda record: record.name)
+    rows = list(dict.fromkeys(str(record.params[first]) for record in in_order))
+    columns = list(dict.fromkeys(str(record.params[second]) for record in in_order))
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels: tuple[tuple[str, str, float | None], ...] = (
         ("success rate [95 % interval]", "Greens", 1.0),
@@ -116,7 +116,7 @@ def draw_heat_map(path: Path, records: Sequence[TrialRecord]) -> None:
         axes = figure.add_subplot(1, 2, place + 1)
         for record in records:
             metrics = record.metrics
-            at = rows.index(record.params[first]), columns.index(record.params[second])
+            at = rows.index(str(record.params[first])), columns.index(str(record.params[second]))
             if place == 0 and "rollout/success_rate" in metrics:
                 values[at] = metrics["rollout/success_rate"]
                 text = f"{values[at]:.2f}\n[{_interval(metrics)}]\nn={_episodes(metrics)}"
@@ -128,8 +128,8 @@ def draw_heat_map(path: Path, records: Sequence[TrialRecord]) -> None:
             axes.text(at[1], at[0], text, ha="center", va="center")
         axes.imshow(values, cmap=color_map, aspect="auto", vmin=0.0, vmax=top)
         axes.set_title(title)
-        axes.set_xticks(range(len(columns)), [str(value) for value in columns])
-        axes.set_yticks(range(len(rows)), [str(value) for value in rows])
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
         axes.set_xlabel(names[second])
         axes.set_ylabel(names[first])
     figure.savefig(path, dpi=120)
@@ -139,7 +139,7 @@ def _judgement(metrics: dict[str, Any]) -> list[str]:
     if "rollout/success_rate" not in metrics:
         return ["not judged", "", "", ""]
     return [
-        escape(f"{metrics['rollout/success_rate']:.2f} [{_interval(metrics)}]"),
+        f"{metrics['rollout/success_rate']:.2f} [{_interval(metrics)}]",
         _episodes(metrics),
         f"{metrics['rollout/reward_sum']:.1f}",
         " ".join(f"{metrics[f'rollout/stage_{stage}']:.2f}" for stage in STAGES),

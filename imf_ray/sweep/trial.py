@@ -14,11 +14,13 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from imf_ray.config import config_from_dict
+from imf_ray.errors import UserError
 from imf_ray.resources import RunResources
 from imf_ray.training.tracking import WORKERS_DIR
 from imf_ray.training.trainer import check_run, fit
 
 TRIAL_FILE = "trial.json"
+FINISHED, FAILED = "finished", "failed"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class TrialRecord:
     name: str
     params: dict[str, Any]
     status: str
-    """`finished`, or `failed` with the reason in `error`."""
+    """`FINISHED`, or `FAILED` with the reason in `error`."""
     metrics: dict[str, Any]
     """Of the best checkpoint."""
     best_checkpoint: str | None
@@ -44,28 +46,42 @@ class TrialRecord:
 def run_trial(params: dict[str, Any]) -> None:
     """Train and judge one configuration; the record is written into the run's folder.
 
-    `params` holds `number`, `params`, `config` and `resources` as plain dictionaries, and
+    Bad input is a failed record; other errors are raised, so that Tune tries again.
+
+    `params` holds `name`, `params`, `config` and `resources` as plain dictionaries, and
     `trials_dir`.
     """
     config = config_from_dict(params["config"])
     run_dir = Path(params["trials_dir"]) / params["name"]
     resources = RunResources(**params["resources"])
-    outcome = fit(check_run(config), run_dir, resources, [TuneReportCallback()])
-    checkpoint, metrics = outcome.best()
     record = TrialRecord(
         name=params["name"],
         params=params["params"],
-        status="finished",
-        metrics=metrics,
-        best_checkpoint=checkpoint,
+        status=FAILED,
+        metrics={},
+        best_checkpoint=None,
         run_dir=str(run_dir),
         driver_pid=os.getpid(),
         driver_host=socket.gethostname(),
-        workers=read_workers(run_dir),
-        swanlab_run=outcome.swanlab_run,
+        workers=[],
+        swanlab_run=None,
     )
+    try:
+        outcome = fit(check_run(config), run_dir, resources, [TuneReportCallback()])
+    except UserError as error:
+        record = dataclasses.replace(record, error=str(error))
+    else:
+        best = outcome.best()
+        record = dataclasses.replace(
+            record,
+            status=FINISHED,
+            metrics=dict(best.metrics),
+            best_checkpoint=str(best.path),
+            workers=read_workers(run_dir),
+            swanlab_run=outcome.swanlab_run,
+        )
     (run_dir / TRIAL_FILE).write_text(json.dumps(dataclasses.asdict(record), indent=1))
-    tune.report({**metrics, "best_checkpoint": checkpoint})
+    tune.report({"status": record.status, **record.metrics})
 
 
 def read_workers(run_dir: Path) -> list[dict[str, Any]]:
@@ -73,15 +89,18 @@ def read_workers(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(p.read_text()) for p in sorted((run_dir / WORKERS_DIR).glob("*.json"))]
 
 
-def read_trial(run_dir: Path, params: dict[str, Any], error: str | None) -> TrialRecord:
-    """The record of a trial, or that of its failure."""
+def read_trial(run_dir: Path) -> TrialRecord | None:
+    """The record that a trial left, if it ended."""
     path = run_dir / TRIAL_FILE
-    if path.is_file():
-        return TrialRecord(**json.loads(path.read_text()))
+    return TrialRecord(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def failed_trial(run_dir: Path, params: dict[str, Any], error: str) -> TrialRecord:
+    """The record of a trial whose driver failed."""
     return TrialRecord(
         name=run_dir.name,
         params=params,
-        status="failed",
+        status=FAILED,
         metrics={},
         best_checkpoint=None,
         run_dir=str(run_dir),
@@ -89,5 +108,5 @@ def read_trial(run_dir: Path, params: dict[str, Any], error: str | None) -> Tria
         driver_host="",
         workers=read_workers(run_dir),
         swanlab_run=None,
-        error=error or "The trial left no record.",
+        error=error,
     )

@@ -2,7 +2,8 @@
 
 A checkpoint is written under a temporary name, synced and renamed; its manifest holds the digest
 of every file. A folder without a matching manifest is not a checkpoint, so that one rule finds the
-newest valid one wherever a run goes on.
+newest valid one wherever a run goes on. What validation found out is added to the folder later, as
+`validation.json`, and to the run's `validations.jsonl`, which outlives the checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from imf_ray.errors import UserError
 
 PREFIX, PARTIAL = "checkpoint_", ".partial_"
 MANIFEST, TRAINER_STATE = "manifest.json", "trainer_state.pt"
+VALIDATION, VALIDATIONS = "validation.json", "validations.jsonl"
 log = logging.getLogger(__name__)
 
 
@@ -34,14 +36,33 @@ class SavedCheckpoint:
     """A complete checkpoint on disk."""
 
     path: Path
-    step: int
-    epoch: float
+    metrics: Mapping[str, Any]
+    """Its step, training metrics, and those of its validation if there was one."""
+
+    @property
+    def step(self) -> int:
+        """Updates behind it."""
+        return int(self.metrics["step"])
+
+    @property
+    def validated(self) -> bool:
+        """Whether it was judged, with success or not."""
+        return (self.path / VALIDATION).is_file()
+
+
+def ranking(metrics: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Sort key of a checkpoint's metrics, best first: success, held-out action error, step."""
+    return (
+        -metrics.get("rollout/success_rate", -1.0),
+        metrics.get("action_error", float("inf")),
+        -metrics["step"],
+    )
 
 
 def save_checkpoint(
     run_dir: Path,
     step: int,
-    epoch: float,
+    metrics: Mapping[str, float],
     agent: VLAAgent,
     config: Config,
     ema: Mapping[str, torch.Tensor] | None,
@@ -60,7 +81,7 @@ def save_checkpoint(
         save_agent(partial, agent, config, ema)
         torch.save(dict(trainer_state), partial / TRAINER_STATE)
         files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-        manifest = {"step": step, "epoch": epoch, "files": files}
+        manifest = {"metrics": {"step": step, **metrics}, "files": files}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in [*partial.iterdir(), partial]:
             _sync(path)
@@ -71,17 +92,54 @@ def save_checkpoint(
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"The checkpoint {final} cannot be written: {error}.") from error
-    return SavedCheckpoint(final, step, epoch)
+    return SavedCheckpoint(final, {"step": step, **metrics})
+
+
+def list_checkpoints(run_dir: Path) -> list[SavedCheckpoint]:
+    """The valid checkpoints of a run, oldest first; bad ones are passed over with a warning."""
+    return list(_valid(sorted(run_dir.glob(f"{PREFIX}*"))))
 
 
 def newest_checkpoint(run_dir: Path) -> SavedCheckpoint | None:
     """The valid checkpoint with most steps; bad ones are passed over with a warning."""
-    for path in sorted(run_dir.glob(f"{PREFIX}*"), reverse=True):
+    return next(_valid(sorted(run_dir.glob(f"{PREFIX}*"), reverse=True)), None)
+
+
+def _valid(paths: Iterable[Path]) -> Iterator[SavedCheckpoint]:
+    for path in paths:
         try:
-            return read_checkpoint(path)
+            yield read_checkpoint(path)
         except UserError as error:
             log.warning("Passed over: %s", error)
-    return None
+
+
+def prune_checkpoints(run_dir: Path, keep_last: int, pending: Callable[[int], bool]) -> None:
+    """Delete all valid checkpoints but the newest `keep_last`, the best, and pending ones.
+
+    Args:
+        pending: whether the checkpoint of a step still waits for its validation.
+    """
+    saved = list_checkpoints(run_dir)
+    kept = {checkpoint.step for checkpoint in saved[-keep_last:]}
+    kept |= {checkpoint.step for checkpoint in sorted(saved, key=lambda c: ranking(c.metrics))[:1]}
+    for checkpoint in saved:
+        waits = pending(checkpoint.step) and not checkpoint.validated
+        if checkpoint.step not in kept and not waits:
+            shutil.rmtree(checkpoint.path)
+
+
+def write_validation(checkpoint: Path, metrics: Mapping[str, Any]) -> None:
+    """Attach what validation found out to a checkpoint and to its run."""
+    partial = checkpoint / f".{VALIDATION}.partial"
+    partial.write_text(json.dumps(metrics))
+    os.replace(partial, checkpoint / VALIDATION)
+    with (checkpoint.parent / VALIDATIONS).open("a") as file:
+        file.write(json.dumps({"step": step_of(checkpoint), **metrics}) + "\n")
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint folder's name tells."""
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def read_checkpoint(path: Path) -> SavedCheckpoint:
@@ -95,7 +153,10 @@ def read_checkpoint(path: Path) -> SavedCheckpoint:
         for name, digest in manifest["files"].items():
             if _digest(path / name) != digest:
                 raise UserError(f"{path} is not a valid checkpoint: {name} was changed.")
-        return SavedCheckpoint(path, int(manifest["step"]), float(manifest["epoch"]))
+        metrics = dict(manifest["metrics"])
+        if (path / VALIDATION).is_file():
+            metrics |= json.loads((path / VALIDATION).read_text())
+        return SavedCheckpoint(path, metrics)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, UserError):
             raise

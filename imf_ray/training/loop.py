@@ -19,7 +19,7 @@ import ray.train.collective
 import ray.train.torch
 import torch
 import torch.distributed
-from ray.train import CheckpointConsistencyMode, ReportedCheckpoint, ReportedCheckpointStatus
+from ray.train import CheckpointConsistencyMode, ReportedCheckpoint
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -30,10 +30,13 @@ from imf_ray.data.draws import sample_draws
 from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream
 from imf_ray.data.statistics import Statistics
 from imf_ray.data.windows import Batch
+from imf_ray.errors import UserError
 from imf_ray.training.checkpoint import (
     SavedCheckpoint,
+    list_checkpoints,
     load_trainer_state,
     newest_checkpoint,
+    prune_checkpoints,
     save_checkpoint,
 )
 from imf_ray.training.optimizer import WeightAverage, make_optimizer, make_schedule
@@ -82,14 +85,16 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
 
-    def save(self, run_dir: Path, epoch: float) -> SavedCheckpoint:
-        """Write a checkpoint of the present step."""
+    def save(self, run_dir: Path, metrics: Mapping[str, float]) -> SavedCheckpoint:
+        """Write a checkpoint of the present step, with the metrics to remember."""
         state = {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
         average = None if self.average is None else self.average.state
-        return save_checkpoint(run_dir, self.step, epoch, self.agent, self._config, average, state)
+        return save_checkpoint(
+            run_dir, self.step, metrics, self.agent, self._config, average, state
+        )
 
     def update(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """One optimization step; returns the loss and the gradient norm before clipping."""
@@ -150,13 +155,13 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         trainer.restore(start)
     trainer.distribute()
     tracker = Tracker(run_dir, config, trainer.step) if rank == 0 else None
-    reporter = _Reporter(config, stream.plan.steps_per_epoch, tracker)
-    if start is not None:
-        reporter.report_again(start)
+    reporter = _Reporter(config, run_dir, stream.plan.steps_per_epoch, tracker)
+    reporter.report_what_is_there()
 
     iterator = ray.train.get_dataset_shard(DATASET_NAME)
     batches = stream.batches(iterator, rank, world_size, trainer.step)
     clock = _Clock()
+    metrics: dict[str, float] = {}
     for batch in clock.timed(batches):
         epoch = trainer.step // stream.plan.steps_per_epoch
         torch.manual_seed(_dropout_seed(config.train.seed, trainer.step, rank))
@@ -167,27 +172,32 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
             metrics = _metrics(loss, norm, trainer, progress, clock, world_size)
             if tracker is not None:
                 tracker.log(trainer.step, metrics)
-            reporter.metrics = metrics
         if reporter.due(trainer.step):
-            saved = trainer.save(run_dir, progress) if rank == 0 else None
-            reporter.report(trainer.step, progress, saved)
+            saved = None
+            if tracker is not None:
+                saved = trainer.save(run_dir, {"epoch": progress, **metrics})
+            reporter.report(trainer.step, saved)
     swanlab_run = None
     if tracker is not None:
-        reporter.log_validations(wait=True)
+        reporter.wait_for_validations()
         swanlab_run = tracker.swanlab_run
         tracker.close()
     return {"step": trainer.step, "swanlab_run": swanlab_run}
 
 
 class _Reporter:
-    """When a checkpoint is due, whether it is validated, and telling Ray Train of it."""
+    """When a checkpoint is due, whether it is validated, and telling Ray Train of it.
 
-    def __init__(self, config: Config, steps_per_epoch: int, tracker: Tracker | None) -> None:
+    Rank 0 has the tracker and brings the checkpoints; every rank makes the same calls.
+    """
+
+    def __init__(
+        self, config: Config, run_dir: Path, steps_per_epoch: int, tracker: Tracker | None
+    ) -> None:
         self._train = config.train
+        self._run_dir = run_dir
         self._validation_period = config.train.rollout_val_freq_epochs * steps_per_epoch
-        self._tracker = tracker  # rank 0 has one
-        self._logged: set[int] = set()
-        self.metrics: dict[str, float] = {}
+        self._tracker = tracker
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint follows after `step` updates."""
@@ -195,48 +205,47 @@ class _Reporter:
         return last or step % self._train.save_freq == 0 or self._validation_due(step)
 
     def _validation_due(self, step: int) -> bool:
-        if self._validation_period and step % self._validation_period == 0:
+        """Whether the checkpoint of `step`, if there is one, is validated."""
+        if self._train.rollout_validate_on_checkpoint:
             return True
-        if step == self._train.max_steps and self._validation_period:
-            return True
-        return self._train.rollout_validate_on_checkpoint
+        if not self._validation_period:
+            return False
+        return step % self._validation_period == 0 or step == self._train.max_steps
 
-    def report(self, step: int, epoch: float, saved: SavedCheckpoint | None) -> None:
-        """Every rank calls this; rank 0 brings the checkpoint."""
+    def report(self, step: int, saved: SavedCheckpoint | None) -> None:
+        """Report a checkpoint, log what is known by now, and delete what is not needed."""
         checkpoint = None
         if saved is not None:
             checkpoint = ray.train.Checkpoint.from_directory(str(saved.path))
         ray.train.report(
-            {"step": step, "epoch": epoch, **self.metrics},
+            dict(saved.metrics) if saved is not None else {"step": step},
             checkpoint=checkpoint,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-            validation=saved is not None and self._validation_due(step),
+            validation=saved is not None and self._validation_due(step) and not saved.validated,
         )
-        self.log_validations(wait=False)
-
-    def report_again(self, start: SavedCheckpoint) -> None:
-        """Report the checkpoint that the run goes on from, if its report was lost."""
-        known = None
         if self._tracker is not None:
-            known = any(entry.checkpoint.path == str(start.path) for entry in _reported())
-        if not ray.train.collective.broadcast_from_rank_zero(known):
-            self.report(start.step, start.epoch, start if self._tracker is not None else None)
+            self._tracker.log_validations()
+            prune_checkpoints(self._run_dir, self._train.keep_last, self._validation_due)
 
-    def log_validations(self, wait: bool) -> None:
-        """Log each finished validation once; `wait` for those under way."""
-        if self._tracker is None:
-            return
-        for entry in _reported(wait):
-            step = int(entry.metrics["step"])
-            if entry.status == ReportedCheckpointStatus.VALIDATED and step not in self._logged:
-                self._tracker.log_validation(step, entry.metrics)
-                self._logged.add(step)
+    def report_what_is_there(self) -> None:
+        """Report the checkpoints on disk whose report, or whose validation, was lost."""
+        unknown: list[int] = []
+        saved = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(self._run_dir)}
+        if self._tracker is not None:
+            known = {entry.checkpoint.path for entry in _reported()}
+            unknown = [step for step, entry in saved.items() if str(entry.path) not in known]
+        for step in ray.train.collective.broadcast_from_rank_zero(unknown):
+            self.report(step, saved[step] if self._tracker is not None else None)
+
+    def wait_for_validations(self) -> None:
+        """Wait for the validations under way and log them."""
+        assert self._tracker is not None
+        ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.VALIDATED)
+        self._tracker.log_validations()
 
 
-def _reported(wait: bool = False) -> list[ReportedCheckpoint]:
-    """The run's checkpoints so far; `wait` for their validation too."""
-    if wait:
-        return ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.VALIDATED)
+def _reported() -> list[ReportedCheckpoint]:
+    """The checkpoints that Ray Train knows of."""
     return ray.train.get_all_reported_checkpoints(
         CheckpointConsistencyMode.COMMITTED, timeout_s=COMMIT_TIMEOUT_S
     )
@@ -274,7 +283,7 @@ def _metrics(
         loss = loss / world_size
     value = float(loss)
     if not math.isfinite(value):
-        raise FloatingPointError(
+        raise UserError(
             f"The loss is {value} at step {trainer.step}: lower train.lr, or look at the data."
         )
     return {

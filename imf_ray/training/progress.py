@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +22,14 @@ from rich.progress import (
 from imf_ray.training.tracking import METRICS_FILE
 
 POLL_S = 1.0
+TRAINING_FORMATS = {
+    "epoch": "epoch {:.2f}",
+    "loss": "loss {:.4f}",
+    "lr": "lr {:.1e}",
+    "grad_norm": "grad {:.2f}",
+    "samples_per_s": "{:.0f} samples/s",
+    "data_wait": "data wait {:.0%}",
+}
 
 
 class ProgressBoard:
@@ -45,7 +53,7 @@ class ProgressBoard:
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -104,15 +112,12 @@ class ProgressBoard:
         self._progress.update(self._bars[run_dir], completed=step, text=text)
 
 
-def describe_metrics(metrics: dict[str, Any]) -> str:
+def describe_metrics(metrics: Mapping[str, Any]) -> str:
     """The numbers a person wants to see, in one line."""
     parts = []
-    if "loss" in metrics:
-        parts.append(
-            f"epoch {metrics['epoch']:.2f}  loss {metrics['loss']:.4f}  lr {metrics['lr']:.1e}  "
-            f"grad {metrics['grad_norm']:.2f}  {metrics['samples_per_s']:.0f} samples/s  "
-            f"data wait {metrics['data_wait']:.0%}"
-        )
+    for name, text in TRAINING_FORMATS.items():
+        if name in metrics:
+            parts.append(text.format(metrics[name]))
     if "action_error" in metrics:
         parts.append(f"action error {metrics['action_error']:.4f}")
     if "rollout/success_rate" in metrics:

@@ -14,9 +14,9 @@ from typing import Any
 import ray
 
 from imf_ray.config import Config, config_to_dict
+from imf_ray.training.checkpoint import VALIDATIONS
 
 METRICS_FILE, WORKERS_DIR, SWANLAB_DIR = "metrics.jsonl", "workers", "swanlab"
-VALIDATION_METRICS = ("action_error", "validation_error")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Tracker:
 
     def __init__(self, run_dir: Path, config: Config, start_step: int) -> None:
         self._config = config
+        self._validations = run_dir / VALIDATIONS
+        self._logged = _validated_steps(run_dir / METRICS_FILE)
         self._file = (run_dir / METRICS_FILE).open("a", buffering=1)
         self._swanlab_dir = run_dir / SWANLAB_DIR
         self._swanlab = _start_swanlab(run_dir, config) if config.train.use_swanlab else None
@@ -65,10 +67,16 @@ class Tracker:
         self._last_step, self._last_time = step, now
         self._write(step, {**metrics, "samples_per_s": speed})
 
-    def log_validation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Log what validation added to the metrics of the checkpoint of `step`."""
-        found = {name: v for name, v in metrics.items() if name in VALIDATION_METRICS}
-        self._write(step, found | {n: v for n, v in metrics.items() if n.startswith("rollout/")})
+    def log_validations(self) -> None:
+        """Log what validation found out since the last call, each checkpoint once."""
+        if not self._validations.is_file():
+            return
+        for line in self._validations.read_text().splitlines():
+            found = json.loads(line)
+            step = found.pop("step")
+            if step not in self._logged:
+                self._logged.add(step)
+                self._write(step, {"validated": 1.0, **found})
 
     @property
     def swanlab_run(self) -> str | None:
@@ -86,10 +94,19 @@ class Tracker:
         if self._swanlab is not None:
             self._swanlab.finish()
 
-    def _write(self, step: int, values: Mapping[str, float]) -> None:
+    def _write(self, step: int, values: Mapping[str, Any]) -> None:
         self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
         if self._swanlab is not None:
-            self._swanlab.log(dict(values), step=step)
+            numbers = {name: v for name, v in values.items() if isinstance(v, (int, float))}
+            self._swanlab.log(numbers, step=step)
+
+
+def _validated_steps(metrics_file: Path) -> set[int]:
+    """Steps whose validation an earlier session of the run has logged."""
+    if not metrics_file.is_file():
+        return set()
+    lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    return {int(line["step"]) for line in lines if "validated" in line}
 
 
 def _start_swanlab(run_dir: Path, config: Config) -> Any:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +32,30 @@ from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
 from imf_ray.resources import RunResources
-from imf_ray.training.checkpoint import newest_checkpoint
+from imf_ray.training.checkpoint import (
+    SavedCheckpoint,
+    list_checkpoints,
+    newest_checkpoint,
+    ranking,
+)
 from imf_ray.training.loop import TrainPayload, train_worker
+from imf_ray.training.tracking import WORKERS_DIR
 from imf_ray.training.validation import validate, window_spec
 
 CONTROLLER_FAILURE_LIMIT = 3
-FREE_KEYS = ("cluster", "collect", "evaluate", "tune", "search_space", "checkpoint", "run_name")
+DATA_FILE = "data.json"
+RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+FREE_KEYS = (
+    "cluster",
+    "collect",
+    "evaluate",
+    "tune",
+    "search_space",
+    "checkpoint",
+    "run_name",
+    "storage_path",
+    "debug",
+)
 FREE_TRAIN_KEYS = (
     "num_workers",
     "log_freq",
@@ -69,24 +91,15 @@ class CheckedRun:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended: its checkpoints with their metrics, oldest first."""
+    """How a run ended: the checkpoints that it keeps, oldest first."""
 
     run_dir: Path
-    checkpoints: tuple[tuple[str, dict[str, Any]], ...]
+    checkpoints: tuple[SavedCheckpoint, ...]
     swanlab_run: str | None
 
-    def best(self) -> tuple[str, dict[str, Any]]:
-        """The checkpoint that ranks first (see `ranking`)."""
-        return min(self.checkpoints, key=lambda entry: ranking(entry[1]))
-
-
-def ranking(metrics: dict[str, Any]) -> tuple[float, float, float]:
-    """Sort key: success first, then the held-out action error, then the later step."""
-    return (
-        -metrics.get("rollout/success_rate", -1.0),
-        metrics.get("action_error", float("inf")),
-        -metrics["step"],
-    )
+    def best(self) -> SavedCheckpoint:
+        """The checkpoint that ranks first."""
+        return min(self.checkpoints, key=lambda checkpoint: ranking(checkpoint.metrics))
 
 
 def check_run(config: Config) -> CheckedRun:
@@ -124,11 +137,11 @@ def fit(
         ray.train.TrainingFailedError: it failed for another reason.
     """
     config = run.config
-    _claim_run_dir(config, run_dir)
+    plan = claim_run_dir(run, run_dir)
     spec = window_spec(config)
     statistics = compute_statistics(run.train.episodes, spec.action_dataset, run.train.digest)
     stream = EpisodeStream(
-        plan=run.plan,
+        plan=plan,
         spec=spec,
         paths=tuple(episode.path for episode in run.train.episodes),
         max_steps=config.train.max_steps,
@@ -155,10 +168,7 @@ def fit(
                 max_failures=config.train.max_failures,
                 controller_failure_limit=CONTROLLER_FAILURE_LIMIT,
             ),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=config.train.keep_last + 1,
-                checkpoint_score_attribute="rollout/success_rate" if _validates(config) else None,
-            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=None),  # the loop prunes them
             callbacks=list(callbacks),
         ),
         datasets={DATASET_NAME: stream},  # read by PlannedDataConfig
@@ -167,17 +177,25 @@ def fit(
             validate, validation, ray_remote_kwargs={"num_cpus": 0, "max_retries": -1}
         ),
     )
+    # Ray's own list of checkpoints cannot be read when a folder in it is gone or a write of it was
+    # cut off; what counts is on disk, and the loop reports that again.
+    (run_dir / RAY_SNAPSHOT).unlink(missing_ok=True)
+    shutil.rmtree(run_dir / WORKERS_DIR, ignore_errors=True)
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         result = trainer.fit()
+    except SystemExit as error:  # how Ray Train's handler ends an interrupted driver
+        raise KeyboardInterrupt from error
     except ray.train.TrainingFailedError as error:
         cause = _user_error(error)
         if cause is not None:
             raise UserError(f"Training stopped: {cause}") from error
         raise
-    found = [(c.path, dict(metrics)) for c, metrics in result.best_checkpoints or []]
-    found.sort(key=lambda entry: entry[1]["step"])
-    outcome = dict(result.return_value or {})
-    return RunOutcome(run_dir, tuple(found), outcome.get("swanlab_run"))
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)
+    swanlab_run = (result.return_value or {}).get("swanlab_run")
+    return RunOutcome(run_dir, tuple(list_checkpoints(run_dir)), swanlab_run)
 
 
 def scaling_config(resources: RunResources) -> ScalingConfig:
@@ -212,20 +230,51 @@ def _user_error(error: BaseException) -> UserError | None:
     return None
 
 
-def _claim_run_dir(config: Config, run_dir: Path) -> None:
-    """Write the configuration into the run's folder, or see that it is the same run's."""
-    path = run_dir / CONFIG
-    if path.is_file():
-        before = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(before, dict)
+def claim_run_dir(run: CheckedRun, run_dir: Path) -> SamplePlan:
+    """Make the run's folder, or see that it is the same run's; return the plan it goes by.
+
+    The number of virtual shards is that of the first start, so that the batches stay the same when
+    the number of workers changes.
+
+    Raises:
+        UserError: the folder holds a run of another configuration or other data.
+    """
+    config, plan = run.config, run.plan
+    settings, data = run_dir / CONFIG, run_dir / DATA_FILE
+    episodes = [[Path(e.path).name, e.length] for e in run.train.episodes]
+    if settings.is_file() and data.is_file():
+        before = OmegaConf.to_container(OmegaConf.load(settings))
         changed = _differences(before, config_to_dict(config))
+        record = json.loads(data.read_text())
+        if record["episodes"] != episodes:
+            changed.append(f"the episodes of {config.data.dataset_dir} have changed")
         if changed:
             raise UserError(
                 f"The run {run_dir} was started with other settings: {'; '.join(changed)}. Choose "
                 "another run_name, or use the same settings to go on with it."
             )
+        shards = choose_virtual_shards(
+            config.train.batch_size, config.cluster.num_workers, record["virtual_shards"]
+        )
+        plan = dataclasses.replace(plan, virtual_shards=shards)
     run_dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_yaml(config))
+    settings.write_text(to_yaml(config))
+    record = {
+        "episodes": episodes,
+        "virtual_shards": plan.virtual_shards,
+        "held_out": [[episode.path, episode.length] for episode in run.held.episodes],
+    }
+    data.write_text(json.dumps(record))
+    return plan
+
+
+def read_held_out(run_dir: Path) -> list[tuple[str, int]]:
+    """(path, length) of the episodes held out of a run; empty where they are not to be found."""
+    path = run_dir / DATA_FILE
+    if not path.is_file():
+        return []
+    episodes = [(str(p), int(length)) for p, length in json.loads(path.read_text())["held_out"]]
+    return episodes if all(Path(p).is_file() for p, _ in episodes) else []
 
 
 def _differences(before: Any, after: Any, prefix: str = "") -> list[str]:
@@ -241,7 +290,7 @@ def _differences(before: Any, after: Any, prefix: str = "") -> list[str]:
 
 
 def with_rollouts(config: Config) -> Config:
-    """The configuration with validation at the end switched on where it is off (for sweeps)."""
+    """The configuration with validation of every checkpoint switched on where there is none."""
     if _validates(config):
         return config
     train = dataclasses.replace(config.train, rollout_validate_on_checkpoint=True)

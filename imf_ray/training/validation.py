@@ -24,6 +24,7 @@ from imf_ray.data.windows import WindowSpec, sample_windows
 from imf_ray.rollout.actors import RolloutJob, run_episodes
 from imf_ray.rollout.records import summarize, write_records
 from imf_ray.rollout.runner import RolloutSettings
+from imf_ray.training.checkpoint import write_validation
 
 ROLLOUTS_DIR = "rollouts"
 ACTION_ERROR_WINDOWS = 256
@@ -41,13 +42,15 @@ def window_spec(config: Config) -> WindowSpec:
     )
 
 
-def rollout_settings(config: Config, noise_seed: int) -> RolloutSettings:
+def rollout_settings(
+    config: Config, noise_seed: int, stop_on_success: bool = False
+) -> RolloutSettings:
     """How a policy of this configuration is rolled out."""
     return RolloutSettings(
         task=config.task,
         camera_names=tuple(config.agent.camera_names),
         noise_seed=noise_seed,
-        stop_on_success=config.evaluate.stop_on_success,
+        stop_on_success=stop_on_success,
     )
 
 
@@ -73,11 +76,8 @@ def validate(
             task = _action_error_task.options(**options)
             pending = task.remote(checkpoint.path, [tuple(e) for e in held_out])
             metrics["action_error"] = ray.get(pending)
-        job = RolloutJob(
-            policy=checkpoint.path,
-            settings=rollout_settings(run, run.train.rollout_seed),
-            ema=run.train.ema,
-        )
+        settings = rollout_settings(run, run.train.rollout_seed)
+        job = RolloutJob(checkpoint.path, settings, ema=run.train.ema)
         first = run.train.rollout_seed
         seeds = range(first, first + run.train.rollout_num_episodes)
         records = list(run_episodes(job, seeds, actors, options))
@@ -87,6 +87,7 @@ def validate(
     except Exception as error:  # the promise above: training goes on, and the report says why
         log.exception("Validation of %s failed", checkpoint.path)
         metrics["validation_error"] = f"{type(error).__name__}: {error}"
+    write_validation(Path(checkpoint.path), metrics)
     return metrics
 
 

@@ -90,6 +90,24 @@ def _other_task(path: Path) -> None:
         file.attrs["task"] = "other"
 
 
+def _group_for_action(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["action"]
+        file.create_group("action")
+
+
+def _scalar_action(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["action"]
+        file["action"] = 1.0
+
+
+def _group_for_camera(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["observations/images/top"]
+        file.create_group("observations/images/top")
+
+
 def _not_hdf5(path: Path) -> None:
     path.write_text("hello")
 
@@ -105,6 +123,9 @@ def _not_hdf5(path: Path) -> None:
         (_float_images, "not uint8"),
         (_flip_a_byte, "cannot be read"),
         (_other_task, "task=other"),
+        (_group_for_action, "lacks the dataset"),
+        (_scalar_action, "no steps"),
+        (_group_for_camera, "not a dataset"),
     ],
 )
 def test_bad_files_are_named_or_skipped(own_demonstrations: Path, damage, reason: str) -> None:

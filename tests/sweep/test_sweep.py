@@ -38,10 +38,11 @@ def test_the_grid_of_the_study() -> None:
 def test_the_quickstart_keeps_three_cameras_and_a_residual_trunk() -> None:
     space = load_search_space("quickstart")
     assert len(space.combinations()) == 4
-    config = space.config([], space.combinations()[0])
+    first = space.combinations()[0]
+    config = space.config([], first)
     assert config.agent.camera_names == ["r_vis", "top", "front"]
     assert config.train.rollout_num_episodes >= 5
-    assert space.config(["train.max_steps=7"]).train.max_steps == 7
+    assert space.config(["train.max_steps=7"], first).train.max_steps == 7
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_unknown_search_space_and_varied_option() -> None:
     with pytest.raises(UserError, match=r"unknown. Known: .*quickstart"):
         load_search_space("quick")
     with pytest.raises(UserError, match="is varied by the search space"):
-        load_search_space("quickstart").config(["agent.head.n_emb=3"])
+        load_search_space("quickstart").config(["agent.head.n_emb=3"], {})
 
 
 def test_names() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,12 @@ from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
 from imf_ray.resources import ClusterSize, RunResources, plan_run
-from imf_ray.training.checkpoint import newest_checkpoint
+from imf_ray.training.checkpoint import (
+    list_checkpoints,
+    newest_checkpoint,
+    prune_checkpoints,
+    write_validation,
+)
 from imf_ray.training.loop import Trainer, TrainPayload, to_tensors
 from imf_ray.training.trainer import check_run, fit, scaling_config
 from imf_ray.training.validation import window_spec
@@ -39,20 +45,29 @@ def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_pa
     )
     resources = plan_run(config, SIZE)
     whole = fit(check_run(config), tmp_path / "whole", resources)
-    _, metrics = whole.checkpoints[-1]
+    metrics = whole.checkpoints[-1].metrics
     assert metrics["step"] == 4 and 0.0 <= metrics["rollout/success_rate"] <= 1.0
     assert metrics["rollout/episodes"] == 2 and metrics["action_error"] > 0.0
     assert metrics["rollout/success_low"] <= metrics["rollout/success_rate"]
     assert (tmp_path / "whole/rollouts/checkpoint_00000004.jsonl").read_text().count("\n") == 2
 
+    # The same run once more, as if it had been killed after its first checkpoint was written and
+    # before Ray heard of it: validation of what is there comes on top.
     half = tmp_path / "half"
     half.mkdir()
     shutil.copytree(tmp_path / "whole/checkpoint_00000002", half / "checkpoint_00000002")
-    fit(check_run(config), half, resources)
+    (half / "checkpoint_manager_snapshot.json").write_text("cut o")
+    again = fit(check_run(config), half, resources)
+    assert [checkpoint.step for checkpoint in again.checkpoints] == [2, 4]
+    assert again.best().metrics["rollout/success_rate"] == metrics["rollout/success_rate"]
     for name in (WEIGHTS, EMA_WEIGHTS):
         expected = load_file(tmp_path / "whole/checkpoint_00000004" / name)
         found = load_file(half / "checkpoint_00000004" / name)
         assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+    log = [json.loads(line) for line in (half / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "loss" in line] == [3, 4]
+    assert [line["step"] for line in log if "validated" in line] == [4]
 
     changed = tiny_config(demonstrations, "train.save_freq=2", "train.lr=1e-2")
     with pytest.raises(UserError, match=r"other settings: .*train.lr was"):
@@ -115,7 +130,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(demonstrations: Path, tmp_pa
     trainer = _local_trainer(config)
     for step in (1, 2, 3):
         trainer.step = step
-        trainer.save(tmp_path, 0.0)
+        trainer.save(tmp_path, {})
     assert newest_checkpoint(tmp_path).step == 3
     weights = tmp_path / "checkpoint_00000003" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -124,6 +139,21 @@ def test_a_damaged_newest_checkpoint_is_passed_over(demonstrations: Path, tmp_pa
     found = newest_checkpoint(tmp_path)
     assert found.step == 1
     load_agent(found.path)
+
+
+def test_pruning_keeps_the_newest_the_best_and_the_pending(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    trainer = _local_trainer(tiny_config(demonstrations))
+    for step in range(1, 6):
+        trainer.step = step
+        path = trainer.save(tmp_path, {}).path
+        if step in (1, 2):
+            write_validation(path, {"rollout/success_rate": 1.0 - 0.1 * step})
+    prune_checkpoints(tmp_path, 2, pending=lambda step: step == 3)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1, 3, 4, 5]
+    prune_checkpoints(tmp_path, 2, pending=lambda step: False)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1, 4, 5]
 
 
 def _local_trainer(config: Config) -> Trainer:
