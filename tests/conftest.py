@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ import ray
 
 from imf_ray.config import Config, load_config
 
+COMMAND_LIMIT_S = 400
 LOGICAL_CPUS, LOGICAL_GPUS = 4, 2
 DEMONSTRATIONS = 3
 
@@ -91,4 +95,18 @@ def tiny_config(dataset_dir: Path, *overrides: str) -> Config:
             f"data.dataset_dir={dataset_dir}",
             *overrides,
         ]
+    )
+
+
+def run_command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m imf_ray.MODULE` in a process and a cluster of its own, as a user types it."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment.pop("RAY_ADDRESS", None)
+    return subprocess.run(
+        [sys.executable, "-m", f"imf_ray.{module}", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_LIMIT_S,
     )

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -13,29 +10,13 @@ import numpy as np
 import pytest
 
 from imf_ray.data.episodes import episode_path
-from tests.conftest import TINY_AGENT, TINY_TRAINING
-
-LIMIT_S = 240
-
-
-def _command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    root = str(Path(__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": root}
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.run(
-        [sys.executable, "-m", f"imf_ray.{module}", *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-    )
+from tests.conftest import TINY_AGENT, TINY_TRAINING, run_command
 
 
 def test_train_then_evaluate_with_relative_paths(demonstrations: Path, tmp_path: Path) -> None:
     """RoboIMI's smoke line, made small; relative paths are the caller's."""
     (tmp_path / "demos").symlink_to(demonstrations)
-    done = _command(
+    done = run_command(
         "train",
         "agent=resnet_imf_attnres",
         "data.dataset_dir=demos",
@@ -58,7 +39,7 @@ def test_train_then_evaluate_with_relative_paths(demonstrations: Path, tmp_path:
     assert (checkpoint / "config.yaml").is_file()
     assert "step 2/2" in done.stdout and str(checkpoint) in done.stdout
 
-    judged = _command(
+    judged = run_command(
         "evaluate",
         "checkpoint=runs/smoke/checkpoint_00000002",
         "evaluate.episodes=2",
@@ -73,7 +54,7 @@ def test_train_then_evaluate_with_relative_paths(demonstrations: Path, tmp_path:
     assert (tmp_path / "records.jsonl").read_text().count("\n") == 2
     summary = json.loads((tmp_path / "records.summary.json").read_text())
     assert summary["judgement"]["action_error"] > 0.0 and len(summary["seeds"]) == 2
-    refused = _command("evaluate", "checkpoint=runs", "agent.head.n_emb=4", cwd=tmp_path)
+    refused = run_command("evaluate", "checkpoint=runs", "agent.head.n_emb=4", cwd=tmp_path)
     assert refused.returncode == 2 and "part of the checkpoint" in refused.stderr
     assert (tmp_path / "video.mp4").stat().st_size > 1000
 
@@ -104,7 +85,8 @@ def _missing_camera(folder: Path) -> list[str]:
 
 
 def _too_many_gpus(folder: Path) -> list[str]:
-    return ["data.dataset_dir=demos", "train.device=cuda", "cluster.num_workers=64"]
+    gpus = ["train.device=cuda", "cluster.num_workers=64", "train.batch_size=64"]
+    return ["data.dataset_dir=demos", *gpus]
 
 
 def _wrong_shape(folder: Path) -> list[str]:
@@ -142,7 +124,7 @@ def test_bad_input_ends_in_one_message(
 ) -> None:
     (tmp_path / "demos").symlink_to(own_demonstrations)
     options = [*TINY_AGENT, *TINY_TRAINING, "agent=resnet_imf_attnres", *prepare(tmp_path)]
-    done = _command("train", *options, cwd=tmp_path)
+    done = run_command("train", *options, cwd=tmp_path)
     assert done.returncode == 2
     (message,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert "Traceback" not in done.stderr + done.stdout
@@ -152,7 +134,7 @@ def test_bad_input_ends_in_one_message(
 
 @pytest.mark.parametrize("module", ["collect", "train", "tune", "evaluate", "report"])
 def test_help_lists_every_option(module: str, tmp_path: Path) -> None:
-    done = _command(module, "--help", cwd=tmp_path)
+    done = run_command(module, "--help", cwd=tmp_path)
     assert done.returncode == 0
     for word in ("train.batch_size=80", "agent=NAME", "resnet_imf_attnres_multitoken"):
         assert word in done.stdout

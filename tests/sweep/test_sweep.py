@@ -7,17 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from imf_ray.errors import UserError
-from imf_ray.resources import ClusterSize
-from imf_ray.sweep.runner import judge_expert, plan_sweep, prepare_sweep, run_sweep
-from imf_ray.sweep.search_space import SearchSpace, load_search_space, short_names, trial_name
-from imf_ray.sweep.table import make_table, rank, read_sweep, write_files
+from imf_ray.sweep.search_space import load_search_space, short_names, trial_name
+from imf_ray.sweep.table import rank
 from imf_ray.sweep.trial import TrialRecord
-from tests.conftest import LOGICAL_CPUS, LOGICAL_GPUS, TINY_AGENT, TINY_TRAINING
-
-SIZE = ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),))
+from tests.conftest import TINY_AGENT, TINY_TRAINING, run_command
 
 
 def test_the_grid_of_the_study() -> None:
@@ -87,43 +82,53 @@ def test_ranking_is_by_success_then_action_error() -> None:
     assert [r.name for r in ranked] == ["b", "c", "a"]
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_sweep_trains_judges_and_records(demonstrations: Path, tmp_path: Path) -> None:
-    grid = {"agent.head.n_emb": [16, 32], "agent.head.n_layer": [1]}
-    fixed = [option for option in TINY_AGENT if not option.startswith("agent.head.n_")]
-    overrides = [
-        "agent=resnet_imf_attnres_multitoken",
-        *fixed,
-        "agent.head.n_head=2",
-        "agent.head.n_kv_head=1",
-        *TINY_TRAINING,
-        "train.max_steps=2",
+SPACE = """
+fixed:
+  agent: resnet_imf_attnres_multitoken
+  agent.head.n_head: 2
+  train.max_steps: 2
+grid:
+  agent.head.n_emb: [16, 32]
+  agent.head.n_layer: [1]
+"""
+
+
+def test_a_sweep_trains_judges_records_and_goes_on(demonstrations: Path, tmp_path: Path) -> None:
+    """The command as a user types it, then its report, then the same command once more."""
+    (tmp_path / "tiny.yaml").write_text(SPACE)
+    varied = ("agent.head.n_emb", "agent.head.n_layer", "agent.head.n_head", "train.max_steps")
+    options = [o for o in (*TINY_AGENT, *TINY_TRAINING) if not o.startswith(varied)]
+    options += [
+        "search_space=tiny.yaml",
+        f"data.dataset_dir={demonstrations}",
+        "cluster.num_cpus=4",
         "train.use_swanlab=true",
         "train.swanlab_mode=offline",
-        f"data.dataset_dir={demonstrations}",
+        "task.max_episode_steps=60",
+        "run_name=sweep",
     ]
-    space = SearchSpace("tiny", {}, grid)
-    sweep = prepare_sweep(space, overrides, tmp_path)
-    resources, slots = plan_sweep(sweep, SIZE)
-    assert slots == 2
-    expert = judge_expert(sweep, resources)
-    records = run_sweep(sweep, resources, slots)
-    assert [record.status for record in records] == ["finished", "finished"]
-    for record in records:
-        assert Path(str(record.best_checkpoint)).is_dir()
-        assert record.metrics["rollout/episodes"] == 2
-        (worker,) = record.workers
+    done = run_command("tune", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 trials, 2 at a time" in done.stdout
+    folder = tmp_path / "runs/sweep"
+    content = json.loads((folder / "sweep.json").read_text())
+    assert content["expert"]["rollout/episodes"] == 2
+    for trial in content["trials"]:
+        assert trial["status"] == "finished" and trial["driver_pid"] > 0 and trial["driver_host"]
+        assert Path(trial["best_checkpoint"]).is_dir()
+        assert trial["metrics"]["rollout/episodes"] == 2 and trial["metrics"]["action_error"] > 0
+        (worker,) = trial["workers"]
         assert worker["pid"] > 0 and worker["host"] and worker["gpu_ids"] == []
         assert Path(worker["log_path"]).exists()
-        assert record.swanlab_run and Path(record.swanlab_run).is_dir()
-    files = write_files(tmp_path, records, expert, space.name)
-    assert [path.name for path in files] == ["sweep.json", "sweep.csv", "grid.png"]
-    assert all(path.stat().st_size > 0 for path in files)
-    again, expert_metrics = read_sweep(tmp_path)
-    assert again == rank(records) and expert_metrics == expert.metrics()
-    rows = list(csv.DictReader((tmp_path / "sweep.csv").open()))
+        assert Path(trial["swanlab_run"]).is_dir()
+    rows = list(csv.DictReader((folder / "sweep.csv").open()))
     assert len(rows) == 2 and json.loads(rows[0]["workers"])[0]["pid"] > 0
-    console = Console(width=160, record=True)
-    console.print(make_table(records, expert.metrics()))
-    text = console.export_text()
-    assert text.index("expert") < text.index("00000")
+    for name in ("grid.png", "expert.mp4", "best.mp4"):
+        assert (folder / name).stat().st_size > 1000 and str(folder / name) in done.stdout
+    assert done.stdout.index("expert") < done.stdout.index("00000 ")
+
+    table = run_command("report", "run_name=sweep", cwd=tmp_path)
+    assert table.returncode == 0 and "expert" in table.stdout and "00001 " in table.stdout
+
+    changed = run_command("tune", *options, "train.lr=1e-2", cwd=tmp_path)
+    assert changed.returncode == 2 and "started with other settings" in changed.stderr
