@@ -22,7 +22,7 @@ import torch
 
 from imf_ray.agents.pretrained import save_agent
 from imf_ray.agents.vla import VLAAgent
-from imf_ray.config import Config
+from imf_ray.config import Config, TrainConfig
 from imf_ray.errors import UserError
 
 PREFIX, PARTIAL = "checkpoint_", ".partial_"
@@ -48,6 +48,29 @@ class SavedCheckpoint:
     def validated(self) -> bool:
         """Whether it was judged, with success or not."""
         return (self.path / VALIDATION).is_file()
+
+
+@dataclass(frozen=True)
+class CheckpointSchedule:
+    """After which steps a checkpoint is written, and which of them are validated."""
+
+    train: TrainConfig
+    steps_per_epoch: int
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is written after `step` updates."""
+        saved = step % self.train.save_freq == 0 or step == self.train.max_steps
+        return saved or self._ends_validation_period(step)
+
+    def validated(self, step: int) -> bool:
+        """Whether the checkpoint after `step` updates, if there is one, is validated."""
+        if self.train.rollout_validate_on_checkpoint or self._ends_validation_period(step):
+            return True
+        return self.train.rollout_val_freq_epochs > 0 and step == self.train.max_steps
+
+    def _ends_validation_period(self, step: int) -> bool:
+        period = self.train.rollout_val_freq_epochs * self.steps_per_epoch
+        return period > 0 and step % period == 0
 
 
 def ranking(metrics: Mapping[str, Any]) -> tuple[float, float, float]:

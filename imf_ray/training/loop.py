@@ -32,6 +32,7 @@ from imf_ray.data.statistics import Statistics
 from imf_ray.data.windows import Batch
 from imf_ray.errors import UserError
 from imf_ray.training.checkpoint import (
+    CheckpointSchedule,
     SavedCheckpoint,
     list_checkpoints,
     load_trainer_state,
@@ -155,7 +156,8 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         trainer.restore(start)
     trainer.distribute()
     tracker = Tracker(run_dir, config, trainer.step) if rank == 0 else None
-    reporter = _Reporter(config, run_dir, stream.plan.steps_per_epoch, tracker)
+    schedule = CheckpointSchedule(config.train, stream.plan.steps_per_epoch)
+    reporter = _Reporter(run_dir, schedule, config.train.keep_last, tracker)
     reporter.report_what_is_there()
 
     iterator = ray.train.get_dataset_shard(DATASET_NAME)
@@ -172,7 +174,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
             metrics = _metrics(loss, norm, trainer, progress, clock, world_size)
             if tracker is not None:
                 tracker.log(trainer.step, metrics)
-        if reporter.due(trainer.step):
+        if schedule.due(trainer.step):
             saved = None
             if tracker is not None:
                 saved = trainer.save(run_dir, {"epoch": progress, **metrics})
@@ -186,31 +188,18 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Reporter:
-    """When a checkpoint is due, whether it is validated, and telling Ray Train of it.
+    """Tells Ray Train of checkpoints.
 
     Rank 0 has the tracker and brings the checkpoints; every rank makes the same calls.
     """
 
     def __init__(
-        self, config: Config, run_dir: Path, steps_per_epoch: int, tracker: Tracker | None
+        self, run_dir: Path, schedule: CheckpointSchedule, keep_last: int, tracker: Tracker | None
     ) -> None:
-        self._train = config.train
         self._run_dir = run_dir
-        self._validation_period = config.train.rollout_val_freq_epochs * steps_per_epoch
+        self._schedule = schedule
+        self._keep_last = keep_last
         self._tracker = tracker
-
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint follows after `step` updates."""
-        last = step == self._train.max_steps
-        return last or step % self._train.save_freq == 0 or self._validation_due(step)
-
-    def _validation_due(self, step: int) -> bool:
-        """Whether the checkpoint of `step`, if there is one, is validated."""
-        if self._train.rollout_validate_on_checkpoint:
-            return True
-        if not self._validation_period:
-            return False
-        return step % self._validation_period == 0 or step == self._train.max_steps
 
     def report(self, step: int, saved: SavedCheckpoint | None) -> None:
         """Report a checkpoint, log what is known by now, and delete what is not needed."""
@@ -221,11 +210,11 @@ class _Reporter:
             dict(saved.metrics) if saved is not None else {"step": step},
             checkpoint=checkpoint,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-            validation=saved is not None and self._validation_due(step) and not saved.validated,
+            validation=saved is not None and self._schedule.validated(step) and not saved.validated,
         )
         if self._tracker is not None:
             self._tracker.log_validations()
-            prune_checkpoints(self._run_dir, self._train.keep_last, self._validation_due)
+            prune_checkpoints(self._run_dir, self._keep_last, self._schedule.validated)
 
     def report_what_is_there(self) -> None:
         """Report the checkpoints on disk whose report, or whose validation, was lost."""

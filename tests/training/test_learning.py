@@ -21,7 +21,7 @@ from imf_ray.training.trainer import CheckedRun, check_run
 from imf_ray.training.validation import action_error, window_spec
 from tests.conftest import tiny_config
 
-STEPS = 900
+STEPS = 600
 
 
 def test_an_agent_overfits_two_episodes(demonstrations: Path, tmp_path: Path) -> None:
