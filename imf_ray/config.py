@@ -190,12 +190,13 @@ class TrainConfig:
     use_swanlab: bool = False
     swanlab_project: str = "imf_ray"
     swanlab_mode: str = "online"
-    """`online` or `offline`; without a login `online` becomes `offline`."""
+    """`online`, `offline` (to be sent later) or `local` (for a board on this machine); without a
+    login `online` becomes `offline`."""
 
     def __post_init__(self) -> None:
         _choice("train.device", self.device, ("cpu", "cuda"))
         _choice("train.scheduler_type", self.scheduler_type, ("cosine", "constant"))
-        _choice("train.swanlab_mode", self.swanlab_mode, ("online", "offline"))
+        _choice("train.swanlab_mode", self.swanlab_mode, ("online", "offline", "local"))
         _at_least(
             "train",
             self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 import ray
 
 from imf_ray.config import Config, config_to_dict
+from imf_ray.errors import UserError
 from imf_ray.training.checkpoint import VALIDATIONS
 
 METRICS_FILE, WORKERS_DIR, SWANLAB_DIR = "metrics.jsonl", "workers", "swanlab"
@@ -80,7 +82,7 @@ class Tracker:
 
     @property
     def swanlab_run(self) -> str | None:
-        """The address of the SwanLab run, or its folder when it is recorded offline."""
+        """The address of the SwanLab run, or its folder when it is not online."""
         if self._swanlab is None:
             return None
         try:
@@ -107,6 +109,20 @@ def _validated_steps(metrics_file: Path) -> set[int]:
         return set()
     lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     return {int(line["step"]) for line in lines if "validated" in line}
+
+
+def check_tracking(config: Config) -> None:
+    """See that what is asked of SwanLab is installed.
+
+    Raises:
+        UserError: the local board is not.
+    """
+    local = config.train.use_swanlab and config.train.swanlab_mode == "local"
+    if local and importlib.util.find_spec("swanboard") is None:
+        raise UserError(
+            "train.swanlab_mode=local needs SwanLab's board: pip install 'swanlab[dashboard]', or "
+            "choose train.swanlab_mode=offline."
+        )
 
 
 def _start_swanlab(run_dir: Path, config: Config) -> Any:

@@ -39,7 +39,7 @@ from imf_ray.training.checkpoint import (
     ranking,
 )
 from imf_ray.training.loop import TrainPayload, train_worker
-from imf_ray.training.tracking import WORKERS_DIR
+from imf_ray.training.tracking import WORKERS_DIR, check_tracking
 from imf_ray.training.validation import validate, window_spec
 
 CONTROLLER_FAILURE_LIMIT = 3
@@ -106,8 +106,9 @@ def check_run(config: Config) -> CheckedRun:
     """Check everything that can be wrong before anything starts.
 
     Raises:
-        UserError: bad data, or an impossible agent or batch.
+        UserError: bad data, an impossible agent or batch, or a tracker that is not installed.
     """
+    check_tracking(config)
     build_agent(config.agent, config.task.action_space)
     train, held = build_index(config).split(config.train.val_split, config.train.seed)
     plan = SamplePlan(
