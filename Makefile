@@ -16,6 +16,7 @@ $(STAMP): pyproject.toml requirements.txt scripts/check_system.sh
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python scripts/check_rendering.py
 	touch $@
 
 demo: setup

@@ -8,8 +8,7 @@ import functools
 import multiprocessing
 import time
 
-from scipy.stats import binomtest
-
+from imf_ray.rollout.success import wilson_interval
 from imf_ray.sim.expert import TransferExpert
 from imf_ray.sim.transfer import SimTransferEnv
 
@@ -45,12 +44,10 @@ def main() -> None:
         seconds = time.perf_counter() - began
 
     wins = sum(outcomes)
-    interval = binomtest(wins, len(outcomes)).proportion_ci(method="wilson")
+    low, high = wilson_interval(wins, len(outcomes))
     failures = [seed for seed, success in zip(seeds, outcomes, strict=True) if not success]
     print(f"seeds {seeds.start}..{seeds.stop - 1}, action space {args.action_space}")
-    print(
-        f"successes {wins} of {len(outcomes)}, 95 % Wilson {interval.low:.4f}-{interval.high:.4f}"
-    )
+    print(f"successes {wins} of {len(outcomes)}, 95 % Wilson {low:.4f}-{high:.4f}")
     print(f"failed seeds: {failures}")
     steps = len(outcomes) * EPISODE_STEPS
     print(f"{steps / seconds:.0f} steps/s in {args.processes} processes, start-up included")

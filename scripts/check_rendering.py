@@ -1,0 +1,19 @@
+"""Renders one picture, or says in one line what headless rendering lacks."""
+
+import sys
+
+HELP = "Headless rendering needs: apt-get install libegl1 libgl1-mesa-dri libopengl0"
+
+try:
+    import gymnasium
+
+    import imf_ray  # noqa: F401
+
+    env = gymnasium.make("imf_ray/SimTransfer-v0", render_mode="rgb_array")
+    env.reset(seed=0)
+    picture = env.render()
+    env.close()
+except Exception as error:  # whatever the OpenGL libraries raise
+    sys.exit(f"{HELP} ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})")
+if picture.std() == 0:
+    sys.exit(f"{HELP} (the picture is empty)")
