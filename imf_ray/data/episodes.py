@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 
 from imf_ray.errors import UserError
+from imf_ray.files import move_into_place
 
 SUFFIX = ".hdf5"
 ACTION_DATASETS = {"joint": "action", "ee": "action_ee"}
@@ -120,9 +121,7 @@ def write_episode(path: Path, episode: Episode) -> None:
                 file.create_dataset(
                     name, data=values.astype(np.float32), chunks=values.shape, fletcher32=True
                 )
-        _sync(partial)
-        os.replace(partial, path)
-        _sync(path.parent)
+        move_into_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -228,11 +227,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         value = value.decode()
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

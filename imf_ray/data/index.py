@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from rich.progress import track
 from imf_ray.config import Config
 from imf_ray.data.episodes import ACTION_DATASETS, SUFFIX, EpisodeInfo, bad_episode, check_episode
 from imf_ray.errors import UserError
+from imf_ray.files import write_atomically
 
 CACHE_DIR = ".imf_ray"
 CACHE_VERSION = 1
@@ -154,11 +154,10 @@ class _Cache:
         self._entries[path.name] = entry
 
     def save(self) -> None:
-        partial = self._path.with_suffix(f".{os.getpid()}.partial")
+        content = json.dumps({"version": CACHE_VERSION, "files": self._entries})
         try:
             self._path.parent.mkdir(exist_ok=True)
-            partial.write_text(json.dumps({"version": CACHE_VERSION, "files": self._entries}))
-            os.replace(partial, self._path)
+            write_atomically(self._path, content)
         except OSError as error:
             log.warning("The index is not cached (%s): files will be checked at each start", error)
 

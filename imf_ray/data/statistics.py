@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from imf_ray.data.episodes import EpisodeInfo, read_slice
 from imf_ray.data.index import CACHE_DIR
+from imf_ray.files import write_atomically
 
 Statistics = dict[str, dict[str, list[float]]]
 log = logging.getLogger(__name__)
@@ -46,10 +46,8 @@ def compute_statistics(
         "qpos": _describe(np.concatenate([s.qpos for s in slices])),
         "action": _describe(np.concatenate([s.action for s in slices])),
     }
-    partial = cache.with_suffix(f".{os.getpid()}.partial")
     try:
-        partial.write_text(json.dumps(statistics))
-        os.replace(partial, cache)
+        write_atomically(cache, json.dumps(statistics))
     except OSError as error:
         log.warning("Statistics are not cached: %s", error)
     return statistics

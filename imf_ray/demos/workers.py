@@ -23,6 +23,7 @@ from imf_ray.data.episodes import SUFFIX, episode_path, write_episode
 from imf_ray.data.index import CACHE_DIR, list_episodes
 from imf_ray.demos.recorder import Recorder
 from imf_ray.errors import UserError
+from imf_ray.files import write_atomically
 
 MAX_FAILURES = 100
 """Failed attempts without a success between them that end a collection."""
@@ -147,9 +148,7 @@ def _read_state(folder: Path, first_seed: int) -> CollectionState:
 
 
 def _write_failed(folder: Path, failed: list[int]) -> None:
-    partial = _failed_path(folder).with_suffix(".partial")
-    partial.write_text(json.dumps(failed))
-    os.replace(partial, _failed_path(folder))
+    write_atomically(_failed_path(folder), json.dumps(failed))
 
 
 def _failed_path(folder: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from imf_ray.files import write_atomically
 from imf_ray.rollout.success import wilson_interval
 
 STAGES = (1, 2, 3, 4)
@@ -102,4 +103,4 @@ def write_records(path: Path, records: Sequence[EpisodeRecord]) -> None:
     """Write JSON lines in the order of the seeds; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = sorted(records, key=lambda record: record.seed)
-    path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in ordered))
+    write_atomically(path, "".join(json.dumps(asdict(record)) + "\n" for record in ordered))

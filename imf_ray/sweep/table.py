@@ -13,6 +13,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from imf_ray.files import write_atomically
 from imf_ray.rollout.records import STAGES, RolloutSummary
 from imf_ray.sweep.search_space import short_names
 from imf_ray.sweep.trial import FAILED, FINISHED, TrialRecord
@@ -77,7 +78,7 @@ def write_files(
         "expert": expert.metrics(),
         "trials": [dataclasses.asdict(record) for record in ranked],
     }
-    (sweep_dir / JSON_FILE).write_text(json.dumps(content, indent=1))
+    write_atomically(sweep_dir / JSON_FILE, json.dumps(content, indent=1))
     with (sweep_dir / CSV_FILE).open("w", newline="") as file:
         rows = [_flat(record) for record in ranked]
         columns = list(dict.fromkeys(key for row in rows for key in row))

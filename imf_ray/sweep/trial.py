@@ -15,6 +15,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from imf_ray.config import config_from_dict
 from imf_ray.errors import UserError
+from imf_ray.files import write_atomically
 from imf_ray.resources import RunResources
 from imf_ray.training.tracking import WORKERS_DIR
 from imf_ray.training.trainer import check_run, fit
@@ -80,7 +81,7 @@ def run_trial(params: dict[str, Any]) -> None:
             workers=read_workers(run_dir),
             swanlab_run=outcome.swanlab_run,
         )
-    (run_dir / TRIAL_FILE).write_text(json.dumps(dataclasses.asdict(record), indent=1))
+    write_atomically(run_dir / TRIAL_FILE, json.dumps(dataclasses.asdict(record), indent=1))
     tune.report({"status": record.status, **record.metrics})
 
 

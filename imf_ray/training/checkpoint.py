@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from imf_ray.agents.pretrained import save_agent
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.config import Config, TrainConfig
 from imf_ray.errors import UserError
+from imf_ray.files import move_into_place, sync, write_atomically
 
 PREFIX, PARTIAL = "checkpoint_", ".partial_"
 MANIFEST, TRAINER_STATE = "manifest.json", "trainer_state.pt"
@@ -106,12 +106,11 @@ def save_checkpoint(
         files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
         manifest = {"metrics": {"step": step, **metrics}, "files": files}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in [*partial.iterdir(), partial]:
-            _sync(path)
+        for path in partial.iterdir():
+            sync(path)
         if final.exists():  # an invalid one of an earlier attempt: valid ones are resumed from
             shutil.rmtree(final)
-        os.replace(partial, final)
-        _sync(run_dir)
+        move_into_place(partial, final)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"The checkpoint {final} cannot be written: {error}.") from error
@@ -153,9 +152,7 @@ def prune_checkpoints(run_dir: Path, keep_last: int, pending: Callable[[int], bo
 
 def write_validation(checkpoint: Path, metrics: Mapping[str, Any]) -> None:
     """Attach what validation found out to a checkpoint and to its run."""
-    partial = checkpoint / f".{VALIDATION}.partial"
-    partial.write_text(json.dumps(metrics))
-    os.replace(partial, checkpoint / VALIDATION)
+    write_atomically(checkpoint / VALIDATION, json.dumps(metrics))
     with (checkpoint.parent / VALIDATIONS).open("a") as file:
         file.write(json.dumps({"step": step_of(checkpoint), **metrics}) + "\n")
 
@@ -194,11 +191,3 @@ def load_trainer_state(path: Path, device: str) -> dict[str, Any]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -31,6 +31,7 @@ from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
 from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
+from imf_ray.files import write_atomically
 from imf_ray.resources import RunResources
 from imf_ray.training.checkpoint import (
     SavedCheckpoint,
@@ -259,13 +260,13 @@ def claim_run_dir(run: CheckedRun, run_dir: Path) -> SamplePlan:
         )
         plan = dataclasses.replace(plan, virtual_shards=shards)
     run_dir.mkdir(parents=True, exist_ok=True)
-    settings.write_text(to_yaml(config))
+    write_atomically(settings, to_yaml(config))
     record = {
         "episodes": episodes,
         "virtual_shards": plan.virtual_shards,
         "held_out": [[episode.path, episode.length] for episode in run.held.episodes],
     }
-    data.write_text(json.dumps(record))
+    write_atomically(data, json.dumps(record))
     return plan
 
 

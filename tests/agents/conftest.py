@@ -1,6 +1,6 @@
 """Small agents and batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,15 +24,6 @@ class StubHead(nn.Module):
     def forward(self, sample: Tensor, r: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         self.calls.append({"sample": sample, "r": r, "t": t, "cond": cond})
         return self.scale * sample + cond.mean(dim=(1, 2))[:, None, None]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors are faster on one thread, above all beside other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -34,7 +34,6 @@ def test_an_agent_overfits_two_episodes(demonstrations: Path, tmp_path: Path) ->
         "agent.head.n_emb=64",
         "agent.time_sampler=uniform",
     )
-    torch.set_num_threads(1)  # the same in both processes
     run = check_run(config)
     assert len(run.train.episodes) == 2
     episodes = [(episode.path, episode.length) for episode in run.train.episodes]
