@@ -55,6 +55,10 @@ def test_the_default_fits_a_cluster_of_small_nodes() -> None:
     [
         (["train.device=cuda", "cluster.num_workers=9"], "9 worker.* x 1 GPU = 9 GPUs.* has 8"),
         (["train.device=cuda", "cluster.gpus_per_worker=5"], "has 8, with room for 0 such"),
+        (
+            ["train.device=cuda", "cluster.num_workers=2", "cluster.gpus_per_worker=0.5"],
+            "trials can share a GPU, the workers of one run cannot",
+        ),
         (["cluster.cpus_per_worker=40"], "= 40.*CPUs, and the cluster has 32"),
         (["cluster.cpus_per_worker=20"], "0 of 1 worker.*20 CPU"),
     ],
