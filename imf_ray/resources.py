@@ -152,9 +152,9 @@ def gpu_places(size: ClusterSize, gpus_per_worker: float) -> int:
 def _require_gpus(workers: int, gpus_per_worker: float, slots: int, size: ClusterSize) -> None:
     if 0.0 < gpus_per_worker < 1.0 and workers > 1:
         raise UserError(
-            f"cluster.gpus_per_worker={gpus_per_worker:g} with cluster.num_workers={workers}: trials "
-            "can share a GPU, the workers of one run cannot (NCCL refuses two ranks on a device). "
-            "Set cluster.num_workers=1 or cluster.gpus_per_worker=1."
+            f"cluster.gpus_per_worker={gpus_per_worker:g} with cluster.num_workers={workers}: "
+            "trials can share a GPU, the workers of one run cannot (NCCL refuses two ranks on a "
+            "device). Set cluster.num_workers=1 or cluster.gpus_per_worker=1."
         )
     places = gpu_places(size, gpus_per_worker) if gpus_per_worker else workers * slots
     if places < workers * slots:
