@@ -57,7 +57,7 @@ def run(
         print(f"Error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+        print("Interrupted. The same command with its run_name goes on.", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

@@ -26,6 +26,7 @@ from imf_ray.errors import UserError
 from imf_ray.files import move_into_place, sync, write_atomically
 
 PREFIX, PARTIAL = "checkpoint_", ".partial_"
+PATTERN = f"{PREFIX}[0-9]*"  # Ray keeps a checkpoint_manager_snapshot.json beside them
 MANIFEST, TRAINER_STATE = "manifest.json", "trainer_state.pt"
 VALIDATION, VALIDATIONS = "validation.json", "validations.jsonl"
 log = logging.getLogger(__name__)
@@ -119,12 +120,12 @@ def save_checkpoint(
 
 def list_checkpoints(run_dir: Path) -> list[SavedCheckpoint]:
     """The valid checkpoints of a run, oldest first; bad ones are passed over with a warning."""
-    return list(_valid(sorted(run_dir.glob(f"{PREFIX}*"))))
+    return list(_valid(sorted(run_dir.glob(PATTERN))))
 
 
 def newest_checkpoint(run_dir: Path) -> SavedCheckpoint | None:
     """The valid checkpoint with most steps; bad ones are passed over with a warning."""
-    return next(_valid(sorted(run_dir.glob(f"{PREFIX}*"), reverse=True)), None)
+    return next(_valid(sorted(run_dir.glob(PATTERN), reverse=True)), None)
 
 
 def _valid(paths: Iterable[Path]) -> Iterator[SavedCheckpoint]:
