@@ -14,6 +14,7 @@ from imf_ray.resources import plan_run
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Train one policy, or go on with the run that `run_name` names."""
     from imf_ray.training.progress import ProgressBoard, describe_metrics
+    from imf_ray.training.tracking import describe_tracking
     from imf_ray.training.trainer import check_run, fit
 
     config.data.dataset_dir = str(absolute(config.data.dataset_dir))
@@ -22,6 +23,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     checked = check_run(config)
     resources = plan_run(config, connect(config))
     console.print(f"{checked.describe()}\nThis takes {resources}", soft_wrap=True)
+    console.print(describe_tracking(config))
     console.print(f"Run: {run_dir} (go on with it by run_name={name})", soft_wrap=True)
     with ProgressBoard(lambda: [run_dir], config.train.max_steps, console):
         outcome = fit(checked, run_dir, resources)

@@ -29,6 +29,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     from imf_ray.sweep.search_space import load_search_space
     from imf_ray.sweep.table import failures, make_table, rank, write_files
     from imf_ray.training.progress import ProgressBoard
+    from imf_ray.training.tracking import describe_tracking
 
     space = load_search_space(config.search_space)
     name = config.run_name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -42,6 +43,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         f"Each takes {resources}",
         soft_wrap=True,
     )
+    console.print(describe_tracking(sweep.first_config))
     expert = judge_expert(sweep, resources)
     console.print(f"Expert: {expert}", soft_wrap=True)
     max_steps = sweep.first_config.train.max_steps

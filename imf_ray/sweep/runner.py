@@ -19,8 +19,8 @@ from imf_ray.sweep.trial import (
     FAILED,
     TRIAL_FILE,
     TrialRecord,
-    failed_trial,
     read_trial,
+    read_workers,
     run_trial,
 )
 from imf_ray.training.trainer import check_run, claim_run_dir, with_rollouts
@@ -34,7 +34,6 @@ TRIALS_DIR, TUNE_DIR = "trials", "tune"
 class Sweep:
     """A checked sweep: its trials by name."""
 
-    space: SearchSpace
     sweep_dir: Path
     configs: dict[str, Config]
     params: dict[str, dict[str, Any]]
@@ -62,7 +61,7 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path)
         config = with_rollouts(space.config(overrides, combination))
         claim_run_dir(check_run(config), sweep_dir / TRIALS_DIR / name)
         configs[name], params[name] = config, combination
-    return Sweep(space, sweep_dir, configs, params)
+    return Sweep(sweep_dir, configs, params)
 
 
 def plan_sweep(sweep: Sweep, size: ClusterSize) -> tuple[RunResources, int]:
@@ -135,8 +134,17 @@ def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRe
         record = read_trial(sweep.trials_dir / name)
         if record is None and name not in errors:
             raise KeyboardInterrupt  # Tune returns from one as if the trials had ended
-        failed = failed_trial(sweep.trials_dir / name, params, errors.get(name, ""))
-        records.append(record or failed)
+        if record is None:  # its driver died
+            run_dir = sweep.trials_dir / name
+            record = TrialRecord(
+                name,
+                params,
+                FAILED,
+                run_dir=str(run_dir),
+                workers=read_workers(run_dir),
+                error=errors[name],
+            )
+        records.append(record)
     if all(record.status == FAILED for record in records):
         raise UserError(f"Every trial failed. The first one: {records[0].error}")
     return records

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,15 @@ class TrialRecord:
     params: dict[str, Any]
     status: str
     """`FINISHED`, or `FAILED` with the reason in `error`."""
-    metrics: dict[str, Any]
+    metrics: dict[str, Any] = field(default_factory=dict)
     """Of the best checkpoint."""
-    best_checkpoint: str | None
-    run_dir: str
-    driver_pid: int
-    driver_host: str
-    workers: list[dict[str, Any]]
+    best_checkpoint: str | None = None
+    run_dir: str = ""
+    driver_pid: int = 0
+    driver_host: str = ""
+    workers: list[dict[str, Any]] = field(default_factory=list)
     """Rank, pid, host, gpu_ids and log_path of each worker."""
-    swanlab_run: str | None
+    swanlab_run: str | None = None
     error: str | None = None
 
 
@@ -59,13 +59,9 @@ def run_trial(params: dict[str, Any]) -> None:
         name=params["name"],
         params=params["params"],
         status=FAILED,
-        metrics={},
-        best_checkpoint=None,
         run_dir=str(run_dir),
         driver_pid=os.getpid(),
         driver_host=socket.gethostname(),
-        workers=[],
-        swanlab_run=None,
     )
     try:
         outcome = fit(check_run(config), run_dir, resources, [TuneReportCallback()])
@@ -94,20 +90,3 @@ def read_trial(run_dir: Path) -> TrialRecord | None:
     """The record that a trial left, if it ended."""
     path = run_dir / TRIAL_FILE
     return TrialRecord(**json.loads(path.read_text())) if path.is_file() else None
-
-
-def failed_trial(run_dir: Path, params: dict[str, Any], error: str) -> TrialRecord:
-    """The record of a trial whose driver failed."""
-    return TrialRecord(
-        name=run_dir.name,
-        params=params,
-        status=FAILED,
-        metrics={},
-        best_checkpoint=None,
-        run_dir=str(run_dir),
-        driver_pid=0,
-        driver_host="",
-        workers=read_workers(run_dir),
-        swanlab_run=None,
-        error=error,
-    )

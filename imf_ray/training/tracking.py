@@ -125,22 +125,32 @@ def check_tracking(config: Config) -> None:
         )
 
 
-def _start_swanlab(run_dir: Path, config: Config) -> Any:
-    """A SwanLab run; offline where nobody is logged in."""
+def swanlab_mode(config: Config) -> str:
+    """How SwanLab records the run: as configured, but offline where nobody is logged in."""
     import swanlab
 
     mode = config.train.swanlab_mode
-    if mode == "online" and swanlab.Settings().api_key is None:
-        print(
-            "SwanLab: no login found, so the run is recorded offline (swanlab login).", flush=True
-        )
-        mode = "offline"
+    return "offline" if mode == "online" and swanlab.Settings().api_key is None else mode
+
+
+def describe_tracking(config: Config) -> str:
+    """One line on where the run is recorded."""
+    if not config.train.use_swanlab:
+        return "SwanLab: off"
+    mode = swanlab_mode(config)
+    reason = "" if mode == config.train.swanlab_mode else " (no login found: swanlab login)"
+    return f"SwanLab: {mode}{reason}"
+
+
+def _start_swanlab(run_dir: Path, config: Config) -> Any:
+    import swanlab
+
     folder = run_dir / SWANLAB_DIR
     folder.mkdir(parents=True, exist_ok=True)
     return swanlab.init(
         project=config.train.swanlab_project,
         name=run_dir.name,
         config=config_to_dict(config),
-        mode=mode,
+        mode=swanlab_mode(config),
         log_dir=str(folder),
     )

@@ -109,7 +109,7 @@ def test_a_sweep_trains_judges_records_and_goes_on(demonstrations: Path, tmp_pat
     ]
     done = run_command("tune", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 trials, 2 at a time" in done.stdout
+    assert "2 trials, 2 at a time" in done.stdout and "SwanLab: offline" in done.stdout
     folder = tmp_path / "runs/sweep"
     content = json.loads((folder / "sweep.json").read_text())
     assert content["expert"]["rollout/episodes"] == 2
