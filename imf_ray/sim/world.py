@@ -1,0 +1,83 @@
+"""What a simulated task offers to recorders, experts and judges beyond gymnasium's interface."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from imf_ray.sim.rendering import Image
+
+VIEW_SIZE = (480, 640)
+"""Height and width in pixels of the view for people."""
+
+Array = NDArray[np.float64]
+
+
+class World(gymnasium.Env[dict[str, Any], Any]):
+    """A task with cameras, stages and a rule of success.
+
+    Observations: `qpos` (D,) float32, `qvel` (D,) float32 where there is one, and, if it was made
+    with `render_images=True`, `images` {camera: (H, W, 3) uint8 RGB}.
+
+    `info` of `reset` and `step`: `stage` and `max_stage` (int, the highest of the episode),
+    `success` (bool, sticky) and `poses` {object: (7,) xyz in m, quaternion wxyz}.
+    """
+
+    control_hz: int
+    num_stages: int
+    """The highest stage; stages are counted from 0 (nothing reached yet)."""
+    success_rule: str
+    """In words, for records."""
+
+    @property
+    @abstractmethod
+    def render_settings(self) -> dict[str, Any]:
+        """What a picture depends on besides the state: `image_size` (height, width),
+        `camera_names`, `shadows`, `multisampling`."""
+
+    @abstractmethod
+    def render_cameras(self) -> dict[str, Image]:
+        """Pictures (H, W, 3) uint8 RGB of the current state, by camera name: what the policy
+        sees, whether or not the observations hold it."""
+
+    @abstractmethod
+    def view(self) -> Image:
+        """A picture (*VIEW_SIZE, 3) of the current state for people; always the same camera."""
+
+    @abstractmethod
+    def ee_poses(self) -> Array:
+        """Tool poses (arms, 7), left first: xyz in m and quaternion wxyz in the world frame.
+
+        (0, 7) for a task that does not tell."""
+
+    @abstractmethod
+    def project(self, points: Array) -> Array:
+        """Where world points (N, 3) in m are in `view`: columns and rows (N, 2) in pixels; NaN for
+        a point behind the camera.
+
+        Raises NotImplementedError for a task whose camera is not known."""
+
+
+class Expert(Protocol):
+    """A scripted expert, made for one world."""
+
+    def reset(self) -> None:
+        """Plans the episode; call it right after the world's reset."""
+
+    def act(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """The next action in joint space, and in end-effector space where the task has one."""
+
+
+def make_world(
+    env_id: str, *, foreign: Mapping[str, Any] | None = None, **kwargs: Any
+) -> gymnasium.Env[dict[str, Any], Any]:
+    """The task `env_id` with its time limit; `.unwrapped` is the `World`.
+
+    Args:
+        foreign: describes an environment that is not ours (see `TaskConfig.foreign`).
+        kwargs: the constructor's, and `max_episode_steps`.
+    """
+    return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
