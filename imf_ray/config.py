@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args, get_type_hints
 
 from omegaconf import II, MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -122,6 +122,44 @@ class DataConfig:
 
 
 @dataclass
+class AdapterConfig:
+    """How a gymnasium environment that is not ours becomes a task; docs/worlds.md explains it."""
+
+    module: str | None = None
+    """Imported first, to register `task.env_id`."""
+    install: str | None = None
+    """The command that installs the module, for the message where it is missing."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment's constructor."""
+    world: str = "imf_ray.sim.adapter:AdaptedWorld"
+    """The class that adapts it, `module:Class`."""
+    cameras: dict[str, str] = field(default_factory=dict)
+    """Where each camera's picture is: a dotted path in the observation, or `render()`."""
+    qpos: list[str] = field(default_factory=list)
+    """Dotted paths in the observation whose values, one after the other, are the state."""
+    qvel: list[str] = field(default_factory=list)
+    """The same for velocities; none is allowed."""
+    action_scaling: str = "none"
+    """`none`: actions are the environment's; `box`: -1 to 1 is stretched over its action Box."""
+    progress: str = "reward"
+    """What tells how far the episode is: `reward`, `terminated` or `info.KEY`."""
+    stages: list[float] = field(default_factory=lambda: [1.0])
+    """Stage k is reached where `progress` is at least the k-th number; the last is success."""
+    success_rule: str = ""
+    """What success means, in words, for records; empty is made from `progress` and `stages`."""
+    ignore_termination: bool = False
+    """Go on to `task.max_episode_steps` although the environment says that it is over."""
+
+    def __post_init__(self) -> None:
+        _choice("task.adapter.action_scaling", self.action_scaling, ("none", "box"))
+        for key in ("cameras", "qpos", "stages"):
+            if not getattr(self, key):
+                raise UserError(f"task.adapter.{key} is empty (see docs/worlds.md).")
+        if self.stages != sorted(set(self.stages)):
+            raise UserError(f"task.adapter.stages={self.stages} must increase.")
+
+
+@dataclass
 class TaskConfig:
     """The simulated task, as recorded in episodes and as rolled out."""
 
@@ -131,23 +169,30 @@ class TaskConfig:
     """Side of the square camera images, in pixels."""
     shadows: bool = False
     multisampling: bool = False
+    control_hz: int = 50
+    """Control steps per second; demonstrations and simulation must agree."""
     max_episode_steps: int = 400
+    adapter: AdapterConfig | None = None
+    """Adapts an environment that is not ours."""
 
     def __post_init__(self) -> None:
         if self.action_space not in ("joint", "ee"):
             raise UserError(
                 f"task.action_space={self.action_space!r} is unknown: choose 'joint' or 'ee'."
             )
+        _at_least("task", self, image_size=1, control_hz=1, max_episode_steps=1)
 
     def env_kwargs(self, camera_names: Sequence[str]) -> dict[str, Any]:
-        """Arguments with which `gymnasium.make(env_id)` makes this task."""
+        """Arguments with which `make_world(env_id)` of `imf_ray.sim.world` makes this task."""
         return {
+            "adapter": dataclasses.asdict(self.adapter) if self.adapter else None,
+            "control_hz": self.control_hz,
+            "max_episode_steps": self.max_episode_steps,
             "action_space": self.action_space,
             "image_size": self.image_size,
             "camera_names": tuple(camera_names),
             "shadows": self.shadows,
             "multisampling": self.multisampling,
-            "max_episode_steps": self.max_episode_steps,
         }
 
 
@@ -346,7 +391,7 @@ def load_config(overrides: Iterable[str] = ()) -> Config:
     """Compose the configuration from defaults, groups and `key=value` overrides.
 
     Later overrides win. A bare group name (`agent=NAME`) selects that group's YAML file wherever
-    it stands among the overrides.
+    it stands among the overrides; `task=mine.yaml` is a file of one's own.
 
     Raises:
         UserError: an override that is not `key=value`, an unknown key or group (the nearest known
@@ -410,6 +455,7 @@ def key_help() -> list[tuple[str, str]]:
     defaults = OmegaConf.structured(Config)
     for group, choice in GROUPS.items():
         defaults.merge_with({group: OmegaConf.load(_group_file(group, choice))})
+    defaults.merge_with({"task": {"adapter": {}}})  # absent by default
     plain = OmegaConf.to_container(defaults, resolve=True)
     return [(key, str(_dig(cast(dict[str, Any], plain), key))) for key in known_keys()]
 
@@ -424,11 +470,17 @@ def _to_object(config: Any) -> Config:
 
 
 def _group_file(group: str, choice: str) -> Path:
+    if choice.endswith((".yaml", ".yml")):
+        path = Path(choice).expanduser().absolute()
+        if not path.is_file():
+            raise UserError(f"{group}={choice}: there is no file {path}.")
+        return path
     path = CONF_DIR / group / f"{choice}.yaml"
     if not path.is_file():
         known = group_choices(group)
         raise UserError(
-            f"{group}={choice} is unknown{_nearest(choice, known)}. Known: {', '.join(known)}."
+            f"{group}={choice} is unknown{_nearest(choice, known)}. Known: {', '.join(known)}, or "
+            "a YAML file's path."
         )
     return path
 
@@ -448,12 +500,12 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _leaves(cls: type, prefix: str) -> Iterable[str]:
-    for item in dataclasses.fields(cls):
-        default = item.default_factory
-        if isinstance(default, type) and dataclasses.is_dataclass(default):
-            yield from _leaves(default, f"{prefix}{item.name}.")
+    for name, hint in get_type_hints(cls).items():
+        sections = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
+        if sections:
+            yield from _leaves(cast(type, sections[0]), f"{prefix}{name}.")
         else:
-            yield prefix + item.name
+            yield prefix + name
 
 
 def _dig(tree: Mapping[str, Any], key: str) -> Any:

@@ -109,7 +109,6 @@ def build_index(config: Config) -> EpisodeIndex:
     if not episodes:
         first = next(iter(skipped.values()))
         raise UserError(f"All {len(files)} episodes of {folder} are bad. The first: {first}")
-    _require_one_shape(episodes)
     digest = hashlib.sha256(json.dumps([_stamp(Path(e.path)) for e in episodes]).encode())
     return EpisodeIndex(tuple(episodes), skipped, digest.hexdigest()[:16])
 
@@ -187,27 +186,20 @@ def _require_agreement(info: EpisodeInfo, config: Config) -> None:
     for key, value in expected.items():
         if getattr(info, key) != value:
             raise bad_episode(path, f"its {key} is {getattr(info, key)}, agent.{key}={value}")
-    flags: dict[str, object] = {
-        "task": config.task.env_id,
-        "shadows": config.task.shadows,
-        "multisampling": config.task.multisampling,
-        "action_space": "joint",  # of /action: end-effector targets have a dataset of their own
+    flags: dict[str, tuple[str, object]] = {
+        "task": ("task.env_id", config.task.env_id),
+        "shadows": ("task.shadows", config.task.shadows),
+        "multisampling": ("task.multisampling", config.task.multisampling),
+        "control_hz": ("task.control_hz", config.task.control_hz),
+        # of /action: end-effector targets have a dataset of their own
+        "action_space": ("actions in", "joint"),
     }
-    for key, wanted in flags.items():
+    for key, (option, wanted) in flags.items():
         if key in info.attributes and info.attributes[key] != wanted:
+            found = info.attributes[key]
             raise bad_episode(
-                path, f"it was recorded with {key}={info.attributes[key]}, the run has {wanted}"
+                path, f"it was recorded with {key}={found}, the run has {option}={wanted}"
             )
-
-
-def _require_one_shape(episodes: list[EpisodeInfo]) -> None:
-    rates: dict[Any, str] = {}
-    for episode in episodes:
-        if "control_hz" in episode.attributes:
-            rates.setdefault(episode.attributes["control_hz"], episode.path)
-    if len(rates) > 1:
-        examples = "; ".join(f"{rate} Hz in {path}" for rate, path in rates.items())
-        raise UserError(f"The data set mixes control rates: {examples}. Keep one rate a data set.")
 
 
 def _stamp(path: Path) -> list[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import gymnasium
 import numpy as np
 
 import imf_ray
@@ -14,6 +13,7 @@ from imf_ray.data.episodes import Episode, EpisodeAttributes
 from imf_ray.errors import UserError
 from imf_ray.sim.expert import TransferExpert
 from imf_ray.sim.transfer import SimTransferEnv
+from imf_ray.sim.world import make_world
 
 EXPERTS = {"imf_ray/SimTransfer-v0": TransferExpert}
 
@@ -34,7 +34,7 @@ class Recorder:
             )
         self._task = task
         kwargs = task.env_kwargs(camera_names) | {"action_space": "joint"}
-        self._env = gymnasium.make(task.env_id, disable_env_checker=True, **kwargs)
+        self._env = make_world(task.env_id, **kwargs)
         self._expert = EXPERTS[task.env_id](cast(SimTransferEnv, self._env.unwrapped))
 
     def record(self, seed: int) -> Episode:

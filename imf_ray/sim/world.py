@@ -2,10 +2,11 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import gymnasium
 import numpy as np
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from imf_ray.sim.rendering import Image
@@ -72,12 +73,43 @@ class Expert(Protocol):
 
 
 def make_world(
-    env_id: str, *, foreign: Mapping[str, Any] | None = None, **kwargs: Any
+    env_id: str,
+    *,
+    control_hz: int,
+    max_episode_steps: int,
+    adapter: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> gymnasium.Env[dict[str, Any], Any]:
     """The task `env_id` with its time limit; `.unwrapped` is the `World`.
 
     Args:
-        foreign: describes an environment that is not ours (see `TaskConfig.foreign`).
-        kwargs: the constructor's, and `max_episode_steps`.
+        control_hz: what the caller takes the world's rate to be.
+        adapter: how an environment that is not ours becomes a world (see `imf_ray.sim.adapter`).
+        kwargs: the constructor's: `action_space`, `image_size`, `camera_names`, `shadows`,
+            `multisampling`, `render_images`.
+
+    Raises ValueError where the task cannot be made so, or runs at another rate.
     """
-    return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    if adapter is not None:
+        from imf_ray.sim.adapter import adapt  # it stands on this module
+
+        world: gymnasium.Env[dict[str, Any], Any] = TimeLimit(
+            adapt(env_id, adapter, control_hz=control_hz, **kwargs), max_episode_steps
+        )
+    else:
+        try:
+            world = gymnasium.make(
+                env_id, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs
+            )
+        except gymnasium.error.UnregisteredEnv as error:
+            raise ValueError(
+                f"task.env_id={env_id} is not known ({error}). An environment that is not ours "
+                "needs task.adapter."
+            ) from error
+    own_rate = cast(World, world.unwrapped).control_hz
+    if own_rate != control_hz:
+        raise ValueError(
+            f"{env_id} runs at {own_rate} Hz, task.control_hz={control_hz}: set "
+            f"task.control_hz={own_rate}"
+        )
+    return world

@@ -144,6 +144,7 @@ def test_bad_files_are_named_or_skipped(own_demonstrations: Path, damage, reason
         (["task.image_size=96"], "task.image_size=96"),
         (["agent.action_dim=14"], "action_dim is 16"),
         (["task.shadows=true"], "recorded with shadows=False"),
+        (["task.control_hz=25"], r"control_hz=50, the run has task.control_hz=25"),
         (["train.val_split=0.9"], None),
     ],
 )

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gymnasium
 import h5py
 import numpy as np
 
 from imf_ray.data.episodes import episode_path
 from imf_ray.demos.recorder import Recorder
+from imf_ray.sim.world import make_world
 from tests.conftest import tiny_config
 
 
 def test_replaying_the_file_gives_its_states_bit_for_bit(demonstrations: Path) -> None:
     task = tiny_config(demonstrations).task
-    env = gymnasium.make(task.env_id, **task.env_kwargs(["top"]))
+    env = make_world(task.env_id, **task.env_kwargs(["top"]))
     with h5py.File(episode_path(demonstrations, 1)) as file:
         observation, info = env.reset(seed=int(file.attrs["seed"]))
         for step, action in enumerate(file["action"]):
