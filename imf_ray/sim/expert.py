@@ -11,8 +11,8 @@ import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from imf_ray.sim.bimanual import BimanualEnv
 from imf_ray.sim.diana import READY_JOINTS, SIDES, ArmKinematics, Array
-from imf_ray.sim.transfer import SimTransferEnv
 
 MEETING_POINT: Array = np.array([0.0, 0.0, 0.25])  # m
 HOVER: Array = np.array([0.0, 0.0, 0.12])  # m, right tool over the cube before it goes down
@@ -42,7 +42,7 @@ class TransferExpert:
     must lie flat within the area, turned no further than the environment turns it.
     """
 
-    def __init__(self, env: SimTransferEnv) -> None:
+    def __init__(self, env: BimanualEnv) -> None:
         self._env = env
         self._arms = [ArmKinematics(env.model, side) for side in SIDES]
         self._plans: list[list[Waypoint]] = []
@@ -52,7 +52,10 @@ class TransferExpert:
     def reset(self) -> None:
         """Plans the episode from the cube's pose; call it right after the environment's reset."""
         left_start, right_start = self._env.ee_poses()
-        self._plans = [_left_plan(left_start), _right_plan(right_start, self._env.cube_pose())]
+        self._plans = [
+            _left_plan(left_start),
+            _right_plan(right_start, self._env.object_poses()["cube"]),
+        ]
         self._joints = list(READY_JOINTS)
         self._step = 0
 

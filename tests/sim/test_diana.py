@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 
 from imf_ray.sim.diana import READY_JOINTS, SIDES, ArmKinematics
-from imf_ray.sim.transfer import BASE_DISTANCE, scene_xml
+from imf_ray.sim.scene import BASE_DISTANCE
+from imf_ray.sim.transfer import SimTransferEnv
 
 DOWN = {"left": (0.0, 1.0, 0.0, 0.0), "right": (0.0, 0.0, 1.0, 0.0)}
 
 
 @pytest.fixture(scope="module")
 def arms():
-    model = mujoco.MjModel.from_xml_string(scene_xml())
+    model = mujoco.MjModel.from_xml_string(SimTransferEnv.scene)
     return {side: ArmKinematics(model, side) for side in SIDES}
 
 

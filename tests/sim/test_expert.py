@@ -1,10 +1,12 @@
 """The scripted expert: it succeeds, moves smoothly, and its episodes can be replayed."""
 
+import gymnasium
 import numpy as np
 import pytest
 
+from imf_ray.sim.bimanual import CONTROL_HZ
 from imf_ray.sim.expert import TransferExpert
-from imf_ray.sim.transfer import CONTROL_HZ
+from imf_ray.sim.experts import EXPERTS, make_expert
 
 EPISODE_STEPS = 400
 SPEED_LIMITS = np.radians([170, 150, 150, 150, 180, 180, 220])  # rad/s, of the Diana 7
@@ -59,9 +61,16 @@ def test_expert_is_a_function_of_the_cube_pose(make_env):
     first, again = TransferExpert(env), TransferExpert(env)
     first.reset()
     planned = [first.act()[0] for _ in range(100)]
-    env.reset(seed=99, options={"cube_pose": info["cube_pose"]})
+    env.reset(seed=99, options={"poses": {"cube": info["poses"]["cube"]}})
     again.reset()
     assert np.array_equal(planned, [again.act()[0] for _ in range(100)])
+
+
+def test_experts_are_made_by_environment_id(make_env):
+    assert isinstance(make_expert("imf_ray/SimTransfer-v0", make_env()), TransferExpert)
+    with pytest.raises(ValueError, match=r"CartPole-v1 has no scripted expert.*SimTransfer-v0"):
+        make_expert("CartPole-v1", make_env())
+    assert set(EXPERTS) <= set(gymnasium.registry)
 
 
 def test_planning_leaves_the_environment_alone(make_env):

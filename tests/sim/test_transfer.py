@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from imf_ray.sim.bimanual import LIFT_CLEARANCE
 from imf_ray.sim.diana import READY_JOINTS
-from imf_ray.sim.transfer import CUBE_HALF_SIZE, LIFT_CLEARANCE
+from imf_ray.sim.transfer import CUBE_HALF_SIZE
+from imf_ray.sim.world import VIEW_SIZE
 
 HOLD_STILL = np.column_stack([READY_JOINTS, np.ones(2)]).ravel().astype(np.float32)
 
@@ -20,6 +22,12 @@ def wander(env, seed, steps=40):
         env.step(HOLD_STILL + noise.normal(0, 0.1, HOLD_STILL.size).astype(np.float32))
         states.append(env.get_state())
     return np.stack(states)
+
+
+def red_pixels(picture):
+    """Which pixels (H, W) show the cube."""
+    red, green, blue = np.moveaxis(picture.astype(int), -1, 0)
+    return (red > 40) & (green < red / 3) & (blue < red / 3)
 
 
 def test_same_seed_and_actions_give_bitwise_the_same_states(make_env):
@@ -55,7 +63,7 @@ def test_no_renderer_before_the_first_picture(make_env, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a renderer was made")
 
-    monkeypatch.setattr("imf_ray.sim.transfer.CameraRenderer", refuse)
+    monkeypatch.setattr("imf_ray.sim.bimanual.CameraRenderer", refuse)
     env = make_env()
     env.reset(seed=0)
     env.step(HOLD_STILL)
@@ -68,8 +76,7 @@ def test_the_cube_is_seen_at_the_start(make_env, camera):
     env = make_env(camera_names=[camera])
     for seed in range(5):
         env.reset(seed=seed)
-        red, green, blue = np.moveaxis(env.render_cameras()[camera].astype(int), -1, 0)
-        assert ((red > 100) & (green < red / 3) & (blue < red / 3)).sum() >= 9
+        assert red_pixels(env.render_cameras()[camera]).sum() >= 9
 
 
 def test_render_flags_change_the_pictures_and_are_reported(make_env):
@@ -82,6 +89,41 @@ def test_render_flags_change_the_pictures_and_are_reported(make_env):
         "shadows": True,
         "multisampling": True,
     }
+
+
+def test_the_view_leaves_the_policys_pictures_alone(make_env):
+    viewed, plain = make_env(image_size=32), make_env(image_size=32)
+    viewed.reset(seed=2), plain.reset(seed=2)
+    assert viewed.view().shape == (*VIEW_SIZE, 3)
+    for _ in range(2):
+        viewed.step(HOLD_STILL), plain.step(HOLD_STILL)
+        for name, picture in viewed.render_cameras().items():
+            assert np.array_equal(picture, plain.render_cameras()[name])
+        viewed.view()
+    assert np.array_equal(viewed.get_state(), plain.get_state())
+
+
+@pytest.mark.parametrize("x", [0.05, 0.25])
+@pytest.mark.parametrize("y", [-0.1, 0.1])
+def test_points_are_projected_to_where_they_are_seen(make_env, x, y):
+    env = make_env()
+    pose = np.array([x, y, 0.35, 1.0, 0.0, 0.0, 0.0])
+    env.reset(seed=0, options={"poses": {"cube": pose}})
+    rows, columns = np.nonzero(red_pixels(env.view()))
+    signs = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T
+    corners = env.project(pose[:3] + CUBE_HALF_SIZE * signs)  # they bound what is seen
+    first, last = np.array([columns.min(), rows.min()]), np.array([columns.max(), rows.max()])
+    assert np.array_equal(np.ceil(corners.min(axis=0)), first)
+    assert np.array_equal(np.floor(corners.max(axis=0)), last)
+
+
+def test_a_point_behind_the_camera_is_nowhere_in_the_view(make_env):
+    env = make_env()
+    env.reset(seed=0)
+    assert np.isnan(env.project(np.array([[0.0, -2.0, 1.0], [0.0, 0.0, 0.0]]))).tolist() == [
+        [True, True],
+        [False, False],
+    ]
 
 
 def test_observation_starts_at_the_ready_pose_and_follows_the_targets(make_env):
@@ -118,19 +160,32 @@ def test_targets_beyond_the_limits_are_clipped(make_env, action_space):
     assert (env.data.ctrl >= low).all() and (env.data.ctrl <= high).all()
 
 
-def test_cube_pose_option(make_env):
+def test_poses_option(make_env):
     env = make_env()
     pose = np.array([0.1, 0.05, CUBE_HALF_SIZE, 1.0, 0.0, 0.0, 0.0])
-    _, info = env.reset(seed=0, options={"cube_pose": pose})
-    assert np.array_equal(info["cube_pose"], pose)
+    _, info = env.reset(seed=0, options={"poses": {"cube": pose}})
+    assert np.array_equal(info["poses"]["cube"], pose)
+
+
+@pytest.mark.parametrize(
+    ("poses", "message"),
+    [
+        ({"ball": np.ones(7)}, "unknown object 'ball'; known are: cube"),
+        ({"cube": np.ones(3)}, r"pose of cube must have shape \(7,\)"),
+        ({"cube": np.zeros(7)}, "quaternion must not be zero"),
+    ],
+)
+def test_bad_poses_are_refused(make_env, poses, message):
+    with pytest.raises(ValueError, match=message):
+        make_env().reset(options={"poses": poses})
 
 
 def test_an_untouched_cube_in_the_air_is_no_stage(make_env):
     env = make_env()
     pose = [0.1, 0.0, 0.5, 1.0, 0.0, 0.0, 0.0]
-    env.reset(seed=0, options={"cube_pose": pose})
+    env.reset(seed=0, options={"poses": {"cube": pose}})
     _, reward, *_, info = env.step(HOLD_STILL)
-    assert reward == 0 and info["cube_pose"][2] > CUBE_HALF_SIZE + LIFT_CLEARANCE
+    assert reward == 0 and info["poses"]["cube"][2] > CUBE_HALF_SIZE + LIFT_CLEARANCE
 
 
 def test_gymnasium_checks(registered_id):

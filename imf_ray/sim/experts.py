@@ -1,0 +1,24 @@
+"""Which tasks have a scripted expert."""
+
+from collections.abc import Callable
+from typing import Any
+
+from imf_ray.sim.expert import TransferExpert
+from imf_ray.sim.world import Expert, World
+
+EXPERTS: dict[str, Callable[[Any], Expert]] = {
+    "imf_ray/SimTransfer-v0": TransferExpert,
+}
+"""What makes the expert of a world, by environment id."""
+
+
+def make_expert(env_id: str, world: World) -> Expert:
+    """The scripted expert of `env_id`, made for `world`, an unwrapped environment of that id.
+
+    Raises ValueError when the task has none.
+    """
+    if env_id not in EXPERTS:
+        raise ValueError(
+            f"{env_id} has no scripted expert; these environments have one: {', '.join(EXPERTS)}"
+        )
+    return EXPERTS[env_id](world)
