@@ -10,8 +10,9 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from imf_ray.sim import diana
-from imf_ray.sim.diana import GRIPPER_OPENING, NUM_JOINTS, READY_JOINTS, SIDES, Array
-from imf_ray.sim.rendering import CameraRenderer, Image
+from imf_ray.sim.diana import GRIPPER_OPENING, NUM_JOINTS, READY_JOINTS, SIDES
+from imf_ray.sim.kinematics import ArmKinematics, Array, site_pose
+from imf_ray.sim.rendering import CameraRenderer, Image, project
 from imf_ray.sim.scene import CAMERAS, PHYSICS_TIMESTEP
 from imf_ray.sim.world import VIEW_SIZE, World
 
@@ -77,7 +78,7 @@ class BimanualEnv(World):
 
         self.model = mujoco.MjModel.from_xml_string(self.scene)
         self.data = mujoco.MjData(self.model)
-        self._kinematics = [diana.ArmKinematics(self.model, side) for side in SIDES]
+        self._kinematics = self.make_arms()
         self._index = _ModelIndex(self.model, self.objects)
         self._joint_targets = READY_JOINTS.copy()
         self._max_stage = 0
@@ -169,18 +170,8 @@ class BimanualEnv(World):
         return self._view_renderer.render(self.data, VIEW_CAMERA)
 
     def project(self, points: Array) -> Array:
-        """Where world points (N, 3) in m are in `view`: columns and rows (N, 2) in pixels.
-
-        The centre of the top left pixel is (0, 0). A point behind the camera is NaN. A pinhole
-        whose axis goes through the middle of the picture; MuJoCo's cameras look along -z.
-        """
-        camera = self.data.camera(VIEW_CAMERA)
-        height, width = VIEW_SIZE
-        focal = height / 2 / np.tan(np.radians(self.model.camera(VIEW_CAMERA).fovy.item()) / 2)
-        right, up, backward = ((points - camera.xpos) @ camera.xmat.reshape(3, 3)).T
-        depth = np.where(backward < 0, -backward, np.nan)
-        middle = np.array([width - 1, height - 1]) / 2
-        return middle + focal * np.column_stack([right / depth, -up / depth])
+        """Where world points (N, 3) in m are in `view` (see `imf_ray.sim.rendering.project`)."""
+        return project(self.model, self.data, VIEW_CAMERA, VIEW_SIZE, points)
 
     def get_state(self) -> Array:
         """The whole state of the physics (`mjSTATE_INTEGRATION`), for bitwise comparisons."""
@@ -191,13 +182,17 @@ class BimanualEnv(World):
 
     def ee_poses(self) -> Array:
         """Tool poses (2, 7), left first: xyz in m and quaternion wxyz in the world frame."""
-        return np.stack([diana.site_pose(self.data, site) for site in self._index.tools])
+        return np.stack([site_pose(self.data, site) for site in self._index.tools])
 
     def object_poses(self) -> dict[str, Array]:
         """Poses (7,) by object: xyz in m and quaternion wxyz in the world frame."""
         return {
             name: self.data.qpos[at].copy() for name, at in self._index.object_positions.items()
         }
+
+    def make_arms(self) -> list[ArmKinematics]:
+        """Kinematics of the left and of the right arm, whose posture is the pose at the start."""
+        return [diana.arm_kinematics(self.model, side) for side in SIDES]
 
     # For the stages of a task ------------------------------------------------------------------
 
@@ -306,7 +301,7 @@ def planar_pose(x: float, y: float, z: float, yaw: float) -> Array:
     return np.array([x, y, z, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)])
 
 
-def _action_box(kind: str, arms: list[diana.ArmKinematics]) -> spaces.Box:
+def _action_box(kind: str, arms: list[ArmKinematics]) -> spaces.Box:
     if kind == "joint":
         low = [[*arm.lower, 0.0] for arm in arms]
         high = [[*arm.upper, 1.0] for arm in arms]

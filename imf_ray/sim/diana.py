@@ -1,4 +1,4 @@
-"""The DianaMed arm with a parallel gripper: MJCF from primitives, and inverse kinematics.
+"""The DianaMed arm with a parallel gripper: MJCF from primitives, and its kinematics.
 
 Kinematics, inertia, joint ranges and damping are the figures of robopal 0.4.1's DianaMed model
 (Apache-2.0). The links are drawn as capsules and cylinders between the joint frames: no mesh files.
@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import mujoco
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.float64]
+from imf_ray.sim.kinematics import ArmKinematics, Array
 
 SIDES = ("left", "right")
 NUM_JOINTS = 7
@@ -31,6 +30,12 @@ READY_JOINTS: Array = np.array(
         [0.0, 0.35, 0.0, 2.55, 0.0, 2.20 - np.pi, 0.0],
     ]
 )  # rad
+
+# Orientations of the tool (wxyz): z is the direction of the fingers, y the one they open along.
+# Each arm turns in its own vertical plane from its ready pose to any of its orientations.
+RIGHT_DOWN = (0.0, 0.0, 1.0, 0.0)
+LEFT_LEVEL = (0.5, 0.5, 0.5, 0.5)
+LEFT_DOWN = (0.0, np.sqrt(0.5), np.sqrt(0.5), 0.0)
 
 _TORQUE_LIMIT = 80.0  # N m
 _ROTOR_INERTIA = 0.1  # kg m^2, seen through the gear; keeps the light wrist joints well damped
@@ -221,80 +226,7 @@ def controls_xml(side: str) -> str:
       </actuator>"""
 
 
-class ArmKinematics:
-    """Forward and inverse kinematics of one arm, on its own `MjData`.
-
-    Poses are (7,): xyz in m and quaternion wxyz of the tool in the world frame. Deterministic.
-    """
-
-    DAMPING = 1e-3  # squared and added to the diagonal of J J^T
-    POSTURE_GAIN = 0.1  # share of the way to the ready pose, inside the null space, per iteration
-    MAX_POSITION_STEP = 0.1  # m per iteration
-    MAX_ROTATION_STEP = 0.5  # rad per iteration
-    TOLERANCE = 1e-5  # m and rad
-    MAX_ITERATIONS = 60
-
-    def __init__(self, model: mujoco.MjModel, side: str) -> None:
-        self._model = model
-        self._data = mujoco.MjData(model)
-        self._site = model.site(f"{side}_tool").id
-        self._posture = READY_JOINTS[SIDES.index(side)]
-        joints = [model.joint(f"{side}_joint{i}").id for i in range(1, NUM_JOINTS + 1)]
-        self._positions = model.jnt_qposadr[joints]
-        self._velocities = model.jnt_dofadr[joints]
-        self.lower, self.upper = model.jnt_range[joints].T  # rad, each (7,)
-
-    def tool_pose(self, joints: ArrayLike) -> Array:
-        """Tool pose (7,) at `joints` (7,) in rad."""
-        self._data.qpos[self._positions] = joints
-        mujoco.mj_kinematics(self._model, self._data)
-        return site_pose(self._data, self._site)
-
-    def solve(self, pose: ArrayLike, start: ArrayLike) -> Array:
-        """Joints (7,) in rad, within their ranges, that bring the tool to `pose` (7,).
-
-        Damped least squares from `start` (7,), with a pull to the ready pose in the null space
-        (Chiaverini, 1997). A pose out of reach gives the joints of the last iteration. The
-        quaternion must have unit length.
-        """
-        target = np.asarray(pose, dtype=np.float64)
-        joints = np.clip(start, self.lower, self.upper)
-        jacobian = np.zeros((6, self._model.nv))
-        damping = self.DAMPING**2 * np.eye(6)
-        for _ in range(self.MAX_ITERATIONS):
-            error = _pose_error(target, self.tool_pose(joints))
-            if np.abs(error).max() < self.TOLERANCE:
-                break
-            error[:3] = _limit(error[:3], self.MAX_POSITION_STEP)
-            error[3:] = _limit(error[3:], self.MAX_ROTATION_STEP)
-            mujoco.mj_comPos(self._model, self._data)
-            mujoco.mj_jacSite(self._model, self._data, jacobian[:3], jacobian[3:], self._site)
-            arm = jacobian[:, self._velocities]
-            pull = self.POSTURE_GAIN * (self._posture - joints)
-            task = np.linalg.solve(arm @ arm.T + damping, error - arm @ pull)
-            joints = np.clip(joints + pull + arm.T @ task, self.lower, self.upper)
-        return joints
-
-
-def site_pose(data: mujoco.MjData, site: int) -> Array:
-    """Pose (7,) of a site: xyz in m and quaternion wxyz, world frame."""
-    pose = np.empty(7)
-    pose[:3] = data.site_xpos[site]
-    mujoco.mju_mat2Quat(pose[3:], data.site_xmat[site])
-    return pose
-
-
-def _pose_error(target: Array, current: Array) -> Array:
-    """Twist (6,) from `current` to `target`: translation in m, rotation vector in rad, world."""
-    error = np.empty(6)
-    inverse, difference = np.empty(4), np.empty(4)
-    np.subtract(target[:3], current[:3], out=error[:3])
-    mujoco.mju_negQuat(inverse, current[3:])
-    mujoco.mju_mulQuat(difference, target[3:], inverse)
-    mujoco.mju_quat2Vel(error[3:], difference, 1.0)
-    return error
-
-
-def _limit(vector: Array, length: float) -> Array:
-    norm = np.linalg.norm(vector)
-    return vector if norm <= length else vector * (length / norm)
+def arm_kinematics(model: mujoco.MjModel, side: str) -> ArmKinematics:
+    """Kinematics of one arm's tool; its posture is the ready pose."""
+    joints = [f"{side}_joint{number}" for number in range(1, NUM_JOINTS + 1)]
+    return ArmKinematics(model, f"{side}_tool", joints, READY_JOINTS[SIDES.index(side)])

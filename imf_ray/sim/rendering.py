@@ -8,6 +8,8 @@ from imf_ray.sim import EGL_HELP
 
 Image = NDArray[np.uint8]
 
+Array = NDArray[np.float64]
+
 MULTISAMPLES = 4  # samples per pixel when multisampling is on
 
 
@@ -49,3 +51,21 @@ class CameraRenderer:
     def close(self) -> None:
         """Frees the OpenGL context."""
         self._renderer.close()
+
+
+def project(
+    model: mujoco.MjModel, data: mujoco.MjData, camera: str, size: tuple[int, int], points: Array
+) -> Array:
+    """Where world points (N, 3) in m are in a picture of `size` (height, width).
+
+    Columns and rows (N, 2) in pixels; the centre of the top left pixel is (0, 0). A point behind
+    the camera is NaN. A pinhole whose axis goes through the middle of the picture; MuJoCo's cameras
+    look along -z.
+    """
+    height, width = size
+    view = data.camera(camera)
+    focal = height / 2 / np.tan(np.radians(model.camera(camera).fovy.item()) / 2)
+    right, up, backward = ((points - view.xpos) @ view.xmat.reshape(3, 3)).T
+    depth = np.where(backward < 0, -backward, np.nan)
+    middle = np.array([width - 1, height - 1]) / 2
+    return middle + focal * np.column_stack([right / depth, -up / depth])

@@ -4,7 +4,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from imf_ray.sim.diana import READY_JOINTS, SIDES, ArmKinematics
+from imf_ray.sim.diana import READY_JOINTS, SIDES, arm_kinematics
 from imf_ray.sim.scene import BASE_DISTANCE
 from imf_ray.sim.transfer import SimTransferEnv
 
@@ -14,7 +14,7 @@ DOWN = {"left": (0.0, 1.0, 0.0, 0.0), "right": (0.0, 0.0, 1.0, 0.0)}
 @pytest.fixture(scope="module")
 def arms():
     model = mujoco.MjModel.from_xml_string(SimTransferEnv.scene)
-    return {side: ArmKinematics(model, side) for side in SIDES}
+    return {side: arm_kinematics(model, side) for side in SIDES}
 
 
 def test_tool_at_the_manufacturers_home_pose(arms):

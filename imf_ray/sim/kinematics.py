@@ -1,0 +1,92 @@
+"""Forward and inverse kinematics of an arm of any MuJoCo model."""
+
+from collections.abc import Sequence
+
+import mujoco
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+class ArmKinematics:
+    """Forward and inverse kinematics of one arm, on its own `MjData`.
+
+    Poses are (7,): xyz in m and quaternion wxyz of the tool in the world frame. Deterministic.
+    """
+
+    DAMPING = 1e-3  # squared and added to the diagonal of J J^T
+    POSTURE_GAIN = 0.1  # share of the way to the posture, inside the null space, per iteration
+    MAX_POSITION_STEP = 0.1  # m per iteration
+    MAX_ROTATION_STEP = 0.5  # rad per iteration
+    TOLERANCE = 1e-5  # m and rad
+    MAX_ITERATIONS = 60
+
+    def __init__(
+        self, model: mujoco.MjModel, tool: str, joints: Sequence[str], posture: ArrayLike
+    ) -> None:
+        """`tool`: the site whose pose is meant; `joints`: names of the arm's J joints from its
+        base on; `posture` (J,): where joints that the pose leaves free are drawn to, in rad."""
+        self._model = model
+        self._data = mujoco.MjData(model)
+        self._site = model.site(tool).id
+        self.posture: Array = np.asarray(posture, dtype=np.float64)
+        indices = [model.joint(name).id for name in joints]
+        self._positions = model.jnt_qposadr[indices]
+        self._velocities = model.jnt_dofadr[indices]
+        self.lower, self.upper = model.jnt_range[indices].T  # rad, each (J,)
+
+    def tool_pose(self, joints: ArrayLike) -> Array:
+        """Tool pose (7,) at `joints` (J,) in rad."""
+        self._data.qpos[self._positions] = joints
+        mujoco.mj_kinematics(self._model, self._data)
+        return site_pose(self._data, self._site)
+
+    def solve(self, pose: ArrayLike, start: ArrayLike) -> Array:
+        """Joints (J,) in rad, within their ranges, that bring the tool to `pose` (7,).
+
+        Damped least squares from `start` (J,), with a pull to the posture in the null space
+        (Chiaverini, 1997). A pose out of reach gives the joints of the last iteration. The
+        quaternion must have unit length.
+        """
+        target = np.asarray(pose, dtype=np.float64)
+        joints = np.clip(start, self.lower, self.upper)
+        jacobian = np.zeros((6, self._model.nv))
+        damping = self.DAMPING**2 * np.eye(6)
+        for _ in range(self.MAX_ITERATIONS):
+            error = _pose_error(target, self.tool_pose(joints))
+            if np.abs(error).max() < self.TOLERANCE:
+                break
+            error[:3] = _limit(error[:3], self.MAX_POSITION_STEP)
+            error[3:] = _limit(error[3:], self.MAX_ROTATION_STEP)
+            mujoco.mj_comPos(self._model, self._data)
+            mujoco.mj_jacSite(self._model, self._data, jacobian[:3], jacobian[3:], self._site)
+            arm = jacobian[:, self._velocities]
+            pull = self.POSTURE_GAIN * (self.posture - joints)
+            task = np.linalg.solve(arm @ arm.T + damping, error - arm @ pull)
+            joints = np.clip(joints + pull + arm.T @ task, self.lower, self.upper)
+        return joints
+
+
+def site_pose(data: mujoco.MjData, site: int) -> Array:
+    """Pose (7,) of a site: xyz in m and quaternion wxyz, world frame."""
+    pose = np.empty(7)
+    pose[:3] = data.site_xpos[site]
+    mujoco.mju_mat2Quat(pose[3:], data.site_xmat[site])
+    return pose
+
+
+def _pose_error(target: Array, current: Array) -> Array:
+    """Twist (6,) from `current` to `target`: translation in m, rotation vector in rad, world."""
+    error = np.empty(6)
+    inverse, difference = np.empty(4), np.empty(4)
+    np.subtract(target[:3], current[:3], out=error[:3])
+    mujoco.mju_negQuat(inverse, current[3:])
+    mujoco.mju_mulQuat(difference, target[3:], inverse)
+    mujoco.mju_quat2Vel(error[3:], difference, 1.0)
+    return error
+
+
+def _limit(vector: Array, length: float) -> Array:
+    norm = np.linalg.norm(vector)
+    return vector if norm <= length else vector * (length / norm)
