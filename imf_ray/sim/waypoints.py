@@ -60,7 +60,7 @@ class WaypointExpert(ABC):
         self._joints = [arm.posture for arm in self._arms]
         self._step = 0
 
-    def act(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def act(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Actions of the next control step, in joint and in end-effector space, arm after arm.
 
         After the last waypoint the arms hold still.

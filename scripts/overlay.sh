@@ -1,0 +1,21 @@
+#!/bin/sh
+# Makes a virtual environment that sees another one's packages except some, without copying them.
+# usage: overlay.sh BASE_PYTHON FOLDER PACKAGE...   (each PACKAGE is left out)
+#
+# A path file alone would not do: mujoco searches all of sys.path for parts of itself, and would mix
+# two versions.
+set -eu
+base_python=$1 folder=$2
+shift 2
+rm -rf "$folder"
+"$base_python" -m venv "$folder"
+
+site_packages='import sysconfig; print(sysconfig.get_path("purelib"))'
+base=$("$base_python" -c "$site_packages")
+own=$("$folder/bin/python" -c "$site_packages")
+mkdir "$folder/base"
+ln -s "$base"/* "$folder/base"
+for package in pip setuptools "$@"; do
+  rm -f "$folder/base/$package" "$folder/base/$package"-*.dist-info
+done
+echo "$(cd "$folder/base" && pwd)" >"$own/base.pth"
