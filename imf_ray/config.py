@@ -291,12 +291,15 @@ class ClusterConfig:
     rollout_actors: int = 2
     """Simulators that run beside the training of one run."""
     cpus_per_rollout_actor: float | None = None
+    gpus_per_rollout_actor: float = 1.0
+    """GPUs of one simulator, used with `evaluate.device=cuda`."""
     dashboard: bool = True
     """Serve Ray's dashboard on 127.0.0.1 when a cluster is started here."""
 
     def __post_init__(self) -> None:
         _at_least("cluster", self, num_workers=1, rollout_actors=1)
-        for key in ("gpus_per_worker", "cpus_per_worker", "cpus_per_rollout_actor"):
+        given = ("gpus_per_worker", "cpus_per_worker")
+        for key in (*given, "cpus_per_rollout_actor", "gpus_per_rollout_actor"):
             value = getattr(self, key)
             if value is not None and value <= 0.0:
                 raise UserError(f"cluster.{key}={value} must be positive.")
@@ -316,7 +319,7 @@ class CollectConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Judging a checkpoint by rollouts."""
+    """Judging policies by rollouts: on which episodes, executed how, and what is kept of them."""
 
     episodes: int = 50
     seed: int = 500_000
@@ -324,14 +327,67 @@ class EvaluateConfig:
     stop_on_success: bool = False
     ema: bool = True
     """Judge the averaged weights where the checkpoint has them."""
-    video: str | None = None
-    """Write a video of the first episodes to this file (`.mp4`)."""
-    video_episodes: int = 1
+    num_action_steps: int | None = None
+    """Actions of a chunk that are executed; null is the checkpoint's `agent.num_action_steps`."""
+    inference_steps: int | None = None
+    """Network calls for a chunk; null is the checkpoint's `agent.inference_steps`."""
+    device: str = "cpu"
+    """`cuda` gives each actor `cluster.gpus_per_rollout_actor` GPUs."""
+    envs_per_actor: int = 4
+    """Environments that share an actor and its agent; records do not depend on it."""
+    compute_batch: int = 4
+    """Rows of every call of the policy, filled up where fewer chunks are due. Part of the settings,
+    since kernels, and so the last bits of an action, depend on it."""
+    episode_limit_s: float = 300.0
+    """Own time after which an episode has failed."""
+    allow_mismatch: bool = False
+    """Judge in a task with other cameras, pictures, control rate or actions than trained in."""
+    select: str | None = None
+    """`best-of-run`: `checkpoint` is a run; its checkpoints are compared on the seeds from
+    `select_seed`, and the best one is judged on the seeds from `seed`."""
+    select_seed: int = 450_000
+    select_episodes: int = 20
+    video: str = "none"
+    """A grid video of `all` episodes, failures first, of `failures`, or `none`."""
+    video_episodes: int = 16
+    """Episodes that the grid has at most."""
+    trajectories: bool = False
+    """Keep each episode's trajectory, and a picture with the path of the tools in red."""
     output: str | None = None
-    """Write the per-episode records to this file (JSON lines), and the summary beside it."""
+    """Folder of the records; null is `evaluations/` beside the checkpoint."""
 
     def __post_init__(self) -> None:
-        _at_least("evaluate", self, episodes=1, seed=0, video_episodes=1)
+        _choice("evaluate.device", self.device, ("cpu", "cuda"))
+        _choice("evaluate.video", self.video, ("all", "failures", "none"))
+        if self.select is not None:
+            _choice("evaluate.select", self.select, ("best-of-run",))
+        _at_least(
+            "evaluate",
+            self,
+            episodes=1,
+            seed=0,
+            envs_per_actor=1,
+            compute_batch=1,
+            select_seed=0,
+            select_episodes=1,
+            video_episodes=1,
+        )
+        for key in ("num_action_steps", "inference_steps"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"evaluate.{key}={value} must be at least 1.")
+        if self.episode_limit_s <= 0.0:
+            raise UserError(f"evaluate.episode_limit_s={self.episode_limit_s} must be positive.")
+
+
+@dataclass
+class CompareConfig:
+    """Comparing policies on the same episodes."""
+
+    oracles: bool = True
+    """Add the task's expert and the first policy untrained, so that the table has both ends."""
+    output: str | None = None
+    """Folder of the comparison; null is `comparisons/` in `storage_path`."""
 
 
 @dataclass
@@ -355,11 +411,13 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     tune: TuneSettings = field(default_factory=TuneSettings)
     search_space: str = "n_emb_n_layer"
     """A name in `search_spaces/` or the path of a YAML file."""
     checkpoint: str | None = None
-    """The checkpoint folder that `imf_ray.evaluate` judges."""
+    """What `imf_ray.evaluate` judges: a checkpoint folder, `expert`, `untrained:CHECKPOINT`,
+    `replay:EPISODES`, or with `evaluate.select` a run."""
     run_name: str | None = None
     """Folder of the run in `storage_path`; naming an existing one goes on with it."""
     storage_path: str = "runs"
@@ -433,6 +491,20 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"This configuration does not fit this version: {reason}") from error
+
+
+def override(config: Config, overrides: Iterable[str]) -> Config:
+    """A configuration with `key=value` overrides over it.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    merged = OmegaConf.merge(OmegaConf.structured(Config), config_to_dict(config))
+    for item in overrides:
+        key = item.partition("=")[0]
+        _require_known(key)
+        merged.merge_with(OmegaConf.from_dotlist([item]))
+    return _to_object(merged)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

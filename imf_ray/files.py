@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, sync it, and rename it into place."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name, sync it, and rename it into place; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         move_into_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)

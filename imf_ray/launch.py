@@ -22,7 +22,7 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
-Main = Callable[[Config, Sequence[str]], None]
+Main = Callable[..., None]
 
 
 def run(
@@ -30,8 +30,11 @@ def run(
     main: Main,
     argv: Sequence[str],
     resolve: Callable[[Sequence[str]], Config] = load_config,
+    names: str | None = None,
 ) -> int:
     """Parse the command line, call `main(config, overrides)`, and return the exit code.
+
+    With `names`, what those are called, arguments that are no options are `main`'s third argument.
 
     The docstring of `main` says in `--help` what it is for; `resolve` makes the configuration of
     the overrides.
@@ -41,16 +44,18 @@ def run(
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("imf_ray").setLevel(logging.INFO)
-    parser = _parser(module, main.__doc__ or "")
+    parser = _parser(module, main.__doc__ or "", names)
     arguments = parser.parse_args(argv)
-    debug = "debug=true" in (override.lower() for override in arguments.overrides)
+    given = [a for a in arguments.overrides if names and ("=" not in a or Path(a).exists())]
+    overrides = [argument for argument in arguments.overrides if argument not in given]
+    debug = "debug=true" in (override.lower() for override in overrides)
     try:
-        config = resolve(arguments.overrides)
+        config = resolve(overrides)
         if arguments.print_config:
             print(to_yaml(config), end="")
             return 0
         prepare_environment(own_cluster=cluster_address(config) is None)
-        main(config, arguments.overrides)
+        main(config, overrides, *([given] if names else []))
     except UserError as error:
         if debug:
             raise
@@ -119,7 +124,7 @@ def _dashboard_url() -> str:
     return f"http://{url}" if url else "off"
 
 
-def _parser(module: str, purpose: str) -> argparse.ArgumentParser:
+def _parser(module: str, purpose: str, names: str | None) -> argparse.ArgumentParser:
     groups = "\n".join(f"  {g}=NAME  one of {', '.join(group_choices(g))}" for g in GROUPS)
     options = "\n".join(f"  {key}={default}" for key, default in key_help())
     parser = argparse.ArgumentParser(
@@ -128,7 +133,8 @@ def _parser(module: str, purpose: str) -> argparse.ArgumentParser:
         epilog=f"groups:\n{groups}\n\noptions and their defaults:\n{options}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides")
+    what = f"{names} or key=value" if names else "key=value"
+    parser.add_argument("overrides", nargs="*", metavar=what, help="configuration overrides")
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved configuration and stop"
     )

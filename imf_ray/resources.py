@@ -73,6 +73,15 @@ class RunResources:
         )
 
 
+@dataclass(frozen=True)
+class SimulatorPlan:
+    """Simulators of one judgement, and what each takes."""
+
+    actors: int
+    cpus: float
+    gpus: float
+
+
 def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
     """Divide 1/slots of the cluster among the parts of one run.
 
@@ -115,10 +124,25 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
     return run
 
 
-def plan_simulators(config: Config, size: ClusterSize) -> tuple[int, float]:
-    """Simulators, and CPUs of each, where nothing else runs: one a CPU unless configured."""
-    cpus = config.cluster.cpus_per_rollout_actor or min(MAX_CPUS_PER_SIMULATOR, size.cpus)
-    return max(1, math.floor(size.cpus / cpus + GRAIN)), cpus
+def plan_simulators(config: Config, size: ClusterSize) -> SimulatorPlan:
+    """Simulators where nothing else runs: as many as the CPUs, and on GPUs as they, have room for.
+
+    Raises:
+        UserError: policies shall run on GPUs, and there are none.
+    """
+    cluster = config.cluster
+    cpus = cluster.cpus_per_rollout_actor or min(MAX_CPUS_PER_SIMULATOR, size.cpus)
+    actors = max(1, math.floor(size.cpus / cpus + GRAIN))
+    if config.evaluate.device == "cpu":
+        return SimulatorPlan(actors, cpus, 0.0)
+    places = gpu_places(size, cluster.gpus_per_rollout_actor)
+    if not places:
+        raise UserError(
+            f"evaluate.device=cuda asks for {cluster.gpus_per_rollout_actor:g} GPUs a simulator, "
+            f"and the cluster has {size.gpus:g} ({size}). Set evaluate.device=cpu or lower "
+            "cluster.gpus_per_rollout_actor."
+        )
+    return SimulatorPlan(min(actors, places), cpus, cluster.gpus_per_rollout_actor)
 
 
 def plan_slots(config: Config, size: ClusterSize) -> int:

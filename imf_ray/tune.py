@@ -55,7 +55,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         console.print(f"Failed: {line}", soft_wrap=True)
     best = rank(records)[0]
     console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
-    _, cpus = plan_simulators(config, size)
+    cpus = plan_simulators(config, size).cpus
     videos = _write_videos(sweep_dir, sweep.first_config, str(best.best_checkpoint), cpus)
     for path in [*files, *videos]:
         console.print(str(path), soft_wrap=True)
@@ -63,18 +63,22 @@ def main(config: Config, overrides: Sequence[str]) -> None:
 
 def _write_videos(sweep_dir: Path, config: Config, checkpoint: str, cpus: float) -> list[Path]:
     """The expert and the best policy on the first validation seed."""
-    from imf_ray.rollout.actors import EXPERT, RolloutJob, expert_settings, run_episodes
-    from imf_ray.training.validation import rollout_settings
+    from imf_ray.files import write_atomically
+    from imf_ray.rollout.actors import RolloutJob, run_episodes
+    from imf_ray.rollout.artifacts import VIDEO, Keep
+    from imf_ray.rollout.policies import EXPERT
+    from imf_ray.rollout.settings import agent_settings, scripted_settings
 
     seed = config.train.rollout_seed
     jobs = {
-        "expert": RolloutJob(EXPERT, expert_settings(config.task)),
-        "best": RolloutJob(checkpoint, rollout_settings(config, seed), ema=config.train.ema),
+        "expert": RolloutJob(EXPERT, scripted_settings(config.task)),
+        "best": RolloutJob(checkpoint, agent_settings(config, noise_seed=seed)),
     }
     paths = []
     for name, job in jobs.items():
         path = sweep_dir / VIDEO_FILES[name]
-        list(run_episodes(job, [seed], 1, {"num_cpus": cpus}, {seed: str(path)}))
+        for episode in run_episodes(job, [seed], 1, {"num_cpus": cpus}, {seed: Keep(video=True)}):
+            write_atomically(path, episode.files[VIDEO])
         paths.append(path)
     return paths
 

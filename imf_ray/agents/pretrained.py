@@ -25,6 +25,9 @@ from imf_ray.config import AgentConfig, Config, config_from_dict, to_yaml
 from imf_ray.errors import UserError
 
 WEIGHTS, EMA_WEIGHTS, CONFIG = "model.safetensors", "model_ema.safetensors", "config.yaml"
+POLICY_SECTIONS = ("agent", "data", "task")
+"""What of a configuration belongs to a policy; how its run was carried out does not."""
+UNTRAINED_SEED = 0
 Stats = Mapping[str, Mapping[str, Any]]
 
 
@@ -73,7 +76,7 @@ def save_agent(
 
 
 def load_config_of(folder: Path) -> Config:
-    """The configuration that a checkpoint was trained with.
+    """The agent, the data and the task that a checkpoint was trained with; the rest is default.
 
     Raises:
         UserError: the folder is not a checkpoint.
@@ -81,7 +84,8 @@ def load_config_of(folder: Path) -> Config:
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(f"{folder} is not a checkpoint: it has no {CONFIG}.")
-    return config_from_dict(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+    stored = OmegaConf.to_container(OmegaConf.load(path))
+    return config_from_dict({key: stored[key] for key in POLICY_SECTIONS})  # type: ignore[index,call-overload]
 
 
 def load_agent(folder: Path, ema: bool = True, device: str = "cpu") -> tuple[VLAAgent, Config]:
@@ -99,6 +103,21 @@ def load_agent(folder: Path, ema: bool = True, device: str = "cpu") -> tuple[VLA
         agent.load_state_dict(load_file(weights_path(folder, ema)))
     except (OSError, RuntimeError) as error:
         raise UserError(f"The weights of {folder} cannot be loaded: {error}") from error
+    return agent.to(device).eval(), config
+
+
+def untrained_agent(folder: Path, device: str = "cpu") -> tuple[VLAAgent, Config]:
+    """The agent of a checkpoint with fresh weights, always the same, and its normalization.
+
+    Raises:
+        UserError: as `load_agent`.
+    """
+    trained, config = load_agent(folder, ema=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(UNTRAINED_SEED)
+        agent = build_agent(config.agent, config.task.action_space)
+    for name in ("qpos_normalizer", "action_normalizer"):
+        getattr(agent, name).load_state_dict(getattr(trained, name).state_dict())
     return agent.to(device).eval(), config
 
 

@@ -168,6 +168,19 @@ def read_slice(
         raise bad_episode(Path(path), f"it changed since it was indexed ({error})") from error
 
 
+def read_actions(path: Path, action_dataset: str) -> np.ndarray:
+    """All actions (T, D) float32 of one episode.
+
+    Raises:
+        UserError: the file cannot be read, or lacks that dataset.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return file[action_dataset][:].astype(np.float32)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise bad_episode(path, f"its /{action_dataset} cannot be read ({error})") from error
+
+
 def bad_episode(path: Path, reason: str) -> UserError:
     """The error for a file that must not be trained on."""
     return UserError(

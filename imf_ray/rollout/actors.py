@@ -1,85 +1,113 @@
-"""Parallel rollouts: seeds go to whichever actor is free, a dead actor is replaced.
+"""Parallel rollouts: seeds go to whichever actor has a free world, a dead actor is replaced.
 
-An episode is a function of (policy, seed, settings), so the records do not depend on how many
-actors there were, nor on which of them died.
+An episode is a function of (policy, settings, seed), so the records do not depend on how many
+actors and worlds there were, nor on which of them died.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
+import os
+import time
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from imf_ray.agents.pretrained import load_agent, weights_digest
-from imf_ray.config import TaskConfig
+from imf_ray.config import EvaluateConfig
+from imf_ray.errors import UserError
+from imf_ray.rollout.artifacts import Keep
+from imf_ray.rollout.policies import Policy, make_policy
 from imf_ray.rollout.records import EpisodeRecord
-from imf_ray.rollout.runner import (
-    AgentPolicy,
-    ExpertPolicy,
-    Policy,
-    RolloutSettings,
-    make_env,
-    run_episode,
-)
-from imf_ray.rollout.video import EpisodeVideo
+from imf_ray.rollout.runner import EpisodeRunner, Played
+from imf_ray.rollout.settings import THREADS, RolloutSettings, execution_settings, make_env
+from imf_ray.sim.world import World
 
-EXPERT = "expert"
-MAX_DEATHS_PER_SEED = 3
+MAX_ATTEMPTS = 3
+"""How often an episode may kill an actor that it has for itself, and how often starts may fail."""
+START_LIMIT_S = 180.0
+"""What an actor may take to import torch, load the policy and make its worlds."""
+GRACE_S = 30.0
+"""What a call may take beyond the time limits of its episodes."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RolloutJob:
-    """What every actor of one judgement is made of.
-
-    `policy` is a checkpoint folder or `EXPERT`.
-    """
+    """What every actor of one judgement is made of; `policy` as `make_policy` understands it."""
 
     policy: str
     settings: RolloutSettings
-    ema: bool = True
-    device: str = "cpu"
+    worlds: int = EvaluateConfig.envs_per_actor
+    """Environments of one actor."""
+
+
+class Identity(NamedTuple):
+    """What all records of a job have in common."""
+
+    policy: str
+    settings: Mapping[str, Any]
+    num_stages: int
+
+
+def identify(job: RolloutJob) -> Identity:
+    """Make the job's policy and world once, and tell what its records will say of them.
+
+    Raises:
+        UserError: the policy cannot be made.
+        ValueError: the task cannot be made.
+    """
+    return _identity(job, make_policy(job.policy, job.settings))
+
+
+def _identity(job: RolloutJob, policy: Policy) -> Identity:
+    env = make_env(job.settings)
+    world = cast(World, env.unwrapped)
+    settings = execution_settings(job.settings, world)
+    env.close()
+    return Identity(policy.name, settings, world.num_stages)
 
 
 @ray.remote
 class RolloutActor:
-    """One policy, one environment, one renderer, in one process."""
+    """One policy and its worlds in one process."""
 
     def __init__(self, job: RolloutJob) -> None:
-        torch.set_num_threads(1)
-        self._settings = job.settings
-        self._policy = make_policy(job)
-        self._env = make_env(job.settings)
+        self._job = job
 
-    def run(self, seed: int, video: str | None = None) -> EpisodeRecord:
-        """Play one episode; with `video`, also write what the front camera saw to that file."""
-        if video is None:
-            return run_episode(self._policy, self._env, seed, self._settings)
-        with EpisodeVideo(Path(video)) as recording:
-            return run_episode(self._policy, self._env, seed, self._settings, recording.add)
+    def start(self) -> Identity:
+        """Load the policy and make the worlds; here, as an error in `__init__` is a death."""
+        torch.set_num_threads(THREADS)
+        gpus = ray.get_gpu_ids()
+        if gpus:  # the renderer takes the GPU of the policy
+            os.environ["MUJOCO_EGL_DEVICE_ID"] = str(gpus[0])
+        policy = make_policy(self._job.policy, self._job.settings)
+        self._runner = EpisodeRunner(policy, self._job.settings, self._job.worlds)
+        return _identity(self._job, policy)
 
-
-def make_policy(job: RolloutJob) -> Policy:
-    """Load the policy of a job in this process."""
-    if job.policy == EXPERT:
-        return ExpertPolicy()
-    agent, config = load_agent(Path(job.policy), ema=job.ema, device=job.device)
-    name = weights_digest(Path(job.policy), ema=job.ema)
-    return AgentPolicy(agent, name, job.settings.noise_seed, config.agent.num_action_steps)
+    def advance(self, episodes: Mapping[int, Keep]) -> list[Played]:
+        """Begin the episodes of these seeds, and play until at least one has ended."""
+        for seed, keep in episodes.items():
+            self._runner.start(seed, keep)
+        return self._runner.advance()
 
 
-def expert_settings(task: TaskConfig) -> RolloutSettings:
-    """Settings under which the expert, who acts in joint space and looks at nothing, is judged."""
-    joint = TaskConfig(**{**vars(task), "action_space": "joint"})
-    return RolloutSettings(joint, camera_names=(), noise_seed=0)
+@dataclass(eq=False)
+class _Simulator:
+    """An actor, the call that it works on, and the episodes that it plays."""
+
+    actor: ActorHandle
+    call: ray.ObjectRef
+    deadline: float
+    ready: bool = False
+    playing: dict[int, Keep] = field(default_factory=dict)
+    alone: bool = False
+    """Whether it plays a suspect, which shares its actor with nobody."""
 
 
 def run_episodes(
@@ -87,47 +115,154 @@ def run_episodes(
     seeds: Sequence[int],
     actors: int,
     options: Mapping[str, Any],
-    videos: Mapping[int, str] | None = None,
-) -> Iterator[EpisodeRecord]:
-    """Play all seeds on `actors` actors; yield records as they come.
+    keep: Mapping[int, Keep] | None = None,
+) -> Iterator[Played]:
+    """Play all seeds on `actors` actors; yield each episode as it ends.
+
+    When an actor dies or is stuck, its episodes are repeated, each with an actor to itself, so that
+    one that kills or blocks its actor is found out; it ends in a record with an error.
 
     Args:
         options: Ray options of each actor, such as `num_cpus`.
-        videos: files by seed.
+        keep: files to make, by seed.
 
     Raises:
-        RuntimeError: an episode killed its actor `MAX_DEATHS_PER_SEED` times.
-        ray.exceptions.RayTaskError: an episode raised an error.
+        UserError: the policy cannot be made.
+        RuntimeError: actors die before they play.
+        ray.exceptions.RayTaskError: the policy or the task raised an error.
     """
-    waiting = deque(seeds)
-    deaths: dict[int, int] = dict.fromkeys(seeds, 0)
-    videos = videos or {}
-    make = RolloutActor.options(**options)  # type: ignore[attr-defined]
-    idle: list[ActorHandle] = [make.remote(job) for _ in range(min(actors, len(waiting)))]
-    running: dict[ray.ObjectRef, tuple[ActorHandle, int]] = {}
+    judge = _Judge(job, seeds, actors, options, keep or {})
     try:
-        while waiting or running:
-            while waiting and idle:
-                actor, seed = idle.pop(), waiting.popleft()
-                running[actor.run.remote(seed, videos.get(seed))] = actor, seed
-            (done, *_), _ = ray.wait(list(running), num_returns=1)
-            actor, seed = running.pop(done)
-            try:
-                record = ray.get(done)
-            except (ActorDiedError, ActorUnavailableError) as error:
-                deaths[seed] += 1
-                if deaths[seed] == MAX_DEATHS_PER_SEED:
-                    raise RuntimeError(
-                        f"The episode of seed {seed} killed its simulator {deaths[seed]} times: "
-                        f"{error}"
-                    ) from error
-                log.warning("A simulator died; the episode of seed %d is repeated", seed)
-                ray.kill(actor)
-                actor = make.remote(job)
-                waiting.appendleft(seed)
-            else:
-                yield record
-            idle.append(actor)
+        yield from judge.play()
     finally:
-        for actor in [*idle, *(actor for actor, _ in running.values())]:
-            ray.kill(actor)
+        judge.stop()
+
+
+class _Judge:
+    """Hands seeds out and collects what comes back."""
+
+    def __init__(
+        self,
+        job: RolloutJob,
+        seeds: Sequence[int],
+        actors: int,
+        options: Mapping[str, Any],
+        keep: Mapping[int, Keep],
+    ) -> None:
+        self._job, self._keep = job, keep
+        self._make = RolloutActor.options(**options)  # type: ignore[attr-defined]
+        self._waiting = deque(dict.fromkeys(seeds))
+        self._suspects: deque[int] = deque()
+        self._deaths: Counter[int] = Counter()
+        self._failed_starts = 0
+        self._identity: Identity | None = None
+        self._resting: list[_Simulator] = []
+        self._busy = [self._new_simulator() for _ in range(min(actors, len(self._waiting)))]
+
+    def play(self) -> Iterator[Played]:
+        while self._busy and (self._waiting or self._suspects or self._any_playing()):
+            calls = {simulator.call: simulator for simulator in self._busy}
+            patience = min(simulator.deadline for simulator in self._busy) - time.monotonic()
+            done, _ = ray.wait(list(calls), num_returns=1, timeout=max(0.0, patience))
+            for call in done:
+                yield from self._collect(calls[call])
+            for simulator in [s for s in self._busy if time.monotonic() > s.deadline]:
+                yield from self._replace(simulator, "it did not come back in time", final=True)
+            self._hand_out()
+
+    def stop(self) -> None:
+        """End all actors."""
+        for simulator in [*self._busy, *self._resting]:
+            ray.kill(simulator.actor)
+
+    def _any_playing(self) -> bool:
+        return any(simulator.playing for simulator in self._busy)
+
+    def _collect(self, simulator: _Simulator) -> Iterator[Played]:
+        try:
+            result = ray.get(simulator.call)
+        except (ActorDiedError, ActorUnavailableError) as error:
+            yield from self._replace(simulator, str(error).splitlines()[0])
+            return
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
+        self._busy.remove(simulator)
+        self._resting.append(simulator)
+        if not simulator.ready:
+            simulator.ready, self._identity = True, result
+            return
+        for episode in result:
+            del simulator.playing[episode.record.seed]
+            simulator.alone = False
+            yield episode
+
+    def _hand_out(self) -> None:
+        """Give seeds to free worlds, one by one in turn; a suspect is played alone."""
+        given: dict[_Simulator, dict[int, Keep]] = {s: {} for s in self._resting}
+        for simulator, episodes in given.items():
+            if self._suspects and not simulator.playing:
+                self._give(self._suspects.popleft(), episodes)
+                simulator.alone = True
+        for _ in range(self._job.worlds):
+            for simulator, episodes in given.items():
+                room = self._job.worlds - len(simulator.playing) - len(episodes)
+                if self._waiting and room > 0 and not simulator.alone:
+                    self._give(self._waiting.popleft(), episodes)
+        for simulator, episodes in given.items():
+            if episodes or simulator.playing:
+                simulator.playing |= episodes
+                simulator.call = simulator.actor.advance.remote(episodes)
+                # An episode ends itself after its own time; they share the actor's.
+                limits = self._job.settings.episode_limit_s * len(simulator.playing)
+                simulator.deadline = time.monotonic() + limits + GRACE_S
+                self._resting.remove(simulator)
+                self._busy.append(simulator)
+
+    def _give(self, seed: int, episodes: dict[int, Keep]) -> None:
+        episodes[seed] = self._keep.get(seed, Keep())
+
+    def _replace(self, simulator: _Simulator, reason: str, final: bool = False) -> Iterator[Played]:
+        """Take a new actor for one that died or is stuck; its episodes are played again.
+
+        Args:
+            final: an episode that was alone is not tried again.
+        """
+        ray.kill(simulator.actor)
+        self._busy.remove(simulator)
+        seeds = list(simulator.playing)
+        log.warning("A simulator was lost (%s); episodes to repeat: %s", reason, seeds)
+        if not simulator.ready:
+            if any(other.ready for other in [*self._busy, *self._resting]):
+                return  # the cluster has no room for it: the others go on
+            self._failed_starts += 1
+            if self._failed_starts == MAX_ATTEMPTS:
+                raise RuntimeError(f"Simulators cannot be started: {reason}")
+        if len(seeds) == 1:
+            (seed,) = seeds
+            self._deaths[seed] += 1
+            if final or self._deaths[seed] == MAX_ATTEMPTS:
+                seeds = []
+                yield Played(self._lost(seed, reason), {})
+        self._suspects.extend(seeds)
+        self._busy.append(self._new_simulator())
+
+    def _lost(self, seed: int, reason: str) -> EpisodeRecord:
+        assert self._identity is not None
+        return EpisodeRecord(
+            seed=seed,
+            success=False,
+            max_stage=0,
+            num_stages=self._identity.num_stages,
+            reward_sum=0.0,
+            steps=0,
+            initial_poses={},
+            policy=self._identity.policy,
+            settings=self._identity.settings,
+            error=f"its simulator was lost: {reason}",
+        )
+
+    def _new_simulator(self) -> _Simulator:
+        actor = self._make.remote(self._job)
+        return _Simulator(actor, actor.start.remote(), time.monotonic() + START_LIMIT_S)

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from imf_ray.files import write_atomically
 from imf_ray.rollout.success import wilson_interval
 
-STAGES = (1, 2, 3, 4)
-SUCCESS_RULE = "stage 4 was reached at any step of the episode"
+STAGE_METRIC = "rollout/stage_"
 
 
 @dataclass(frozen=True)
 class EpisodeRecord:
     """One judged episode.
 
-    Everything but `timing` is a function of (policy, seed, settings); `timing` holds milliseconds
-    under RoboIMI's names, means over the control steps, and percentiles of the inference calls.
+    Everything but `timing` is a function of (policy, settings, seed).
     """
 
     seed: int
     success: bool
     max_stage: int
+    num_stages: int
     reward_sum: float
     steps: int
-    initial_cube_pose: tuple[float, ...]
+    initial_poses: Mapping[str, Sequence[float]]
+    """Of each object at the start: xyz in m, quaternion wxyz."""
     policy: str
     """Identifies the policy: a digest of its weights, or its name."""
+    settings: Mapping[str, Any]
+    """How it was executed, the rule of success included (`execution_settings`)."""
+    error: str | None = None
+    """Why the episode could not be played to its end; it then counts as one without success."""
     timing: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds under RoboIMI's names, means over the control steps (a call of the policy that
+    several episodes share is divided among them); `inference_ms_p50` and `_p95` are percentiles of
+    the whole calls, that is, of the latency of a chunk; `wall_s` is the episode's own time."""
 
     def outcome(self) -> dict[str, Any]:
         """The record without its times."""
@@ -46,6 +50,8 @@ class RolloutSummary:
 
     episodes: int
     successes: int
+    failed: int
+    """Episodes that ended in an error; they count as not successful."""
     success_rate: float
     success_low: float
     success_high: float
@@ -59,17 +65,19 @@ class RolloutSummary:
         """Flat numbers for reports, under `rollout/`."""
         values = {
             "rollout/episodes": float(self.episodes),
+            "rollout/failed": float(self.failed),
             "rollout/success_rate": self.success_rate,
             "rollout/success_low": self.success_low,
             "rollout/success_high": self.success_high,
             "rollout/reward_sum": self.reward_sum,
         }
-        return values | {f"rollout/stage_{k}": share for k, share in self.stage_shares.items()}
+        return values | {f"{STAGE_METRIC}{k}": share for k, share in self.stage_shares.items()}
 
     def __str__(self) -> str:
+        failed = f", {self.failed} ended in an error" if self.failed else ""
         return (
             f"success {self.success_rate:.3f} [{self.success_low:.3f}, {self.success_high:.3f}] "
-            f"({self.successes}/{self.episodes}, 95 % Wilson), mean summed reward "
+            f"({self.successes}/{self.episodes}, 95 % Wilson{failed}), mean summed reward "
             f"{self.reward_sum:.1f}, stages "
             + " ".join(f">={k}: {share:.2f}" for k, share in self.stage_shares.items())
         )
@@ -85,22 +93,27 @@ def summarize(records: Sequence[EpisodeRecord]) -> RolloutSummary:
         raise ValueError("No episode was finished: there is nothing to summarize.")
     successes = sum(record.success for record in records)
     low, high = wilson_interval(successes, len(records))
+    stages = range(1, max(record.num_stages for record in records) + 1)
     return RolloutSummary(
         episodes=len(records),
         successes=successes,
+        failed=sum(record.error is not None for record in records),
         success_rate=successes / len(records),
         success_low=low,
         success_high=high,
         reward_sum=float(np.mean([record.reward_sum for record in records])),
         stage_shares={
             stage: float(np.mean([record.max_stage >= stage for record in records]))
-            for stage in STAGES
+            for stage in stages
         },
     )
 
 
-def write_records(path: Path, records: Sequence[EpisodeRecord]) -> None:
-    """Write JSON lines in the order of the seeds; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ordered = sorted(records, key=lambda record: record.seed)
-    write_atomically(path, "".join(json.dumps(asdict(record)) + "\n" for record in ordered))
+def stage_shares(metrics: Mapping[str, Any]) -> dict[int, float]:
+    """The stage shares among a summary's flat metrics, lowest stage first."""
+    shares = {
+        int(key.removeprefix(STAGE_METRIC)): float(value)
+        for key, value in metrics.items()
+        if key.startswith(STAGE_METRIC)
+    }
+    return dict(sorted(shares.items()))

@@ -1,177 +1,186 @@
-"""One policy in one environment: an episode from its seed to its record."""
+"""Episodes of one policy in several worlds of one process: from seeds to records.
+
+No world waits for another: each plays on until its policy must plan, the plans that are due are
+made in one call, and a world whose episode has ended is free for the next seed.
+"""
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+import logging
+from typing import Any, NamedTuple, cast
 
-import gymnasium
 import numpy as np
-import torch
 
-from imf_ray.agents.queues import ChunkQueue
-from imf_ray.agents.vla import VLAAgent
-from imf_ray.config import TaskConfig
+from imf_ray.rollout.artifacts import Artifacts, Keep
+from imf_ray.rollout.policies import Controller, Policy
 from imf_ray.rollout.records import EpisodeRecord
-from imf_ray.sim.expert import TransferExpert
-from imf_ray.sim.transfer import SimTransferEnv
+from imf_ray.rollout.settings import RolloutSettings, execution_settings, make_env
+from imf_ray.rollout.timing import MILLISECONDS, Stopwatch
+from imf_ray.sim.world import World
 
-MILLISECONDS = 1e3
-
-
-@dataclass(frozen=True)
-class RolloutSettings:
-    """What an episode depends on besides the policy and its seed."""
-
-    task: TaskConfig
-    camera_names: tuple[str, ...]
-    noise_seed: int
-    stop_on_success: bool = False
+log = logging.getLogger(__name__)
 
 
-class Stopwatch:
-    """Durations by name, in milliseconds."""
+class Played(NamedTuple):
+    """A finished episode: its record, and the files that were asked for by name."""
 
-    def __init__(self) -> None:
-        self.laps: dict[str, list[float]] = defaultdict(list)
-
-    @contextmanager
-    def lap(self, name: str) -> Iterator[None]:
-        """Add the time spent inside under `name`."""
-        start = time.perf_counter()
-        yield
-        self.laps[name].append((time.perf_counter() - start) * MILLISECONDS)
+    record: EpisodeRecord
+    files: dict[str, bytes]
 
 
-class Policy(Protocol):
-    """What the runner asks of a policy."""
-
-    name: str
-
-    def reset(self, env: SimTransferEnv, seed: int) -> None:
-        """An episode with this seed begins in `env`, which was just reset."""
-
-    @property
-    def wants_images(self) -> bool:
-        """Whether the next observation needs its pictures."""
-
-    def act(self, observation: dict[str, Any], watch: Stopwatch) -> np.ndarray:
-        """The action (action_dim,) for an observation of one step."""
+class EpisodeError(Exception):
+    """An episode cannot go on; the message says why."""
 
 
-class AgentPolicy:
-    """An agent with its observation history and action queue.
+class EpisodeRunner:
+    """One policy in up to `worlds` environments at a time."""
 
-    The noise of a chunk is keyed by (noise seed, episode, chunk), so that an episode does not
-    depend on what was played before it.
-    """
+    def __init__(self, policy: Policy, settings: RolloutSettings, worlds: int) -> None:
+        self._policy, self._settings = policy, settings
+        self._free = [make_env(settings) for _ in range(worlds)]
+        self._playing: list[_Episode] = []
 
-    def __init__(self, agent: VLAAgent, name: str, noise_seed: int, num_action_steps: int) -> None:
-        self.name = name
-        self._agent = agent.eval()
-        self._noise_seed = noise_seed
-        self._queue = ChunkQueue(agent.obs_horizon, num_action_steps)
-        self._device = next(agent.parameters()).device
+    def start(self, seed: int, keep: Keep = Keep()) -> None:  # noqa: B008 (it is frozen)
+        """Begin the episode of a seed.
 
-    def reset(self, env: SimTransferEnv, seed: int) -> None:
-        self._queue.reset()
-        self._episode, self._chunk = seed, 0
+        Raises:
+            IndexError: no world is free.
+        """
+        self._playing.append(_Episode(self._free.pop(), self._policy, seed, self._settings, keep))
 
-    @property
-    def wants_images(self) -> bool:
-        return self._queue.wants_images
+    def advance(self) -> list[Played]:
+        """Play until at least one of the episodes in play has ended; return those that have."""
+        while self._playing:
+            for episode in self._playing:
+                episode.play()
+            ended = [episode for episode in self._playing if episode.over]
+            if ended:
+                self._playing = [episode for episode in self._playing if not episode.over]
+                self._free += [self._reusable(episode) for episode in ended]
+                return [episode.result() for episode in ended]
+            self._policy.plan(
+                [episode.controller for episode in self._playing],
+                [episode.watch for episode in self._playing],
+            )
+        return []
 
-    def act(self, observation: dict[str, Any], watch: Stopwatch) -> np.ndarray:
-        self._queue.push(observation)
-        if self._queue.needs_chunk:
-            with watch.lap("preprocess_ms"):
-                window = self._queue.window()
-                batch = {
-                    "images": {n: v[None].to(self._device) for n, v in window["images"].items()},
-                    "qpos": window["qpos"][None].to(self._device),
-                }
-                rng = np.random.default_rng([self._noise_seed, self._episode, self._chunk])
-                shape = (1, self._agent.pred_horizon, self._agent.action_dim)
-                noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-            with watch.lap("inference_ms"):
-                chunk = self._agent.predict_action(batch, noise=noise.to(self._device))[0].cpu()
-            self._queue.extend(chunk)
-            self._chunk += 1
-        return self._queue.pop().numpy()
-
-
-class ExpertPolicy:
-    """The task's scripted expert, as the scale of a table of policies."""
-
-    name = "expert"
-    wants_images = False
-
-    def reset(self, env: SimTransferEnv, seed: int) -> None:
-        self._expert = TransferExpert(env)
-        self._expert.reset()
-
-    def act(self, observation: dict[str, Any], watch: Stopwatch) -> np.ndarray:
-        return self._expert.act()[0]
+    def _reusable(self, episode: _Episode) -> Any:
+        """The environment of an ended episode, or a new one where it may be damaged."""
+        if episode.error is None:
+            return episode.env
+        try:
+            episode.env.close()
+        except Exception:  # a damaged environment: it is replaced either way
+            log.exception("An environment could not be closed")
+        return make_env(self._settings)
 
 
-def make_env(settings: RolloutSettings) -> gymnasium.Env[Any, Any]:
-    """The task's environment, which draws nothing unless asked."""
-    kwargs = settings.task.env_kwargs(settings.camera_names) | {"render_images": False}
-    return gymnasium.make(settings.task.env_id, disable_env_checker=True, **kwargs)
+class _Episode:
+    """One episode in play. What its world or its controller raise ends it with an error."""
 
+    controller: Controller
 
-def run_episode(
-    policy: Policy,
-    env: gymnasium.Env[Any, Any],
-    seed: int,
-    settings: RolloutSettings,
-    on_step: Callable[[SimTransferEnv], None] | None = None,
-) -> EpisodeRecord:
-    """Play the episode of `seed`; pictures are rendered only where the policy looks.
+    def __init__(
+        self, env: Any, policy: Policy, seed: int, settings: RolloutSettings, keep: Keep
+    ) -> None:
+        self.env = env
+        self.watch = Stopwatch()
+        self.over = False
+        self.error: str | None = None
+        self._world = cast(World, env.unwrapped)
+        self._policy, self._seed, self._settings = policy, seed, settings
+        self._artifacts = Artifacts(keep, self._world)
+        self._observation: dict[str, Any] | None = None
+        self._seen = False
+        self._reward_sum, self._steps = 0.0, 0
+        self._info: dict[str, Any] = {}
+        self._initial_poses: dict[str, list[float]] = {}
 
-    Args:
-        on_step: called with the environment before each control step (for videos).
-    """
-    watch = Stopwatch()
-    started = time.perf_counter()
-    world = cast(SimTransferEnv, env.unwrapped)
-    observation, info = env.reset(seed=seed)
-    initial_cube_pose = tuple(float(x) for x in info["cube_pose"])
-    policy.reset(world, seed)
-    reward_sum, steps, over = 0.0, 0, False
-    while not over:
-        with watch.lap("loop_total_ms"):
-            if on_step is not None:
-                on_step(world)
-            if policy.wants_images:
-                with watch.lap("obs_read_ms"):
-                    observation = {**observation, "images": world.render_cameras()}
-            action = policy.act(observation, watch)
-            with watch.lap("env_step_ms"):
-                observation, reward, terminated, truncated, info = env.step(action)
-        reward_sum += float(reward)
-        steps += 1
-        over = terminated or truncated or (settings.stop_on_success and info["success"])
-    return EpisodeRecord(
-        seed=seed,
-        success=bool(info["success"]),
-        max_stage=int(info["max_stage"]),
-        reward_sum=reward_sum,
-        steps=steps,
-        initial_cube_pose=initial_cube_pose,
-        policy=policy.name,
-        timing=_timing(watch, time.perf_counter() - started, steps),
-    )
+    def play(self) -> None:
+        """Play until the policy must plan or the episode is over."""
+        try:
+            with self.watch.lap("play_ms"):
+                if self._observation is None:
+                    self._begin()
+                while not self.over:
+                    if not self._seen:
+                        self._look()
+                    if self.controller.needs_chunk:
+                        return
+                    self._act()
+        except EpisodeError as error:
+            self._fail(str(error))
+        except Exception as error:  # a broken world costs its episode, not the judgement
+            log.exception("The episode of seed %d failed", self._seed)
+            self._fail(f"{type(error).__name__}: {error}")
 
+    def result(self) -> Played:
+        """The record of the episode, and its files."""
+        record = EpisodeRecord(
+            seed=self._seed,
+            success=self.error is None and bool(self._info["success"]),
+            max_stage=int(self._info.get("max_stage", 0)),
+            num_stages=self._world.num_stages,
+            reward_sum=self._reward_sum,
+            steps=self._steps,
+            initial_poses=self._initial_poses,
+            policy=self._policy.name,
+            settings=execution_settings(self._settings, self._world),
+            error=self.error,
+            timing=self.watch.timing(self._steps),
+        )
+        return Played(record, {} if self.error else self._artifacts.files())
 
-def _timing(watch: Stopwatch, wall_s: float, steps: int) -> dict[str, float]:
-    timing = {name: sum(laps) / steps for name, laps in watch.laps.items()}
-    timing["wall_s"] = wall_s
-    calls: Sequence[float] = watch.laps.get("inference_ms", ())
-    for percent in (50, 95) if calls else ():
-        timing[f"inference_ms_p{percent}"] = float(np.percentile(calls, percent))
-    return timing
+    def _begin(self) -> None:
+        observation, self._info = self.env.reset(seed=self._seed)
+        self._observation = self._finite(observation)
+        self._initial_poses = {
+            name: [float(x) for x in pose] for name, pose in self._info["poses"].items()
+        }
+        self.controller = self._policy.begin(self._world, self._seed)
+
+    def _look(self) -> None:
+        assert self._observation is not None
+        if self.controller.wants_images:
+            with self.watch.lap("obs_read_ms"):
+                images = self._world.render_cameras()
+            self._observation = {**self._observation, "images": images}
+        self.controller.observe(self._observation)
+        self._seen = True
+
+    def _act(self) -> None:
+        assert self._observation is not None
+        action = self.controller.act()
+        if not np.isfinite(action).all():
+            raise EpisodeError(f"the policy's action at step {self._steps} is not finite")
+        self._artifacts.before_step(self._observation, action)
+        with self.watch.lap("env_step_ms"):
+            observation, reward, terminated, truncated, self._info = self.env.step(action)
+        self._steps += 1
+        self._seen = False
+        self._observation = self._finite(observation)
+        if not np.isfinite(reward):
+            raise EpisodeError(f"the reward of step {self._steps} is {reward}")
+        self._artifacts.after_step(float(reward), self._info)
+        self._reward_sum += float(reward)
+        stopped = self._settings.stop_on_success and self._info["success"]
+        out_of_steps = self._steps >= self._settings.task.max_episode_steps
+        self.over = bool(terminated or truncated or stopped or out_of_steps)
+        self._require_time()
+
+    def _finite(self, observation: dict[str, Any]) -> dict[str, Any]:
+        if not np.isfinite(observation["qpos"]).all():
+            raise EpisodeError(f"the observed state after step {self._steps} is not finite")
+        return observation
+
+    def _require_time(self) -> None:
+        parts = ("obs_read_ms", "env_step_ms", "preprocess_ms", "inference_ms")
+        spent = self.watch.total_ms(*parts) / MILLISECONDS
+        if spent > self._settings.episode_limit_s:
+            raise EpisodeError(
+                f"it took more than evaluate.episode_limit_s={self._settings.episode_limit_s:g} s "
+                f"({self._steps} steps)"
+            )
+
+    def _fail(self, reason: str) -> None:
+        self.over, self.error = True, reason

@@ -1,49 +1,64 @@
-"""Videos of episodes."""
+"""The grid video of a judgement."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import TracebackType
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import imageio.v3 as iio
 import numpy as np
+from PIL import Image, ImageDraw
 
-from imf_ray.sim.rendering import CameraRenderer
-from imf_ray.sim.transfer import SimTransferEnv
+from imf_ray.rollout.artifacts import decode_video, encode_video
+from imf_ray.rollout.records import EpisodeRecord
 
-VIDEO_SIZE = (480, 640)
-FRAMES_PER_SECOND = 25
-CAMERA = "front"
+BORDER = 4
+"""Pixels of the frame in the colour of the outcome."""
+SUCCESS_COLOR, FAILURE_COLOR, TEXT_COLOR = (40, 150, 70), (200, 50, 40), (255, 255, 255)
+CAPTION_HEIGHT = 18
 
 
-class EpisodeVideo:
-    """Collects the front view of an episode and writes it as an H.264 file on leaving."""
+@dataclass(frozen=True)
+class Clip:
+    """A played episode and its video."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._frames: list[np.ndarray] = []
-        self._renderer: CameraRenderer | None = None
-        self._steps = 0
+    record: EpisodeRecord
+    video: bytes
 
-    def add(self, env: SimTransferEnv) -> None:
-        """Call before each control step; keeps every frame that the frame rate asks for."""
-        if self._renderer is None:
-            self._renderer = CameraRenderer(env.model, VIDEO_SIZE)
-        if self._steps % (env.control_hz // FRAMES_PER_SECOND) == 0:
-            self._frames.append(self._renderer.render(env.data, CAMERA))
-        self._steps += 1
+    @property
+    def caption(self) -> str:
+        """What stands above it."""
+        outcome = "success" if self.record.success else "failure"
+        return f"seed {self.record.seed}  {outcome}  stage {self.record.max_stage}"
 
-    def __enter__(self) -> EpisodeVideo:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-        if error is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            iio.imwrite(
-                self._path, np.stack(self._frames), plugin="pyav", codec="h264",
-                fps=FRAMES_PER_SECOND,
-            )  # fmt: skip
+def failures_first(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
+    """In the order in which they are worth watching: failures, then by seed."""
+    return sorted(records, key=lambda record: (record.success, record.seed))
+
+
+def grid_video(clips: Sequence[Clip]) -> bytes:
+    """One MP4 of at least one clip, all of a size, row by row; a short one holds its last frame."""
+    columns = math.ceil(math.sqrt(len(clips)))
+    rows = math.ceil(len(clips) / columns)
+    videos = [decode_video(clip.video) for clip in clips]
+    length = max(len(frames) for frames in videos)
+    height, width = videos[0].shape[1:3]
+    tile_height, tile_width = height + CAPTION_HEIGHT + BORDER, width + 2 * BORDER
+    grid = np.zeros((length, rows * tile_height, columns * tile_width, 3), np.uint8)
+    for number, (clip, frames) in enumerate(zip(clips, videos, strict=True)):
+        top, left = (number // columns) * tile_height, (number % columns) * tile_width
+        grid[:, top : top + tile_height, left : left + tile_width] = _tile(
+            clip, tile_height, tile_width
+        )
+        inside = grid[:, top + CAPTION_HEIGHT :, left + BORDER :][:, :height, :width]
+        inside[: len(frames)], inside[len(frames) :] = frames, frames[-1]
+    return encode_video(grid)
+
+
+def _tile(clip: Clip, height: int, width: int) -> np.ndarray:
+    """The frame of a clip, with its caption."""
+    color = SUCCESS_COLOR if clip.record.success else FAILURE_COLOR
+    picture = Image.new("RGB", (width, height), color)
+    ImageDraw.Draw(picture).text((BORDER, BORDER), clip.caption, fill=TEXT_COLOR)
+    return np.asarray(picture)

@@ -12,8 +12,10 @@ from ray import tune
 from imf_ray.config import Config, config_to_dict
 from imf_ray.errors import UserError
 from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, plan_slots
-from imf_ray.rollout.actors import EXPERT, RolloutJob, expert_settings, run_episodes
+from imf_ray.rollout.actors import RolloutJob, run_episodes
+from imf_ray.rollout.policies import EXPERT
 from imf_ray.rollout.records import RolloutSummary, summarize
+from imf_ray.rollout.settings import scripted_settings
 from imf_ray.sweep.search_space import SearchSpace, trial_name
 from imf_ray.sweep.trial import (
     FAILED,
@@ -80,9 +82,10 @@ def judge_expert(sweep: Sweep, resources: RunResources) -> RolloutSummary:
     seeds = range(
         config.train.rollout_seed, config.train.rollout_seed + config.train.rollout_num_episodes
     )
-    job = RolloutJob(EXPERT, expert_settings(config.task))
+    job = RolloutJob(EXPERT, scripted_settings(config.task))
     options = {"num_cpus": resources.cpus_per_rollout_actor}
-    return summarize(list(run_episodes(job, seeds, resources.rollout_actors, options)))
+    played = run_episodes(job, seeds, resources.rollout_actors, options)
+    return summarize([episode.record for episode in played])
 
 
 def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRecord]:

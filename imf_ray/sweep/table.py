@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from imf_ray.files import write_atomically
-from imf_ray.rollout.records import STAGES, RolloutSummary
+from imf_ray.rollout.records import RolloutSummary, stage_shares
 from imf_ray.sweep.search_space import short_names
 from imf_ray.sweep.trial import FAILED, FINISHED, TrialRecord
 from imf_ray.training.checkpoint import ranking
@@ -46,7 +46,7 @@ def make_table(records: Sequence[TrialRecord], expert: dict[str, float]) -> Tabl
         title_justify="left",
         box=box.SIMPLE,
     )
-    stages = " ".join(f">={stage} " for stage in STAGES)
+    stages = " ".join(f">={stage} " for stage in stage_shares(expert))
     for column in ("trial", *names.values(), "success", "n", "reward", stages, "error", "step"):
         table.add_column(column, no_wrap=True)
     table.add_row("expert", *["" for _ in names], *_judgement(expert), "", "")
@@ -143,7 +143,7 @@ def _judgement(metrics: dict[str, Any]) -> list[str]:
         f"{metrics['rollout/success_rate']:.2f} [{_interval(metrics)}]",
         _episodes(metrics),
         f"{metrics['rollout/reward_sum']:.1f}",
-        " ".join(f"{metrics[f'rollout/stage_{stage}']:.2f}" for stage in STAGES),
+        " ".join(f"{share:.2f}" for share in stage_shares(metrics).values()),
     ]
 
 

@@ -22,11 +22,11 @@ from imf_ray.config import Config, config_from_dict
 from imf_ray.data.episodes import ACTION_DATASETS
 from imf_ray.data.windows import WindowSpec, sample_windows
 from imf_ray.rollout.actors import RolloutJob, run_episodes
-from imf_ray.rollout.records import summarize, write_records
-from imf_ray.rollout.runner import RolloutSettings
+from imf_ray.rollout.judgement import keep_records
+from imf_ray.rollout.records import summarize
+from imf_ray.rollout.settings import agent_settings
 from imf_ray.training.checkpoint import write_validation
 
-ROLLOUTS_DIR = "rollouts"
 ACTION_ERROR_WINDOWS = 256
 ACTION_ERROR_BATCH = 32
 log = logging.getLogger(__name__)
@@ -39,18 +39,6 @@ def window_spec(config: Config) -> WindowSpec:
         action_dataset=ACTION_DATASETS[config.task.action_space],
         obs_horizon=config.agent.obs_horizon,
         pred_horizon=config.agent.pred_horizon,
-    )
-
-
-def rollout_settings(
-    config: Config, noise_seed: int, stop_on_success: bool = False
-) -> RolloutSettings:
-    """How a policy of this configuration is rolled out."""
-    return RolloutSettings(
-        task=config.task,
-        camera_names=tuple(config.agent.camera_names),
-        noise_seed=noise_seed,
-        stop_on_success=stop_on_success,
     )
 
 
@@ -76,14 +64,14 @@ def validate(
             task = _action_error_task.options(**options)
             pending = task.remote(checkpoint.path, [tuple(e) for e in held_out])
             metrics["action_error"] = ray.get(pending)
-        settings = rollout_settings(run, run.train.rollout_seed)
-        job = RolloutJob(checkpoint.path, settings, ema=run.train.ema)
-        first = run.train.rollout_seed
-        seeds = range(first, first + run.train.rollout_num_episodes)
-        records = list(run_episodes(job, seeds, actors, options))
-        metrics |= summarize(records).metrics()
         folder = Path(checkpoint.path)
-        write_records(folder.parent / ROLLOUTS_DIR / f"{folder.name}.jsonl", records)
+        first = run.train.rollout_seed
+        settings = agent_settings(run, noise_seed=first)
+        job = RolloutJob(str(folder), settings, run.evaluate.envs_per_actor)
+        seeds = range(first, first + run.train.rollout_num_episodes)
+        records = [played.record for played in run_episodes(job, seeds, actors, options)]
+        metrics |= summarize(records).metrics()
+        keep_records(folder.parent, folder.name, records)
     except Exception as error:  # the promise above: training goes on, and the report says why
         log.exception("Validation of %s failed", checkpoint.path)
         metrics["validation_error"] = f"{type(error).__name__}: {error}"

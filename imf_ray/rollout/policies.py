@@ -1,0 +1,252 @@
+"""Who can be judged: an agent, the scripted expert, a recorded episode, an untrained agent.
+
+A policy is named by a checkpoint folder, `expert`, `untrained:CHECKPOINT` (the same agent with
+fresh weights: the bottom of a table) or `replay:PATH` (an episode file or a data set, played back
+without looking).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from imf_ray.agents.pretrained import load_agent, untrained_agent, weights_digest
+from imf_ray.agents.queues import ChunkQueue
+from imf_ray.agents.vla import VLAAgent
+from imf_ray.data.episodes import ACTION_DATASETS, SUFFIX, check_episode, read_actions
+from imf_ray.errors import UserError
+from imf_ray.rollout.settings import RolloutSettings
+from imf_ray.rollout.timing import Stopwatch
+from imf_ray.sim.experts import EXPERTS, make_expert
+from imf_ray.sim.world import Expert, World
+
+EXPERT = "expert"
+UNTRAINED, REPLAY = "untrained:", "replay:"
+
+
+class Controller(Protocol):
+    """A policy in one episode."""
+
+    @property
+    def wants_images(self) -> bool:
+        """Whether the next observation needs its pictures."""
+
+    @property
+    def needs_chunk(self) -> bool:
+        """Whether `Policy.plan` is due before `act`."""
+
+    def observe(self, observation: dict[str, Any]) -> None:
+        """Take in the observation of this control step."""
+
+    def act(self) -> np.ndarray:
+        """The action (action_dim,) of this control step."""
+
+
+class Policy(Protocol):
+    """What the runner asks of a policy."""
+
+    name: str
+
+    def begin(self, world: World, seed: int) -> Controller:
+        """The controller of the episode `seed`, which has just begun in `world`."""
+
+    def plan(self, controllers: Sequence[Any], watches: Sequence[Stopwatch]) -> None:
+        """Give each of these controllers of this policy, all of which need one, its next chunk."""
+
+
+class AgentController:
+    """Observation history and action queue of one episode."""
+
+    def __init__(self, queue: ChunkQueue, noise_seed: int, episode: int) -> None:
+        self.queue = queue
+        self._noise_key = [noise_seed, episode]
+        self._chunks = 0
+
+    @property
+    def wants_images(self) -> bool:
+        return self.queue.wants_images
+
+    @property
+    def needs_chunk(self) -> bool:
+        return self.queue.needs_chunk
+
+    def observe(self, observation: dict[str, Any]) -> None:
+        self.queue.push(observation)
+
+    def act(self) -> np.ndarray:
+        return self.queue.pop().numpy()
+
+    def next_noise(self, shape: tuple[int, int]) -> torch.Tensor:
+        """The noise of the next chunk, keyed by (noise seed, episode, chunk)."""
+        rng = np.random.default_rng([*self._noise_key, self._chunks])
+        self._chunks += 1
+        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+
+class AgentPolicy:
+    """One agent for all episodes of a process.
+
+    Every call has `settings.compute_batch` rows, filled up with copies of the last one: a row's
+    result then does not depend on how many episodes are due.
+    """
+
+    def __init__(self, agent: VLAAgent, name: str, settings: RolloutSettings) -> None:
+        assert settings.num_action_steps is not None
+        self.name = name
+        self._agent = agent.eval()
+        self._settings = settings
+        self._num_action_steps = settings.num_action_steps
+        self._device = next(agent.parameters()).device
+
+    def begin(self, world: World, seed: int) -> AgentController:
+        queue = ChunkQueue(self._agent.obs_horizon, self._num_action_steps)
+        return AgentController(queue, self._settings.noise_seed, seed)
+
+    def plan(self, controllers: Sequence[AgentController], watches: Sequence[Stopwatch]) -> None:
+        size = self._settings.compute_batch
+        for first in range(0, len(controllers), size):
+            part = slice(first, first + size)
+            self._plan(controllers[part], watches[part])
+
+    def _plan(self, due: Sequence[AgentController], watches: Sequence[Stopwatch]) -> None:
+        rows = [*range(len(due)), *[len(due) - 1] * (self._settings.compute_batch - len(due))]
+        with Stopwatch.shared(watches, "preprocess_ms"):
+            windows = [controller.queue.window() for controller in due]
+            images = {
+                camera: torch.stack([windows[row]["images"][camera] for row in rows])
+                for camera in windows[0]["images"]
+            }
+            batch = {
+                "images": {name: frames.to(self._device) for name, frames in images.items()},
+                "qpos": torch.stack([windows[row]["qpos"] for row in rows]).to(self._device),
+            }
+            shape = (self._agent.pred_horizon, self._agent.action_dim)
+            noises = [controller.next_noise(shape) for controller in due]
+            noise = torch.stack([noises[row] for row in rows]).to(self._device)
+        with Stopwatch.shared(watches, "inference_ms", whole="call_ms"):
+            chunks = self._agent.predict_action(batch, noise=noise).cpu()
+        for controller, chunk in zip(due, chunks, strict=False):
+            controller.queue.extend(chunk)
+
+
+class _Open:
+    """A controller that looks at nothing and plans nothing."""
+
+    wants_images = False
+    needs_chunk = False
+
+    def observe(self, observation: dict[str, Any]) -> None:
+        pass
+
+
+class _OpenPolicy:
+    def plan(self, controllers: Sequence[Any], watches: Sequence[Stopwatch]) -> None:
+        raise AssertionError("never due")
+
+
+class ExpertController(_Open):
+    """The expert in one episode."""
+
+    def __init__(self, expert: Expert) -> None:
+        self._expert = expert
+        self._expert.reset()
+
+    def act(self) -> np.ndarray:
+        return self._expert.act()[0]
+
+
+class ExpertPolicy(_OpenPolicy):
+    """The task's scripted expert: the top of a table.
+
+    Raises:
+        UserError: the task has none.
+    """
+
+    name = EXPERT
+
+    def __init__(self, env_id: str) -> None:
+        if env_id not in EXPERTS:
+            raise UserError(
+                f"task.env_id={env_id} has no scripted expert; {', '.join(EXPERTS)} have one."
+            )
+        self._env_id = env_id
+
+    def begin(self, world: World, seed: int) -> ExpertController:
+        return ExpertController(make_expert(self._env_id, world))
+
+
+class ReplayController(_Open):
+    """Recorded actions (T, action_dim), one after the other; the last one is held."""
+
+    def __init__(self, actions: np.ndarray) -> None:
+        self._actions = actions
+        self._step = 0
+
+    def act(self) -> np.ndarray:
+        action = self._actions[min(self._step, len(self._actions) - 1)]
+        self._step += 1
+        return action
+
+
+class ReplayPolicy(_OpenPolicy):
+    """Plays back recorded actions: those of the episode's own seed where it was recorded, else
+    those of recorded episode number (seed mod number of episodes).
+
+    The first is a check of the recording; the second shows how far blind repetition gets.
+
+    Raises:
+        UserError: no episode at `path`, or one without the action space.
+    """
+
+    def __init__(self, path: Path, action_space: str) -> None:
+        files = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+        if not files or not files[0].is_file():
+            raise UserError(f"{path} holds no episode to play back.")
+        digest = hashlib.sha256()
+        self._actions: list[np.ndarray] = []
+        self._by_seed: dict[int, np.ndarray] = {}
+        for file in files:
+            info = check_episode(file)
+            actions = read_actions(file, ACTION_DATASETS[action_space])
+            digest.update(actions.tobytes())
+            self._actions.append(actions)
+            if "seed" in info.attributes:
+                self._by_seed[int(info.attributes["seed"])] = actions
+        self.name = f"replay-{digest.hexdigest()[:16]}"
+
+    def begin(self, world: World, seed: int) -> ReplayController:
+        blind = self._actions[seed % len(self._actions)]
+        return ReplayController(self._by_seed.get(seed, blind))
+
+
+def make_policy(spec: str, settings: RolloutSettings) -> Policy:
+    """Load the policy that `spec` names, in this process.
+
+    Raises:
+        UserError: it names no checkpoint or no episode, or what is there is damaged.
+    """
+    if spec == EXPERT:
+        return ExpertPolicy(settings.task.env_id)
+    if spec.startswith(REPLAY):
+        return ReplayPolicy(Path(spec.removeprefix(REPLAY)), settings.task.action_space)
+    if spec.startswith(UNTRAINED):
+        agent, config = untrained_agent(Path(spec.removeprefix(UNTRAINED)), settings.device)
+        name = f"untrained-{config.agent.name}"
+    else:
+        folder = Path(spec)
+        agent, config = load_agent(folder, ema=settings.ema, device=settings.device)
+        name = weights_digest(folder, ema=settings.ema)
+    unknown = [camera for camera in agent.camera_names if camera not in settings.camera_names]
+    if unknown:
+        raise UserError(
+            f"The policy {spec} sees the cameras {list(agent.camera_names)}, but "
+            f"{list(settings.camera_names)} are rendered: add {unknown} to data.camera_names."
+        )
+    if settings.inference_steps is not None:
+        agent.inference_steps = settings.inference_steps
+    return AgentPolicy(agent, name, settings)

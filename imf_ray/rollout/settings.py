@@ -1,0 +1,84 @@
+"""How episodes are executed: everything a record depends on besides the policy and the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import imf_ray
+from imf_ray.config import Config, EvaluateConfig, TaskConfig
+from imf_ray.sim.world import World, make_world
+
+THREADS = 1
+"""Of each simulator's process, in torch and in the software renderer."""
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How episodes are executed; for a policy without chunks the first four mean nothing."""
+
+    task: TaskConfig
+    camera_names: tuple[str, ...] = ()
+    noise_seed: int = 0
+    num_action_steps: int | None = None
+    inference_steps: int | None = None
+    """Calls of the network for a chunk (K); null is the checkpoint's."""
+    ema: bool = True
+    """Judge the averaged weights where there are any."""
+    compute_batch: int = 1
+    """Rows of every call of the policy. Kernels, and so the last bits, depend on it."""
+    device: str = "cpu"
+    stop_on_success: bool = False
+    episode_limit_s: float = EvaluateConfig.episode_limit_s
+    """An episode whose own time exceeds this has failed."""
+
+
+def agent_settings(config: Config, noise_seed: int) -> RolloutSettings:
+    """How the policy of a configuration is executed."""
+    evaluate = config.evaluate
+    return RolloutSettings(
+        task=config.task,
+        camera_names=tuple(config.agent.camera_names),
+        noise_seed=noise_seed,
+        num_action_steps=evaluate.num_action_steps or config.agent.num_action_steps,
+        inference_steps=evaluate.inference_steps or config.agent.inference_steps,
+        ema=evaluate.ema,
+        compute_batch=evaluate.compute_batch,
+        device=evaluate.device,
+        stop_on_success=evaluate.stop_on_success,
+        episode_limit_s=evaluate.episode_limit_s,
+    )
+
+
+def scripted_settings(
+    task: TaskConfig,
+    action_space: str = "joint",
+    stop_on_success: bool = False,
+    episode_limit_s: float = EvaluateConfig.episode_limit_s,
+) -> RolloutSettings:
+    """How a policy that looks at nothing, such as the expert, is executed."""
+    return RolloutSettings(
+        task=replace(task, action_space=action_space),
+        stop_on_success=stop_on_success,
+        episode_limit_s=episode_limit_s,
+    )
+
+
+def execution_settings(settings: RolloutSettings, world: World) -> Mapping[str, Any]:
+    """The plain values that go into every record; the time limit changes no finished episode."""
+    values = asdict(settings)
+    del values["episode_limit_s"]
+    return {
+        **values,
+        "camera_names": list(settings.camera_names),
+        "success_rule": world.success_rule,
+        "threads": THREADS,
+        "version": imf_ray.__version__,
+    }
+
+
+def make_env(settings: RolloutSettings) -> Any:
+    """The task's environment, which draws nothing unless asked."""
+    kwargs = settings.task.env_kwargs(settings.camera_names) | {"render_images": False}
+    return make_world(settings.task.env_id, **kwargs)
