@@ -1,35 +1,39 @@
-"""Success rate of the scripted expert over a range of seeds, headless and without pictures.
+"""Success rate of a task's scripted expert over a range of seeds, headless and without pictures.
 
-python benchmarks/expert.py --start 0 --episodes 200 --processes 2 --action-space joint
+python benchmarks/expert.py --task sim_transfer --start 0 --episodes 200 --processes 2
 """
 
 import argparse
 import functools
 import multiprocessing
 import time
+from typing import cast
 
+from imf_ray.config import TaskConfig, load_config
 from imf_ray.rollout.success import wilson_interval
-from imf_ray.sim.expert import TransferExpert
-from imf_ray.sim.transfer import SimTransferEnv
-
-EPISODE_STEPS = 400
+from imf_ray.sim.experts import make_expert
+from imf_ray.sim.world import World, make_world
 
 
-def succeeds(seed: int, action_space: str) -> bool:
-    """Plays one episode of the expert and tells whether it succeeded."""
-    env = SimTransferEnv(action_space=action_space, render_images=False)
+def play(seed: int, task: TaskConfig) -> tuple[int, bool]:
+    """Plays one episode of the expert: its highest stage, and whether it succeeded."""
+    env = make_world(task.env_id, render_images=False, **task.env_kwargs(camera_names=()))
+    expert = make_expert(task.env_id, cast(World, env.unwrapped))
     _, info = env.reset(seed=seed)
-    expert = TransferExpert(env)
     expert.reset()
-    for _ in range(EPISODE_STEPS):
+    over = False
+    while not over:
         joint_action, ee_action = expert.act()
-        *_, info = env.step(joint_action if action_space == "joint" else ee_action)
-    return bool(info["success"])
+        action = joint_action if task.action_space == "joint" else ee_action
+        *_, terminated, truncated, info = env.step(action)
+        over = terminated or truncated
+    return info["max_stage"], info["success"]
 
 
 def main() -> None:
     """Parses the command line, plays the episodes, prints the rate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", default="sim_transfer", help="as in `imf_ray.evaluate task=`")
     parser.add_argument("--start", type=int, default=0, help="first seed")
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--processes", type=int, default=2)
@@ -37,20 +41,20 @@ def main() -> None:
     args = parser.parse_args()
 
     seeds = range(args.start, args.start + args.episodes)
-    play = functools.partial(succeeds, action_space=args.action_space)
+    task = load_config([f"task={args.task}", f"task.action_space={args.action_space}"]).task
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
         began = time.perf_counter()
-        outcomes = pool.map(play, seeds, chunksize=1)
+        outcomes = pool.map(functools.partial(play, task=task), seeds, chunksize=1)
         seconds = time.perf_counter() - began
 
-    wins = sum(outcomes)
+    wins = sum(success for _, success in outcomes)
     low, high = wilson_interval(wins, len(outcomes))
-    failures = [seed for seed, success in zip(seeds, outcomes, strict=True) if not success]
-    print(f"seeds {seeds.start}..{seeds.stop - 1}, action space {args.action_space}")
+    print(f"{args.task}, seeds {seeds.start}..{seeds.stop - 1}, action space {args.action_space}")
     print(f"successes {wins} of {len(outcomes)}, 95 % Wilson {low:.4f}-{high:.4f}")
-    print(f"failed seeds: {failures}")
-    steps = len(outcomes) * EPISODE_STEPS
-    print(f"{steps / seconds:.0f} steps/s in {args.processes} processes, start-up included")
+    failed = {seed: stage for seed, (stage, won) in zip(seeds, outcomes, strict=True) if not won}
+    print(f"failed seeds and the stage they reached: {failed}")
+    each = args.processes * seconds / len(outcomes)
+    print(f"{each:.2f} s an episode in one of {args.processes} processes, start-up included")
 
 
 if __name__ == "__main__":

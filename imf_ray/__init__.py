@@ -12,3 +12,8 @@ gymnasium.register(
     entry_point="imf_ray.sim.transfer:SimTransferEnv",
     max_episode_steps=400,
 )
+gymnasium.register(
+    id="imf_ray/SimAirInsert-v0",
+    entry_point="imf_ray.sim.insert:SimAirInsertEnv",
+    max_episode_steps=400,
+)

@@ -3,11 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+from imf_ray.sim.aloha_expert import AlohaTransferExpert
 from imf_ray.sim.expert import TransferExpert
+from imf_ray.sim.insert_expert import InsertExpert
 from imf_ray.sim.world import Expert, World
 
 EXPERTS: dict[str, Callable[[Any], Expert]] = {
     "imf_ray/SimTransfer-v0": TransferExpert,
+    "imf_ray/SimAirInsert-v0": InsertExpert,
+    "gym_aloha/AlohaTransferCube-v0": AlohaTransferExpert,
 }
 """What makes the expert of a world, by environment id."""
 

@@ -1,7 +1,7 @@
 """The transfer task: the right arm picks a cube up and hands it to the left arm in the air."""
 
 from imf_ray.sim.bimanual import BimanualEnv, planar_pose
-from imf_ray.sim.diana import Array
+from imf_ray.sim.kinematics import Array
 from imf_ray.sim.scene import scene_xml
 
 CUBE_HALF_SIZE = 0.02  # m
