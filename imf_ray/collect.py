@@ -14,12 +14,14 @@ from imf_ray.launch import absolute, connect, console, run
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Bring the data set to `collect.episodes` successful episodes."""
     from imf_ray.data.index import build_index, list_episodes
+    from imf_ray.demos.recorder import Recorder
     from imf_ray.demos.workers import CollectionState, collect_episodes
 
     folder = absolute(config.data.dataset_dir)
     config.data.dataset_dir = str(folder)
     if list_episodes(folder):  # what is added must fit what is there
         build_index(config)
+    Recorder(config.task, config.data.camera_names).close()  # what cannot be made is refused here
     size = connect(config)
     columns = (
         TextColumn("{task.description}"),

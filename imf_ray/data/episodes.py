@@ -3,7 +3,7 @@
     /observations/images/{camera}  (T, H, W, 3) uint8 RGB, one HDF5 chunk a frame
     /observations/qpos             (T, D_state) float32
     /observations/qvel             (T, D_state) float32, optional
-    /action                        (T, D_action) float32, joint targets
+    /action                        (T, D_action) float32, joint targets or the task's own actions
     /action_ee                     (T, D_action) float32, end-effector targets, optional
 
 Observation t is the one before action t. The root attributes say what shapes cannot: the task, the
@@ -52,9 +52,9 @@ class Episode:
 
     images: Mapping[str, np.ndarray]
     qpos: np.ndarray
-    qvel: np.ndarray
+    qvel: np.ndarray | None
     action: np.ndarray
-    action_ee: np.ndarray
+    action_ee: np.ndarray | None
     attributes: EpisodeAttributes
 
 
@@ -118,9 +118,10 @@ def write_episode(path: Path, episode: Episode) -> None:
                 ("action", episode.action),
                 ("action_ee", episode.action_ee),
             ):
-                file.create_dataset(
-                    name, data=values.astype(np.float32), chunks=values.shape, fletcher32=True
-                )
+                if values is not None:
+                    file.create_dataset(
+                        name, data=values.astype(np.float32), chunks=values.shape, fletcher32=True
+                    )
         move_into_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -11,31 +11,33 @@ import imf_ray
 from imf_ray.config import TaskConfig
 from imf_ray.data.episodes import Episode, EpisodeAttributes
 from imf_ray.errors import UserError
-from imf_ray.sim.expert import TransferExpert
-from imf_ray.sim.transfer import SimTransferEnv
-from imf_ray.sim.world import make_world
-
-EXPERTS = {"imf_ray/SimTransfer-v0": TransferExpert}
+from imf_ray.sim.experts import make_expert
+from imf_ray.sim.world import World, make_world
 
 
 class Recorder:
     """Plays the task's expert and keeps what it saw and did.
 
-    Actions are recorded in both action spaces; the expert acts in joint space.
+    The expert acts in joint space, or in the task's own; its end-effector actions are recorded
+    beside where there are any.
 
     Raises:
-        UserError: the task has no expert.
+        UserError: the task cannot be made as configured, or has no expert.
     """
 
     def __init__(self, task: TaskConfig, camera_names: Sequence[str]) -> None:
-        if task.env_id not in EXPERTS:
-            raise UserError(
-                f"task.env_id={task.env_id} has no scripted expert; {', '.join(EXPERTS)} have one."
-            )
         self._task = task
         kwargs = task.env_kwargs(camera_names) | {"action_space": "joint"}
-        self._env = make_world(task.env_id, **kwargs)
-        self._expert = EXPERTS[task.env_id](cast(SimTransferEnv, self._env.unwrapped))
+        try:
+            self._env = make_world(task.env_id, **kwargs)
+            self._world = cast(World, self._env.unwrapped)
+            self._expert = make_expert(task.env_id, self._world)
+        except ValueError as error:
+            raise UserError(f"{error}.") from error
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self._env.close()
 
     def record(self, seed: int) -> Episode:
         """The whole episode of that seed, successful or not (see its attributes)."""
@@ -56,13 +58,13 @@ class Recorder:
         return Episode(
             images={name: np.stack([frame[name] for frame in images]) for name in images[0]},
             qpos=np.stack([step["qpos"] for step in seen]),
-            qvel=np.stack([step["qvel"] for step in seen]),
+            qvel=_stack([step.get("qvel") for step in seen]),
             action=np.stack(actions),
-            action_ee=np.stack(actions_ee),
+            action_ee=_stack(actions_ee),
             attributes=EpisodeAttributes(
                 task=self._task.env_id,
                 action_space="joint",
-                control_hz=cast(SimTransferEnv, self._env.unwrapped).control_hz,
+                control_hz=self._world.control_hz,
                 camera_names=tuple(images[0]),
                 seed=seed,
                 success=bool(info["success"]),
@@ -72,3 +74,9 @@ class Recorder:
                 version=imf_ray.__version__,
             ),
         )
+
+
+def _stack(vectors: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """The steps' vectors as (T, D), or None for a task without them."""
+    given = [vector for vector in vectors if vector is not None]
+    return np.stack(given) if given else None

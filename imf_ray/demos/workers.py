@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -70,12 +71,13 @@ def collect_episodes(
     running: dict[ray.ObjectRef, int] = {}
     outcomes: dict[int, bool] = {}
     record = _record.options(num_cpus=cpus_per_worker)
+    described = pickle.dumps(task)  # by which a process knows its recorder again
     on_progress(state)
     try:
         while len(state.seeds) < episodes:
             while len(running) < workers:
                 target = str(pending / f"seed_{next_seed}{SUFFIX}")
-                reference = record.remote(asdict(task), tuple(camera_names), next_seed, target)
+                reference = record.remote(described, tuple(camera_names), next_seed, target)
                 running[reference] = next_seed
                 next_seed += 1
             done, _ = ray.wait(list(running), num_returns=1)
@@ -108,15 +110,15 @@ def collect_episodes(
 
 
 @functools.lru_cache(maxsize=1)
-def _recorder(task: tuple[tuple[str, object], ...], camera_names: tuple[str, ...]) -> Recorder:
+def _recorder(task: bytes, camera_names: tuple[str, ...]) -> Recorder:
     """One environment and renderer a process, whatever the number of its episodes."""
-    return Recorder(TaskConfig(**dict(task)), camera_names)  # type: ignore[arg-type]
+    return Recorder(pickle.loads(task), camera_names)
 
 
 @ray.remote(max_retries=3)
-def _record(task: dict[str, object], cameras: tuple[str, ...], seed: int, target: str) -> bool:
+def _record(task: bytes, cameras: tuple[str, ...], seed: int, target: str) -> bool:
     """Record one seed into `target` if the expert succeeds; return whether it did."""
-    episode = _recorder(tuple(task.items()), cameras).record(seed)
+    episode = _recorder(task, cameras).record(seed)
     if episode.attributes.success:
         write_episode(Path(target), episode)
     return episode.attributes.success
