@@ -3,24 +3,22 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import gymnasium
 import pytest
 
+from imf_ray.sim.bimanual import BimanualEnv
+from imf_ray.sim.insert import SimAirInsertEnv
 from imf_ray.sim.transfer import SimTransferEnv
 
-ENV_ID = "imf_ray/SimTransfer-v0"
-EPISODE_STEPS = 400
-
-MakeEnv = Callable[..., SimTransferEnv]
+MakeEnv = Callable[..., BimanualEnv]
 
 
 @pytest.fixture
 def make_env() -> Iterator[MakeEnv]:
     """Makes environments without pictures by default, and closes them after the test."""
-    made: list[SimTransferEnv] = []
+    made: list[BimanualEnv] = []
 
-    def make(**options: Any) -> SimTransferEnv:
-        made.append(SimTransferEnv(**{"render_images": False, **options}))
+    def make(kind: type[BimanualEnv] = SimTransferEnv, **options: Any) -> BimanualEnv:
+        made.append(kind(**{"render_images": False, **options}))
         return made[-1]
 
     yield make
@@ -28,13 +26,7 @@ def make_env() -> Iterator[MakeEnv]:
         env.close()
 
 
-@pytest.fixture(scope="session")
-def registered_id() -> str:
-    """The environment's id in gymnasium's registry."""
-    if ENV_ID not in gymnasium.registry:
-        gymnasium.register(
-            ENV_ID,
-            entry_point="imf_ray.sim.transfer:SimTransferEnv",
-            max_episode_steps=EPISODE_STEPS,
-        )
-    return ENV_ID
+@pytest.fixture(params=[SimTransferEnv, SimAirInsertEnv])
+def kind(request: pytest.FixtureRequest) -> type[BimanualEnv]:
+    """Each task in turn."""
+    return request.param
