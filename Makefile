@@ -1,13 +1,15 @@
 # make demo   demonstrations, a small sweep, the table, pictures and videos
-# make test   lint, types, tests
-# Both do all their own set-up in $(VENV).
+# make test   lint, types, tests; those of gym-aloha with its older MuJoCo
+# Both do all their own set-up in $(VENV), and for gym-aloha in $(ALOHA_VENV).
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ALOHA_VENV ?= $(VENV)-aloha
+ALOHA_STAMP := $(ALOHA_VENV)/.installed
 
-.PHONY: demo test lint unit setup clean
+.PHONY: demo test lint unit test-aloha setup clean
 
 setup: $(STAMP)
 
@@ -19,12 +21,18 @@ $(STAMP): pyproject.toml requirements.txt scripts/check_system.sh
 	$(BIN)/python scripts/check_rendering.py
 	touch $@
 
+$(ALOHA_STAMP): $(STAMP) requirements-aloha.txt scripts/overlay.sh
+	sh scripts/overlay.sh $(BIN)/python $(ALOHA_VENV) mujoco
+	$(ALOHA_VENV)/bin/pip install --quiet --disable-pip-version-check \
+	  --requirement requirements-aloha.txt
+	touch $@
+
 demo: setup
 	$(BIN)/python -m imf_ray.collect data.dataset_dir=$(DEMO)/data collect.episodes=24
 	$(BIN)/python -m imf_ray.tune search_space=quickstart data.dataset_dir=$(DEMO)/data \
 	  storage_path=$(DEMO) run_name=sweep
 
-test: setup lint unit
+test: setup lint unit test-aloha
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -33,6 +41,9 @@ lint: setup
 
 unit: setup
 	$(BIN)/python -m pytest
+
+test-aloha: $(ALOHA_STAMP)
+	$(ALOHA_VENV)/bin/python -m pytest tests/sim/test_aloha.py
 
 clean:
 	rm -rf $(DEMO)

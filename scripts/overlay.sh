@@ -7,15 +7,16 @@
 set -eu
 base_python=$1 folder=$2
 shift 2
-rm -rf "$folder"
 "$base_python" -m venv "$folder"
 
 site_packages='import sysconfig; print(sysconfig.get_path("purelib"))'
 base=$("$base_python" -c "$site_packages")
 own=$("$folder/bin/python" -c "$site_packages")
-mkdir "$folder/base"
-ln -s "$base"/* "$folder/base"
+links=$(cd "$folder" && pwd)/base
+rm -rf "$links"
+mkdir "$links"
+ln -s "$base"/* "$links"
 for package in pip setuptools "$@"; do
-  rm -f "$folder/base/$package" "$folder/base/$package"-*.dist-info
+  rm -f "$links/$package" "$links/$package"-*.dist-info
 done
-echo "$(cd "$folder/base" && pwd)" >"$own/base.pth"
+echo "$links" >"$own/base.pth"
