@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from imf_ray.sim.aloha_expert import AlohaTransferExpert
-from imf_ray.sim.expert import TransferExpert
 from imf_ray.sim.insert_expert import InsertExpert
+from imf_ray.sim.transfer_expert import TransferExpert
 from imf_ray.sim.world import Expert, World
 
 EXPERTS: dict[str, Callable[[Any], Expert]] = {

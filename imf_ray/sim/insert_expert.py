@@ -12,7 +12,7 @@ from imf_ray.sim.insert import BAR_HALF_SIZE, RING_HALF_SIZE
 from imf_ray.sim.kinematics import Array
 from imf_ray.sim.waypoints import CLOSED, OPEN, Waypoint, WaypointExpert, tool_pose, turned
 
-MEETING_POINT: Array = np.array([-0.05, 0.0, 0.25])  # m, of the ring's middle
+MEETING_POINT: Array = np.array([0.0, 0.0, 0.25])  # m, of the ring's middle
 UP: Array = np.array([0.0, 0.0, 1.0])
 ALONG_BAR: Array = np.array([1.0, 0.0, 0.0])  # from the ring to the right arm
 

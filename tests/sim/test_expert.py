@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from imf_ray.sim.bimanual import CONTROL_HZ
-from imf_ray.sim.expert import TransferExpert
 from imf_ray.sim.experts import make_expert
 from imf_ray.sim.insert import SimAirInsertEnv
 from imf_ray.sim.insert_expert import InsertExpert
 from imf_ray.sim.transfer import SimTransferEnv
+from imf_ray.sim.transfer_expert import TransferExpert
 
 EPISODE_STEPS = 400
 SPEED_LIMITS = np.radians([170, 150, 150, 150, 180, 180, 220])  # rad/s, of the Diana 7
