@@ -18,7 +18,11 @@ import pytest
 import ray
 import torch
 
+from imf_ray.agents.pretrained import build_agent
+from imf_ray.agents.vla import VLAAgent
 from imf_ray.config import Config, load_config
+from imf_ray.data.index import build_index
+from imf_ray.data.statistics import compute_statistics
 
 COMMAND_LIMIT_S = 400
 LOGICAL_CPUS, LOGICAL_GPUS = 4, 2
@@ -106,6 +110,14 @@ def tiny_config(dataset_dir: Path, *overrides: str) -> Config:
             *overrides,
         ]
     )
+
+
+def fresh_agent(config: Config, seed: int = 0) -> VLAAgent:
+    """An agent with fresh weights, normalized by the configuration's data."""
+    index = build_index(config)
+    torch.manual_seed(seed)
+    stats = compute_statistics(index.episodes, "action", index.digest)
+    return build_agent(config.agent, config.task.action_space, stats)
 
 
 def run_command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -43,20 +43,25 @@ def test_train_then_evaluate_with_relative_paths(demonstrations: Path, tmp_path:
         "evaluate",
         "checkpoint=runs/smoke/checkpoint_00000002",
         "evaluate.episodes=2",
-        "evaluate.output=records.jsonl",
-        "evaluate.video=video.mp4",
+        "evaluate.output=judged",
+        "evaluate.video=failures",
+        "evaluate.video_episodes=1",
+        "evaluate.trajectories=true",
         "cluster.dashboard=false",
         cwd=tmp_path,
     )
     assert judged.returncode == 0, judged.stderr
     assert "95 % Wilson" in judged.stdout
     assert "held-out episodes" in judged.stdout
-    assert (tmp_path / "records.jsonl").read_text().count("\n") == 2
-    summary = json.loads((tmp_path / "records.summary.json").read_text())
-    assert summary["judgement"]["action_error"] > 0.0 and len(summary["seeds"]) == 2
+    assert (tmp_path / "judged/episodes.jsonl").read_text().count("\n") == 2
+    summary = json.loads((tmp_path / "judged/summary.json").read_text())
+    assert summary["action_error"] > 0.0 and len(summary["seeds"]) == 2
+    assert summary["rollout/failed"] == 0.0 and summary["latency"]["inference_ms_p95"] > 0.0
+    for name in ("trajectory.npz", "trajectory.png"):
+        assert (tmp_path / "judged/trajectories/seed_500001" / name).stat().st_size > 1000
     refused = run_command("evaluate", "checkpoint=runs", "agent.head.n_emb=4", cwd=tmp_path)
     assert refused.returncode == 2 and "part of the checkpoint" in refused.stderr
-    assert (tmp_path / "video.mp4").stat().st_size > 1000
+    assert (tmp_path / "judged/grid.mp4").stat().st_size > 1000
 
 
 def _no_data(folder: Path) -> list[str]:
@@ -132,7 +137,7 @@ def test_bad_input_ends_in_one_message(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("module", ["collect", "train", "tune", "evaluate", "report"])
+@pytest.mark.parametrize("module", ["collect", "train", "tune", "evaluate", "compare", "report"])
 def test_help_lists_every_option(module: str, tmp_path: Path) -> None:
     done = run_command(module, "--help", cwd=tmp_path)
     assert done.returncode == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "imf_ray"
-ENTRY_POINTS = {"collect", "train", "tune", "evaluate", "report", "launch"}
+ENTRY_POINTS = {"collect", "train", "tune", "evaluate", "compare", "report", "launch"}
 
 # What each room may import of ours, besides itself.
 ROOMS: dict[str, set[str]] = {
@@ -17,8 +17,9 @@ ROOMS: dict[str, set[str]] = {
     "agents": {"models", "config", "errors"},
     "data": {"config", "errors", "files"},
     "demos": {"sim", "data", "config", "errors", "files", ""},
-    "rollout": {"agents", "sim", "config", "errors", "files"},
+    "rollout": {"agents", "sim", "data", "config", "errors", "files", ""},
     "training": {"agents", "data", "rollout", "config", "errors", "files", "resources"},
+    "judging": {"agents", "training", "rollout", "sim", "config", "errors", "files", "resources"},
     "sweep": {"training", "rollout", "config", "errors", "files", "resources"},
 }
 FOREIGN: dict[str, set[str]] = {

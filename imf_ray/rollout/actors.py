@@ -32,7 +32,7 @@ MAX_ATTEMPTS = 3
 """How often an episode may kill an actor that it has for itself, and how often starts may fail."""
 START_LIMIT_S = 180.0
 """What an actor may take to import torch, load the policy and make its worlds."""
-GRACE_S = 30.0
+GRACE_S = 10.0
 """What a call may take beyond the time limits of its episodes."""
 log = logging.getLogger(__name__)
 

@@ -49,7 +49,8 @@ def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_pa
     assert metrics["step"] == 4 and 0.0 <= metrics["rollout/success_rate"] <= 1.0
     assert metrics["rollout/episodes"] == 2 and metrics["action_error"] > 0.0
     assert metrics["rollout/success_low"] <= metrics["rollout/success_rate"]
-    assert (tmp_path / "whole/rollouts/checkpoint_00000004.jsonl").read_text().count("\n") == 2
+    (records,) = tmp_path.glob("whole/evaluations/checkpoint_00000004-*/episodes.jsonl")
+    assert records.read_text().count("\n") == 2
 
     # The same run once more, as if it had been killed after its first checkpoint was written and
     # before Ray heard of it: validation of what is there comes on top.

@@ -1,0 +1,79 @@
+"""Rollouts on Ray: the same records whatever the number of actors and worlds, and whoever dies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from imf_ray.errors import UserError
+from imf_ray.rollout.actors import RolloutJob, identify, run_episodes
+from imf_ray.rollout.records import EpisodeRecord
+from imf_ray.rollout.runner import Played
+from tests.rollout import faulty_worlds
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+SEEDS = range(700, 764)
+OPTIONS = {"num_cpus": 0.5}
+
+
+def outcomes(played: Iterable[Played]) -> list[dict[str, Any]]:
+    records = sorted((episode.record for episode in played), key=lambda record: record.seed)
+    return [record.outcome() for record in records]
+
+
+def test_records_of_64_seeds_are_identical(job: RolloutJob) -> None:
+    """1 x 1, 1 x 8 and 2 x 4 actors x worlds, and with an actor killed on the way."""
+    one = outcomes(run_episodes(replace(job, worlds=1), SEEDS, 1, OPTIONS))
+    assert [record["seed"] for record in one] == list(SEEDS)
+    assert len({str(record["initial_poses"]) for record in one}) == len(SEEDS)
+    eight = outcomes(run_episodes(replace(job, worlds=8), SEEDS, 1, OPTIONS))
+    four_each = outcomes(run_episodes(job, SEEDS, 2, OPTIONS))
+    interrupted = []
+    for episode in run_episodes(job, SEEDS, 2, OPTIONS):
+        interrupted.append(episode)
+        if len(interrupted) == 10:
+            os.kill(_simulators()[0], 9)
+    assert one == eight == four_each == outcomes(interrupted)
+
+
+def _simulators() -> list[int]:
+    """Process ids of the live rollout actors of this session's cluster."""
+    from ray._private.state import actors
+
+    return [
+        actor["Pid"]
+        for actor in actors().values()
+        if actor["ActorClassName"] == "RolloutActor" and actor["State"] == "ALIVE"
+    ]
+
+
+def test_a_world_that_kills_or_blocks_its_simulator_is_found_out(job: RolloutJob) -> None:
+    """It ends in records with errors; the episodes that shared its actor are played."""
+    task = replace(job.settings.task, env_id=faulty_worlds.ENV_ID)
+    settings = replace(job.settings, task=task, episode_limit_s=2.0)
+    faulty = replace(job, settings=settings, worlds=2)
+    seeds = [faulty_worlds.DIES, 700, faulty_worlds.HANGS, 701]
+    records: dict[int, EpisodeRecord] = {
+        episode.record.seed: episode.record for episode in run_episodes(faulty, seeds, 2, OPTIONS)
+    }
+    assert sorted(records) == sorted(seeds)
+    assert "simulator was lost" in str(records[faulty_worlds.DIES].error)
+    assert "did not come back in time" in str(records[faulty_worlds.HANGS].error)
+    assert records[700].error is None and records[701].error is None
+    assert records[faulty_worlds.DIES].policy == records[700].policy
+
+
+def test_a_damaged_policy_ends_the_judgement_with_its_error(job: RolloutJob) -> None:
+    with pytest.raises(UserError, match="nowhere is not a checkpoint"):
+        list(run_episodes(replace(job, policy="/nowhere"), SEEDS, 2, OPTIONS))
+
+
+def test_a_job_tells_what_its_records_will_say(job: RolloutJob) -> None:
+    identity = identify(job)
+    (played,) = run_episodes(job, [700], 1, OPTIONS)
+    assert (identity.policy, identity.num_stages) == (played.record.policy, 4)
+    assert identity.settings == played.record.settings
