@@ -13,13 +13,16 @@ NEAR = 0.15
 PICTURE_SIZE = (12, 16)
 
 
-class PointEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
-    """`depth` is there to be refused as a picture."""
+class PointEnv(gymnasium.Env[Any, np.ndarray]):
+    """`depth` is there to be refused as a picture; `flat` observations are the position alone."""
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
 
-    def __init__(self, speed: float = 0.1, render_mode: str | None = None) -> None:
+    def __init__(
+        self, speed: float = 0.1, flat: bool = False, render_mode: str | None = None
+    ) -> None:
         self.render_mode = render_mode
+        self._flat = flat
         self.action_space = spaces.Box(np.float32([-speed, 0.0]), np.float32([speed, 2 * speed]))
         plane = spaces.Box(-1.0, 1.0, (2,), np.float64)
         picture = spaces.Box(0, 255, (*PICTURE_SIZE, 3), np.uint8)
@@ -31,17 +34,19 @@ class PointEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 "steps": spaces.Discrete(1000),
             }
         )
+        if flat:
+            self.observation_space = plane
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self._position = np.zeros(2)
         self._target = self.np_random.uniform([-1.0, 0.5], [1.0, 1.0])
         self._steps = 0
         return self._observation(), {}
 
-    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._position = self._position + action
         self._steps += 1
         distance = float(np.linalg.norm(self._position - self._target))
@@ -53,7 +58,9 @@ class PointEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         picture[:, : self._steps] = 250
         return picture
 
-    def _observation(self) -> dict[str, Any]:
+    def _observation(self) -> Any:
+        if self._flat:
+            return self._position
         return {
             "camera": {"wide": self.render(), "depth": np.zeros(PICTURE_SIZE, np.float32)},
             "robot": {"position": self._position, "target": self._target},

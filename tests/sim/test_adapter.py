@@ -112,13 +112,19 @@ def test_the_seed_is_the_episode_and_pictures_are_made_on_demand(tmp_path: Path)
     np.testing.assert_array_equal(pictures["wide"], with_pictures["images"]["wide"])
 
 
-def test_a_camera_may_be_the_environment_s_own_rendering(tmp_path: Path) -> None:
-    rendering = "task.adapter.kwargs={render_mode: rgb_array}"
-    env = _make(tmp_path, "task.adapter.cameras={wide: render()}", rendering)
+def test_one_array_as_observation_and_the_environment_s_own_rendering(tmp_path: Path) -> None:
+    options = (
+        "task.adapter.kwargs={flat: true, render_mode: rgb_array}",
+        "task.adapter.cameras={wide: render()}",
+        "task.adapter.qpos=[.]",
+        "task.adapter.qvel=[]",
+    )
+    env = _make(tmp_path, *options)
     observation, _ = env.reset(seed=0)
     assert not observation["images"]["wide"].any()
     observation, *_ = env.step(np.zeros(2))
     assert observation["images"]["wide"].any()
+    np.testing.assert_allclose(observation["qpos"], [0.0, SPEED])
 
 
 def test_views_are_fitted_and_what_is_unknown_is_said(tmp_path: Path) -> None:
