@@ -59,8 +59,8 @@ class SimAirInsertEnv(BimanualEnv):
     """Two arms put a bar through a ring; observations and actions are those of `BimanualEnv`.
 
     Stages: 1: one gripper touches its object (the left the ring, the right the bar); 2: both do;
-    3: both objects are off the table, each between the two fingers of its gripper; 4: and the bar's
-    axis is in the ring's hole; 5: and goes through it from face to face (see `share_of_hole`).
+    3: both objects are off the table, each between the two fingers of its gripper; 4: and an end
+    of the bar is in the ring's hole; 5: and the bar goes through it (see `share_of_hole`).
     """
 
     num_stages = STAGE_THROUGH

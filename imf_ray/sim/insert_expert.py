@@ -18,8 +18,8 @@ ALONG_BAR: Array = np.array([1.0, 0.0, 0.0])  # from the ring to the right arm
 
 GRIP_OFFSET = 0.011  # m, the tool above an object's middle: the finger tips clear the table
 HOVER_HEIGHT = 0.06  # m, of the tool over its grip, before it goes down and after it was lifted
-# The left hand turns between level and down in its arm's own vertical plane. On the way the wrist is
-# singular (joint 6 = 0): off the plane, the arm would have to jump there.
+# The left hand turns between level and down in its arm's own vertical plane. On the way the wrist
+# is singular (joint 6 = 0): off the plane, the arm would have to jump there.
 TURNING_X = -0.18  # m
 GAP = 0.03  # m, from the ring's face to the bar's tip before the insertion
 BEYOND = 0.02  # m, from the ring's other face to the bar's tip after it
@@ -50,7 +50,7 @@ def _left_plan(start: Array, ring: Array) -> list[Waypoint]:
 
 def _right_plan(start: Array, bar: Array) -> list[Waypoint]:
     grip, grasp = bar[:3] + GRIP_OFFSET * UP, turned(RIGHT_DOWN, by=bar[3:])
-    from_ring_to_grip = RING_HALF_SIZE[2] + BAR_HALF_SIZE[0]  # m, when the tip is at the near face
+    from_ring_to_grip = RING_HALF_SIZE[2] + BAR_HALF_SIZE[0]  # m, with the tip at the near face
     axis = MEETING_POINT + GRIP_OFFSET * UP
     before = axis + (from_ring_to_grip + GAP) * ALONG_BAR
     after = axis + (from_ring_to_grip - 2 * RING_HALF_SIZE[2] - BEYOND) * ALONG_BAR

@@ -1,4 +1,4 @@
-"""Scripted experts made of waypoints: both tools' paths, interpolated and solved by IK."""
+"""Scripted experts made of waypoints: the tools' paths, interpolated and solved by IK."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol
