@@ -1,8 +1,10 @@
 """The schema, the command line, and what a user who mistypes is told."""
 
+from pathlib import Path
+
 import pytest
 
-from imf_ray.config import config_from_dict, config_to_dict, load_config, to_yaml
+from imf_ray.config import config_from_dict, config_to_dict, key_help, load_config, to_yaml
 from imf_ray.errors import UserError
 from imf_ray.launch import run
 
@@ -55,9 +57,39 @@ def test_dictionary_round_trip() -> None:
     assert config_from_dict(config_to_dict(config)) == config
 
 
+def test_a_task_may_be_a_file_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "env_id: Theirs-v0\nadapter: {cameras: {top: pixels.top}, qpos: [state], stages: [1, 2]}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = load_config(["task=mine.yaml", "task.adapter.qvel=[speed]"])
+    assert config.task.env_id == "Theirs-v0" and config.task.adapter is not None
+    assert config.task.adapter.stages == [1.0, 2.0] and config.task.adapter.qvel == ["speed"]
+    assert config.task.env_kwargs(["top"])["adapter"]["cameras"] == {"top": "pixels.top"}
+    assert config_from_dict(config_to_dict(config)) == config
+    for override, message in (
+        ("task.adapter.stages=[2,1]", "must increase"),
+        ("task.adapter.action_scaling=twice", "choose one of none, box"),
+        ("task.adapter.progres=reward", "did you mean task.adapter.progress"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_config(["task=mine.yaml", override])
+    (tmp_path / "mine.yaml").write_text("env_id: Theirs-v0\nadapter: {states: [state]}\n")
+    with pytest.raises(UserError, match=r"task\.adapter\.states"):
+        load_config(["task=mine.yaml"])
+
+
+def test_every_option_has_its_default_in_the_help() -> None:
+    helped = dict(key_help())
+    assert helped["task.adapter.action_scaling"] == "none" and helped["task.control_hz"] == "50"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("task=nowhere/mine.yaml", "there is no file .*nowhere/mine.yaml"),
+        ("task.control_hz=0", "task.control_hz=0 must be at least 1"),
+        ("task.adapter.module=theirs", "task.adapter.cameras is empty"),
         ("train.bach_size=4", "did you mean train.batch_size"),
         ("agent=resnet_imf_atnres", "did you mean resnet_imf_attnres"),
         ("train.batch_size=many", "train.batch_size"),

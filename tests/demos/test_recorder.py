@@ -6,9 +6,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 
 from imf_ray.data.episodes import episode_path
 from imf_ray.demos.recorder import Recorder
+from imf_ray.errors import UserError
 from imf_ray.sim.world import make_world
 from tests.conftest import tiny_config
 
@@ -35,3 +37,19 @@ def test_recording_again_gives_the_same_episode(demonstrations: Path) -> None:
         np.testing.assert_array_equal(episode.action, file["action"])
         np.testing.assert_array_equal(episode.action_ee, file["action_ee"])
         np.testing.assert_array_equal(episode.images["front"], file["observations/images/front"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "camera", "message"),
+    [
+        ([], "wrist", "wrist"),
+        (["task.control_hz=20"], "top", "runs at 50 Hz, task.control_hz=20"),
+        (["task.env_id=imf_ray/Nothing-v0"], "top", "task.env_id=imf_ray/Nothing-v0"),
+    ],
+)
+def test_what_cannot_be_recorded_is_said(
+    tmp_path: Path, overrides: list[str], camera: str, message: str
+) -> None:
+    config = tiny_config(tmp_path, *overrides)
+    with pytest.raises(UserError, match=message):
+        Recorder(config.task, [camera])

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from imf_ray.config import load_config
-from imf_ray.data.episodes import check_episode, episode_path, write_episode
 from imf_ray.data.index import build_index
-from imf_ray.demos.recorder import Recorder
 from imf_ray.sim.experts import make_expert
 from imf_ray.sim.world import VIEW_SIZE, World, make_world
+from tests.conftest import run_command
 
 pytest.importorskip("gym_aloha", reason="needs the extra aloha: make test-aloha")
 
@@ -149,13 +148,15 @@ def test_its_cameras_are_the_model_s(make: Make) -> None:
         make("task.adapter.cameras={above: above}")
 
 
-def test_an_episode_of_it_is_a_data_set(tmp_path: Path) -> None:
-    config = load_config([*OVERRIDES, f"data.dataset_dir={tmp_path}", "data.camera_names=[top]"])
-    recorder = Recorder(config.task, config.data.camera_names)
-    write_episode(episode_path(tmp_path, 0), recorder.record(seed=900_002))
-    recorder.close()
-    info = check_episode(episode_path(tmp_path, 0))
-    assert info.length == 400 and info.state_dim == info.action_dim == 14
-    assert info.datasets == ("action",) and info.cameras == {"top": (32, 32)}
-    assert info.attributes["control_hz"] == 50 and info.attributes["success"]
-    assert len(build_index(config).episodes) == 1
+def test_collecting_gives_a_data_set(tmp_path: Path) -> None:
+    folder = f"data.dataset_dir={tmp_path}"
+    arguments = (*OVERRIDES, folder, "collect.episodes=2", "cluster.dashboard=false")
+    done = run_command("collect", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    index = build_index(load_config([*OVERRIDES, folder]))
+    assert [episode.attributes["seed"] for episode in index.episodes] == [0, 1]
+    for episode in index.episodes:
+        assert episode.length == 400 and episode.state_dim == episode.action_dim == 14
+        assert episode.datasets == ("action",)
+        assert episode.cameras == {"top": (32, 32), "angle": (32, 32)}
+        assert episode.attributes["control_hz"] == 50 and episode.attributes["success"]
