@@ -101,10 +101,10 @@ def make_world(
             world = gymnasium.make(
                 env_id, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs
             )
-        except gymnasium.error.UnregisteredEnv as error:
+        except (gymnasium.error.UnregisteredEnv, TypeError) as error:
             raise ValueError(
-                f"task.env_id={env_id} is not known ({error}). An environment that is not ours "
-                "needs task.adapter."
+                f"task.env_id={env_id} cannot be made: {str(error).rstrip('.')}. An "
+                "environment that is not ours needs task.adapter (docs/worlds.md)"
             ) from error
     own_rate = cast(World, world.unwrapped).control_hz
     if own_rate != control_hz:

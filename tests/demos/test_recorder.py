@@ -45,6 +45,7 @@ def test_recording_again_gives_the_same_episode(demonstrations: Path) -> None:
         ([], "wrist", "wrist"),
         (["task.control_hz=20"], "top", "runs at 50 Hz, task.control_hz=20"),
         (["task.env_id=imf_ray/Nothing-v0"], "top", "task.env_id=imf_ray/Nothing-v0"),
+        (["task.env_id=CartPole-v1"], "top", "not ours needs task.adapter"),
     ],
 )
 def test_what_cannot_be_recorded_is_said(
