@@ -127,6 +127,21 @@ def test_one_array_as_observation_and_the_environment_s_own_rendering(tmp_path: 
     np.testing.assert_allclose(observation["qpos"], [0.0, SPEED])
 
 
+def test_an_environment_of_gymnasium_itself_needs_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "reacher.yaml"
+    path.write_text(
+        "{env_id: Reacher-v5, image_size: 32, adapter: {cameras: {top: render()}, qpos: [.],"
+        "kwargs: {render_mode: rgb_array, width: 64, height: 64}, stages: [-0.02]}}"
+    )
+    task = load_config([f"task={path}"]).task
+    env = make_world(task.env_id, **task.env_kwargs(["top"]))
+    env.reset(seed=0)
+    observation, *_, info = env.step(env.action_space.sample())
+    env.close()
+    assert env.observation_space.contains(observation) and observation["qpos"].shape == (10,)
+    assert observation["images"]["top"].std() > 1 and not info["success"]
+
+
 def test_views_are_fitted_and_what_is_unknown_is_said(tmp_path: Path) -> None:
     env = _make(tmp_path)
     env.reset(seed=0)
