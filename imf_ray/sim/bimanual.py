@@ -1,5 +1,6 @@
 """What every task of the two arms shares: control, observations, pictures and episodes."""
 
+import functools
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from imf_ray.sim import diana
 from imf_ray.sim.diana import GRIPPER_OPENING, NUM_JOINTS, READY_JOINTS, SIDES
 from imf_ray.sim.kinematics import ArmKinematics, Array, site_pose
-from imf_ray.sim.rendering import CameraRenderer, Image, project
+from imf_ray.sim.rendering import CameraRenderer, Image, project, shared_renderer
 from imf_ray.sim.scene import CAMERAS, PHYSICS_TIMESTEP
 from imf_ray.sim.world import VIEW_SIZE, World
 
@@ -76,7 +77,7 @@ class BimanualEnv(World):
         self._renderer: CameraRenderer | None = None
         self._view_renderer: CameraRenderer | None = None
 
-        self.model = mujoco.MjModel.from_xml_string(self.scene)
+        self.model = _compiled(self.scene)
         self.data = mujoco.MjData(self.model)
         self._kinematics = self.make_arms()
         self._index = _ModelIndex(self.model, self.objects)
@@ -141,10 +142,7 @@ class BimanualEnv(World):
         return self._render("front") if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        """Frees the renderers, if any were made."""
-        for renderer in (self._renderer, self._view_renderer):
-            if renderer is not None:
-                renderer.close()
+        """Lets go of the renderers, which the last world that uses them frees."""
         self._renderer = self._view_renderer = None
 
     # What recorders, experts and evaluation need besides -----------------------------------------
@@ -166,7 +164,7 @@ class BimanualEnv(World):
     def view(self) -> Image:
         """The front view (*VIEW_SIZE, 3) uint8 RGB, always without shadows and multisampling."""
         if self._view_renderer is None:
-            self._view_renderer = CameraRenderer(self.model, VIEW_SIZE)
+            self._view_renderer = shared_renderer(self.model, VIEW_SIZE)
         return self._view_renderer.render(self.data, VIEW_CAMERA)
 
     def project(self, points: Array) -> Array:
@@ -201,7 +199,7 @@ class BimanualEnv(World):
         pairs = self._index.geom_bodies[self.data.contact.geom]  # (contacts, 2) bodies
         body = self._index.object_bodies[name]
         touched = pairs[(pairs == body).any(axis=1)]
-        return np.isin(self._index.finger_bodies, touched)
+        return (self._index.finger_bodies[..., None] == touched.ravel()).any(axis=-1)
 
     def _is_lifted(self, name: str, half_size: ArrayLike) -> bool:
         """Whether the object, a box of `half_size` (3,) in m, has no corner at the table."""
@@ -256,7 +254,7 @@ class BimanualEnv(World):
 
     def _render(self, camera: str) -> Image:
         if self._renderer is None:
-            self._renderer = CameraRenderer(
+            self._renderer = shared_renderer(
                 self.model,
                 self._image_size,
                 shadows=self._shadows,
@@ -294,6 +292,12 @@ class _ModelIndex:
         starts = {name: int(model.joint(name).qposadr[0]) for name in objects}
         self.object_positions = {name: slice(start, start + 7) for name, start in starts.items()}
         self.object_bodies = {name: model.body(name).id for name in objects}
+
+
+@functools.cache
+def _compiled(scene: str) -> mujoco.MjModel:
+    """One model for all worlds of a process: they only read it, and can share a renderer."""
+    return mujoco.MjModel.from_xml_string(scene)
 
 
 def planar_pose(x: float, y: float, z: float, yaw: float) -> Array:

@@ -56,7 +56,7 @@ def test_no_renderer_before_the_first_picture(make_env, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a renderer was made")
 
-    monkeypatch.setattr("imf_ray.sim.bimanual.CameraRenderer", refuse)
+    monkeypatch.setattr("imf_ray.sim.bimanual.shared_renderer", refuse)
     env = make_env()
     env.reset(seed=0)
     env.step(HOLD_STILL)
