@@ -9,8 +9,9 @@ import multiprocessing
 import time
 from typing import cast
 
-from imf_ray.config import TaskConfig, load_config
+from imf_ray.config import load_config
 from imf_ray.rollout.success import wilson_interval
+from imf_ray.schema import TaskConfig
 from imf_ray.sim.experts import make_expert
 from imf_ray.sim.world import World, make_world
 

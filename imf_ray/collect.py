@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from imf_ray.config import Config
 from imf_ray.launch import absolute, connect, console, run
+from imf_ray.schema import Config
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:

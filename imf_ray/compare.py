@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imf_ray.config import Config
 from imf_ray.errors import UserError
 from imf_ray.launch import absolute, connect, console, run
 from imf_ray.resources import plan_simulators
+from imf_ray.schema import Config
 
 
 def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imf_ray.config import Config
 from imf_ray.errors import UserError
 from imf_ray.launch import absolute, connect, console, run
 from imf_ray.resources import plan_simulators
+from imf_ray.schema import Config
 
 if TYPE_CHECKING:
     from imf_ray.judging.contenders import Contender

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from imf_ray.config import GROUPS, Config, group_choices, key_help, load_config, to_yaml
+from imf_ray.config import GROUPS, group_choices, key_help, load_config, to_yaml
 from imf_ray.environment import prepare_environment
 from imf_ray.errors import UserError
 from imf_ray.resources import ClusterSize
+from imf_ray.schema import Config
 
 LOG_WIDTH = 110
 console = Console(markup=False, width=None if sys.stdout.isatty() else LOG_WIDTH)

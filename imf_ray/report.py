@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from imf_ray.config import Config
 from imf_ray.errors import UserError
 from imf_ray.launch import absolute, console, run
+from imf_ray.schema import Config
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:

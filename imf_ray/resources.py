@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from imf_ray.config import Config
 from imf_ray.errors import UserError
+from imf_ray.schema import Config
 
 DRIVER_CPUS = 0.05
 WORKER_SHARE, ROLLOUT_SHARE, FREE_SHARE = 0.6, 0.25, 0.15

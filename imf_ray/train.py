@@ -6,9 +6,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from imf_ray.config import Config
 from imf_ray.launch import absolute, connect, console, run
 from imf_ray.resources import plan_run
+from imf_ray.schema import Config
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from imf_ray.config import Config
 from imf_ray.launch import absolute, connect, console, run
 from imf_ray.resources import plan_simulators
+from imf_ray.schema import Config
 
 VIDEO_FILES = {"expert": "expert.mp4", "best": "best.mp4"}
 

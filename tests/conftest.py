@@ -20,9 +20,10 @@ import torch
 
 from imf_ray.agents.pretrained import build_agent
 from imf_ray.agents.vla import VLAAgent
-from imf_ray.config import Config, load_config
+from imf_ray.config import load_config
 from imf_ray.data.index import build_index
 from imf_ray.data.statistics import compute_statistics
+from imf_ray.schema import Config
 
 COMMAND_LIMIT_S = 400
 LOGICAL_CPUS, LOGICAL_GPUS = 4, 2

@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from imf_ray.agents.imf import IMFVLAAgent
 from imf_ray.agents.vla import VLAAgent
-from imf_ray.config import AgentConfig, Config, config_from_dict, to_yaml
+from imf_ray.config import config_from_dict, to_yaml
 from imf_ray.errors import UserError
+from imf_ray.schema import AgentConfig, Config
 
 WEIGHTS, EMA_WEIGHTS, CONFIG = "model.safetensors", "model_ema.safetensors", "config.yaml"
 POLICY_SECTIONS = ("agent", "data", "task")

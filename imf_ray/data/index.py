@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from imf_ray.config import Config
 from imf_ray.data.episodes import ACTION_DATASETS, SUFFIX, EpisodeInfo, bad_episode, check_episode
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
+from imf_ray.schema import Config
 
 CACHE_DIR = ".imf_ray"
 CACHE_VERSION = 1

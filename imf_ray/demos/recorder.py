@@ -8,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 
 import imf_ray
-from imf_ray.config import TaskConfig
 from imf_ray.data.episodes import Episode, EpisodeAttributes
 from imf_ray.errors import UserError
+from imf_ray.schema import TaskConfig
 from imf_ray.sim.experts import make_expert
 from imf_ray.sim.world import World, make_world
 

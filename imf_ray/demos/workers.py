@@ -19,12 +19,12 @@ from pathlib import Path
 import h5py
 import ray
 
-from imf_ray.config import TaskConfig
 from imf_ray.data.episodes import SUFFIX, episode_path, write_episode
 from imf_ray.data.index import CACHE_DIR, list_episodes
 from imf_ray.demos.recorder import Recorder
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
+from imf_ray.schema import TaskConfig
 
 MAX_FAILURES = 100
 """Failed attempts without a success between them that end a collection."""

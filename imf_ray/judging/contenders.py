@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imf_ray.agents.pretrained import load_config_of
-from imf_ray.config import Config, EvaluateConfig, override
+from imf_ray.config import override
 from imf_ray.errors import UserError
 from imf_ray.resources import SimulatorPlan
 from imf_ray.rollout.actors import RolloutJob, identify
@@ -15,6 +15,7 @@ from imf_ray.rollout.judgement import Judgement, Simulators, judgement_folder
 from imf_ray.rollout.policies import EXPERT, REPLAY, UNTRAINED
 from imf_ray.rollout.records import EpisodeRecord, summarize
 from imf_ray.rollout.settings import RolloutSettings, agent_settings, scripted_settings
+from imf_ray.schema import Config, EvaluateConfig
 from imf_ray.sim.experts import EXPERTS
 from imf_ray.training.checkpoint import list_checkpoints, ranking, read_checkpoint
 

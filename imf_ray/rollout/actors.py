@@ -19,13 +19,13 @@ import torch
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from imf_ray.config import EvaluateConfig
 from imf_ray.errors import UserError
 from imf_ray.rollout.artifacts import Keep
 from imf_ray.rollout.policies import Policy, make_policy
 from imf_ray.rollout.records import EpisodeRecord
 from imf_ray.rollout.runner import EpisodeRunner, Played
 from imf_ray.rollout.settings import THREADS, RolloutSettings, execution_settings, make_env
+from imf_ray.schema import EvaluateConfig
 from imf_ray.sim.world import World
 
 MAX_ATTEMPTS = 3

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import imf_ray
-from imf_ray.config import Config, EvaluateConfig, TaskConfig
+from imf_ray.schema import Config, EvaluateConfig, TaskConfig
 from imf_ray.sim.world import World, make_world
 
 THREADS = 1

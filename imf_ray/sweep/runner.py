@@ -9,13 +9,14 @@ from typing import Any
 
 from ray import tune
 
-from imf_ray.config import Config, config_to_dict
+from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
 from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, plan_slots
 from imf_ray.rollout.actors import RolloutJob, run_episodes
 from imf_ray.rollout.policies import EXPERT
 from imf_ray.rollout.records import RolloutSummary, summarize
 from imf_ray.rollout.settings import scripted_settings
+from imf_ray.schema import Config
 from imf_ray.sweep.search_space import SearchSpace, trial_name
 from imf_ray.sweep.trial import (
     FAILED,

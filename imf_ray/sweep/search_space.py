@@ -12,8 +12,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from imf_ray.config import Config, known_keys, load_config
+from imf_ray.config import known_keys, load_config
 from imf_ray.errors import UserError
+from imf_ray.schema import Config
 
 NOT_VARIED = (
     "cluster.",

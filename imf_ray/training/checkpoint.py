@@ -21,9 +21,9 @@ import torch
 
 from imf_ray.agents.pretrained import save_agent
 from imf_ray.agents.vla import VLAAgent
-from imf_ray.config import Config, TrainConfig
 from imf_ray.errors import UserError
 from imf_ray.files import move_into_place, sync, write_atomically
+from imf_ray.schema import Config, TrainConfig
 
 PREFIX, PARTIAL = "checkpoint_", ".partial_"
 PATTERN = f"{PREFIX}[0-9]*"  # Ray keeps a checkpoint_manager_snapshot.json beside them

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS, build_agent
 from imf_ray.agents.vla import VLAAgent
-from imf_ray.config import Config, config_from_dict
+from imf_ray.config import config_from_dict
 from imf_ray.data.draws import sample_draws
 from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream
 from imf_ray.data.statistics import Statistics
 from imf_ray.data.windows import Batch
 from imf_ray.errors import UserError
+from imf_ray.schema import Config
 from imf_ray.training.checkpoint import (
     CheckpointSchedule,
     SavedCheckpoint,

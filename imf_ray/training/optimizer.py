@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from imf_ray.agents.vla import VLAAgent
-from imf_ray.config import TrainConfig
+from imf_ray.schema import TrainConfig
 
 EMA_POWER, EMA_MAX_DECAY = 0.75, 0.9999
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import ray
 
-from imf_ray.config import Config, config_to_dict
+from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
+from imf_ray.schema import Config
 from imf_ray.training.checkpoint import VALIDATIONS
 
 METRICS_FILE, WORKERS_DIR, SWANLAB_DIR = "metrics.jsonl", "workers", "swanlab"

@@ -25,7 +25,7 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from imf_ray.agents.pretrained import CONFIG, build_agent
-from imf_ray.config import Config, config_to_dict, to_yaml
+from imf_ray.config import config_to_dict, to_yaml
 from imf_ray.data.index import EpisodeIndex, build_index
 from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
 from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
@@ -33,6 +33,7 @@ from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
 from imf_ray.resources import RunResources
+from imf_ray.schema import Config
 from imf_ray.training.checkpoint import (
     SavedCheckpoint,
     list_checkpoints,

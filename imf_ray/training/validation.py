@@ -18,13 +18,14 @@ import ray.train
 import torch
 
 from imf_ray.agents.pretrained import load_agent
-from imf_ray.config import Config, config_from_dict
+from imf_ray.config import config_from_dict
 from imf_ray.data.episodes import ACTION_DATASETS
 from imf_ray.data.windows import WindowSpec, sample_windows
 from imf_ray.rollout.actors import RolloutJob, run_episodes
 from imf_ray.rollout.judgement import keep_records
 from imf_ray.rollout.records import summarize
 from imf_ray.rollout.settings import agent_settings
+from imf_ray.schema import Config
 from imf_ray.training.checkpoint import write_validation
 
 ACTION_ERROR_WINDOWS = 256

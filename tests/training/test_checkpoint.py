@@ -1,6 +1,6 @@
 """When checkpoints are written and validated."""
 
-from imf_ray.config import TrainConfig
+from imf_ray.schema import TrainConfig
 from imf_ray.training.checkpoint import CheckpointSchedule
 
 

@@ -12,10 +12,10 @@ import torch
 
 from imf_ray.agents.pretrained import load_config_of, save_agent
 from imf_ray.agents.vla import VLAAgent
-from imf_ray.config import Config
 from imf_ray.data.episodes import EpisodeSlice
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.data.windows import Batch, WindowBatcher, sample_windows
+from imf_ray.schema import Config
 from imf_ray.training.loop import Trainer, to_tensors
 from imf_ray.training.trainer import CheckedRun, check_run
 from imf_ray.training.validation import action_error, window_spec

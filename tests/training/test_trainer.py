@@ -16,11 +16,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file
 
 from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS, load_agent
-from imf_ray.config import Config, config_to_dict
+from imf_ray.config import config_to_dict
 from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
 from imf_ray.resources import ClusterSize, RunResources, plan_run
+from imf_ray.schema import Config
 from imf_ray.training.checkpoint import (
     list_checkpoints,
     newest_checkpoint,
