@@ -48,6 +48,10 @@ class VisionBackboneConfig:
     num_keypoints: int = 32
     stage_widths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
     blocks_per_stage: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
+    stage_strides: list[int] = field(default_factory=lambda: [1, 2, 2, 2])
+    crop_size: int | None = None
+    """Side of the square that is looked at, somewhere in the picture in training (augmentation),
+    in its middle otherwise; null is the whole picture."""
 
 
 @dataclass
@@ -59,6 +63,9 @@ class AgentConfig:
     condition: str = "single_token"
     """`single_token` (one token a step) or `multi_token` (one token a step and camera)."""
     state_dim: int = 16
+    """Width of `qpos`."""
+    pose_objects: list[str] = field(default_factory=list)
+    """Objects whose true pose is part of the state: a policy that is told what it should see."""
     action_dim: int = 16
     obs_horizon: int = 2
     pred_horizon: int = 16
@@ -422,6 +429,12 @@ class Config:
             raise UserError(
                 f"agent.camera_names asks for {unread}, which data.camera_names="
                 f"{self.data.camera_names} does not read: add them there."
+            )
+        crop = self.agent.vision_backbone.crop_size
+        if crop is not None and not 1 <= crop <= self.task.image_size:
+            raise UserError(
+                f"agent.vision_backbone.crop_size={crop} must lie between 1 and task.image_size="
+                f"{self.task.image_size}."
             )
 
 

@@ -45,6 +45,7 @@ def build_agent(config: AgentConfig, action_space: str, stats: Stats | None = No
         agent = IMFVLAAgent(
             action_dim=config.action_dim,
             state_dim=config.state_dim,
+            num_poses=len(config.pose_objects),
             camera_names=config.camera_names,
             obs_horizon=config.obs_horizon,
             pred_horizon=config.pred_horizon,
@@ -61,7 +62,7 @@ def build_agent(config: AgentConfig, action_space: str, stats: Stats | None = No
         )
     except ValueError as error:
         raise UserError(f"agent={config.name} cannot be built: {error}") from error
-    if stats is not None:
+    if stats is not None and agent.vision_encoder is not None:
         agent.vision_encoder.load_pretrained()
     return agent
 

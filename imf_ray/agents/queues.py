@@ -71,7 +71,7 @@ class ChunkQueue:
             raise ValueError("the observation history is empty; push an observation first")
         missing = self.obs_horizon - len(self._history)
         steps = [self._history[0]] * missing + list(self._history)
-        if not all(step["images"] for step in steps):
+        if any(step["images"] is None for step in steps):
             raise ValueError(
                 "an observation of the window has no images; render them whenever wants_images says"
             )

@@ -14,7 +14,7 @@ from imf_ray.models.vision import MultiViewResNetEncoder
 
 CONDITIONS = ("single_token", "multi_token")
 ACTION_SPACES = ("joint", "ee")
-_EE_DIM = 16
+_EE_DIM, _POSE_DIM = 16, 7
 
 
 class VLAAgent(nn.Module, ABC):
@@ -34,7 +34,9 @@ class VLAAgent(nn.Module, ABC):
 
     Args:
         action_dim, state_dim: widths of an action and of qpos.
-        camera_names: cameras the policy looks at, in this order.
+        num_poses: object poses (xyz, quaternion wxyz) that stand behind qpos in the observation's
+            "qpos", which is then (B, obs_horizon, state_dim + 7 * num_poses).
+        camera_names: cameras the policy looks at, in this order; none for a policy on state alone.
         obs_horizon, pred_horizon, num_action_steps: observations per window, actions per chunk, and
             how many of those are executed before the next chunk.
         inference_steps: network calls per chunk.
@@ -57,6 +59,7 @@ class VLAAgent(nn.Module, ABC):
         *,
         action_dim: int,
         state_dim: int,
+        num_poses: int = 0,
         camera_names: Sequence[str],
         obs_horizon: int = 2,
         pred_horizon: int = 16,
@@ -89,24 +92,41 @@ class VLAAgent(nn.Module, ABC):
 
         quaternions = EE_QUATERNIONS if action_space == "ee" else ()
         stats = stats or {}
-        self.qpos_normalizer = Normalizer(state_dim, normalization_type, stats.get("qpos"))
+        poses = range(state_dim, state_dim + num_poses * _POSE_DIM, _POSE_DIM)
+        state_dim += num_poses * _POSE_DIM
+        self.qpos_normalizer = Normalizer(
+            state_dim,
+            normalization_type,
+            stats.get("qpos"),
+            [slice(start + 3, start + _POSE_DIM) for start in poses],
+        )
         self.action_normalizer = Normalizer(
             action_dim, normalization_type, stats.get("action"), quaternions
         )
         self.image_normalizer = ImageNormalizer()
-        self.vision_encoder = MultiViewResNetEncoder(self.camera_names, **(vision_encoder or {}))
+        if condition == "multi_token" and not self.camera_names:
+            raise ValueError(
+                "condition='multi_token' makes a token of each camera, but camera_names is empty; "
+                "name cameras or set condition='single_token'"
+            )
+        self.vision_encoder = (
+            MultiViewResNetEncoder(self.camera_names, **(vision_encoder or {}))
+            if self.camera_names
+            else None
+        )
+        features = self.vision_encoder.out_dim if self.vision_encoder is not None else 0
 
         head = dict(head or {})
         if condition == "single_token":
             self.projector: nn.Module = nn.Identity()
-            cond_dim = len(self.camera_names) * self.vision_encoder.out_dim + state_dim
+            cond_dim = len(self.camera_names) * features + state_dim
         else:
             if "n_emb" not in head:
                 raise ValueError(
                     "condition='multi_token' projects tokens to the head's width; set head.n_emb"
                 )
             cond_dim = head["n_emb"]
-            self.projector = nn.Linear(self.vision_encoder.out_dim + state_dim, cond_dim)
+            self.projector = nn.Linear(features + state_dim, cond_dim)
         self.head = head_factory(
             input_dim=action_dim,
             output_dim=action_dim,
@@ -137,7 +157,8 @@ class VLAAgent(nn.Module, ABC):
         Optional keys make it a function of the batch alone and of how it was split over ranks:
         "valid_count" (scalar tensor; valid actions of the global batch / number of ranks) replaces
         the batch's own count of valid actions as the loss's denominator, so that gradients averaged
-        over ranks equal those of one process; a subclass names the random numbers it accepts.
+        over ranks equal those of one process; "crop_places" (B, cameras, 2) says where images are
+        cropped; a subclass names the random numbers it accepts.
 
         Raises:
             ValueError: if a camera's images are missing.
@@ -224,25 +245,38 @@ class VLAAgent(nn.Module, ABC):
 
     def _build_cond(self, obs: Mapping[str, Any]) -> Tensor:
         """Observation windows -> condition tokens (B, condition_sequence_length, cond_dim)."""
-        features = self._encode_images(obs["images"])
         state = self.qpos_normalizer.normalize(obs["qpos"].to(self.qpos_normalizer.mean))
+        if self.vision_encoder is None:
+            return state
+        places = obs.get("crop_places")
+        if places is None and self.training:
+            places = state.new_empty(len(state), len(self.camera_names), 2).uniform_()
+        features = self._encode_images(self.vision_encoder, obs["images"], places)
         if self.condition == "single_token":
             return torch.cat((features.flatten(2), state), dim=-1)
         state = state[:, :, None].expand(-1, -1, features.shape[2], -1)
         return self.projector(torch.cat((features, state), dim=-1)).flatten(1, 2)
 
-    def _encode_images(self, images: Mapping[str, Tensor]) -> Tensor:
-        """Images {camera: (B, T, H, W, 3) uint8} -> features (B, T, K, D)."""
-        flat = {
-            name: self.image_normalizer(image.flatten(0, 1))
-            for name, image in self.vision_encoder.select(images).items()
+    def _encode_images(
+        self, encoder: MultiViewResNetEncoder, images: Mapping[str, Tensor], places: Tensor | None
+    ) -> Tensor:
+        """Images {camera: (B, T, H, W, 3) uint8} -> features (B, T, K, D).
+
+        `places` (B, K, 2) says where they are cropped (see `MultiViewResNetEncoder.crop`).
+        """
+        cropped = {
+            name: encoder.crop(image, None if places is None else places[:, camera])
+            for camera, (name, image) in enumerate(encoder.select(images).items())
         }
-        return self.vision_encoder(flat).unflatten(0, (-1, self.obs_horizon))
+        flat = {name: self.image_normalizer(image.flatten(0, 1)) for name, image in cropped.items()}
+        return encoder(flat).unflatten(0, (-1, self.obs_horizon))
 
     def _populate_queues(self, obs: Mapping[str, Any]) -> None:
         """Appends one step's observation, of the cameras in use, to the history."""
         images = obs.get("images")
-        if images:
+        if self.vision_encoder is None:
+            images = {}
+        elif images:
             images = self.vision_encoder.select(images)
         self._queue.push({"images": images, "qpos": obs["qpos"]})
 

@@ -3,6 +3,7 @@
     /observations/images/{camera}  (T, H, W, 3) uint8 RGB, one HDF5 chunk a frame
     /observations/qpos             (T, D_state) float32
     /observations/qvel             (T, D_state) float32, optional
+    /observations/poses/{object}   (T, 7) float32, xyz in m and quaternion wxyz, optional
     /action                        (T, D_action) float32, joint targets or the task's own actions
     /action_ee                     (T, D_action) float32, end-effector targets, optional
 
@@ -26,6 +27,7 @@ from imf_ray.errors import UserError
 from imf_ray.files import move_into_place
 
 SUFFIX = ".hdf5"
+POSES = "observations/poses"
 ACTION_DATASETS = {"joint": "action", "ee": "action_ee"}
 
 
@@ -55,6 +57,8 @@ class Episode:
     qvel: np.ndarray | None
     action: np.ndarray
     action_ee: np.ndarray | None
+    poses: Mapping[str, np.ndarray]
+    """True poses (T, 7) by object: what a policy without eyes is told."""
     attributes: EpisodeAttributes
 
 
@@ -70,6 +74,8 @@ class EpisodeInfo:
     action_dim: int
     datasets: tuple[str, ...]
     """The action datasets present: `action`, `action_ee`."""
+    objects: tuple[str, ...]
+    """Objects whose poses are recorded."""
     attributes: Mapping[str, Any]
     """Root attributes as plain values; empty for files without them."""
 
@@ -78,7 +84,8 @@ class EpisodeInfo:
 class EpisodeSlice:
     """Consecutive steps of one episode: what one read brings, and what windows are cut from.
 
-    `images` {camera: (F, H, W, 3) uint8} and `qpos` (F, D) begin at step `frame_start`; `action`
+    `images` {camera: (F, H, W, 3) uint8} and `qpos` (F, D; with the poses that were asked for
+    behind it) begin at step `frame_start`; `action`
     (A, D) begins at step `action_start`; `length` is the whole episode's.
     """
 
@@ -117,6 +124,7 @@ def write_episode(path: Path, episode: Episode) -> None:
                 ("observations/qvel", episode.qvel),
                 ("action", episode.action),
                 ("action_ee", episode.action_ee),
+                *((f"{POSES}/{name}", poses) for name, poses in episode.poses.items()),
             ):
                 if values is not None:
                     file.create_dataset(
@@ -145,11 +153,15 @@ def check_episode(path: Path) -> EpisodeInfo:
 def read_slice(
     path: str,
     cameras: Sequence[str],
+    objects: Sequence[str],
     action_dataset: str,
     frames: tuple[int, int],
     actions: tuple[int, int],
 ) -> EpisodeSlice:
     """Read frames [frames[0], frames[1]) and actions [actions[0], actions[1]) of one episode.
+
+    Args:
+        objects: their poses are read behind `qpos`.
 
     Raises:
         UserError: the file cannot be read any more, with the file named.
@@ -157,12 +169,13 @@ def read_slice(
     try:
         with h5py.File(path, "r") as file:
             observations = file["observations"]
+            state = [observations["qpos"], *(file[f"{POSES}/{name}"] for name in objects)]
             return EpisodeSlice(
                 length=len(file[action_dataset]),
                 frame_start=frames[0],
                 action_start=actions[0],
                 images={c: observations[f"images/{c}"][slice(*frames)] for c in cameras},
-                qpos=observations["qpos"][slice(*frames)].astype(np.float32),
+                qpos=np.hstack([part[slice(*frames)] for part in state]).astype(np.float32),
                 action=file[action_dataset][slice(*actions)].astype(np.float32),
             )
     except (OSError, KeyError, RuntimeError) as error:
@@ -197,6 +210,8 @@ def _describe(path: Path, file: h5py.File) -> EpisodeInfo:
     vectors = {name: file[name] for name in (*actions, "observations/qpos")}
     if _is_dataset(file, "observations/qvel"):
         vectors["observations/qvel"] = file["observations/qvel"]
+    objects = tuple(file[POSES]) if POSES in file else ()
+    vectors |= {f"{POSES}/{name}": file[f"{POSES}/{name}"] for name in objects}
     length = len(file["action"]) if file["action"].ndim else 0
     if length == 0:
         raise bad_episode(path, "its /action has no steps")
@@ -229,6 +244,7 @@ def _describe(path: Path, file: h5py.File) -> EpisodeInfo:
         state_dim=int(file["observations/qpos"].shape[1]),
         action_dim=int(file["action"].shape[1]),
         datasets=actions,
+        objects=objects,
         attributes={name: _plain(value) for name, value in file.attrs.items()},
     )
 

@@ -25,7 +25,7 @@ from imf_ray.files import write_atomically
 from imf_ray.schema import Config
 
 CACHE_DIR = ".imf_ray"
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 log = logging.getLogger(__name__)
 
 
@@ -142,6 +142,7 @@ class _Cache:
         info = dict(entry["info"], path=str(path))
         info["cameras"] = {camera: tuple(size) for camera, size in info["cameras"].items()}
         info["datasets"] = tuple(info["datasets"])
+        info["objects"] = tuple(info["objects"])
         return EpisodeInfo(**info)
 
     def check(self, path: Path) -> None:
@@ -168,6 +169,13 @@ def _require_agreement(info: EpisodeInfo, config: Config) -> None:
     if missing:
         raise bad_episode(
             path, f"it has no camera {', '.join(missing)} (it has {', '.join(info.cameras)})"
+        )
+    unknown = [name for name in config.agent.pose_objects if name not in info.objects]
+    if unknown:
+        raise bad_episode(
+            path,
+            f"it has no poses of {', '.join(unknown)}, which agent.pose_objects asks for (it has "
+            f"{', '.join(info.objects) or 'none'})",
         )
     space = config.task.action_space
     if ACTION_DATASETS[space] not in info.datasets:

@@ -19,12 +19,13 @@ log = logging.getLogger(__name__)
 
 
 def compute_statistics(
-    episodes: Sequence[EpisodeInfo], action_dataset: str, digest: str
+    episodes: Sequence[EpisodeInfo], objects: Sequence[str], action_dataset: str, digest: str
 ) -> Statistics:
     """Minimum, maximum, mean and standard deviation of each dimension of state and action.
 
     Args:
         episodes: the training split.
+        objects: those whose poses are part of the state.
         action_dataset: `action` or `action_ee`.
         digest: of the index; a changed data set is computed anew.
 
@@ -32,7 +33,9 @@ def compute_statistics(
         `{"qpos" | "action": {"min" | "max" | "mean" | "std": D numbers}}`.
     """
     names = [Path(episode.path).name for episode in episodes]
-    key = hashlib.sha256(json.dumps([digest, action_dataset, names]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        json.dumps([digest, action_dataset, names, *objects]).encode()
+    ).hexdigest()[:16]
     cache = Path(episodes[0].path).parent / CACHE_DIR / f"statistics-{key}.json"
     try:
         return json.loads(cache.read_text())
@@ -40,7 +43,8 @@ def compute_statistics(
         pass
 
     slices = [
-        read_slice(e.path, (), action_dataset, (0, e.length), (0, e.length)) for e in episodes
+        read_slice(e.path, (), objects, action_dataset, (0, e.length), (0, e.length))
+        for e in episodes
     ]
     statistics = {
         "qpos": _describe(np.concatenate([s.qpos for s in slices])),

@@ -20,9 +20,11 @@ Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """How windows are cut: the cameras, the action dataset, and the horizons in steps."""
+    """How windows are cut: cameras, objects whose poses are state, action dataset, and the
+    horizons in steps."""
 
     cameras: tuple[str, ...]
+    objects: tuple[str, ...]
     action_dataset: str
     obs_horizon: int
     pred_horizon: int
@@ -43,6 +45,7 @@ class WindowSpec:
         return read_slice(
             path,
             self.cameras,
+            self.objects,
             self.action_dataset,
             (int(frames.min()), int(frames.max()) + 1),
             (int(actions.min()), int(actions.max()) + 1),

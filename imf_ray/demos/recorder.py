@@ -44,11 +44,13 @@ class Recorder:
         observation, info = self._env.reset(seed=seed)
         self._expert.reset()
         seen: list[dict[str, Any]] = []
+        poses: list[dict[str, np.ndarray]] = []
         actions, actions_ee, rewards = [], [], []
         over = False
         while not over:
             joint, ee = self._expert.act()
             seen.append(observation)
+            poses.append(info["poses"])
             actions.append(joint)
             actions_ee.append(ee)
             observation, reward, terminated, truncated, info = self._env.step(joint)
@@ -61,6 +63,7 @@ class Recorder:
             qvel=_stack([step.get("qvel") for step in seen]),
             action=np.stack(actions),
             action_ee=_stack(actions_ee),
+            poses={name: np.stack([step[name] for step in poses]) for name in poses[0]},
             attributes=EpisodeAttributes(
                 task=self._task.env_id,
                 action_space="joint",

@@ -11,6 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 VISION_BACKBONE_MODES = ("resnet",)
 RESNET18_WIDTHS = (64, 128, 256, 512)
 RESNET18_BLOCKS = (2, 2, 2, 2)
+RESNET18_STRIDES = (1, 2, 2, 2)
 _CHANNELS_PER_GROUP = 16
 
 
@@ -30,6 +31,8 @@ class ResNetTrunk(nn.Module):
     Args:
         stage_widths: channels of the four stages; the stem has the first stage's.
         blocks_per_stage: basic blocks of the four stages.
+        stage_strides: of the four stages. A last stride of 1 keeps feature maps twice as large, so
+            that keypoints of small images are located more finely.
         pretrained_weights: a member of torchvision's ResNet18_Weights ("IMAGENET1K_V1"), or None.
             It decides the architecture; `load_pretrained` brings the weights.
 
@@ -41,14 +44,21 @@ class ResNetTrunk(nn.Module):
         self,
         stage_widths: Sequence[int] = RESNET18_WIDTHS,
         blocks_per_stage: Sequence[int] = RESNET18_BLOCKS,
+        stage_strides: Sequence[int] = RESNET18_STRIDES,
         pretrained_weights: str | None = None,
     ) -> None:
         super().__init__()
-        if len(stage_widths) != 4 or len(blocks_per_stage) != 4:
-            raise ValueError(
-                f"stage_widths={tuple(stage_widths)}, blocks_per_stage={tuple(blocks_per_stage)}: "
-                "a ResNet trunk has four stages; give four numbers for each"
-            )
+        stages = {
+            "stage_widths": tuple(stage_widths),
+            "blocks_per_stage": tuple(blocks_per_stage),
+            "stage_strides": tuple(stage_strides),
+        }
+        for option, values in stages.items():
+            if len(values) != 4 or min(values) < 1:
+                raise ValueError(
+                    f"{option}={values}: a ResNet trunk has four stages; give four numbers of at "
+                    "least 1"
+                )
         self.out_channels = stage_widths[-1]
         self._norm: Callable[[int], nn.Module] = (
             _group_norm if pretrained_weights is None else FrozenBatchNorm2d
@@ -57,12 +67,11 @@ class ResNetTrunk(nn.Module):
         self.bn1 = self._norm(stage_widths[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        width1, width2, width3, width4 = stage_widths
-        blocks1, blocks2, blocks3, blocks4 = blocks_per_stage
-        self.layer1 = self._stage(width1, width1, blocks1, stride=1)
-        self.layer2 = self._stage(width1, width2, blocks2, stride=2)
-        self.layer3 = self._stage(width2, width3, blocks3, stride=2)
-        self.layer4 = self._stage(width3, width4, blocks4, stride=2)
+        widths_in = (stage_widths[0], *stage_widths[:-1])
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            self._stage(*sizes)
+            for sizes in zip(widths_in, stage_widths, blocks_per_stage, stage_strides, strict=True)
+        )
 
         self._pretrained_weights: ResNet18_Weights | None = None
         if pretrained_weights is None:
@@ -70,7 +79,7 @@ class ResNetTrunk(nn.Module):
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         else:
-            _check_is_resnet18(stage_widths, blocks_per_stage, pretrained_weights)
+            _check_is_resnet18(stages, pretrained_weights)
             self._pretrained_weights = _find_weights(pretrained_weights)
 
     def load_pretrained(self) -> None:
@@ -91,7 +100,10 @@ class ResNetTrunk(nn.Module):
         return nn.Sequential(first, *rest)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) -> feature maps (N, out_channels, ceil(H / 32), ceil(W / 32))."""
+        """Images (N, 3, H, W) -> feature maps (N, out_channels, ceil(H / 32), ceil(W / 32)).
+
+        With other strides, 32 is four times their product.
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
@@ -145,7 +157,9 @@ class MultiViewResNetEncoder(nn.Module):
         pretrained_backbone_weights: see `ResNetTrunk`.
         freeze_backbone: the trunks get no gradient; keypoints and projections still train.
         num_keypoints: keypoints of the spatial softmax; features per camera are twice as many.
-        stage_widths, blocks_per_stage: see `ResNetTrunk`.
+        stage_widths, blocks_per_stage, stage_strides: see `ResNetTrunk`.
+        crop_size: side in pixels of the square that is looked at: somewhere in the image in
+            training, its middle otherwise. None looks at all of it.
 
     Raises:
         ValueError: for an unknown mode, no camera or a camera named twice, and as `ResNetTrunk`.
@@ -161,6 +175,8 @@ class MultiViewResNetEncoder(nn.Module):
         num_keypoints: int = 32,
         stage_widths: Sequence[int] = RESNET18_WIDTHS,
         blocks_per_stage: Sequence[int] = RESNET18_BLOCKS,
+        stage_strides: Sequence[int] = RESNET18_STRIDES,
+        crop_size: int | None = None,
     ) -> None:
         super().__init__()
         if vision_backbone_mode not in VISION_BACKBONE_MODES:
@@ -173,11 +189,14 @@ class MultiViewResNetEncoder(nn.Module):
                 f"camera_names={list(camera_names)}: name at least one camera, and each once"
             )
         self.camera_names = tuple(camera_names)
+        self.crop_size = crop_size
         self.out_dim = 2 * num_keypoints
         self._shared = not use_separate_rgb_encoder_per_camera
 
         def build_encoder() -> CameraEncoder:
-            trunk = ResNetTrunk(stage_widths, blocks_per_stage, pretrained_backbone_weights)
+            trunk = ResNetTrunk(
+                stage_widths, blocks_per_stage, stage_strides, pretrained_backbone_weights
+            )
             trunk.requires_grad_(not freeze_backbone)
             return CameraEncoder(trunk, num_keypoints)
 
@@ -203,6 +222,34 @@ class MultiViewResNetEncoder(nn.Module):
         ]
         return torch.stack(features, dim=1)
 
+    def crop(self, images: Tensor, places: Tensor | None = None) -> Tensor:
+        """The square of every image that is looked at; all of it where `crop_size` is None.
+
+        Args:
+            images: (B, T, H, W, C); the T images of a row are cropped alike.
+            places: (B, 2) in [0, 1), from the topmost and leftmost square to the last; None takes
+                the middle one.
+
+        Raises:
+            ValueError: the images are smaller than the square.
+        """
+        if self.crop_size is None:
+            return images
+        size, (height, width) = self.crop_size, images.shape[2:4]
+        if min(height, width) < size:
+            raise ValueError(
+                f"crop_size={size} is more than the images of {height} x {width} pixels have"
+            )
+        if places is None:
+            top, left = (height - size) // 2, (width - size) // 2
+            return images[:, :, top : top + size, left : left + size]
+        room = torch.tensor([height - size + 1, width - size + 1], device=places.device)
+        corners = (places * room).long().tolist()
+        squares = zip(images, corners, strict=True)  # slices: three times as fast as indexing
+        return torch.stack(
+            [i[:, top : top + size, left : left + size] for i, (top, left) in squares]
+        )
+
     def load_pretrained(self) -> None:
         """Fetch and load the pretrained weights of every trunk (see `ResNetTrunk`)."""
         for encoder in self.encoders.values():
@@ -223,13 +270,18 @@ class MultiViewResNetEncoder(nn.Module):
         return {name: images[name] for name in self.camera_names}
 
 
-def _check_is_resnet18(widths: Sequence[int], blocks: Sequence[int], weights: str) -> None:
-    if tuple(widths) != RESNET18_WIDTHS or tuple(blocks) != RESNET18_BLOCKS:
-        raise ValueError(
-            f"pretrained_backbone_weights={weights!r} fit stage_widths={RESNET18_WIDTHS} and "
-            f"blocks_per_stage={RESNET18_BLOCKS} only, got {tuple(widths)} and {tuple(blocks)}; "
-            "use those, or pretrained_backbone_weights=null"
-        )
+def _check_is_resnet18(stages: Mapping[str, tuple[int, ...]], weights: str) -> None:
+    resnet18 = {
+        "stage_widths": RESNET18_WIDTHS,
+        "blocks_per_stage": RESNET18_BLOCKS,
+        "stage_strides": RESNET18_STRIDES,
+    }
+    for option, values in stages.items():
+        if values != resnet18[option]:
+            raise ValueError(
+                f"pretrained_backbone_weights={weights!r} fit {option}={resnet18[option]} only, "
+                f"got {values}; use that, or pretrained_backbone_weights=null"
+            )
 
 
 def _find_weights(name: str) -> ResNet18_Weights:

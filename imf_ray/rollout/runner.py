@@ -141,11 +141,15 @@ class _Episode:
 
     def _look(self) -> None:
         assert self._observation is not None
+        observation = self._observation
+        if self._settings.pose_objects:
+            told = [self._info["poses"][name] for name in self._settings.pose_objects]
+            qpos = np.concatenate([observation["qpos"], *told]).astype(np.float32)
+            observation = {**observation, "qpos": qpos}
         if self.controller.wants_images:
             with self.watch.lap("obs_read_ms"):
-                images = self._world.render_cameras()
-            self._observation = {**self._observation, "images": images}
-        self.controller.observe(self._observation)
+                observation = {**observation, "images": self._world.render_cameras()}
+        self.controller.observe(observation)
         self._seen = True
 
     def _act(self) -> None:

@@ -16,10 +16,12 @@ THREADS = 1
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How episodes are executed; for a policy without chunks the first four mean nothing."""
+    """How episodes are executed; what only a policy with chunks reads means nothing to others."""
 
     task: TaskConfig
     camera_names: tuple[str, ...] = ()
+    pose_objects: tuple[str, ...] = ()
+    """Objects whose true poses the policy is told."""
     noise_seed: int = 0
     num_action_steps: int | None = None
     inference_steps: int | None = None
@@ -40,6 +42,7 @@ def agent_settings(config: Config, noise_seed: int) -> RolloutSettings:
     return RolloutSettings(
         task=config.task,
         camera_names=tuple(config.agent.camera_names),
+        pose_objects=tuple(config.agent.pose_objects),
         noise_seed=noise_seed,
         num_action_steps=evaluate.num_action_steps or config.agent.num_action_steps,
         inference_steps=evaluate.inference_steps or config.agent.inference_steps,
@@ -72,6 +75,7 @@ def execution_settings(settings: RolloutSettings, world: World) -> Mapping[str, 
     return {
         **values,
         "camera_names": list(settings.camera_names),
+        "pose_objects": list(settings.pose_objects),
         "success_rule": world.success_rule,
         "threads": THREADS,
         "version": imf_ray.__version__,

@@ -41,7 +41,7 @@ def scene_xml(task: str, materials: str, objects: str) -> str:
   <option timestep="{PHYSICS_TIMESTEP}" integrator="implicitfast" cone="elliptic" impratio="10"/>
   <visual>
     <headlight ambient="0.35 0.35 0.35" diffuse="0.35 0.35 0.35" specular="0.1 0.1 0.1"/>
-    <quality shadowsize="1024"/>
+    <quality shadowsize="1024" numslices="16" numstacks="8"/>
     <map znear="0.02" zfar="20"/>
   </visual>
   <default>

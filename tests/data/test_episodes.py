@@ -32,10 +32,22 @@ def test_check_describes_and_slices_read_back(demonstrations: Path) -> None:
     info = check_episode(path)
     assert info.length == 400 and info.state_dim == info.action_dim == 16
     assert set(info.cameras) == {"r_vis", "top", "front"}
-    part = read_slice(str(path), ("top",), "action", (3, 7), (5, 20))
+    part = read_slice(str(path), ("top",), (), "action", (3, 7), (5, 20))
     with h5py.File(path) as file:
         np.testing.assert_array_equal(part.images["top"], file["observations/images/top"][3:7])
         np.testing.assert_array_equal(part.action, file["action"][5:20])
+
+
+def test_poses_stand_behind_the_joints(demonstrations: Path) -> None:
+    path = episode_path(demonstrations, 0)
+    assert check_episode(path).objects == ("cube",)
+    state = read_slice(str(path), (), ("cube",), "action", (3, 7), (3, 4)).qpos
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(state[:, :16], file["observations/qpos"][3:7])
+        np.testing.assert_array_equal(state[:, 16:], file["observations/poses/cube"][3:7])
+    index = build_index(tiny_config(demonstrations))
+    described = compute_statistics(index.episodes, ("cube",), "action", index.digest)
+    assert len(described["qpos"]["mean"]) == 16 + 7
 
 
 def test_index_is_cached_and_notices_changes(own_demonstrations: Path) -> None:
@@ -144,6 +156,7 @@ def test_bad_files_are_named_or_skipped(own_demonstrations: Path, damage, reason
         (["task.image_size=96"], "task.image_size=96"),
         (["agent.action_dim=14"], "action_dim is 16"),
         (["task.shadows=true"], "recorded with shadows=False"),
+        (["agent.pose_objects=[ring]"], r"no poses of ring.*it has cube"),
         (["task.control_hz=25"], r"control_hz=50, the run has task.control_hz=25"),
         (["train.val_split=0.9"], None),
     ],
@@ -171,10 +184,10 @@ def test_statistics_are_those_of_the_split(own_demonstrations: Path) -> None:
     index = build_index(tiny_config(own_demonstrations))
     train, held = index.split(0.34, seed=1)
     assert len(train.episodes) == 2 and len(held.episodes) == 1
-    found = compute_statistics(train.episodes, "action", train.digest)
+    found = compute_statistics(train.episodes, (), "action", train.digest)
     actions = np.concatenate(
         [h5py.File(episode.path)["action"][:] for episode in train.episodes]
     ).astype(np.float64)
     np.testing.assert_allclose(found["action"]["mean"], actions.mean(0), rtol=0, atol=1e-12)
     np.testing.assert_allclose(found["action"]["max"], actions.max(0))
-    assert compute_statistics(train.episodes, "action", train.digest) == found
+    assert compute_statistics(train.episodes, (), "action", train.digest) == found

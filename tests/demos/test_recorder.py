@@ -24,6 +24,9 @@ def test_replaying_the_file_gives_its_states_bit_for_bit(demonstrations: Path) -
             np.testing.assert_array_equal(observation["qpos"], file["observations/qpos"][step])
             np.testing.assert_array_equal(observation["qvel"], file["observations/qvel"][step])
             np.testing.assert_array_equal(
+                info["poses"]["cube"].astype(np.float32), file["observations/poses/cube"][step]
+            )
+            np.testing.assert_array_equal(
                 observation["images"]["top"], file["observations/images/top"][step]
             )
             observation, _, _, _, info = env.step(action)

@@ -76,6 +76,24 @@ def test_spatial_softmax_finds_the_pixel_of_a_one_hot_map() -> None:
     torch.testing.assert_close(layer(features), expected)
 
 
+def test_a_crop_is_a_square_of_the_picture() -> None:
+    encoder = MultiViewResNetEncoder(["top"], **NARROW, crop_size=5)
+    images = torch.arange(3 * 2 * 8 * 9 * 3).reshape(3, 2, 8, 9, 3)
+    places = torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.999, 0.999]])
+    corners = [(0, 0), (2, 2), (3, 4)]
+    for row, (top, left) in enumerate(corners):
+        expected = images[row, :, top : top + 5, left : left + 5]
+        assert torch.equal(encoder.crop(images, places)[row], expected)
+    assert torch.equal(encoder.crop(images), images[:, :, 1:6, 2:7])
+    with pytest.raises(ValueError, match="crop_size=5 is more than"):
+        encoder.crop(images[:, :, :4])
+
+
+def test_strides_decide_the_size_of_the_maps() -> None:
+    fine = ResNetTrunk(**NARROW, stage_strides=(1, 2, 2, 1))
+    assert fine(torch.randn(1, 3, 96, 96)).shape == (1, 128, 6, 6)
+
+
 def test_impossible_options_are_refused() -> None:
     with pytest.raises(ValueError, match="choose one of resnet"):
         MultiViewResNetEncoder(CAMERAS, vision_backbone_mode="vit")

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 
+from imf_ray.agents.pretrained import save_agent
 from imf_ray.errors import UserError
 from imf_ray.rollout.actors import RolloutJob
 from imf_ray.rollout.artifacts import PATH_PICTURE, TRAJECTORY, VIDEO, Keep, decode_video
 from imf_ray.rollout.policies import AgentController, AgentPolicy, make_policy
 from imf_ray.rollout.runner import EpisodeRunner, Played
-from imf_ray.rollout.settings import RolloutSettings, scripted_settings
+from imf_ray.rollout.settings import RolloutSettings, agent_settings, scripted_settings
 from imf_ray.rollout.timing import Stopwatch
 from imf_ray.sim.transfer import SimTransferEnv
 from imf_ray.sim.world import World
-from tests.conftest import tiny_config
+from tests.conftest import fresh_agent, tiny_config
 from tests.rollout import faulty_worlds
 
 SEEDS = range(700, 706)
@@ -121,6 +122,31 @@ def test_rendering_lazily_changes_no_action(job: RolloutJob) -> None:
     assert np.array_equal(np.stack(lazy.actions), np.stack(eager.actions))
     # The last two frames of every eight, and the first one of all: steps 0, 7, 8, 15, 16, 23.
     assert (lazy.looks, eager.looks) == (6, 24)
+
+
+def test_a_policy_on_poses_is_told_them(demonstrations: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        demonstrations,
+        "agent=state_imf_attnres",
+        "agent.head.n_head=2",
+        "task.max_episode_steps=16",
+    )
+    save_agent(tmp_path, fresh_agent(config), config, ema=None)
+    job = RolloutJob(str(tmp_path), agent_settings(config, noise_seed=1), worlds=2)
+    seen: list[torch.Tensor] = []
+    policy = make_policy(job.policy, job.settings)
+    predict = policy._agent.predict_action
+    policy._agent.predict_action = lambda obs, **noise: (
+        seen.append(obs["qpos"]) or predict(obs, **noise)
+    )
+    runner = EpisodeRunner(policy, job.settings, worlds=1)
+    runner.start(7)
+    (played,) = runner.advance()
+    assert played.record.error is None and played.record.settings["pose_objects"] == ["cube"]
+    told = seen[0][0, -1, 16:]
+    start = torch.tensor(played.record.initial_poses["cube"], dtype=torch.float32)
+    assert torch.equal(told, start)
+    assert len(seen) == 2 and not torch.equal(seen[1][0, -1, :16], seen[0][0, -1, :16])
 
 
 def test_a_row_of_a_call_does_not_depend_on_the_others(job: RolloutJob) -> None:

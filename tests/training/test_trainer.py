@@ -94,7 +94,9 @@ def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, to
     stream = EpisodeStream(
         run.plan, spec, tuple(e.path for e in run.train.episodes), max_steps=1, readers=1
     )
-    statistics = compute_statistics(run.train.episodes, spec.action_dataset, run.train.digest)
+    statistics = compute_statistics(
+        run.train.episodes, spec.objects, spec.action_dataset, run.train.digest
+    )
     target = str(folder / f"gradients_{workers}.pt")
 
     def loop(train_loop_config: dict[str, Any]) -> None:
@@ -160,7 +162,7 @@ def test_pruning_keeps_the_newest_the_best_and_the_pending(
 
 def _local_trainer(config: Config) -> Trainer:
     run = check_run(config)
-    statistics = compute_statistics(run.train.episodes, "action", run.train.digest)
+    statistics = compute_statistics(run.train.episodes, (), "action", run.train.digest)
     return Trainer(config, statistics, torch.device("cpu"))
 
 
