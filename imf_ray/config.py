@@ -1,14 +1,16 @@
 """Configurations: the schema's defaults, YAML groups, command-line overrides.
 
 A configuration is made of the defaults of `imf_ray.schema`, the chosen YAML groups (`agent=NAME`,
-`task=NAME`, `cluster=NAME` in `imf_ray/conf/`) and `key=value` overrides, in that order. Unknown
-keys, wrong types and impossible combinations raise `UserError` here, before anything is started.
+`task=NAME`, `cluster=NAME` in `imf_ray/conf/`), the options of a recipe (`recipe=NAME`) and
+`key=value` overrides, in that order. Unknown keys, wrong types and impossible combinations raise
+`UserError` here, before anything is started.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
@@ -20,6 +22,7 @@ from imf_ray.errors import UserError
 from imf_ray.schema import Config
 
 CONF_DIR = Path(__file__).parent / "conf"
+RECIPE = "recipe"
 GROUPS = {"agent": "resnet_imf_attnres", "task": "sim_transfer", "cluster": "local"}
 
 
@@ -27,7 +30,8 @@ def load_config(overrides: Iterable[str] = ()) -> Config:
     """Compose the configuration from defaults, groups and `key=value` overrides.
 
     Later overrides win. A bare group name (`agent=NAME`) selects that group's YAML file wherever
-    it stands among the overrides; `task=mine.yaml` is a file of one's own.
+    it stands among the overrides; `task=mine.yaml` is a file of one's own. `recipe=NAME` stands for
+    the options that its file lists, which all others win over.
 
     Raises:
         UserError: an override that is not `key=value`, an unknown key or group (the nearest known
@@ -35,7 +39,7 @@ def load_config(overrides: Iterable[str] = ()) -> Config:
     """
     choices = dict(GROUPS)
     values: list[tuple[str, str]] = []
-    for override in overrides:
+    for override in _with_recipe(list(overrides)):
         key, separator, value = override.partition("=")
         if not separator or not key:
             raise UserError(f"{override!r} is not an option: write key=value (see --help).")
@@ -110,13 +114,32 @@ def key_help() -> list[tuple[str, str]]:
     return [(key, str(_dig(cast(dict[str, Any], plain), key))) for key in known_keys()]
 
 
+def to_override(key: str, value: Any) -> str:
+    """`key=value` as a person would type it; JSON is YAML, which is how values are read."""
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
 def group_choices(group: str) -> list[str]:
-    """The names that `group=NAME` accepts."""
+    """The names that `group=NAME`, or `recipe=NAME`, accepts."""
     return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
 
 
 def _to_object(config: Any) -> Config:
     return cast(Config, OmegaConf.to_object(config))
+
+
+def _with_recipe(overrides: list[str]) -> list[str]:
+    """The overrides with the options of their recipe, if they name one, in front."""
+    names = [o.partition("=")[2] for o in overrides if o.startswith(f"{RECIPE}=")]
+    if not names:
+        return overrides
+    if len(names) > 1:
+        raise UserError(f"Two recipes are given, {' and '.join(names)}: choose one.")
+    options = OmegaConf.to_container(OmegaConf.load(_group_file(RECIPE, names[0])))
+    if not isinstance(options, dict):
+        raise UserError(f"recipe={names[0]} is not a list of options, `key: value`.")
+    rest = [o for o in overrides if not o.startswith(f"{RECIPE}=")]
+    return [*(to_override(str(key), value) for key, value in options.items()), *rest]
 
 
 def _group_file(group: str, choice: str) -> Path:

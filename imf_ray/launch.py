@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from imf_ray.config import GROUPS, group_choices, key_help, load_config, to_yaml
+from imf_ray.config import GROUPS, RECIPE, group_choices, key_help, load_config, to_yaml
 from imf_ray.environment import prepare_environment
 from imf_ray.errors import UserError
 from imf_ray.resources import ClusterSize
@@ -126,7 +126,7 @@ def _dashboard_url() -> str:
 
 
 def _parser(module: str, purpose: str, names: str | None) -> argparse.ArgumentParser:
-    groups = "\n".join(f"  {g}=NAME  one of {', '.join(group_choices(g))}" for g in GROUPS)
+    groups = "\n".join(f"  {g}=NAME  one of {', '.join(group_choices(g))}" for g in [*GROUPS, RECIPE])
     options = "\n".join(f"  {key}={default}" for key, default in key_help())
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",

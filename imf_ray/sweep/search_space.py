@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from imf_ray.config import known_keys, load_config
+from imf_ray.config import known_keys, load_config, to_override
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 
@@ -51,8 +50,8 @@ class SearchSpace:
                 f"{clash[0]} is varied by the search space {self.name}: take it off the command "
                 "line, or write a search space of your own."
             )
-        fixed = [_override(key, value) for key, value in self.fixed.items()]
-        varied = [_override(key, value) for key, value in params.items()]
+        fixed = [to_override(key, value) for key, value in self.fixed.items()]
+        varied = [to_override(key, value) for key, value in params.items()]
         return load_config([*fixed, *overrides, *varied])
 
     def combinations(self) -> list[dict[str, Any]]:
@@ -105,8 +104,3 @@ def trial_name(number: int, params: dict[str, Any]) -> str:
     names = short_names(list(params))
     parts = [f"{number:05d}", *(f"{names[key]}_{params[key]}" for key in params)]
     return re.sub(r"[^\w.-]+", "_", "-".join(parts))
-
-
-def _override(key: str, value: Any) -> str:
-    """`key=value` as a person would type it; JSON is YAML, which is how values are read."""
-    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
