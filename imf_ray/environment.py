@@ -21,6 +21,8 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # What a worker prints goes to its log once, not twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # What torch.compile makes is kept for later runs; in /tmp, its default, a restart deletes it.
+    "TORCHINDUCTOR_CACHE_DIR": os.path.expanduser("~/.cache/imf_ray/inductor"),
 }
 
 DRIVER_ENVIRONMENT = {

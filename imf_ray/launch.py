@@ -126,7 +126,9 @@ def _dashboard_url() -> str:
 
 
 def _parser(module: str, purpose: str, names: str | None) -> argparse.ArgumentParser:
-    groups = "\n".join(f"  {g}=NAME  one of {', '.join(group_choices(g))}" for g in [*GROUPS, RECIPE])
+    groups = "\n".join(
+        f"  {g}=NAME  one of {', '.join(group_choices(g))}" for g in [*GROUPS, RECIPE]
+    )
     options = "\n".join(f"  {key}={default}" for key, default in key_help())
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",

@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
 }
 FOREIGN: dict[str, set[str]] = {
     "models": {"torch", "torchvision"},
+    "agents": {"torch", "numpy", "omegaconf", "safetensors", "diffusers"},
     "sim": {"mujoco", "gymnasium", "numpy"},
     "data": {"numpy", "h5py", "pyarrow", "rich", "ray"},
 }
@@ -89,6 +90,17 @@ def test_nobody_imports_an_entry_point() -> None:
     entries = ENTRY_POINTS - {"launch"}
     for path in ROOT.rglob("*.py"):
         assert not _ours(path) & entries, f"{path} imports an entry point"
+
+
+def test_diffusers_is_imported_only_when_its_agent_is_built() -> None:
+    """It brings a client of the Hugging Face hub and takes a third of a second."""
+    slow = ("diffusers", "imf_ray.agents.ddpm")
+    for path in ROOT.rglob("*.py"):
+        if path == ROOT / "agents" / "ddpm.py":
+            continue
+        for statement in ast.parse(path.read_text()).body:  # those inside functions run later
+            if isinstance(statement, ast.ImportFrom):
+                assert not (statement.module or "").startswith(slow), path
 
 
 def test_importing_the_package_registers_and_does_nothing_else() -> None:

@@ -19,8 +19,10 @@ class Normalizer(nn.Module):
 
     "min_max" maps [min, max] to [-1, 1]; "mean_std" maps to zero mean and unit deviation;
     "identity" leaves the scale alone. A dimension whose range is below 1e-4 is centred and not
-    scaled. Quaternions (wxyz) keep their scale in every mode: going in they are turned to the
-    hemisphere w >= 0, since q and -q are the same rotation; coming out they get unit length again.
+    scaled. Quaternions (wxyz) keep their scale in every mode. Since q and -q are the same rotation,
+    going in they are turned to the hemisphere around their mean (around w without statistics: a
+    fixed one would cut through rotations that the data have, as it does for a tool pointing down,
+    whose w is about 0). Coming out they get unit length again.
 
     Args:
         dim: number of dimensions D.
@@ -67,14 +69,16 @@ class Normalizer(nn.Module):
 
     def normalize(self, x: Tensor) -> Tensor:
         """Real units (..., D) -> network scale (..., D)."""
-        x = self._map_quaternions(x, _to_upper_hemisphere)
+        x = self._map_quaternions(x, self._to_hemisphere)
         center, scale = self._center_and_scale()
         return (x - center) / scale
 
     def unnormalize(self, x: Tensor) -> Tensor:
         """Network scale (..., D) -> real units (..., D); quaternions of unit length."""
         center, scale = self._center_and_scale()
-        return self._map_quaternions(x * scale + center, _to_unit_length)
+        return self._map_quaternions(
+            x * scale + center, lambda q, _: nn.functional.normalize(q, dim=-1)
+        )
 
     def statistics(self) -> dict[str, Tensor]:
         """Copies of the statistics on the CPU, in the form the constructor takes."""
@@ -90,12 +94,18 @@ class Normalizer(nn.Module):
         varies = (self.max - self.min) >= CONSTANT_RANGE
         return center.where(self._scaled, 0.0), scale.where(self._scaled & varies, 1.0)
 
-    def _map_quaternions(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    def _to_hemisphere(self, quaternions: Tensor, place: slice) -> Tensor:
+        """Quaternions (..., 4) on the side of their mean (4,)."""
+        mean = self.mean[place]
+        center = torch.where(mean.any(), mean, mean.new_tensor([1.0, 0.0, 0.0, 0.0]))
+        return torch.where((quaternions @ center)[..., None] < 0, -quaternions, quaternions)
+
+    def _map_quaternions(self, x: Tensor, function: Callable[[Tensor, slice], Tensor]) -> Tensor:
         if not self.quaternions:
             return x
         x = x.clone()
         for quaternion in self.quaternions:
-            x[..., quaternion] = function(x[..., quaternion])
+            x[..., quaternion] = function(x[..., quaternion], quaternion)
         return x
 
 
@@ -133,11 +143,3 @@ def _statistic(stats: Mapping[str, Any], name: str, dim: int) -> Tensor:
             f"stats[{name!r}] has shape {tuple(value.shape)}; give ({dim},) finite numbers"
         )
     return value
-
-
-def _to_upper_hemisphere(quaternion: Tensor) -> Tensor:
-    return torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
-
-
-def _to_unit_length(quaternion: Tensor) -> Tensor:
-    return nn.functional.normalize(quaternion, dim=-1)

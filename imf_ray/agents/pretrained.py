@@ -10,6 +10,7 @@ Nothing is unpickled.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +19,16 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from imf_ray.agents.flow import FlowVLAAgent
 from imf_ray.agents.imf import IMFVLAAgent
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.config import config_from_dict, to_yaml
 from imf_ray.errors import UserError
-from imf_ray.schema import AgentConfig, Config
+from imf_ray.models.imf_transformer import IMFTransformer1D
+from imf_ray.models.transformer1d import Transformer1D
+from imf_ray.schema import AgentConfig, Config, HeadConfig
 
 WEIGHTS, EMA_WEIGHTS, CONFIG = "model.safetensors", "model_ema.safetensors", "config.yaml"
 POLICY_SECTIONS = ("agent", "data", "task")
@@ -41,8 +46,10 @@ def build_agent(config: AgentConfig, action_space: str, stats: Stats | None = No
     """
     vision = asdict(config.vision_backbone)
     del vision["camera_names"]
+    agent_class, objective = _objective(config)
+    head_class, head = _head(config.head)
     try:
-        agent = IMFVLAAgent(
+        agent = agent_class(
             action_dim=config.action_dim,
             state_dim=config.state_dim,
             num_poses=len(config.pose_objects),
@@ -51,20 +58,41 @@ def build_agent(config: AgentConfig, action_space: str, stats: Stats | None = No
             pred_horizon=config.pred_horizon,
             num_action_steps=config.num_action_steps,
             inference_steps=config.inference_steps,
+            draws_per_observation=config.draws_per_observation,
             vision_encoder=vision,
-            head=asdict(config.head),
+            head=head,
+            head_factory=head_class,
             condition=config.condition,
             normalization_type=config.normalization_type,
             action_space=action_space,
-            loss_type=config.loss_type,
-            time_sampler=config.time_sampler,
             stats=stats,
+            **objective,
         )
     except ValueError as error:
         raise UserError(f"agent={config.name} cannot be built: {error}") from error
     if stats is not None and agent.vision_encoder is not None:
         agent.vision_encoder.load_pretrained()
     return agent
+
+
+def _objective(config: AgentConfig) -> tuple[type[VLAAgent], dict[str, Any]]:
+    """The class of `agent.objective`, and the options that are its own."""
+    if config.objective == "ddpm":
+        from imf_ray.agents.ddpm import DDPMVLAAgent  # diffusers takes 0.4 s that others need not
+
+        return DDPMVLAAgent, {"loss_type": config.loss_type, **asdict(config.ddpm)}
+    options = ("loss_type", "prediction_type", "time_sampler", "aux_v_head")
+    agent_class = {"imf": IMFVLAAgent, "flow": FlowVLAAgent}[config.objective]
+    return agent_class, {name: getattr(config, name) for name in options}
+
+
+def _head(config: HeadConfig) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The class of `agent.head.backbone_type`, and the options that it has."""
+    options = asdict(config)
+    if config.backbone_type != "transformer":
+        return IMFTransformer1D, options
+    known = inspect.signature(Transformer1D).parameters
+    return Transformer1D, {name: value for name, value in options.items() if name in known}
 
 
 def save_agent(

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class VLAAgent(nn.Module, ABC):
     """A policy from camera images and joint state to action chunks, without its objective.
 
     The agent is the module that DDP wraps: its forward is the loss, so that gradients are averaged.
-    A subclass supplies the objective: `_loss_from_condition` and `_sample_actions`.
+    A subclass supplies the objective: `loss_from_draws` and `_sample_actions`.
 
     A batch is a dict: "images" {camera: (B, obs_horizon, H, W, 3) uint8}, "qpos" (B, obs_horizon,
     state_dim), "action" (B, pred_horizon, action_dim) in real units and "action_is_pad" (B,
@@ -40,6 +41,8 @@ class VLAAgent(nn.Module, ABC):
         obs_horizon, pred_horizon, num_action_steps: observations per window, actions per chunk, and
             how many of those are executed before the next chunk.
         inference_steps: network calls per chunk.
+        draws_per_observation: independent draws (noise and times) at which the objective is
+            evaluated for each sample, whose images are encoded once.
         vision_encoder: arguments of `MultiViewResNetEncoder` other than the cameras.
         head: arguments of the head other than its widths and lengths, which the agent knows.
         head_factory: builds the head; called with `IMFTransformer1D`'s argument names.
@@ -65,6 +68,7 @@ class VLAAgent(nn.Module, ABC):
         pred_horizon: int = 16,
         num_action_steps: int = 8,
         inference_steps: int = 1,
+        draws_per_observation: int = 1,
         vision_encoder: Mapping[str, Any] | None = None,
         head: Mapping[str, Any] | None = None,
         head_factory: Callable[..., nn.Module] = IMFTransformer1D,
@@ -75,6 +79,8 @@ class VLAAgent(nn.Module, ABC):
     ) -> None:
         super().__init__()
         _check_horizons(obs_horizon, pred_horizon, num_action_steps, inference_steps)
+        if draws_per_observation < 1:
+            raise ValueError(f"draws_per_observation={draws_per_observation}: must be at least 1")
         check_choice("condition", condition, CONDITIONS)
         check_choice("action_space", action_space, ACTION_SPACES)
         if action_space == "ee" and action_dim != _EE_DIM:
@@ -88,7 +94,9 @@ class VLAAgent(nn.Module, ABC):
         self.obs_horizon = obs_horizon
         self.pred_horizon = pred_horizon
         self.inference_steps = inference_steps
+        self.draws_per_observation = draws_per_observation
         self.condition = condition
+        self.bf16_encoders = False  # a setting of training, which is not saved
 
         quaternions = EE_QUATERNIONS if action_space == "ee" else ()
         stats = stats or {}
@@ -157,14 +165,15 @@ class VLAAgent(nn.Module, ABC):
         Optional keys make it a function of the batch alone and of how it was split over ranks:
         "valid_count" (scalar tensor; valid actions of the global batch / number of ranks) replaces
         the batch's own count of valid actions as the loss's denominator, so that gradients averaged
-        over ranks equal those of one process; "crop_places" (B, cameras, 2) says where images are
-        cropped; a subclass names the random numbers it accepts.
+        over ranks equal those of one process; "crop_places" (B, cameras, 2) in [0, 1) says where
+        images are cropped; "noise" (B, pred_horizon, action_dim), standard normal, and
+        "time_uniforms" (B, 3) in (0, 1) are the objective's, with the draw as second axis if
+        `draws_per_observation` is more than one. Without them torch's generator is used.
 
         Raises:
-            ValueError: if a camera's images are missing.
+            ValueError: if a camera's images are missing, or random numbers of a draw.
         """
-        actions = self.action_normalizer.normalize(batch["action"].to(self.action_normalizer.mean))
-        return self._loss_from_condition(actions, self._build_cond(batch), batch)
+        return self._loss_from_condition(*self._training_rows(batch))
 
     @torch.no_grad()
     def predict_action(
@@ -182,7 +191,7 @@ class VLAAgent(nn.Module, ABC):
             noise: standard normal (B, pred_horizon, action_dim) to start from; drawn if None.
             generator: source of the drawn noise, on any device.
         """
-        cond = self._build_cond(obs)
+        cond = self._build_cond(obs).to(self.action_normalizer.mean.dtype)
         if noise is None:
             shape = (cond.shape[0], self.pred_horizon, self.action_dim)
             device = cond.device if generator is None else generator.device
@@ -234,14 +243,69 @@ class VLAAgent(nn.Module, ABC):
         return groups
 
     @abstractmethod
-    def _loss_from_condition(
-        self, actions: Tensor, cond: Tensor, batch: Mapping[str, Any]
+    def loss_from_draws(
+        self,
+        actions: Tensor,
+        cond: Tensor,
+        noise: Tensor,
+        uniforms: Tensor,
+        is_pad: Tensor,
+        valid_count: Tensor | None = None,
     ) -> Tensor:
-        """The scalar loss of normalized actions (B, pred_horizon, action_dim) under cond."""
+        """The scalar loss as a function of tensors alone: everything after the encoders.
+
+        `torch.compile(fullgraph=True)` takes it whole if the head has no dropout.
+
+        Args:
+            actions, noise: (B, pred_horizon, action_dim), normalized; a row is a draw of a sample.
+            cond: (B, condition_sequence_length, cond_dim).
+            uniforms: (B, 3) in (0, 1), from which times follow.
+            is_pad: (B, pred_horizon) bool.
+            valid_count: scalar, see `compute_loss`.
+        """
 
     @abstractmethod
     def _sample_actions(self, noise: Tensor, cond: Tensor) -> Tensor:
         """Normalized actions (B, pred_horizon, action_dim) from noise of that shape."""
+
+    def _loss_from_condition(
+        self, actions: Tensor, cond: Tensor, rows: Mapping[str, Any]
+    ) -> Tensor:
+        """The loss of what `_training_rows` returns."""
+        noise, uniforms = self._draws(actions, rows)
+        is_pad, valid_count = rows["action_is_pad"], rows.get("valid_count")
+        # Derivatives would be mostly rounding in half precision, even if the caller computes in it.
+        with torch.autocast(actions.device.type, enabled=False):
+            return self.loss_from_draws(actions, cond, noise, uniforms, is_pad, valid_count)
+
+    @staticmethod
+    def _draws(actions: Tensor, rows: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Noise like the actions and uniforms (B, 3): those given, or torch's."""
+        noise, uniforms = rows.get("noise"), rows.get("time_uniforms")
+        if noise is None:
+            noise = torch.randn_like(actions)
+        if uniforms is None:
+            uniforms = actions.new_empty(len(actions), 3).uniform_()
+        return noise, uniforms
+
+    def _training_rows(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Mapping[str, Any]]:
+        """Actions, condition and what else the objective reads of a batch, a sample's draws one
+        after the other."""
+        actions = self.action_normalizer.normalize(batch["action"].to(self.action_normalizer.mean))
+        # Encoders may run in half precision (autocast); objectives do not.
+        cond = self._build_cond(batch).to(actions.dtype)
+        draws = self.draws_per_observation
+        if draws == 1:
+            return actions, cond, batch
+        rows = {"action_is_pad": batch["action_is_pad"].repeat_interleave(draws, dim=0)}
+        for key in ("noise", "time_uniforms"):
+            if batch.get(key) is not None:
+                _check_draws(key, batch[key], (len(actions), draws))
+                rows[key] = batch[key].flatten(0, 1)
+        if batch.get("valid_count") is not None:
+            rows["valid_count"] = batch["valid_count"] * draws
+        actions, cond = (x.repeat_interleave(draws, dim=0) for x in (actions, cond))
+        return actions, cond, rows
 
     def _build_cond(self, obs: Mapping[str, Any]) -> Tensor:
         """Observation windows -> condition tokens (B, condition_sequence_length, cond_dim)."""
@@ -269,7 +333,10 @@ class VLAAgent(nn.Module, ABC):
             for camera, (name, image) in enumerate(encoder.select(images).items())
         }
         flat = {name: self.image_normalizer(image.flatten(0, 1)) for name, image in cropped.items()}
-        return encoder(flat).unflatten(0, (-1, self.obs_horizon))
+        half = self.bf16_encoders and self.training
+        device = self.qpos_normalizer.mean.device.type
+        with torch.autocast(device, torch.bfloat16) if half else nullcontext():
+            return encoder(flat).unflatten(0, (-1, self.obs_horizon))
 
     def _populate_queues(self, obs: Mapping[str, Any]) -> None:
         """Appends one step's observation, of the cameras in use, to the history."""
@@ -291,6 +358,14 @@ def check_choice(option: str, value: str, known: Sequence[str]) -> None:
     """Raises a ValueError that names the known values unless `value` is one of them."""
     if value not in known:
         raise ValueError(f"{option}={value!r} is unknown; choose one of {', '.join(known)}")
+
+
+def _check_draws(key: str, numbers: Tensor, expected: tuple[int, int]) -> None:
+    if numbers.shape[:2] != expected:
+        raise ValueError(
+            f"batch[{key!r}] has shape {tuple(numbers.shape)}, but draws_per_observation="
+            f"{expected[1]} takes {expected} and more; draw as many, or leave {key!r} out"
+        )
 
 
 def _check_horizons(obs: int, pred: int, executed: int, inference_steps: int) -> None:

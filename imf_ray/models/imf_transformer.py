@@ -1,7 +1,7 @@
 """The iMF head: a transformer over [r, t, condition..., action...] tokens."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,9 @@ class IMFTransformer1D(nn.Module):
         ValueError: for a combination that cannot be built, naming the option, its value and the way
             out.
     """
+
+    takes_interval: ClassVar[bool] = True
+    """`forward` takes the two ends (r, t) of an interval of time, not one timestep."""
 
     def __init__(
         self,
@@ -117,6 +120,10 @@ class IMFTransformer1D(nn.Module):
         Raises:
             ValueError: if cond is missing or superfluous.
         """
+        return self.head(self.ln_f(self.features(sample, r, t, cond)))
+
+    def features(self, sample: Tensor, r: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The backbone's output of the action tokens, (B, horizon, n_emb); see `forward`."""
         if (cond is not None) != self.obs_as_cond:
             raise ValueError(
                 "cond is required: the head was built with cond_dim > 0; pass the condition tokens"
@@ -128,7 +135,7 @@ class IMFTransformer1D(nn.Module):
             tokens.append(self.cond_obs_emb(cond))
         tokens.append(self.input_emb(sample))
         x = self.attnres_backbone(self.drop(torch.cat(tokens, dim=1)))
-        return self.head(self.ln_f(x[:, -self.horizon :]))
+        return x[:, -self.horizon :]
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
         """AdamW parameter groups: Linear weights decay; biases, gains, pseudo queries do not."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,18 @@ import torch.distributed
 from ray.train import CheckpointConsistencyMode, ReportedCheckpoint
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS, build_agent
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.config import config_from_dict
-from imf_ray.data.draws import sample_draws
+from imf_ray.data.draws import crop_places, sample_draws
 from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream
 from imf_ray.data.statistics import Statistics
 from imf_ray.data.windows import Batch
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
+from imf_ray.training.acceleration import compile_loss, require_bf16
 from imf_ray.training.checkpoint import (
     CheckpointSchedule,
     SavedCheckpoint,
@@ -41,6 +44,7 @@ from imf_ray.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from imf_ray.training.diagnostics import GradientNorms, diagnose
 from imf_ray.training.optimizer import WeightAverage, make_optimizer, make_schedule
 from imf_ray.training.tracking import Tracker, record_worker
 
@@ -65,6 +69,11 @@ class Trainer:
         self._config = config
         self.agent: VLAAgent = build_agent(config.agent, config.task.action_space, statistics)
         self.agent.to(device).train()
+        if config.train.autocast == "bf16":
+            require_bf16(device)
+            self.agent.bf16_encoders = True
+        if config.train.compile:
+            compile_loss(self.agent, device)
         self.device = device
         self.step = 0
         self.average = WeightAverage(self.agent) if config.train.ema else None
@@ -81,8 +90,7 @@ class Trainer:
         self.step = checkpoint.step
         self.agent.load_state_dict(load_file(checkpoint.path / WEIGHTS))
         if self.average is not None:
-            averaged = load_file(checkpoint.path / EMA_WEIGHTS)
-            self.average.state = {name: v.to(self.device) for name, v in averaged.items()}
+            self.average.load(load_file(checkpoint.path / EMA_WEIGHTS))
         state = load_trainer_state(checkpoint.path, str(self.device))
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -100,16 +108,43 @@ class Trainer:
 
     def update(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """One optimization step; returns the loss and the gradient norm before clipping."""
-        loss = self.module(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._backward(split_batch(batch, self._config.train.accumulate_batches))
         norm = nn.utils.clip_grad_norm_(self.agent.parameters(), self._config.train.grad_clip)
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
-            self.average.update(self.agent, self.step)
+            self.average.update(self.step)
         self.step += 1
-        return loss.detach(), norm
+        return loss, norm
+
+    def _backward(self, parts: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Add up the gradients of a batch's parts, averaged over ranks with the last one's."""
+        total = torch.zeros((), device=self.device)
+        for number, part in enumerate(parts, start=1):
+            waits = number < len(parts) and isinstance(self.module, DistributedDataParallel)
+            with self.module.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                loss = self.module(part)
+                loss.backward()
+            total += loss.detach()
+        return total
+
+
+def split_batch(batch: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
+    """Equal parts of a batch of tensors along their first axis; scalars belong to each part.
+
+    With `valid_count` among those, the losses of the parts add up to that of the batch.
+    """
+    split: list[dict[str, Any]] = [{} for _ in range(parts)]
+    for key, value in batch.items():
+        pieces: Sequence[Any] = [value] * parts
+        if isinstance(value, Mapping):
+            pieces = split_batch(value, parts)
+        elif value.ndim > 0:
+            pieces = value.chunk(parts)
+        for part, piece in zip(split, pieces, strict=True):
+            part[key] = piece
+    return split
 
 
 def to_tensors(
@@ -123,7 +158,11 @@ def to_tensors(
     ids = batch["sample_id"]
     assert isinstance(ids, np.ndarray)
     shape = (config.agent.pred_horizon, config.agent.action_dim)
-    draws = sample_draws(config.train.seed, epoch, ids, shape)
+    count = config.agent.draws_per_observation
+    draws = sample_draws(config.train.seed, epoch, ids, shape, count)
+    if config.agent.vision_backbone.crop_size is not None:
+        cameras = len(config.agent.camera_names)
+        draws["crop_places"] = crop_places(config.train.seed, epoch, ids, cameras)
     tensors: dict[str, Any] = {
         key: {name: torch.from_numpy(v).to(device, non_blocking=True) for name, v in value.items()}
         if isinstance(value, dict)
@@ -163,18 +202,23 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
 
     iterator = ray.train.get_dataset_shard(DATASET_NAME)
     batches = stream.batches(iterator, rank, world_size, trainer.step)
-    clock = _Clock()
+    clock, norms = _Clock(), GradientNorms(config.train.grad_clip)
     metrics: dict[str, float] = {}
     for batch in clock.timed(batches):
         epoch = trainer.step // stream.plan.steps_per_epoch
         torch.manual_seed(_dropout_seed(config.train.seed, trainer.step, rank))
         tensors = to_tensors(batch, config, epoch, trainer.device, world_size)
         loss, norm = trainer.update(tensors)
+        norms.add(norm)
         progress = trainer.step / stream.plan.steps_per_epoch
         if trainer.step % config.train.log_freq == 0 or trainer.step == config.train.max_steps:
-            metrics = _metrics(loss, norm, trainer, progress, clock, world_size)
+            metrics = _metrics(loss, trainer, world_size)
+            metrics |= {"epoch": progress, "data_wait": clock.data_wait(), **norms.metrics()}
             if tracker is not None:
                 tracker.log(trainer.step, metrics)
+        if tracker is not None and _is_due(trainer.step, config.train.diagnostics_freq):
+            part = split_batch(tensors, config.train.accumulate_batches)[0]
+            tracker.log_diagnostics(trainer.step, diagnose(trainer.agent, part, run_dir))
         if schedule.due(trainer.step):
             saved = None
             if tracker is not None:
@@ -265,9 +309,11 @@ class _Clock:
         return share
 
 
-def _metrics(
-    loss: Tensor, norm: Tensor, trainer: Trainer, epoch: float, clock: _Clock, world_size: int
-) -> dict[str, float]:
+def _is_due(step: int, period: int) -> bool:
+    return period > 0 and step % period == 0
+
+
+def _metrics(loss: Tensor, trainer: Trainer, world_size: int) -> dict[str, float]:
     if world_size > 1:
         torch.distributed.all_reduce(loss)
         loss = loss / world_size
@@ -276,13 +322,7 @@ def _metrics(
         raise UserError(
             f"The loss is {value} at step {trainer.step}: lower train.lr, or look at the data."
         )
-    return {
-        "loss": value,
-        "grad_norm": float(norm),
-        "lr": float(trainer.schedule.get_last_lr()[0]),
-        "epoch": epoch,
-        "data_wait": clock.data_wait(),
-    }
+    return {"loss": value, "lr": float(trainer.schedule.get_last_lr()[0])}
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:

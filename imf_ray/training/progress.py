@@ -100,10 +100,10 @@ class ProgressBoard:
         step = int(metrics["step"])
         text = describe_metrics(self._latest[run_dir])
         if not self._console.is_terminal:
-            line = describe_metrics(metrics)
-            self._console.print(
-                f"{run_dir.name}  step {step}/{self._max_steps}  {line}", soft_wrap=True
-            )
+            if line := describe_metrics(metrics):  # diagnostics alone are not shown
+                self._console.print(
+                    f"{run_dir.name}  step {step}/{self._max_steps}  {line}", soft_wrap=True
+                )
             return
         if run_dir not in self._bars:
             self._bars[run_dir] = self._progress.add_task(

@@ -70,6 +70,10 @@ class Tracker:
         self._last_step, self._last_time = step, now
         self._write(step, {**metrics, "samples_per_s": speed})
 
+    def log_diagnostics(self, step: int, found: Mapping[str, float]) -> None:
+        """Log what was seen inside the policy after `step` updates."""
+        self._write(step, found)
+
     def log_validations(self) -> None:
         """Log what validation found out since the last call, each checkpoint once."""
         if not self._validations.is_file():

@@ -60,7 +60,9 @@ FREE_KEYS = (
 )
 FREE_TRAIN_KEYS = (
     "num_workers",
+    "accumulate_batches",
     "log_freq",
+    "diagnostics_freq",
     "save_freq",
     "keep_last",
     "max_failures",
@@ -68,7 +70,8 @@ FREE_TRAIN_KEYS = (
     "swanlab_project",
     "swanlab_mode",
 )
-"""Options that may change when a run goes on: they do not touch what it computes."""
+"""Options that may change when a run goes on: they do not touch what it computes, but for the
+rounding that depends on how a batch is divided among workers and parts."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class StubHead(nn.Module):
 
 @pytest.fixture
 def make_agent() -> Callable[..., IMFVLAAgent]:
-    def make(**options: Any) -> IMFVLAAgent:
+    def make(agent_class: type[IMFVLAAgent] = IMFVLAAgent, **options: Any) -> IMFVLAAgent:
         torch.manual_seed(0)
         defaults = {
             "action_dim": 16,
@@ -41,7 +41,7 @@ def make_agent() -> Callable[..., IMFVLAAgent]:
             "head": {"n_emb": 16, "n_layer": 1, "n_head": 1, "n_kv_head": 1}
             | {"p_drop_emb": 0.0, "p_drop_attn": 0.0},
         }
-        return IMFVLAAgent(**defaults | options)
+        return agent_class(**defaults | options)
 
     return make
 

@@ -58,10 +58,20 @@ def test_quaternions_keep_their_scale_and_change_hemisphere() -> None:
     y = normalizer.normalize(action)
     back = normalizer.unnormalize(y * 1.3)
     for quaternion in EE_QUATERNIONS:
-        sign = torch.where(action[:, quaternion][:, :1] < 0, -1.0, 1.0)
+        center = normalizer.mean[quaternion]
+        sign = torch.where(action[:, quaternion] @ center < 0, -1.0, 1.0)[:, None]
         torch.testing.assert_close(y[:, quaternion], sign * action[:, quaternion])
         torch.testing.assert_close(back[:, quaternion], sign * action[:, quaternion])
-    assert (action[:, 3] < 0).any()
+        assert (sign < 0).any()
+
+
+def test_rotations_around_their_mean_are_not_cut_in_two() -> None:
+    w = np.linspace(-0.1, 0.1, 21)
+    down = np.stack((w, 0 * w, np.sqrt(1 - w**2), 0 * w), axis=1)  # a tool pointing down
+    normalizer = Normalizer(4, "min_max", stats_of(down), (slice(0, 4),))
+    quaternions = torch.from_numpy(down).float()
+    torch.testing.assert_close(normalizer.normalize(quaternions), quaternions)
+    torch.testing.assert_close(normalizer.normalize(-quaternions), quaternions)
 
 
 def test_statistics_travel_in_the_state_dict() -> None:

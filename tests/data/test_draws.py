@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from imf_ray.data.draws import sample_draws
+from imf_ray.data.draws import crop_places, sample_draws
 
 
 def test_draws_depend_on_the_sample_alone() -> None:
@@ -26,3 +26,24 @@ def test_draws_have_the_right_distribution() -> None:
     assert abs(draws["noise"].mean()) < 0.05 and abs(draws["noise"].std() - 1) < 0.05
     assert abs(draws["time_uniforms"].mean() - 0.5) < 0.03
     assert draws["time_uniforms"].min() > 0.0 and draws["time_uniforms"].max() < 1.0
+
+
+def test_the_first_of_several_draws_is_the_only_one() -> None:
+    ids = np.array([7, 3])
+    one, two, three = (sample_draws(1, 2, ids, (4, 3), draws) for draws in (1, 2, 3))
+    assert three["noise"].shape == (2, 3, 4, 3) and three["time_uniforms"].shape == (2, 3, 3)
+    for key in ("noise", "time_uniforms"):
+        np.testing.assert_array_equal(three[key][:, 0], one[key])
+        np.testing.assert_array_equal(three[key][:, :2], two[key])
+        assert not np.allclose(three[key][:, 1], three[key][:, 2])
+
+
+def test_crops_depend_on_the_sample_alone() -> None:
+    ids = np.array([7, 3, 11])
+    together = crop_places(1, 2, ids, cameras=3)
+    assert together.shape == (3, 3, 2) and together.min() >= 0.0 and together.max() < 1.0
+    np.testing.assert_array_equal(crop_places(1, 2, ids[1:2], cameras=3)[0], together[1])
+    assert not np.allclose(crop_places(1, 3, ids, cameras=3), together)
+    # Drawing crops leaves the objective's numbers alone, and differs from them.
+    uniforms = sample_draws(1, 2, ids, (0, 0))["time_uniforms"]
+    assert not np.allclose(uniforms[:, :2], together[:, 0])

@@ -28,6 +28,7 @@ from imf_ray.training.checkpoint import (
     prune_checkpoints,
     write_validation,
 )
+from imf_ray.training.diagnostics import DEPTH_WEIGHTS
 from imf_ray.training.loop import Trainer, TrainPayload, to_tensors
 from imf_ray.training.trainer import check_run, fit, scaling_config
 from imf_ray.training.validation import window_spec
@@ -42,6 +43,7 @@ def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_pa
         demonstrations,
         "train.save_freq=2",
         "train.rollout_val_freq_epochs=1000",
+        "train.diagnostics_freq=2",
         "task.max_episode_steps=60",
     )
     resources = plan_run(config, SIZE)
@@ -70,15 +72,26 @@ def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_pa
     log = [json.loads(line) for line in (half / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if "loss" in line] == [3, 4]
     assert [line["step"] for line in log if "validated" in line] == [4]
+    assert all(0.0 <= line["grad_clipped"] <= 1.0 for line in log if "loss" in line)
+    looks = [line for line in log if any(name.startswith("velocity_error/") for name in line)]
+    assert [line["step"] for line in looks] == [4]
+    assert (half / DEPTH_WEIGHTS).is_file()
 
-    changed = tiny_config(demonstrations, "train.save_freq=2", "train.lr=1e-2")
-    with pytest.raises(UserError, match=r"other settings: .*train.lr was"):
+    changed = tiny_config(demonstrations, "train.lr=1e-2", "train.compile=true")
+    with pytest.raises(UserError, match=r"other settings: .*train.lr was .*train.compile was"):
         fit(check_run(changed), half, resources)
 
 
 def test_gradients_are_averaged_over_ranks(demonstrations: Path, tmp_path: Path) -> None:
-    config = tiny_config(demonstrations, "train.batch_size=16")
-    one, two = (_first_gradients(config, workers, tmp_path) for workers in (1, 2))
+    options = ("train.batch_size=16", "train.grad_clip=1e9")
+    one, two = (
+        _first_gradients(
+            tiny_config(demonstrations, *options, f"train.accumulate_batches={parts}"),
+            workers,
+            tmp_path,
+        )
+        for workers, parts in ((1, 1), (2, 2))
+    )
     assert one.keys() == two.keys() and len(one) > 20
     scale = max(float(g.abs().max()) for g in one.values())
     for name, gradient in one.items():
@@ -109,7 +122,7 @@ def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, to
         trainer.distribute()
         iterator = ray.train.get_dataset_shard(DATASET_NAME)
         (batch,) = payload.stream.batches(iterator, rank, world, 0)
-        trainer.module(to_tensors(batch, config, 0, trainer.device, world)).backward()
+        trainer.update(to_tensors(batch, config, 0, trainer.device, world))
         if rank == 0:
             gradients = {
                 name: p.grad for name, p in trainer.agent.named_parameters() if p.grad is not None

@@ -1,0 +1,260 @@
+"""How close does one network call come to a diffusion loop on the same network?
+
+    python -m benchmarks.one_step --recipe cpu_transfer --output runs/one_step
+
+Trains the same trunk, head, data, updates and seed under three objectives (improved MeanFlow, flow
+matching, DDPM) with `imf_ray.train`, judges each at several numbers of network calls with
+`imf_ray.evaluate` on the same episodes, and writes `docs/results/one_step.md` beside the raw
+records. What is there is not done again: the same command goes on where it was stopped.
+Further `key=value` options go to every training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from imf_ray.agents.pretrained import load_agent, load_config_of
+from imf_ray.agents.vla import VLAAgent
+from imf_ray.files import write_atomically
+from imf_ray.judging.comparison import Comparison, compare
+from imf_ray.judging.display import latency
+from imf_ray.rollout.records import EpisodeRecord, summarize
+from imf_ray.rollout.store import EPISODES, read_records
+from imf_ray.schema import Config
+from imf_ray.training.checkpoint import newest_checkpoint
+
+AGENTS = {
+    "iMF": "resnet_imf_attnres",
+    "flow": "resnet_flow_attnres",
+    "DDIM": "resnet_ddpm_attnres",
+}
+FIRST_SEED = 800_000
+"""The episodes of the study, used for nothing else."""
+TIMED_CALLS, WARM_UP_CALLS = 40, 3
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trained policy, executed with a number of network calls for a chunk."""
+
+    objective: str
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.objective}-{self.steps}"
+
+
+ROWS = (
+    Row("iMF", 1),
+    Row("iMF", 2),
+    Row("iMF", 5),
+    Row("flow", 1),
+    Row("flow", 10),
+    Row("DDIM", 1),
+    Row("DDIM", 10),
+    Row("DDIM", 100),
+)
+REFERENCE = Row("DDIM", 10)
+
+
+def command(module: str, *options: str) -> None:
+    """Run an entry point as a user does; what it prints is shown.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    arguments = [sys.executable, "-m", f"imf_ray.{module}", *options]
+    print("$", " ".join(["python", *arguments[1:]]), flush=True)
+    code = subprocess.run(arguments).returncode
+    if code:
+        raise SystemExit(code)
+
+
+def train(objective: str, output: Path, recipe: str, options: Sequence[str]) -> Path:
+    """The last checkpoint of an objective's run, trained if it is not there."""
+    command(
+        "train",
+        f"recipe={recipe}",
+        f"agent={AGENTS[objective]}",
+        f"storage_path={output}",
+        f"run_name={objective}",
+        *options,
+    )
+    checkpoint = newest_checkpoint(output / objective)
+    assert checkpoint is not None
+    return checkpoint.path
+
+
+def judge(row: Row, checkpoint: Path, output: Path, episodes: int) -> list[EpisodeRecord]:
+    """The records of a row on the study's episodes, played if they are not there."""
+    folder = output / "records" / row.name
+    command(
+        "evaluate",
+        f"checkpoint={checkpoint}",
+        f"evaluate.inference_steps={row.steps}",
+        f"evaluate.episodes={episodes}",
+        f"evaluate.seed={FIRST_SEED}",
+        f"evaluate.output={folder}",
+        "cluster.dashboard=false",
+    )
+    records = {record.seed: record for record in read_records(folder / EPISODES)}
+    return [records[seed] for seed in range(FIRST_SEED, FIRST_SEED + episodes)]
+
+
+def head_times(checkpoints: Mapping[str, Path]) -> dict[str, float]:
+    """Median milliseconds that a chunk's network calls take without the encoders, by row.
+
+    One sample, one thread; all rows in turn, so that the machine's moods meet all of them.
+    """
+    torch.set_num_threads(1)
+    agents = {objective: load_agent(path)[0] for objective, path in checkpoints.items()}
+    conds = {
+        objective: agent._build_cond(_blank_observation(agent, load_config_of(path)))
+        for (objective, path), agent in zip(checkpoints.items(), agents.values(), strict=True)
+    }
+    found: dict[str, list[float]] = {row.name: [] for row in ROWS}
+    generator = torch.Generator().manual_seed(0)
+    for number in range(WARM_UP_CALLS + TIMED_CALLS):
+        for row in ROWS:
+            agent = agents[row.objective]
+            agent.inference_steps = row.steps
+            shape = (1, agent.pred_horizon, agent.action_dim)
+            noise = torch.randn(shape, generator=generator)
+            start = time.perf_counter()
+            with torch.no_grad():
+                agent._sample_actions(noise, conds[row.objective])
+            if number >= WARM_UP_CALLS:
+                found[row.name].append(1e3 * (time.perf_counter() - start))
+    return {name: float(np.median(times)) for name, times in found.items()}
+
+
+def _blank_observation(agent: VLAAgent, config: Config) -> dict[str, Any]:
+    side = config.task.image_size
+    shape = (1, agent.obs_horizon, side, side, 3)
+    images = {camera: torch.zeros(shape, dtype=torch.uint8) for camera in agent.camera_names}
+    return {"images": images, "qpos": torch.zeros(1, agent.obs_horizon, config.agent.state_dim)}
+
+
+def table(judged: Mapping[str, Sequence[EpisodeRecord]], heads: Mapping[str, float]) -> str:
+    """The results as Markdown, one line a row of the study."""
+    stages = range(1, next(iter(judged.values()))[0].num_stages + 1)
+    columns = [
+        "policy-calls",
+        "success [95 % Wilson]",
+        f"minus {REFERENCE.name} [95 %]",
+        "summed reward",
+        "reached " + " / ".join(f">={stage}" for stage in stages),
+        "head ms",
+        f"/ {REFERENCE.name}",
+        "chunk ms p50 / p95",
+    ]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for name, records in judged.items():
+        summary = summarize(records)
+        chunk = latency(records)
+        difference = "reference"
+        if name != REFERENCE.name:
+            against = versus_reference(name, judged)
+            difference = f"{against.difference:+.3f} [{against.low:+.3f}, {against.high:+.3f}]"
+        cells = [
+            name,
+            f"{summary.success_rate:.3f} [{summary.success_low:.3f}, {summary.success_high:.3f}]",
+            difference,
+            f"{summary.reward_sum:.1f}",
+            " / ".join(f"{summary.stage_shares[stage]:.2f}" for stage in stages),
+            f"{heads[name]:.2f}",
+            f"{heads[name] / heads[REFERENCE.name]:.3f}",
+            f"{chunk['inference_ms_p50']:.1f} / {chunk['inference_ms_p95']:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def versus_reference(name: str, judged: Mapping[str, Sequence[EpisodeRecord]]) -> Comparison:
+    """A row against the reference, on the same episodes."""
+    return compare({name: judged[name], REFERENCE.name: judged[REFERENCE.name]})[0]
+
+
+def write_results(
+    judged: Mapping[str, Sequence[EpisodeRecord]], heads: Mapping[str, float], how: str
+) -> Path:
+    """Write the page and the raw records (JSON lines, gzip) beside it."""
+    records_dir = RESULTS / "one_step"
+    records_dir.mkdir(parents=True, exist_ok=True)
+    for name, records in judged.items():
+        lines = "".join(json.dumps(vars(record)) + "\n" for record in records)
+        # Without a time stamp, the same records give the same bytes.
+        write_atomically(records_dir / f"{name}.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
+    one = versus_reference("iMF-1", judged)
+    reference = summarize(judged[REFERENCE.name])
+    page = f"""# One step against a diffusion loop
+
+{how}
+
+{table(judged, heads)}
+
+* One-step iMF minus {REFERENCE.name}: {one.difference:+.3f}, 95 % interval [{one.low:+.3f}, \
+{one.high:+.3f}] (Bonett and Price, paired on {one.episodes} episodes), exact McNemar p = \
+{one.p_value:.3g}. The target, a lower bound of at least -0.05 with {REFERENCE.name} at 0.70 or \
+more, is {"met" if one.low >= -0.05 and reference.success_rate >= 0.7 else "missed"} \
+({REFERENCE.name}: {reference.success_rate:.3f}).
+* Head time of one-step iMF / {REFERENCE.name}: {heads["iMF-1"] / heads[REFERENCE.name]:.3f} \
+(target: at most 0.12).
+* "head ms": the network calls of one chunk without the encoders, one sample, one thread, median \
+of {TIMED_CALLS}, all rows in turn. "chunk ms": a whole call of the policy in the rollouts, \
+encoders included, one thread, for `evaluate.compute_batch` rows; medians over the episodes.
+* Raw records: `one_step/*.jsonl.gz`, one line an episode.
+"""
+    path = RESULTS / "one_step.md"
+    write_atomically(path, page)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="cpu_transfer")
+    parser.add_argument("--output", type=Path, default=Path("runs/one_step"))
+    parser.add_argument("--episodes", type=int, default=300, help="paired episodes of each row")
+    parser.add_argument("options", nargs="*", metavar="key=value", help="for every training")
+    arguments = parser.parse_args()
+    output = arguments.output.absolute()
+    checkpoints = {
+        objective: train(objective, output, arguments.recipe, arguments.options)
+        for objective in AGENTS
+    }
+    judged = {
+        row.name: judge(row, checkpoints[row.objective], output, arguments.episodes) for row in ROWS
+    }
+    options = " ".join([f"--recipe {arguments.recipe}", *arguments.options])
+    how = (
+        f"`python -m benchmarks.one_step {options}`: iMF, flow matching and DDPM with the same "
+        "trunk, head, demonstrations, updates and seed, judged on the same "
+        f"{arguments.episodes} episodes (seeds from {FIRST_SEED}). "
+        f"Commit {_commit()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}."
+    )
+    print(write_results(judged, head_times(checkpoints), how))
+
+
+def _commit() -> str:
+    shown = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    )
+    return shown.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""What objectives are made of: the times that are trained, the losses of an error, masked means.
+
+Time runs from data (t = 0) to noise (t = 1), and r <= t. A sampler is a pure function of uniform
+numbers, so that a sample's times depend neither on its rank nor on its batch.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+TimeSampler = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+LOGIT_NORMAL = -0.4, 1.0
+"""Mean and deviation of a time before the sigmoid (arXiv 2512.02012)."""
+LOGIT_NORMAL_SAME = 0.5
+"""P(r = t) of `sample_times_logit_normal`."""
+MEANFLOW_V1_R, MEANFLOW_V1_T = (-4.0, 1.6), (-0.6, 1.6)
+"""The same as `LOGIT_NORMAL`, for r and t."""
+CORNER_SAME, CORNER_EDGE, CORNER_POINT = 0.25, 0.25, 0.25
+"""P(r = t), P(r = 0 < t < 1) and P(r = 0, t = 1) of `sample_times_corner`."""
+BETA_POWER = 1.5
+"""The first parameter of `sample_times_beta`'s Beta(1.5, 1) (arXiv 2410.24164)."""
+ADAPTIVE_OFFSET = 0.01
+"""Bounds the weight of a sample without error (arXiv 2512.02012)."""
+
+
+def sample_times_uniform(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Uniforms (B, 3) -> (r, t), each (B,): the first two, sorted.
+
+    P(t - r > 0.8) is 4 %, P(r = t) is 0.
+    """
+    return _sort(uniforms[:, 0], uniforms[:, 1])
+
+
+def sample_times_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Uniforms (B, 3) -> (r, t), each (B,): the sampler of the iMF paper (arXiv 2512.02012).
+
+    The first two become sigmoid(N(-0.4, 1)) and are sorted; where the third is below one half,
+    r := t. P(t - r > 0.8) is 0.05 %, P(r = t) is 50 %.
+    """
+    first, second = (_logit_normal(uniforms[:, i], LOGIT_NORMAL) for i in (0, 1))
+    r, t = _sort(first, second)
+    return torch.where(uniforms[:, 2] < LOGIT_NORMAL_SAME, t, r), t
+
+
+def sample_times_meanflow_v1(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Uniforms (B, 3) -> (r, t), each (B,): the better CIFAR run of MeanFlow (arXiv 2505.13447).
+
+    The first becomes sigmoid(N(-4, 1.6^2)), the second sigmoid(N(-0.6, 1.6^2)); then they are
+    sorted. P(t - r > 0.8) is 8.1 %, P(r = t) is 0.
+    """
+    return _sort(
+        _logit_normal(uniforms[:, 0], MEANFLOW_V1_R), _logit_normal(uniforms[:, 1], MEANFLOW_V1_T)
+    )
+
+
+def sample_times_corner(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Uniforms (B, 3) -> (r, t), each (B,): what a step from t = 1 to r = 0 depends on.
+
+    The third chooses, a quarter each:
+
+    * r = t, uniform: the instantaneous velocity, which is the tangent of everything else;
+    * the edge r = 0, t uniform. Along a path of the flow d/dt [t u(z_t, 0, t)] is the compound
+      velocity V, so the error of a single step is the mean over t of V's errors on this edge, and
+      its square is at most the mean of their squares;
+    * the corner (0, 1) itself;
+    * two sorted uniforms, for steps that are neither.
+
+    P(t - r > 0.8) is 31 %, P(r = t) is 25 %.
+    """
+    first, choice = uniforms[:, 0], uniforms[:, 2]
+    r, t = _sort(first, uniforms[:, 1])
+    same = choice < CORNER_SAME
+    edge = choice < CORNER_SAME + CORNER_EDGE
+    point = choice < CORNER_SAME + CORNER_EDGE + CORNER_POINT
+    r = torch.where(same, first, torch.where(point, 0.0, r))
+    return r, torch.where(edge, first, torch.where(point, 1.0, t))
+
+
+def sample_instants_uniform(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Uniforms (B, 3) -> r = t, each (B,): the first."""
+    return uniforms[:, 0], uniforms[:, 0]
+
+
+def sample_instants_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Uniforms (B, 3) -> r = t, each (B,): sigmoid(N(-0.4, 1)) of the first.
+
+    The family is that of arXiv 2403.03206, the numbers those of `sample_times_logit_normal`.
+    """
+    t = _logit_normal(uniforms[:, 0], LOGIT_NORMAL)
+    return t, t
+
+
+def sample_instants_beta(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Uniforms (B, 3) -> r = t, each (B,): Beta(1.5, 1) of the first, more noise than data.
+
+    The sampler of pi0 (arXiv 2410.24164), without its cut at t = 0.001.
+    """
+    t = uniforms[:, 0] ** (1 / BETA_POWER)
+    return t, t
+
+
+def _logit_normal(uniform: Tensor, mean_and_std: tuple[float, float]) -> Tensor:
+    """Uniforms -> sigmoid(N(mean, std^2))."""
+    mean, std = mean_and_std
+    return (torch.special.ndtri(uniform) * std + mean).sigmoid()
+
+
+def _sort(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The smaller and the larger; contiguous, for compiled JVPs."""
+    return torch.minimum(first, second), torch.maximum(first, second)
+
+
+def squared_error(error: Tensor) -> Tensor:
+    """Elementwise error^2."""
+    return error.square()
+
+
+def pseudo_huber(error: Tensor) -> Tensor:
+    """Elementwise sqrt(1 + error^2) - 1: quadratic below delta = 1, linear far above it."""
+    return (1 + error.square()).sqrt() - 1
+
+
+def adaptive(error: Tensor, is_pad: Tensor) -> Tensor:
+    """error^2 of each sample times 1 / sg(l + 0.01), l the mean of its own (arXiv 2512.02012).
+
+    Args:
+        error: (B, T, D).
+        is_pad: (B, T); l is the mean over the steps that are not padding.
+
+    Returns:
+        (B, T, D). Their masked mean counts a sample's l / sg(l + 0.01) in proportion to its valid
+        steps, as it counts any other loss; a sample's weight is its own, so that the gradients of
+        parts of a batch still add up to the batch's. The value hardly tells good from bad, as it
+        is near one wherever l is far above 0.01: the gradients are what it is for.
+    """
+    square = error.square()
+    valid = (~is_pad).sum(dim=1).clamp(min=1) * error.shape[-1]
+    of_sample = square.detach().masked_fill(is_pad[..., None], 0.0).sum(dim=(1, 2)) / valid
+    return square / (of_sample + ADAPTIVE_OFFSET)[:, None, None]
+
+
+def masked_mean(losses: Tensor, is_pad: Tensor, valid_count: Tensor | None = None) -> Tensor:
+    """Mean of losses (B, T, D) over the steps (B, T) that are not padding; 0 if all are.
+
+    valid_count replaces the number of valid steps in the denominator (see `VLAAgent.compute_loss`).
+    """
+    valid = ~is_pad
+    count = valid.sum() if valid_count is None else valid_count
+    count = count.where(count > 0, 1).to(losses.dtype)
+    return losses.masked_fill(is_pad[..., None], 0.0).sum() / (count * losses.shape[-1])
+
+
+TIME_SAMPLERS: dict[str, TimeSampler] = {
+    "uniform": sample_times_uniform,
+    "logit_normal": sample_times_logit_normal,
+    "meanflow_v1": sample_times_meanflow_v1,
+    "corner": sample_times_corner,
+}
+"""Of intervals, for iMF."""
+INSTANT_SAMPLERS: dict[str, TimeSampler] = {
+    "uniform": sample_instants_uniform,
+    "logit_normal": sample_instants_logit_normal,
+    "beta": sample_instants_beta,
+}
+"""Of single times, for flow matching."""
+LOSS_TYPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mse": squared_error,
+    "pseudo_huber": pseudo_huber,
+}
+"""Losses of each number for itself."""
+VELOCITY_LOSS_TYPES = (*LOSS_TYPES, "adaptive")
+
+
+def velocity_loss(
+    loss_type: str, error: Tensor, is_pad: Tensor, valid_count: Tensor | None = None
+) -> Tensor:
+    """The scalar loss, one of `VELOCITY_LOSS_TYPES`, of errors (B, T, D); see `masked_mean`."""
+    losses = adaptive(error, is_pad) if loss_type == "adaptive" else LOSS_TYPES[loss_type](error)
+    return masked_mean(losses, is_pad, valid_count)

@@ -1,0 +1,227 @@
+"""What is done: collecting, training, judging, sweeping, and on which cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from imf_ray.errors import UserError
+from imf_ray.schema.checks import at_least, require_choice
+
+
+@dataclass
+class TrainConfig:
+    """Optimization, checkpoints and validation; the keys are RoboIMI's."""
+
+    device: str = "cpu"
+    """`cuda` gives each worker `cluster.gpus_per_worker` GPUs, `cpu` gives none."""
+    seed: int = 42
+    max_steps: int = 150_000
+    batch_size: int = 80
+    """Samples in one global batch, over all workers."""
+    lr: float = 5e-4
+    weight_decay: float = 1e-5
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    grad_clip: float = 1.0
+    scheduler_type: str = "cosine"
+    """`cosine` (to `min_lr` at `max_steps`) or `constant`, both after `warmup_steps`."""
+    warmup_steps: int = 2000
+    min_lr: float = 1e-6
+    ema: bool = True
+    """Keep an exponential moving average of the weights; validation judges it."""
+    compile: bool = False
+    """Compile the image encoders and the loss: both are about twice as fast, after some minutes
+    that the next run need not spend again. Fixed for the life of a run."""
+    autocast: str = "none"
+    """`bf16` computes the image encoders in bfloat16, where the hardware has it; the rest, and all
+    of evaluation, stays in float32."""
+    accumulate_batches: int = 1
+    """Parts in which each worker goes through its share of a batch, to take less memory. Gradients
+    are those of the whole batch."""
+    diagnostics_freq: int = 0
+    """After every so many steps, log du/dt and the velocity's error by the length of the interval,
+    and draw what each sub-layer reads (`depth_weights.png`); 0 never."""
+    val_split: float = 0.1
+    """Share of the episodes held out for the action error."""
+    num_workers: int = 2
+    """Parallel readers of each training worker."""
+    log_freq: int = 100
+    save_freq: int = 10_000
+    keep_last: int = 2
+    """Checkpoints kept beside the best one."""
+    max_failures: int = 3
+    """How often a run whose worker died is restarted from its newest checkpoint."""
+    rollout_val_freq_epochs: int = 0
+    """Validate by rollouts after every so many epochs; 0 never."""
+    rollout_validate_on_checkpoint: bool = False
+    rollout_num_episodes: int = 10
+    rollout_seed: int = 400_000
+    """Validation episodes are the seeds from here on."""
+    use_swanlab: bool = False
+    swanlab_project: str = "imf_ray"
+    swanlab_mode: str = "online"
+    """`online`, `offline` (to be sent later) or `local` (for a board on this machine); without a
+    login `online` becomes `offline`."""
+
+    def __post_init__(self) -> None:
+        require_choice("train.device", self.device, ("cpu", "cuda"))
+        require_choice("train.scheduler_type", self.scheduler_type, ("cosine", "constant"))
+        require_choice("train.autocast", self.autocast, ("none", "bf16"))
+        require_choice("train.swanlab_mode", self.swanlab_mode, ("online", "offline", "local"))
+        at_least(
+            "train",
+            self,
+            max_steps=1,
+            batch_size=1,
+            num_workers=1,
+            log_freq=1,
+            save_freq=1,
+            seed=0,
+            warmup_steps=0,
+            min_lr=0.0,
+            weight_decay=0.0,
+            max_failures=0,
+            accumulate_batches=1,
+            diagnostics_freq=0,
+            rollout_val_freq_epochs=0,
+            rollout_num_episodes=1,
+            rollout_seed=0,
+        )
+        for key in ("lr", "grad_clip"):
+            if getattr(self, key) <= 0.0:
+                raise UserError(f"train.{key}={getattr(self, key)} must be positive.")
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise UserError(f"train.betas={self.betas} must be two numbers in [0, 1).")
+        if not 0.0 <= self.val_split < 1.0:
+            raise UserError(f"train.val_split={self.val_split} must lie in [0, 1).")
+        if self.keep_last < 2:
+            raise UserError(
+                f"train.keep_last={self.keep_last} must be at least 2: a single checkpoint is lost "
+                "when its successor is written badly."
+            )
+
+
+@dataclass
+class ClusterConfig:
+    """What each part of a run takes from the Ray cluster; null is computed from what is there."""
+
+    address: str | None = None
+    """A running cluster (`auto` or HOST:PORT); null starts one here unless RAY_ADDRESS is set."""
+    num_cpus: float | None = None
+    """Logical CPUs of a cluster started here; null is the machine's."""
+    num_gpus: float | None = None
+    """Logical GPUs of a cluster started here; null is the machine's."""
+    num_workers: int = 1
+    """Training workers (ranks) of one run."""
+    gpus_per_worker: float = 1.0
+    """GPUs of one worker, used with `train.device=cuda`; trials may share one by fractions."""
+    cpus_per_worker: float | None = None
+    rollout_actors: int = 2
+    """Simulators that run beside the training of one run."""
+    cpus_per_rollout_actor: float | None = None
+    gpus_per_rollout_actor: float = 1.0
+    """GPUs of one simulator, used with `evaluate.device=cuda`."""
+    dashboard: bool = True
+    """Serve Ray's dashboard on 127.0.0.1 when a cluster is started here."""
+
+    def __post_init__(self) -> None:
+        at_least("cluster", self, num_workers=1, rollout_actors=1)
+        given = ("gpus_per_worker", "cpus_per_worker")
+        for key in (*given, "cpus_per_rollout_actor", "gpus_per_rollout_actor"):
+            value = getattr(self, key)
+            if value is not None and value <= 0.0:
+                raise UserError(f"cluster.{key}={value} must be positive.")
+
+
+@dataclass
+class CollectConfig:
+    """Scripted demonstrations."""
+
+    episodes: int = 50
+    seed: int = 0
+    """Attempts are the seeds from here on; the successful ones are kept."""
+
+    def __post_init__(self) -> None:
+        at_least("collect", self, episodes=1, seed=0)
+
+
+@dataclass
+class EvaluateConfig:
+    """Judging policies by rollouts: on which episodes, executed how, and what is kept of them."""
+
+    episodes: int = 50
+    seed: int = 500_000
+    """Episodes are the seeds from here on."""
+    stop_on_success: bool = False
+    ema: bool = True
+    """Judge the averaged weights where the checkpoint has them."""
+    num_action_steps: int | None = None
+    """Actions of a chunk that are executed; null is the checkpoint's `agent.num_action_steps`."""
+    inference_steps: int | None = None
+    """Network calls for a chunk; null is the checkpoint's `agent.inference_steps`."""
+    device: str = "cpu"
+    """`cuda` gives each actor `cluster.gpus_per_rollout_actor` GPUs."""
+    envs_per_actor: int = 4
+    """Environments that share an actor and its agent; records do not depend on it."""
+    compute_batch: int = 4
+    """Rows of every call of the policy, filled up where fewer chunks are due. Part of the settings,
+    since kernels, and so the last bits of an action, depend on it."""
+    episode_limit_s: float = 300.0
+    """Own time after which an episode has failed."""
+    allow_mismatch: bool = False
+    """Judge in a task with other cameras, pictures, control rate or actions than trained in."""
+    select: str | None = None
+    """`best-of-run`: `checkpoint` is a run; its checkpoints are compared on the seeds from
+    `select_seed`, and the best one is judged on the seeds from `seed`."""
+    select_seed: int = 450_000
+    select_episodes: int = 20
+    video: str = "none"
+    """A grid video of `all` episodes, failures first, of `failures`, or `none`."""
+    video_episodes: int = 16
+    """Episodes that the grid has at most."""
+    trajectories: bool = False
+    """Keep each episode's trajectory, and a picture with the path of the tools in red."""
+    output: str | None = None
+    """Folder of the records; null is `evaluations/` beside the checkpoint."""
+
+    def __post_init__(self) -> None:
+        require_choice("evaluate.device", self.device, ("cpu", "cuda"))
+        require_choice("evaluate.video", self.video, ("all", "failures", "none"))
+        if self.select is not None:
+            require_choice("evaluate.select", self.select, ("best-of-run",))
+        at_least(
+            "evaluate",
+            self,
+            episodes=1,
+            seed=0,
+            envs_per_actor=1,
+            compute_batch=1,
+            select_seed=0,
+            select_episodes=1,
+            video_episodes=1,
+        )
+        for key in ("num_action_steps", "inference_steps"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"evaluate.{key}={value} must be at least 1.")
+        if self.episode_limit_s <= 0.0:
+            raise UserError(f"evaluate.episode_limit_s={self.episode_limit_s} must be positive.")
+
+
+@dataclass
+class CompareConfig:
+    """Comparing policies on the same episodes."""
+
+    oracles: bool = True
+    """Add the task's expert and the first policy untrained, so that the table has both ends."""
+    output: str | None = None
+    """Folder of the comparison; null is `comparisons/` in `storage_path`."""
+
+
+@dataclass
+class TuneSettings:
+    """The sweep."""
+
+    max_concurrent_trials: int | None = None
+    """Trials at a time; null is computed from the cluster."""
+    cpus_per_trial: float = 1.0
+    """CPUs that a trial is given at least when the slots of a CPU sweep are computed."""
