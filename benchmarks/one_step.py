@@ -35,11 +35,12 @@ from imf_ray.rollout.store import EPISODES, read_records
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import newest_checkpoint
 
-AGENTS = {
-    "iMF": "resnet_imf_attnres",
-    "flow": "resnet_flow_attnres",
-    "DDIM": "resnet_ddpm_attnres",
+OBJECTIVES = {
+    "iMF": ("agent=resnet_imf_attnres",),
+    "flow": ("agent=resnet_flow_attnres", "agent.time_sampler=uniform"),
+    "DDIM": ("agent=resnet_ddpm_attnres",),
 }
+"""What differs between the trainings."""
 FIRST_SEED = 800_000
 """The episodes of the study, used for nothing else."""
 TIMED_CALLS, WARM_UP_CALLS = 40, 3
@@ -89,7 +90,7 @@ def train(objective: str, output: Path, recipe: str, options: Sequence[str]) -> 
     command(
         "train",
         f"recipe={recipe}",
-        f"agent={AGENTS[objective]}",
+        *OBJECTIVES[objective],
         f"storage_path={output}",
         f"run_name={objective}",
         *options,
@@ -234,7 +235,7 @@ def main() -> None:
     output = arguments.output.absolute()
     checkpoints = {
         objective: train(objective, output, arguments.recipe, arguments.options)
-        for objective in AGENTS
+        for objective in OBJECTIVES
     }
     judged = {
         row.name: judge(row, checkpoints[row.objective], output, arguments.episodes) for row in ROWS

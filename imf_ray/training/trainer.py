@@ -25,7 +25,7 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from imf_ray.agents.pretrained import CONFIG, build_agent
-from imf_ray.config import config_to_dict, to_yaml
+from imf_ray.config import config_from_dict, config_to_dict, to_yaml
 from imf_ray.data.index import EpisodeIndex, build_index
 from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
 from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
@@ -251,8 +251,9 @@ def claim_run_dir(run: CheckedRun, run_dir: Path) -> SamplePlan:
     settings, data = run_dir / CONFIG, run_dir / DATA_FILE
     episodes = [[Path(e.path).name, e.length] for e in run.train.episodes]
     if settings.is_file() and data.is_file():
-        before = OmegaConf.to_container(OmegaConf.load(settings))
-        changed = _differences(before, config_to_dict(config))
+        stored = OmegaConf.to_container(OmegaConf.load(settings))
+        before = config_from_dict(stored)  # type: ignore[arg-type]  # options it lacks are younger
+        changed = _differences(config_to_dict(before), config_to_dict(config))
         record = json.loads(data.read_text())
         if record["episodes"] != episodes:
             changed.append(f"the episodes of {config.data.dataset_dir} have changed")

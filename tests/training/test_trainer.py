@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from ray import tune
 from ray.train import CheckpointConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file
 
-from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS, load_agent
+from imf_ray.agents.pretrained import CONFIG, EMA_WEIGHTS, WEIGHTS, load_agent
 from imf_ray.config import config_to_dict
 from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
 from imf_ray.data.statistics import compute_statistics
@@ -30,7 +31,7 @@ from imf_ray.training.checkpoint import (
 )
 from imf_ray.training.diagnostics import DEPTH_WEIGHTS
 from imf_ray.training.loop import Trainer, TrainPayload, to_tensors
-from imf_ray.training.trainer import check_run, fit, scaling_config
+from imf_ray.training.trainer import check_run, claim_run_dir, fit, scaling_config
 from imf_ray.training.validation import window_spec
 from tests.conftest import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 
@@ -80,6 +81,10 @@ def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_pa
     changed = tiny_config(demonstrations, "train.lr=1e-2", "train.compile=true")
     with pytest.raises(UserError, match=r"other settings: .*train.lr was .*train.compile was"):
         fit(check_run(changed), half, resources)
+    settings = OmegaConf.load(half / CONFIG)
+    del settings.train.autocast  # an option younger than the run has its default in it
+    OmegaConf.save(settings, half / CONFIG)
+    claim_run_dir(check_run(config), half)
 
 
 def test_gradients_are_averaged_over_ranks(demonstrations: Path, tmp_path: Path) -> None:
