@@ -19,8 +19,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     sweep_dir = absolute(config.storage_path) / config.run_name
     if not (sweep_dir / JSON_FILE).is_file():
         raise UserError(f"{sweep_dir} holds no {JSON_FILE}: is it a finished sweep?")
-    records, expert = read_sweep(sweep_dir)
-    console.print(make_table(records, expert))
+    console.print(make_table(*read_sweep(sweep_dir)))
 
 
 if __name__ == "__main__":

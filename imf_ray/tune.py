@@ -25,9 +25,10 @@ def resolve(overrides: Sequence[str]) -> Config:
 
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Train and judge every combination of a search space, and print the ranked table."""
-    from imf_ray.sweep.runner import judge_expert, plan_sweep, prepare_sweep, run_sweep
+    from imf_ray.rollout.policies import EXPERT
+    from imf_ray.sweep.runner import judge_oracle, plan_sweep, prepare_sweep, run_sweep
     from imf_ray.sweep.search_space import load_search_space
-    from imf_ray.sweep.table import failures, make_table, rank, write_files
+    from imf_ray.sweep.table import UNTRAINED, failures, make_table, rank, write_files
     from imf_ray.training.progress import ProgressBoard
     from imf_ray.training.tracking import describe_tracking
 
@@ -44,16 +45,18 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         soft_wrap=True,
     )
     console.print(describe_tracking(sweep.first_config))
-    expert = judge_expert(sweep, resources)
+    expert = judge_oracle(sweep, resources, EXPERT)
     console.print(f"Expert: {expert}", soft_wrap=True)
     max_steps = sweep.first_config.train.max_steps
     with ProgressBoard(lambda: sorted(sweep.trials_dir.glob("*")), max_steps, console):
         records = run_sweep(sweep, resources, slots)
-    files = write_files(sweep_dir, records, expert, space.name)
-    console.print(make_table(records, expert.metrics()))
+    best = rank(records)[0]
+    untrained = judge_oracle(sweep, resources, f"{UNTRAINED}:{best.best_checkpoint}")
+    oracles = {EXPERT: expert.metrics(), UNTRAINED: untrained.metrics()}
+    files = write_files(sweep_dir, records, oracles, space.name)
+    console.print(make_table(records, oracles))
     for line in failures(records):
         console.print(f"Failed: {line}", soft_wrap=True)
-    best = rank(records)[0]
     console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
     cpus = plan_simulators(config, size).cpus
     videos = _write_videos(sweep_dir, sweep.first_config, str(best.best_checkpoint), cpus)

@@ -15,7 +15,7 @@ from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, 
 from imf_ray.rollout.actors import RolloutJob, run_episodes
 from imf_ray.rollout.policies import EXPERT
 from imf_ray.rollout.records import RolloutSummary, summarize
-from imf_ray.rollout.settings import scripted_settings
+from imf_ray.rollout.settings import agent_settings, scripted_settings
 from imf_ray.schema import Config
 from imf_ray.sweep.search_space import SearchSpace, trial_name
 from imf_ray.sweep.trial import (
@@ -77,13 +77,18 @@ def plan_sweep(sweep: Sweep, size: ClusterSize) -> tuple[RunResources, int]:
     return plan_run(sweep.first_config, size, slots), slots
 
 
-def judge_expert(sweep: Sweep, resources: RunResources) -> RolloutSummary:
-    """The scripted expert on the seeds on which the policies are judged."""
+def judge_oracle(sweep: Sweep, resources: RunResources, policy: str) -> RolloutSummary:
+    """An end of the table, on the seeds on which the trials are judged.
+
+    Args:
+        policy: `expert`, or `untrained:CHECKPOINT` of a trial.
+    """
     config = sweep.first_config
-    seeds = range(
-        config.train.rollout_seed, config.train.rollout_seed + config.train.rollout_num_episodes
-    )
-    job = RolloutJob(EXPERT, scripted_settings(config.task))
+    first = config.train.rollout_seed
+    seeds = range(first, first + config.train.rollout_num_episodes)
+    job = RolloutJob(policy, scripted_settings(config.task))
+    if policy != EXPERT:
+        job = RolloutJob(policy, agent_settings(config, first), config.evaluate.envs_per_actor)
     options = {"num_cpus": resources.cpus_per_rollout_actor}
     played = run_episodes(job, seeds, resources.rollout_actors, options)
     return summarize([episode.record for episode in played])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,15 @@ from rich import box
 from rich.table import Table
 
 from imf_ray.files import write_atomically
-from imf_ray.rollout.records import RolloutSummary, stage_shares
+from imf_ray.rollout.policies import EXPERT
+from imf_ray.rollout.records import stage_shares
 from imf_ray.sweep.search_space import short_names
 from imf_ray.sweep.trial import FAILED, FINISHED, TrialRecord
 from imf_ray.training.checkpoint import ranking
 
+UNTRAINED = "untrained"
+Oracles = Mapping[str, Mapping[str, float]]
+"""Metrics by name: of the expert, and of an untrained agent."""
 JSON_FILE, CSV_FILE, HEAT_MAP_FILE = "sweep.json", "sweep.csv", "grid.png"
 
 
@@ -38,18 +42,19 @@ def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     return sorted(finished, key=lambda record: ranking(record.metrics)) + failed
 
 
-def make_table(records: Sequence[TrialRecord], expert: dict[str, float]) -> Table:
-    """The ranked trials below the expert's row."""
+def make_table(records: Sequence[TrialRecord], oracles: Oracles) -> Table:
+    """The ranked trials between the expert's row and the untrained agent's."""
     names = short_names(list(records[0].params))
     table = Table(
         title="Ranked by success (95 % Wilson interval), then by held-out action error",
         title_justify="left",
         box=box.SIMPLE,
     )
-    stages = " ".join(f">={stage} " for stage in stage_shares(expert))
+    stages = " ".join(f">={stage} " for stage in stage_shares(oracles[EXPERT]))
     for column in ("trial", *names.values(), "success", "n", "reward", stages, "error", "step"):
         table.add_column(column, no_wrap=True)
-    table.add_row("expert", *["" for _ in names], *_judgement(expert), "", "")
+    blank = ["" for _ in names]
+    table.add_row(EXPERT, *blank, *_judgement(oracles[EXPERT]), "", "")
     for record in rank(records):
         params = [str(record.params[key]) for key in names]
         number = record.name.split("-", 1)[0]
@@ -65,17 +70,18 @@ def make_table(records: Sequence[TrialRecord], expert: dict[str, float]) -> Tabl
             "" if error is None else f"{error:.4f}",
             str(int(metrics["step"])),
         )
+    table.add_row(UNTRAINED, *blank, *_judgement(oracles[UNTRAINED]), "", "")
     return table
 
 
 def write_files(
-    sweep_dir: Path, records: Sequence[TrialRecord], expert: RolloutSummary, space: str
+    sweep_dir: Path, records: Sequence[TrialRecord], oracles: Oracles, space: str
 ) -> list[Path]:
     """Write `sweep.json`, `sweep.csv` and, for two varied options, the heat map."""
     ranked = rank(records)
     content = {
         "search_space": space,
-        "expert": expert.metrics(),
+        "oracles": oracles,
         "trials": [dataclasses.asdict(record) for record in ranked],
     }
     write_atomically(sweep_dir / JSON_FILE, json.dumps(content, indent=1))
@@ -92,10 +98,10 @@ def write_files(
     return paths
 
 
-def read_sweep(sweep_dir: Path) -> tuple[list[TrialRecord], dict[str, float]]:
-    """The trials and the expert's row of a sweep's folder."""
+def read_sweep(sweep_dir: Path) -> tuple[list[TrialRecord], Oracles]:
+    """The trials and the oracles of a sweep's folder."""
     content = json.loads((sweep_dir / JSON_FILE).read_text())
-    return [TrialRecord(**trial) for trial in content["trials"]], content["expert"]
+    return [TrialRecord(**trial) for trial in content["trials"]], content["oracles"]
 
 
 def draw_heat_map(path: Path, records: Sequence[TrialRecord]) -> None:
@@ -136,7 +142,7 @@ def draw_heat_map(path: Path, records: Sequence[TrialRecord]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _judgement(metrics: dict[str, Any]) -> list[str]:
+def _judgement(metrics: Mapping[str, Any]) -> list[str]:
     if "rollout/success_rate" not in metrics:
         return ["not judged", "", "", ""]
     return [
@@ -147,11 +153,11 @@ def _judgement(metrics: dict[str, Any]) -> list[str]:
     ]
 
 
-def _interval(metrics: dict[str, Any]) -> str:
+def _interval(metrics: Mapping[str, Any]) -> str:
     return f"{metrics['rollout/success_low']:.2f}, {metrics['rollout/success_high']:.2f}"
 
 
-def _episodes(metrics: dict[str, Any]) -> str:
+def _episodes(metrics: Mapping[str, Any]) -> str:
     return f"{metrics['rollout/episodes']:.0f}"
 
 

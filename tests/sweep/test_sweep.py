@@ -112,7 +112,8 @@ def test_a_sweep_trains_judges_records_and_goes_on(demonstrations: Path, tmp_pat
     assert "2 trials, 2 at a time" in done.stdout and "SwanLab: offline" in done.stdout
     folder = tmp_path / "runs/sweep"
     content = json.loads((folder / "sweep.json").read_text())
-    assert content["expert"]["rollout/episodes"] == 2
+    for oracle in ("expert", "untrained"):
+        assert content["oracles"][oracle]["rollout/episodes"] == 2
     for trial in content["trials"]:
         assert trial["status"] == "finished" and trial["driver_pid"] > 0 and trial["driver_host"]
         assert Path(trial["best_checkpoint"]).is_dir()
@@ -125,7 +126,9 @@ def test_a_sweep_trains_judges_records_and_goes_on(demonstrations: Path, tmp_pat
     assert len(rows) == 2 and json.loads(rows[0]["workers"])[0]["pid"] > 0
     for name in ("grid.png", "expert.mp4", "best.mp4"):
         assert (folder / name).stat().st_size > 1000 and str(folder / name) in done.stdout
-    assert done.stdout.index("expert") < done.stdout.index("00000 ")
+    rows_of_table = done.stdout[done.stdout.index("Ranked by") :]
+    assert rows_of_table.index("expert") < rows_of_table.index("00000 ")
+    assert rows_of_table.index("00001 ") < rows_of_table.index("untrained")
 
     table = run_command("report", "run_name=sweep", cwd=tmp_path)
     assert table.returncode == 0 and "expert" in table.stdout and "00001 " in table.stdout
