@@ -36,11 +36,16 @@ from imf_ray.schema import Config
 from imf_ray.training.checkpoint import newest_checkpoint
 
 OBJECTIVES = {
-    "iMF": ("agent=resnet_imf_attnres",),
-    "flow": ("agent=resnet_flow_attnres", "agent.time_sampler=uniform"),
-    "DDIM": ("agent=resnet_ddpm_attnres",),
+    "iMF": (),
+    "flow": ("agent.objective=flow", "agent.time_sampler=uniform", "agent.inference_steps=10"),
+    "DDIM": (
+        "agent.objective=ddpm",
+        "agent.ddpm.prediction_type=sample",
+        "agent.loss_type=mse",
+        "agent.inference_steps=10",
+    ),
 }
-"""What differs between the trainings."""
+"""What differs from the recipe, which is one of iMF, in each training."""
 FIRST_SEED = 800_000
 """The episodes of the study, used for nothing else."""
 TIMED_CALLS, WARM_UP_CALLS = 40, 3
