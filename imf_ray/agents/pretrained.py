@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import nn
 from imf_ray.agents.flow import FlowVLAAgent
 from imf_ray.agents.imf import IMFVLAAgent
 from imf_ray.agents.vla import VLAAgent
-from imf_ray.config import config_from_dict, to_yaml
+from imf_ray.config import config_from_dict, config_to_dict, to_yaml
 from imf_ray.errors import UserError
 from imf_ray.models.imf_transformer import IMFTransformer1D
 from imf_ray.models.transformer1d import Transformer1D
@@ -103,6 +104,20 @@ def save_agent(
     if ema is not None:
         save_file(dict(ema), folder / EMA_WEIGHTS)
     (folder / CONFIG).write_text(to_yaml(config))
+
+
+def save_policy(folder: Path, checkpoint: Path) -> None:
+    """Write into an existing folder what executes a checkpoint's policy: the weights that are
+    judged, and its settings without the place of its data.
+
+    Raises:
+        UserError: it is not a checkpoint.
+    """
+    settings = config_to_dict(load_config_of(checkpoint))
+    del settings["data"]["dataset_dir"]
+    shutil.copyfile(weights_path(checkpoint, ema=True), folder / WEIGHTS)
+    policy = {section: settings[section] for section in POLICY_SECTIONS}
+    (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(policy)))
 
 
 def load_config_of(folder: Path) -> Config:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from imf_ray.agents.pretrained import save_agent
+from imf_ray.agents.pretrained import save_agent, save_policy
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.errors import UserError
 from imf_ray.files import move_into_place, sync, write_atomically
@@ -99,13 +99,45 @@ def save_checkpoint(
     """
     final = run_dir / f"{PREFIX}{step:08d}"
     partial = run_dir / f"{PARTIAL}{step:08d}"
+    metrics = {"step": step, **metrics}
+
+    def write(folder: Path) -> None:
+        save_agent(folder, agent, config, ema)
+        torch.save(dict(trainer_state), folder / TRAINER_STATE)
+
+    _write_sealed(partial, final, metrics, write)
+    return SavedCheckpoint(final, metrics)
+
+
+def export_policy(checkpoint: Path, folder: Path) -> SavedCheckpoint:
+    """Write a checkpoint that holds what executes its policy and nothing of its training.
+
+    Raises:
+        UserError: it is not a valid checkpoint, the folder exists, or it cannot be written.
+    """
+    saved = read_checkpoint(checkpoint)
+    if folder.exists():
+        raise UserError(f"{folder} exists: remove it, or name another folder.")
+    metrics = {"step": saved.step}
+    _write_sealed(
+        folder.with_name(f"{PARTIAL}{folder.name}"),
+        folder,
+        metrics,
+        lambda partial: save_policy(partial, checkpoint),
+    )
+    return SavedCheckpoint(folder, metrics)
+
+
+def _write_sealed(
+    partial: Path, final: Path, metrics: Mapping[str, Any], write: Callable[[Path], None]
+) -> None:
+    """Let `write` fill a folder, seal it with its manifest and give it its name."""
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        save_agent(partial, agent, config, ema)
-        torch.save(dict(trainer_state), partial / TRAINER_STATE)
+        write(partial)
         files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-        manifest = {"metrics": {"step": step, **metrics}, "files": files}
+        manifest = {"metrics": dict(metrics), "files": files}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in partial.iterdir():
             sync(path)
@@ -115,7 +147,6 @@ def save_checkpoint(
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"The checkpoint {final} cannot be written: {error}.") from error
-    return SavedCheckpoint(final, {"step": step, **metrics})
 
 
 def list_checkpoints(run_dir: Path) -> list[SavedCheckpoint]:

@@ -1,0 +1,31 @@
+"""Takes a policy out of its run: `python -m imf_ray.export checkpoint=CHECKPOINT DIR`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from imf_ray.errors import UserError
+from imf_ray.launch import absolute, console, run
+from imf_ray.schema import Config
+
+
+def main(config: Config, overrides: Sequence[str], folders: Sequence[str]) -> None:
+    """Write a checkpoint's judged weights and settings, and nothing of its training, into DIR.
+
+    The folder is a checkpoint that can be judged and handed on; training cannot go on from it.
+    """
+    from imf_ray.training.checkpoint import export_policy
+
+    if config.checkpoint is None or len(folders) != 1:
+        raise UserError(
+            "Name a checkpoint and a new folder: python -m imf_ray.export "
+            "checkpoint=RUN/checkpoint_00001000 DIR"
+        )
+    policy = export_policy(absolute(config.checkpoint), absolute(folders[0]))
+    size = sum(path.stat().st_size for path in policy.path.iterdir())
+    console.print(f"{policy.path} ({size / 1e6:.1f} MB)", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run("imf_ray.export", main, sys.argv[1:], names="DIR"))
