@@ -152,7 +152,8 @@ def _blank_observation(agent: VLAAgent, config: Config) -> dict[str, Any]:
     side = config.task.image_size
     shape = (1, agent.obs_horizon, side, side, 3)
     images = {camera: torch.zeros(shape, dtype=torch.uint8) for camera in agent.camera_names}
-    return {"images": images, "qpos": torch.zeros(1, agent.obs_horizon, config.agent.state_dim)}
+    state = torch.zeros(1, agent.obs_horizon, len(agent.qpos_normalizer.mean))
+    return {"images": images, "qpos": state}
 
 
 def table(judged: Mapping[str, Sequence[EpisodeRecord]], heads: Mapping[str, float]) -> str:
