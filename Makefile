@@ -1,4 +1,4 @@
-# make demo   demonstrations, a small sweep, the table, pictures and videos
+# make demo   the policy of this repository; demonstrations, a small sweep, the table, videos
 # make test   lint, types, tests; those of gym-aloha with its older MuJoCo
 # Both do all their own set-up in $(VENV), and for gym-aloha in $(ALOHA_VENV).
 PYTHON ?= python3
@@ -28,6 +28,8 @@ $(ALOHA_STAMP): $(STAMP) requirements-aloha.txt scripts/overlay.sh
 	touch $@
 
 demo: setup
+	$(BIN)/python -m imf_ray.evaluate checkpoint=policies/sim_transfer evaluate.episodes=8 \
+	  evaluate.video=all evaluate.output=$(DEMO)/policy
 	$(BIN)/python -m imf_ray.collect data.dataset_dir=$(DEMO)/data collect.episodes=24
 	$(BIN)/python -m imf_ray.tune search_space=quickstart data.dataset_dir=$(DEMO)/data \
 	  storage_path=$(DEMO) run_name=sweep
