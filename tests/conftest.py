@@ -117,7 +117,9 @@ def fresh_agent(config: Config, seed: int = 0) -> VLAAgent:
     """An agent with fresh weights, normalized by the configuration's data."""
     index = build_index(config)
     torch.manual_seed(seed)
-    stats = compute_statistics(index.episodes, config.agent.pose_objects, "action", index.digest)
+    stats = compute_statistics(
+        index.episodes, config.agent.recorded_objects, "action", index.digest
+    )
     return build_agent(config.agent, config.task.action_space, stats)
 
 

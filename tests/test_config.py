@@ -117,6 +117,11 @@ def test_bad_options_are_named(
     assert error.startswith("Error: ") and error.count("\n") == 1
 
 
+def test_poses_are_taught_to_eyes() -> None:
+    with pytest.raises(UserError, match=r"target_pose_objects=\['cube'\].*agent.pose_objects"):
+        load_config(["agent=state_imf_attnres", "agent.target_pose_objects=[cube]"])
+
+
 def test_debug_shows_the_traceback() -> None:
     def main(config, overrides) -> None:
         raise UserError("wrong")

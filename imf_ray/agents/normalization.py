@@ -9,6 +9,8 @@ from torch import Tensor, nn
 NORMALIZATION_TYPES = ("min_max", "mean_std", "identity")
 CONSTANT_RANGE = 1e-4
 EE_QUATERNIONS = (slice(3, 7), slice(11, 15))
+POSE_DIM = 7
+"""A pose: xyz and quaternion (wxyz)."""
 _STATISTICS = ("min", "max", "mean", "std")
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -107,6 +109,12 @@ class Normalizer(nn.Module):
         for quaternion in self.quaternions:
             x[..., quaternion] = function(x[..., quaternion], quaternion)
         return x
+
+
+def pose_quaternions(num_poses: int, start: int = 0) -> tuple[slice, ...]:
+    """Where the quaternions of consecutive poses are in a vector that has them from `start` on."""
+    places = range(start, start + num_poses * POSE_DIM, POSE_DIM)
+    return tuple(slice(place + 3, place + POSE_DIM) for place in places)
 
 
 class ImageNormalizer(nn.Module):

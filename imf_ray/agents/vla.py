@@ -8,14 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imf_ray.agents.normalization import EE_QUATERNIONS, ImageNormalizer, Normalizer
+from imf_ray.agents.normalization import (
+    EE_QUATERNIONS,
+    POSE_DIM,
+    ImageNormalizer,
+    Normalizer,
+    pose_quaternions,
+)
+from imf_ray.agents.pose_readout import PoseReadout
 from imf_ray.agents.queues import ChunkQueue
 from imf_ray.models.imf_transformer import IMFTransformer1D
 from imf_ray.models.vision import MultiViewResNetEncoder
 
 CONDITIONS = ("single_token", "multi_token")
 ACTION_SPACES = ("joint", "ee")
-_EE_DIM, _POSE_DIM = 16, 7
+_EE_DIM = 16
 
 
 class VLAAgent(nn.Module, ABC):
@@ -37,6 +44,9 @@ class VLAAgent(nn.Module, ABC):
         action_dim, state_dim: widths of an action and of qpos.
         num_poses: object poses (xyz, quaternion wxyz) that stand behind qpos in the observation's
             "qpos", which is then (B, obs_horizon, state_dim + 7 * num_poses).
+        num_target_poses: further poses behind those in a batch's "qpos", which are not input:
+            training adds `pose_loss_weight` times the error of a `PoseReadout` for them.
+        pose_loss_weight: see there.
         camera_names: cameras the policy looks at, in this order; none for a policy on state alone.
         obs_horizon, pred_horizon, num_action_steps: observations per window, actions per chunk, and
             how many of those are executed before the next chunk.
@@ -63,6 +73,8 @@ class VLAAgent(nn.Module, ABC):
         action_dim: int,
         state_dim: int,
         num_poses: int = 0,
+        num_target_poses: int = 0,
+        pose_loss_weight: float = 1.0,
         camera_names: Sequence[str],
         obs_horizon: int = 2,
         pred_horizon: int = 16,
@@ -100,13 +112,14 @@ class VLAAgent(nn.Module, ABC):
 
         quaternions = EE_QUATERNIONS if action_space == "ee" else ()
         stats = stats or {}
-        poses = range(state_dim, state_dim + num_poses * _POSE_DIM, _POSE_DIM)
-        state_dim += num_poses * _POSE_DIM
+        pose_places = pose_quaternions(num_poses, start=state_dim)
+        state_dim += num_poses * POSE_DIM
+        self._state_dim = state_dim
         self.qpos_normalizer = Normalizer(
             state_dim,
             normalization_type,
-            stats.get("qpos"),
-            [slice(start + 3, start + _POSE_DIM) for start in poses],
+            _columns(stats.get("qpos"), slice(state_dim)),
+            pose_places,
         )
         self.action_normalizer = Normalizer(
             action_dim, normalization_type, stats.get("action"), quaternions
@@ -143,6 +156,20 @@ class VLAAgent(nn.Module, ABC):
             cond_dim=cond_dim,
             **head,
         )
+        self.pose_loss_weight = pose_loss_weight
+        self.pose_readout = None
+        if num_target_poses:
+            if not self.camera_names:
+                raise ValueError(
+                    "num_target_poses teaches image encoders, but camera_names is empty; name "
+                    "cameras or set num_target_poses=0"
+                )
+            self.pose_readout = PoseReadout(
+                self.condition_tokens_per_step * cond_dim,
+                num_target_poses,
+                normalization_type,
+                _columns(stats.get("qpos"), slice(state_dim, None)),
+            )
         self._queue = ChunkQueue(obs_horizon, num_action_steps, time_axis=1)
 
     @property
@@ -173,7 +200,14 @@ class VLAAgent(nn.Module, ABC):
         Raises:
             ValueError: if a camera's images are missing, or random numbers of a draw.
         """
-        return self._loss_from_condition(*self._training_rows(batch))
+        actions, cond, rows = self._training_rows(batch)
+        loss = self._loss_from_condition(actions, cond, rows)
+        if self.pose_readout is None:
+            return loss
+        steps = cond[:: self.draws_per_observation].unflatten(1, (self.obs_horizon, -1)).flatten(2)
+        poses = batch["qpos"][..., self._state_dim :]
+        is_pad, valid_count = batch["action_is_pad"], batch.get("valid_count")
+        return loss + self.pose_loss_weight * self.pose_readout(steps, poses, is_pad, valid_count)
 
     @torch.no_grad()
     def predict_action(
@@ -224,8 +258,12 @@ class VLAAgent(nn.Module, ABC):
 
     def get_normalization_stats(self) -> dict[str, dict[str, Tensor]]:
         """The statistics in use, in the form of the constructor's `stats`."""
+        state = self.qpos_normalizer.statistics()
+        if self.pose_readout is not None:
+            poses = self.pose_readout.normalizer.statistics()
+            state = {name: torch.cat((values, poses[name])) for name, values in state.items()}
         return {
-            "qpos": self.qpos_normalizer.statistics(),
+            "qpos": state,
             "action": self.action_normalizer.statistics(),
         }
 
@@ -309,7 +347,8 @@ class VLAAgent(nn.Module, ABC):
 
     def _build_cond(self, obs: Mapping[str, Any]) -> Tensor:
         """Observation windows -> condition tokens (B, condition_sequence_length, cond_dim)."""
-        state = self.qpos_normalizer.normalize(obs["qpos"].to(self.qpos_normalizer.mean))
+        known = obs["qpos"][..., : self._state_dim]
+        state = self.qpos_normalizer.normalize(known.to(self.qpos_normalizer.mean))
         if self.vision_encoder is None:
             return state
         places = obs.get("crop_places")
@@ -352,6 +391,10 @@ class VLAAgent(nn.Module, ABC):
         device = self.qpos_normalizer.mean.device
         images = {name: image.to(device) for name, image in obs["images"].items()}
         return {"images": images, "qpos": obs["qpos"].to(device)}
+
+
+def _columns(stats: Mapping[str, Any] | None, columns: slice) -> dict[str, Any] | None:
+    return None if stats is None else {name: values[columns] for name, values in stats.items()}
 
 
 def check_choice(option: str, value: str, known: Sequence[str]) -> None:

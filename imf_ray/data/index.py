@@ -170,12 +170,12 @@ def _require_agreement(info: EpisodeInfo, config: Config) -> None:
         raise bad_episode(
             path, f"it has no camera {', '.join(missing)} (it has {', '.join(info.cameras)})"
         )
-    unknown = [name for name in config.agent.pose_objects if name not in info.objects]
+    unknown = [name for name in config.agent.recorded_objects if name not in info.objects]
     if unknown:
         raise bad_episode(
             path,
-            f"it has no poses of {', '.join(unknown)}, which agent.pose_objects asks for (it has "
-            f"{', '.join(info.objects) or 'none'})",
+            f"it has no poses of {', '.join(unknown)}, which agent.pose_objects or "
+            f"agent.target_pose_objects asks for (it has {', '.join(info.objects) or 'none'})",
         )
     space = config.task.action_space
     if ACTION_DATASETS[space] not in info.datasets:

@@ -81,6 +81,11 @@ class AgentConfig:
     """Width of `qpos`."""
     pose_objects: list[str] = field(default_factory=list)
     """Objects whose true pose is part of the state: a policy that is told what it should see."""
+    target_pose_objects: list[str] = field(default_factory=list)
+    """Objects whose true pose the image encoders are taught to tell (`PoseReadout`), where it was
+    recorded; acting does not need it."""
+    pose_loss_weight: float = 1.0
+    """Weight of that lesson beside the objective."""
     action_dim: int = 16
     obs_horizon: int = 2
     pred_horizon: int = 16
@@ -122,6 +127,12 @@ class AgentConfig:
                 f"agent.aux_v_head=true belongs to agent.objective=imf, not {self.objective}: set "
                 "agent.aux_v_head=false or agent.objective=imf."
             )
+        if self.target_pose_objects and not self.camera_names:
+            raise UserError(
+                f"agent.target_pose_objects={list(self.target_pose_objects)} teaches image "
+                "encoders, but agent.camera_names is empty: name cameras, or give the poses to the "
+                "policy by agent.pose_objects."
+            )
         longest = self.pred_horizon - self.obs_horizon + 1
         if not 1 <= self.num_action_steps <= longest:
             raise UserError(
@@ -141,6 +152,11 @@ class AgentConfig:
                 f"agent.head.n_emb={head.n_emb} is not divisible by agent.head.n_head="
                 f"{head.n_head}: choose a head count that divides the width."
             )
+
+    @property
+    def recorded_objects(self) -> tuple[str, ...]:
+        """Objects whose recorded poses stand behind the state in training, in this order."""
+        return (*self.pose_objects, *self.target_pose_objects)
 
     def _check_transformer(self) -> None:
         if self.objective != "ddpm":

@@ -37,7 +37,7 @@ def window_spec(config: Config) -> WindowSpec:
     """How this run's windows are cut."""
     return WindowSpec(
         cameras=tuple(config.agent.camera_names),
-        objects=tuple(config.agent.pose_objects),
+        objects=config.agent.recorded_objects,
         action_dataset=ACTION_DATASETS[config.task.action_space],
         obs_horizon=config.agent.obs_horizon,
         pred_horizon=config.agent.pred_horizon,

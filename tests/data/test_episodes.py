@@ -157,6 +157,7 @@ def test_bad_files_are_named_or_skipped(own_demonstrations: Path, damage, reason
         (["agent.action_dim=14"], "action_dim is 16"),
         (["task.shadows=true"], "recorded with shadows=False"),
         (["agent.pose_objects=[ring]"], r"no poses of ring.*it has cube"),
+        (["agent.target_pose_objects=[ring]"], r"no poses of ring.*it has cube"),
         (["task.control_hz=25"], r"control_hz=50, the run has task.control_hz=25"),
         (["train.val_split=0.9"], None),
     ],

@@ -30,7 +30,7 @@ def make_trainer() -> MakeTrainer:
             name: {"min": [-2.0] * width, "max": [2.0] * width, "mean": [0.0] * width}
             | {"std": [1.0] * width}
             for name, width in (
-                ("qpos", config.agent.state_dim + 7 * len(config.agent.pose_objects)),
+                ("qpos", config.agent.state_dim + 7 * len(config.agent.recorded_objects)),
                 ("action", config.agent.action_dim),
             )
         }

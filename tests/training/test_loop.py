@@ -26,17 +26,21 @@ def test_parts_of_a_batch_are_the_batch(batch: Batch) -> None:
     assert [len(part["action"]) for part in parts] == [2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize(("draws", "poses"), [(1, False), (2, False), (2, True)])
 def test_accumulated_gradients_are_those_of_the_batch(
-    make_trainer: MakeTrainer, batch: Batch, draws: int
+    make_trainer: MakeTrainer, batch: Batch, draws: int, poses: bool
 ) -> None:
+    if poses:
+        batch["qpos"] = torch.cat((batch["qpos"], torch.randn(8, 2, 7)), dim=-1)
     if draws > 1:
         batch["noise"] = torch.randn(8, draws, 16, 16)
         batch["time_uniforms"] = torch.rand(8, draws, 3)
     found = []
     for parts in (1, 4):
         trainer = make_trainer(
-            f"train.accumulate_batches={parts}", f"agent.draws_per_observation={draws}"
+            f"train.accumulate_batches={parts}",
+            f"agent.draws_per_observation={draws}",
+            *(["agent.target_pose_objects=[cube]"] if poses else []),
         )
         loss, norm = trainer.update(batch)
         found.append((loss, norm, gradients(trainer)))
