@@ -21,6 +21,7 @@ import torch
 from imf_ray.agents.pretrained import build_agent
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.config import load_config
+from imf_ray.data.episodes import Selection
 from imf_ray.data.index import build_index
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.schema import Config
@@ -117,9 +118,8 @@ def fresh_agent(config: Config, seed: int = 0) -> VLAAgent:
     """An agent with fresh weights, normalized by the configuration's data."""
     index = build_index(config)
     torch.manual_seed(seed)
-    stats = compute_statistics(
-        index.episodes, config.agent.recorded_objects, "action", index.digest
-    )
+    selection = Selection(objects=config.agent.recorded_objects)
+    stats = compute_statistics(index.episodes, selection, index.digest)
     return build_agent(config.agent, config.task.action_space, stats)
 
 

@@ -36,7 +36,7 @@ FOREIGN: dict[str, set[str]] = {
     "models": {"torch", "torchvision"},
     "agents": {"torch", "numpy", "omegaconf", "safetensors", "diffusers"},
     "sim": {"mujoco", "gymnasium", "numpy"},
-    "data": {"numpy", "h5py", "pyarrow", "rich", "ray"},
+    "data": {"numpy", "h5py", "PIL", "pyarrow", "rich", "ray"},
 }
 WITH_RAY = {
     "data/pipeline.py",

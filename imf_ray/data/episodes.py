@@ -1,4 +1,6 @@
-"""One episode, one HDF5 file, in ACT's layout with a few attributes more.
+"""One episode, one HDF5 file: ours is written, and those of every known format are read.
+
+Ours is ACT's layout with a few attributes more:
 
     /observations/images/{camera}  (T, H, W, 3) uint8 RGB, one HDF5 chunk a frame
     /observations/qpos             (T, D_state) float32
@@ -8,14 +10,15 @@
     /action_ee                     (T, D_action) float32, end-effector targets, optional
 
 Observation t is the one before action t. The root attributes say what shapes cannot: the task, the
-action space of `/action`, the control rate, the seed, the outcome and the render flags.
+action space of `/action`, the control rate, the seed, the outcome and the render flags; `digest` is
+that of all else in the file.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +26,14 @@ from typing import Any
 import h5py
 import numpy as np
 
+from imf_ray.data.formats import AUTO, FORMATS, IMAGES, EpisodeFormat, Frames, format_of, square
+from imf_ray.data.integrity import DIGEST, digest_of, require_plain_storage
 from imf_ray.errors import UserError
 from imf_ray.files import move_into_place
 
 SUFFIX = ".hdf5"
 POSES = "observations/poses"
-ACTION_DATASETS = {"joint": "action", "ee": "action_ee"}
+QPOS, QVEL = "observations/qpos", "observations/qvel"
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,10 @@ class EpisodeInfo:
     """Image height and width by camera."""
     state_dim: int
     action_dim: int
-    datasets: tuple[str, ...]
-    """The action datasets present: `action`, `action_ee`."""
+    format: str
+    """A name in `formats.FORMATS`."""
+    action_spaces: tuple[str, ...]
+    """The spaces that actions are recorded in: `joint`, `ee`."""
     objects: tuple[str, ...]
     """Objects whose poses are recorded."""
     attributes: Mapping[str, Any]
@@ -81,12 +88,26 @@ class EpisodeInfo:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """What of an episode is read."""
+
+    cameras: tuple[str, ...] = ()
+    objects: tuple[str, ...] = ()
+    """Their poses are read behind `qpos`."""
+    action_space: str = "joint"
+    image_size: int | None = None
+    """Side of the pictures; those of another size give their central square, scaled."""
+    format: str = AUTO
+    """A name in `formats.FORMATS`, or `auto`: the file itself decides."""
+
+
+@dataclass(frozen=True)
 class EpisodeSlice:
     """Consecutive steps of one episode: what one read brings, and what windows are cut from.
 
     `images` {camera: (F, H, W, 3) uint8} and `qpos` (F, D; with the poses that were asked for
-    behind it) begin at step `frame_start`; `action`
-    (A, D) begins at step `action_start`; `length` is the whole episode's.
+    behind it) begin at step `frame_start`; `action` (A, D) begins at step `action_start`; `length`
+    is the whole episode's.
     """
 
     length: int
@@ -130,13 +151,17 @@ def write_episode(path: Path, episode: Episode) -> None:
                     file.create_dataset(
                         name, data=values.astype(np.float32), chunks=values.shape, fletcher32=True
                     )
+            file.attrs[DIGEST] = digest_of(file)
         move_into_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def check_episode(path: Path) -> EpisodeInfo:
+def check_episode(path: Path, format: str = AUTO) -> EpisodeInfo:
     """Read the whole file once and describe it.
+
+    Args:
+        format: see `Selection`.
 
     Raises:
         UserError: the file cannot be read, or a shape, dtype, length or value in it is wrong; the
@@ -144,55 +169,55 @@ def check_episode(path: Path) -> EpisodeInfo:
     """
     try:
         with h5py.File(path, "r") as file:
-            return _describe(path, file)
-    except (OSError, KeyError, RuntimeError) as error:
-        reason = str(error).strip("'\"").splitlines()[0]
+            require_plain_storage(file)
+            return _describe(path, file, format)
+    except UserError as error:
+        raise bad_episode(path, str(error)) from error
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+        reason = str(error).strip("'\"").partition("\n")[0] or type(error).__name__
         raise bad_episode(path, f"it cannot be read as an HDF5 episode ({reason})") from error
 
 
 def read_slice(
-    path: str,
-    cameras: Sequence[str],
-    objects: Sequence[str],
-    action_dataset: str,
-    frames: tuple[int, int],
-    actions: tuple[int, int],
+    path: str, selection: Selection, frames: tuple[int, int], actions: tuple[int, int]
 ) -> EpisodeSlice:
     """Read frames [frames[0], frames[1]) and actions [actions[0], actions[1]) of one episode.
-
-    Args:
-        objects: their poses are read behind `qpos`.
 
     Raises:
         UserError: the file cannot be read any more, with the file named.
     """
     try:
         with h5py.File(path, "r") as file:
-            observations = file["observations"]
-            state = [observations["qpos"], *(file[f"{POSES}/{name}"] for name in objects)]
+            kind = FORMATS[format_of(file, selection.format)]
+            action = file[kind.actions[selection.action_space]]
+            state = [file[QPOS], *(file[f"{POSES}/{name}"] for name in selection.objects)]
             return EpisodeSlice(
-                length=len(file[action_dataset]),
+                length=len(action),
                 frame_start=frames[0],
                 action_start=actions[0],
-                images={c: observations[f"images/{c}"][slice(*frames)] for c in cameras},
+                images={
+                    camera: _pictures(kind.frames(file, camera), frames, selection.image_size)
+                    for camera in selection.cameras
+                },
                 qpos=np.hstack([part[slice(*frames)] for part in state]).astype(np.float32),
-                action=file[action_dataset][slice(*actions)].astype(np.float32),
+                action=action[slice(*actions)].astype(np.float32),
             )
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, UserError) as error:
         raise bad_episode(Path(path), f"it changed since it was indexed ({error})") from error
 
 
-def read_actions(path: Path, action_dataset: str) -> np.ndarray:
+def read_actions(path: Path, action_space: str) -> np.ndarray:
     """All actions (T, D) float32 of one episode.
 
     Raises:
-        UserError: the file cannot be read, or lacks that dataset.
+        UserError: the file cannot be read, or has no actions in that space.
     """
     try:
         with h5py.File(path, "r") as file:
-            return file[action_dataset][:].astype(np.float32)
+            return file[FORMATS[format_of(file)].actions[action_space]][:].astype(np.float32)
     except (OSError, KeyError, RuntimeError) as error:
-        raise bad_episode(path, f"its /{action_dataset} cannot be read ({error})") from error
+        reason = f"its {action_space} actions cannot be read ({error})"
+        raise bad_episode(path, reason) from error
 
 
 def bad_episode(path: Path, reason: str) -> UserError:
@@ -203,50 +228,70 @@ def bad_episode(path: Path, reason: str) -> UserError:
     )
 
 
-def _describe(path: Path, file: h5py.File) -> EpisodeInfo:
-    actions = tuple(name for name in ACTION_DATASETS.values() if _is_dataset(file, name))
-    if "action" not in actions or not _is_dataset(file, "observations/qpos"):
-        raise bad_episode(path, "it lacks the dataset /action or /observations/qpos")
-    vectors = {name: file[name] for name in (*actions, "observations/qpos")}
-    if _is_dataset(file, "observations/qvel"):
-        vectors["observations/qvel"] = file["observations/qvel"]
+def _describe(path: Path, file: h5py.File, asked: str) -> EpisodeInfo:
+    name = format_of(file, asked)
+    kind = FORMATS[name]
+    actions = {space: data for space, data in kind.actions.items() if _is_dataset(file, data)}
+    if "action" not in actions.values() or not _is_dataset(file, QPOS):
+        raise UserError("it lacks the dataset /action or /observations/qpos")
     objects = tuple(file[POSES]) if POSES in file else ()
-    vectors |= {f"{POSES}/{name}": file[f"{POSES}/{name}"] for name in objects}
+    vectors = [*actions.values(), QPOS, *(f"{POSES}/{name}" for name in objects)]
+    if _is_dataset(file, QVEL):
+        vectors.append(QVEL)
     length = len(file["action"]) if file["action"].ndim else 0
     if length == 0:
-        raise bad_episode(path, "its /action has no steps")
-    for name, dataset in vectors.items():
-        if dataset.ndim != 2 or dataset.shape[0] != length or dataset.dtype.kind != "f":
-            raise bad_episode(
-                path, f"/{name} is {dataset.dtype}{dataset.shape}, not float ({length}, D)"
-            )
-        if not np.isfinite(dataset[:]).all():
-            raise bad_episode(path, f"/{name} holds NaN or infinite values")
-
-    cameras: dict[str, tuple[int, int]] = {}
-    images = file.get("observations/images")
-    for camera, frames in images.items() if images is not None else ():
-        if not isinstance(frames, h5py.Dataset):
-            raise bad_episode(path, f"camera {camera} is not a dataset")
-        if frames.ndim != 4 or frames.shape[0] != length or frames.shape[3] != 3:
-            raise bad_episode(
-                path, f"camera {camera} has shape {frames.shape}, not ({length}, H, W, 3)"
-            )
-        if frames.dtype != np.uint8:
-            raise bad_episode(path, f"camera {camera} is {frames.dtype}, not uint8")
-        for step in range(length):  # one frame at a time: reading verifies the checksums
-            frames[step]
-        cameras[camera] = (int(frames.shape[1]), int(frames.shape[2]))
+        raise UserError("its /action has no steps")
+    for vector in vectors:
+        _check_vector(file[vector], length)
+    cameras = {
+        camera: _check_camera(file, kind, camera, length) for camera in file.get(IMAGES) or ()
+    }
+    if DIGEST in file.attrs and file.attrs[DIGEST] != digest_of(file):
+        raise UserError("it is not what was written: its digest does not match")
     return EpisodeInfo(
         path=str(path),
         length=int(length),
         cameras=cameras,
-        state_dim=int(file["observations/qpos"].shape[1]),
+        state_dim=int(file[QPOS].shape[1]),
         action_dim=int(file["action"].shape[1]),
-        datasets=actions,
+        format=name,
+        action_spaces=tuple(actions),
         objects=objects,
         attributes={name: _plain(value) for name, value in file.attrs.items()},
     )
+
+
+def _check_vector(dataset: h5py.Dataset, length: int) -> None:
+    if dataset.ndim != 2 or dataset.shape[0] != length or dataset.dtype.kind != "f":
+        raise UserError(
+            f"{dataset.name} is {dataset.dtype}{dataset.shape}, not float ({length}, D)"
+        )
+    if not np.isfinite(dataset[:]).all():
+        raise UserError(f"{dataset.name} holds NaN or infinite values")
+
+
+def _check_camera(
+    file: h5py.File, kind: EpisodeFormat, camera: str, length: int
+) -> tuple[int, int]:
+    """Height and width of a camera's pictures, all of which can be read."""
+    if not _is_dataset(file, f"{IMAGES}/{camera}"):
+        raise UserError(f"camera {camera} is not a dataset")
+    frames = kind.frames(file, camera)
+    shape = tuple(frames.shape)
+    if len(shape) != 4 or shape[0] != length or shape[3] != 3:
+        raise UserError(f"camera {camera} has shape {shape}, not ({length}, H, W, 3)")
+    if frames.dtype != np.uint8:
+        raise UserError(f"camera {camera} is {frames.dtype}, not uint8")
+    # The digest reads them as well, one checksum after the other.
+    for step in range(0 if DIGEST in file.attrs else length):
+        if frames[step : step + 1].shape[1:] != shape[1:]:
+            raise UserError(f"camera {camera} changes its size at step {step}")
+    return int(shape[1]), int(shape[2])
+
+
+def _pictures(frames: Frames, steps: tuple[int, int], size: int | None) -> np.ndarray:
+    pictures = frames[slice(*steps)]
+    return pictures if size is None else square(pictures, size)
 
 
 def _is_dataset(file: h5py.File, name: str) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from imf_ray.data.episodes import ACTION_DATASETS, SUFFIX, EpisodeInfo, bad_episode, check_episode
+from imf_ray.data.checking import check_files, info_from_dict
+from imf_ray.data.episodes import SUFFIX, EpisodeInfo, bad_episode
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
 from imf_ray.schema import Config
 
 CACHE_DIR = ".imf_ray"
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 log = logging.getLogger(__name__)
 
 
@@ -86,19 +87,14 @@ def build_index(config: Config) -> EpisodeIndex:
             f"with python -m imf_ray.collect data.dataset_dir={folder}"
         )
 
-    cache = _Cache(folder)
+    verdicts = check_folder(folder, files, config.data.format)
     episodes: list[EpisodeInfo] = []
     skipped: dict[str, str] = {}
-    fresh = [path for path in files if cache.get(path) is None]
-    for path in track(fresh, "Checking episodes", transient=True, disable=not fresh):
-        cache.check(path)
-    cache.save()
     for path in files:
-        verdict = cache.get(path)
+        verdict = verdicts[path]
         try:
             if isinstance(verdict, str):
                 raise UserError(verdict)
-            assert verdict is not None
             _require_agreement(verdict, config)
             episodes.append(verdict)
         except UserError as error:
@@ -113,6 +109,22 @@ def build_index(config: Config) -> EpisodeIndex:
     return EpisodeIndex(tuple(episodes), skipped, digest.hexdigest()[:16])
 
 
+def check_folder(folder: Path, files: Sequence[Path], format: str) -> dict[Path, EpisodeInfo | str]:
+    """The verdict on each file: what it holds, or why it is bad; only new ones are read."""
+    cache = _Cache(folder, format)
+    stamps = {path: _stamp(path) for path in files}  # before reading: a later change shows
+    known = {path: cache.get(path, stamps[path]) for path in files}
+    verdicts = {path: found for path, found in known.items() if found is not None}
+    fresh = [path for path in files if path not in verdicts]
+    checked = check_files(fresh, format)
+    for verdict in track(checked, "Checking episodes", len(fresh), disable=not fresh):
+        verdicts[verdict.path] = verdict.found
+        if verdict.settled:
+            cache.put(verdict.path, stamps[verdict.path], verdict.found)
+    cache.save()
+    return verdicts
+
+
 def list_episodes(folder: Path) -> list[Path]:
     """The episode files of a folder, by number."""
     return sorted(folder.glob(f"episode_*{SUFFIX}"), key=lambda path: (_number(path), path.name))
@@ -121,7 +133,8 @@ def list_episodes(folder: Path) -> list[Path]:
 class _Cache:
     """Verdicts of earlier checks: an `EpisodeInfo`, or the reason why a file is bad."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, format: str) -> None:
+        self._format = format
         self._path = folder / CACHE_DIR / "index.json"
         self._entries: dict[str, dict[str, Any]] = {}
         try:
@@ -133,24 +146,20 @@ class _Cache:
         except (ValueError, KeyError) as error:
             log.warning("Ignoring the unreadable index cache %s: %s", self._path, error)
 
-    def get(self, path: Path) -> EpisodeInfo | str | None:
+    def get(self, path: Path, stamp: list[Any]) -> EpisodeInfo | str | None:
         entry = self._entries.get(path.name)
-        if entry is None or entry["stamp"] != _stamp(path):
+        if entry is None or entry["stamp"] != [*stamp, self._format]:
             return None
         if "bad" in entry:
             return str(entry["bad"])
-        info = dict(entry["info"], path=str(path))
-        info["cameras"] = {camera: tuple(size) for camera, size in info["cameras"].items()}
-        info["datasets"] = tuple(info["datasets"])
-        info["objects"] = tuple(info["objects"])
-        return EpisodeInfo(**info)
+        return info_from_dict(dict(entry["info"], path=str(path)))
 
-    def check(self, path: Path) -> None:
-        entry: dict[str, Any] = {"stamp": _stamp(path)}
-        try:
-            entry["info"] = dataclasses.asdict(check_episode(path))
-        except UserError as error:
-            entry["bad"] = str(error)
+    def put(self, path: Path, stamp: list[Any], verdict: EpisodeInfo | str) -> None:
+        entry: dict[str, Any] = {"stamp": [*stamp, self._format]}
+        if isinstance(verdict, str):
+            entry["bad"] = verdict
+        else:
+            entry["info"] = dataclasses.asdict(verdict)
         self._entries[path.name] = entry
 
     def save(self) -> None:
@@ -178,14 +187,20 @@ def _require_agreement(info: EpisodeInfo, config: Config) -> None:
             f"agent.target_pose_objects asks for (it has {', '.join(info.objects) or 'none'})",
         )
     space = config.task.action_space
-    if ACTION_DATASETS[space] not in info.datasets:
-        raise bad_episode(path, f"it has no actions for task.action_space={space}")
+    if space not in info.action_spaces:
+        raise bad_episode(
+            path,
+            f"as a file of format {info.format} it has {' and '.join(info.action_spaces)} actions, "
+            f"not those of task.action_space={space}",
+        )
     size = config.task.image_size
     sizes = {camera: info.cameras[camera] for camera in config.data.camera_names}
     wrong = {camera: shape for camera, shape in sizes.items() if shape != (size, size)}
-    if wrong:
+    if wrong and not config.data.resize:
         raise bad_episode(
-            path, f"its images are {wrong}, task.image_size={size} asks for ({size}, {size})"
+            path,
+            f"its images are {wrong}, task.image_size={size} asks for ({size}, {size}); "
+            "data.resize=true scales them",
         )
     expected = {
         "state_dim": config.agent.state_dim,

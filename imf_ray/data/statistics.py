@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imf_ray.data.episodes import EpisodeInfo, read_slice
+from imf_ray.data.episodes import EpisodeInfo, Selection, read_slice
 from imf_ray.data.index import CACHE_DIR
 from imf_ray.files import write_atomically
 
@@ -19,33 +20,29 @@ log = logging.getLogger(__name__)
 
 
 def compute_statistics(
-    episodes: Sequence[EpisodeInfo], objects: Sequence[str], action_dataset: str, digest: str
+    episodes: Sequence[EpisodeInfo], selection: Selection, digest: str
 ) -> Statistics:
     """Minimum, maximum, mean and standard deviation of each dimension of state and action.
 
     Args:
         episodes: the training split.
-        objects: those whose poses are part of the state.
-        action_dataset: `action` or `action_ee`.
+        selection: what of them is read; cameras do not matter.
         digest: of the index; a changed data set is computed anew.
 
     Returns:
         `{"qpos" | "action": {"min" | "max" | "mean" | "std": D numbers}}`.
     """
     names = [Path(episode.path).name for episode in episodes]
-    key = hashlib.sha256(
-        json.dumps([digest, action_dataset, names, *objects]).encode()
-    ).hexdigest()[:16]
+    vectors = dataclasses.replace(selection, cameras=(), image_size=None)
+    described = [digest, dataclasses.asdict(vectors), names]
+    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
     cache = Path(episodes[0].path).parent / CACHE_DIR / f"statistics-{key}.json"
     try:
         return json.loads(cache.read_text())
     except FileNotFoundError:
         pass
 
-    slices = [
-        read_slice(e.path, (), objects, action_dataset, (0, e.length), (0, e.length))
-        for e in episodes
-    ]
+    slices = [read_slice(e.path, vectors, (0, e.length), (0, e.length)) for e in episodes]
     statistics = {
         "qpos": _describe(np.concatenate([s.qpos for s in slices])),
         "action": _describe(np.concatenate([s.action for s in slices])),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imf_ray.data.episodes import EpisodeSlice, read_slice
+from imf_ray.data.episodes import EpisodeSlice, Selection, read_slice
 from imf_ray.data.sampling import EpochPlan, SamplePlan
 
 Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
@@ -20,12 +20,9 @@ Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """How windows are cut: cameras, objects whose poses are state, action dataset, and the
-    horizons in steps."""
+    """How windows are cut: what is read, and the horizons in steps."""
 
-    cameras: tuple[str, ...]
-    objects: tuple[str, ...]
-    action_dataset: str
+    selection: Selection
     obs_horizon: int
     pred_horizon: int
 
@@ -44,9 +41,7 @@ class WindowSpec:
         actions = np.clip(self.action_steps(ends), 0, length - 1)
         return read_slice(
             path,
-            self.cameras,
-            self.objects,
-            self.action_dataset,
+            self.selection,
             (int(frames.min()), int(frames.max()) + 1),
             (int(actions.min()), int(actions.max()) + 1),
         )
@@ -62,7 +57,7 @@ class WindowSpec:
         wanted = self.action_steps(steps)
         actions = np.clip(wanted, 0, source.length - 1) - source.action_start
         return {
-            "images": {camera: source.images[camera][frames] for camera in self.cameras},
+            "images": {camera: source.images[camera][frames] for camera in self.selection.cameras},
             "qpos": source.qpos[frames],
             "action": source.action[actions],
             "action_is_pad": (wanted < 0) | (wanted >= source.length),

@@ -18,7 +18,7 @@ import torch
 from imf_ray.agents.pretrained import load_agent, untrained_agent, weights_digest
 from imf_ray.agents.queues import ChunkQueue
 from imf_ray.agents.vla import VLAAgent
-from imf_ray.data.episodes import ACTION_DATASETS, SUFFIX, check_episode, read_actions
+from imf_ray.data.episodes import SUFFIX, check_episode, read_actions
 from imf_ray.errors import UserError
 from imf_ray.rollout.settings import RolloutSettings
 from imf_ray.rollout.timing import Stopwatch
@@ -212,7 +212,7 @@ class ReplayPolicy(_OpenPolicy):
         self._by_seed: dict[int, np.ndarray] = {}
         for file in files:
             info = check_episode(file)
-            actions = read_actions(file, ACTION_DATASETS[action_space])
+            actions = read_actions(file, action_space)
             digest.update(actions.tobytes())
             self._actions.append(actions)
             if "seed" in info.attributes:

@@ -12,6 +12,8 @@ from omegaconf import MISSING
 from imf_ray.errors import UserError
 from imf_ray.schema.checks import at_least, require_choice
 
+EPISODE_FORMATS = ("auto", "imf_ray", "act", "act_plus_plus", "roboimi")
+
 
 @dataclass
 class DataConfig:
@@ -19,6 +21,11 @@ class DataConfig:
 
     dataset_dir: str = "data/sim_transfer"
     camera_names: list[str] = field(default_factory=lambda: ["r_vis", "top", "front"])
+    format: str = "auto"
+    """Kind of the episode files: `auto` (each file shows it), `imf_ray`, `act`, `act_plus_plus` or
+    `roboimi`; docs/formats.md says what they are."""
+    resize: bool = False
+    """Take pictures of any size: their central square, scaled to `task.image_size`."""
     on_bad_episode: str = "error"
     """`error` stops at the first bad file; `skip` names each bad file and goes on without it."""
     chunk_steps: int = 25
@@ -30,6 +37,7 @@ class DataConfig:
     null is 8, or fewer for a batch that 8 does not divide. Fixed for the life of a run."""
 
     def __post_init__(self) -> None:
+        require_choice("data.format", self.format, EPISODE_FORMATS)
         require_choice("data.on_bad_episode", self.on_bad_episode, ("error", "skip"))
         at_least("data", self, chunk_steps=1, pool_chunks=1)
         if not self.camera_names:

@@ -145,9 +145,7 @@ def fit(
     config = run.config
     plan = claim_run_dir(run, run_dir)
     spec = window_spec(config)
-    statistics = compute_statistics(
-        run.train.episodes, spec.objects, spec.action_dataset, run.train.digest
-    )
+    statistics = compute_statistics(run.train.episodes, spec.selection, run.train.digest)
     stream = EpisodeStream(
         plan=plan,
         spec=spec,

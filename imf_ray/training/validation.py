@@ -19,7 +19,7 @@ import torch
 
 from imf_ray.agents.pretrained import load_agent
 from imf_ray.config import config_from_dict
-from imf_ray.data.episodes import ACTION_DATASETS
+from imf_ray.data.episodes import Selection
 from imf_ray.data.windows import WindowSpec, sample_windows
 from imf_ray.rollout.actors import RolloutJob, run_episodes
 from imf_ray.rollout.judgement import keep_records
@@ -35,10 +35,15 @@ log = logging.getLogger(__name__)
 
 def window_spec(config: Config) -> WindowSpec:
     """How this run's windows are cut."""
-    return WindowSpec(
+    selection = Selection(
         cameras=tuple(config.agent.camera_names),
         objects=config.agent.recorded_objects,
-        action_dataset=ACTION_DATASETS[config.task.action_space],
+        action_space=config.task.action_space,
+        image_size=config.task.image_size,
+        format=config.data.format,
+    )
+    return WindowSpec(
+        selection,
         obs_horizon=config.agent.obs_horizon,
         pred_horizon=config.agent.pred_horizon,
     )

@@ -1,13 +1,16 @@
 """Episode files, the index and its refusals, statistics."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from imf_ray.data.episodes import check_episode, episode_path, read_slice
+from imf_ray.data.episodes import Selection, check_episode, episode_path, read_slice
 from imf_ray.data.index import build_index
+from imf_ray.data.integrity import DIGEST
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
 from tests.conftest import DEMONSTRATIONS, tiny_config
@@ -32,7 +35,7 @@ def test_check_describes_and_slices_read_back(demonstrations: Path) -> None:
     info = check_episode(path)
     assert info.length == 400 and info.state_dim == info.action_dim == 16
     assert set(info.cameras) == {"r_vis", "top", "front"}
-    part = read_slice(str(path), ("top",), (), "action", (3, 7), (5, 20))
+    part = read_slice(str(path), Selection(("top",)), (3, 7), (5, 20))
     with h5py.File(path) as file:
         np.testing.assert_array_equal(part.images["top"], file["observations/images/top"][3:7])
         np.testing.assert_array_equal(part.action, file["action"][5:20])
@@ -41,12 +44,13 @@ def test_check_describes_and_slices_read_back(demonstrations: Path) -> None:
 def test_poses_stand_behind_the_joints(demonstrations: Path) -> None:
     path = episode_path(demonstrations, 0)
     assert check_episode(path).objects == ("cube",)
-    state = read_slice(str(path), (), ("cube",), "action", (3, 7), (3, 4)).qpos
+    cube = Selection(objects=("cube",))
+    state = read_slice(str(path), cube, (3, 7), (3, 4)).qpos
     with h5py.File(path) as file:
         np.testing.assert_array_equal(state[:, :16], file["observations/qpos"][3:7])
         np.testing.assert_array_equal(state[:, 16:], file["observations/poses/cube"][3:7])
     index = build_index(tiny_config(demonstrations))
-    described = compute_statistics(index.episodes, ("cube",), "action", index.digest)
+    described = compute_statistics(index.episodes, cube, index.digest)
     assert len(described["qpos"]["mean"]) == 16 + 7
 
 
@@ -61,29 +65,37 @@ def test_index_is_cached_and_notices_changes(own_demonstrations: Path) -> None:
         build_index(config)
 
 
+@contextmanager
+def unsealed(path: Path) -> Iterator[h5py.File]:
+    """The file to be changed, as one without a digest."""
+    with h5py.File(path, "r+") as file:
+        del file.attrs[DIGEST]
+        yield file
+
+
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
 
 
 def _no_qpos(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
+    with unsealed(path) as file:
         del file["observations/qpos"]
 
 
 def _short_camera(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
+    with unsealed(path) as file:
         frames = file["observations/images/top"][:-1]
         del file["observations/images/top"]
         file["observations/images/top"] = frames
 
 
 def _no_camera(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
+    with unsealed(path) as file:
         del file["observations/images/top"]
 
 
 def _float_images(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
+    with unsealed(path) as file:
         frames = file["observations/images/top"][:].astype(np.float32)
         del file["observations/images/top"]
         file["observations/images/top"] = frames
@@ -98,24 +110,24 @@ def _flip_a_byte(path: Path) -> None:
 
 
 def _other_task(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
+    with unsealed(path) as file:
         file.attrs["task"] = "other"
 
 
 def _group_for_action(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
+    with unsealed(path) as file:
         del file["action"]
         file.create_group("action")
 
 
 def _scalar_action(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
+    with unsealed(path) as file:
         del file["action"]
         file["action"] = 1.0
 
 
 def _group_for_camera(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
+    with unsealed(path) as file:
         del file["observations/images/top"]
         file.create_group("observations/images/top")
 
@@ -185,10 +197,10 @@ def test_statistics_are_those_of_the_split(own_demonstrations: Path) -> None:
     index = build_index(tiny_config(own_demonstrations))
     train, held = index.split(0.34, seed=1)
     assert len(train.episodes) == 2 and len(held.episodes) == 1
-    found = compute_statistics(train.episodes, (), "action", train.digest)
+    found = compute_statistics(train.episodes, Selection(), train.digest)
     actions = np.concatenate(
         [h5py.File(episode.path)["action"][:] for episode in train.episodes]
     ).astype(np.float64)
     np.testing.assert_allclose(found["action"]["mean"], actions.mean(0), rtol=0, atol=1e-12)
     np.testing.assert_allclose(found["action"]["max"], actions.max(0))
-    assert compute_statistics(train.episodes, (), "action", train.digest) == found
+    assert compute_statistics(train.episodes, Selection(), train.digest) == found

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imf_ray.data.episodes import EpisodeSlice
+from imf_ray.data.episodes import EpisodeSlice, Selection
 from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.windows import WindowBatcher, WindowSpec
 
@@ -52,7 +52,7 @@ def test_ranks_together_make_the_global_batch_from_any_step_on(
     )
     max_steps = data.draw(st.integers(1, 2 * plan.steps_per_epoch + 1), label="max_steps")
     start = data.draw(st.integers(0, max_steps - 1), label="start")
-    spec = WindowSpec((CAMERA,), (), "action", obs_horizon, pred_horizon)
+    spec = WindowSpec(Selection((CAMERA,)), obs_horizon, pred_horizon)
     streams = [
         WindowBatcher(plan, spec, rank, world).batches(
             _read_rows(plan, spec, rank, world, start, max_steps), start, max_steps

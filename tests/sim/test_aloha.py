@@ -157,6 +157,6 @@ def test_collecting_gives_a_data_set(tmp_path: Path) -> None:
     assert [episode.attributes["seed"] for episode in index.episodes] == [0, 1]
     for episode in index.episodes:
         assert episode.length == 400 and episode.state_dim == episode.action_dim == 14
-        assert episode.datasets == ("action",)
+        assert episode.action_spaces == ("joint",)
         assert episode.cameras == {"top": (32, 32), "angle": (32, 32)}
         assert episode.attributes["control_hz"] == 50 and episode.attributes["success"]

@@ -12,7 +12,7 @@ import torch
 
 from imf_ray.agents.pretrained import load_config_of, save_agent
 from imf_ray.agents.vla import VLAAgent
-from imf_ray.data.episodes import EpisodeSlice
+from imf_ray.data.episodes import EpisodeSlice, Selection
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.data.windows import Batch, WindowBatcher, sample_windows
 from imf_ray.schema import Config
@@ -37,7 +37,7 @@ def test_an_agent_overfits_two_episodes(demonstrations: Path, tmp_path: Path) ->
     run = check_run(config)
     assert len(run.train.episodes) == 2
     episodes = [(episode.path, episode.length) for episode in run.train.episodes]
-    statistics = compute_statistics(run.train.episodes, (), "action", run.train.digest)
+    statistics = compute_statistics(run.train.episodes, Selection(), run.train.digest)
     trainer = Trainer(config, statistics, torch.device("cpu"))
 
     def error_now() -> float:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from imf_ray.agents.pretrained import CONFIG, EMA_WEIGHTS, WEIGHTS, load_agent
 from imf_ray.config import config_to_dict
+from imf_ray.data.episodes import Selection
 from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
@@ -112,9 +113,7 @@ def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, to
     stream = EpisodeStream(
         run.plan, spec, tuple(e.path for e in run.train.episodes), max_steps=1, readers=1
     )
-    statistics = compute_statistics(
-        run.train.episodes, spec.objects, spec.action_dataset, run.train.digest
-    )
+    statistics = compute_statistics(run.train.episodes, spec.selection, run.train.digest)
     target = str(folder / f"gradients_{workers}.pt")
 
     def loop(train_loop_config: dict[str, Any]) -> None:
@@ -180,7 +179,7 @@ def test_pruning_keeps_the_newest_the_best_and_the_pending(
 
 def _local_trainer(config: Config) -> Trainer:
     run = check_run(config)
-    statistics = compute_statistics(run.train.episodes, (), "action", run.train.digest)
+    statistics = compute_statistics(run.train.episodes, Selection(), run.train.digest)
     return Trainer(config, statistics, torch.device("cpu"))
 
 

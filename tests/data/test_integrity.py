@@ -1,0 +1,130 @@
+"""Digests, files that reach out of themselves or claim too much, and readers that die."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import imf_ray.data.checking as checking
+from imf_ray.data.episodes import check_episode, episode_path
+from imf_ray.data.integrity import DIGEST, digest_of
+from imf_ray.errors import UserError
+
+
+def _value(file: h5py.File) -> None:
+    file["observations/qvel"][7, 3] += 1e-3
+
+
+def _pixel(file: h5py.File) -> None:
+    file["observations/images/top"][5, 2, 1, 0] ^= 1
+
+
+def _attribute(file: h5py.File) -> None:
+    file.attrs["control_hz"] = 51
+
+
+def _attribute_type(file: h5py.File) -> None:
+    file.attrs["control_hz"] = 50.0
+
+
+def _new_dataset(file: h5py.File) -> None:
+    file["extra"] = np.zeros(3)
+
+
+def _renamed(file: h5py.File) -> None:
+    file.move("observations/qvel", "observations/qvek")
+
+
+@pytest.mark.parametrize(
+    "change", [_value, _pixel, _attribute, _attribute_type, _new_dataset, _renamed]
+)
+def test_every_change_shows(own_demonstrations: Path, change: Callable[[h5py.File], None]) -> None:
+    path = episode_path(own_demonstrations, 0)
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(UserError, match=r"episode_0.hdf5.*digest does not match"):
+        check_episode(path)
+
+
+def test_other_storage_keeps_the_digest(own_demonstrations: Path, tmp_path: Path) -> None:
+    path = tmp_path / "copy.hdf5"
+    with h5py.File(episode_path(own_demonstrations, 0)) as source, h5py.File(path, "w") as copy:
+        for name in ("action", "action_ee", "observations"):
+            source.copy(name, copy)
+        frames = copy["observations/images/top"][:]
+        del copy["observations/images/top"]
+        copy.create_dataset("observations/images/top", data=frames, compression="gzip")
+        for name, value in source.attrs.items():
+            copy.attrs[name] = value
+        assert digest_of(copy) == source.attrs[DIGEST]
+    check_episode(path)
+
+
+def _soft_link(file: h5py.File) -> None:
+    file["again"] = h5py.SoftLink("/action")
+
+
+def _external_link(file: h5py.File) -> None:
+    del file["observations/qpos"]
+    file["observations/qpos"] = h5py.ExternalLink("episode_1.hdf5", "/observations/qpos")
+
+
+def _virtual(file: h5py.File) -> None:
+    shape = file["action"].shape
+    layout = h5py.VirtualLayout(shape, np.float32)
+    layout[:] = h5py.VirtualSource("episode_1.hdf5", "action", shape)
+    del file["action"]
+    file.create_virtual_dataset("action", layout)
+
+
+def _huge(file: h5py.File) -> None:
+    width = file["observations/qpos"].shape[1]
+    del file["observations/qpos"]
+    file.create_dataset(
+        "observations/qpos", shape=(1 << 40, width), chunks=(1, width), dtype=np.float32
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_soft_link, "/again is a link"),
+        (_external_link, "/observations/qpos is a link"),
+        (_virtual, "/action keeps its values in another file"),
+        (_huge, "/observations/qpos claims .* bytes, but 0 are stored"),
+    ],
+)
+def test_a_file_holds_its_own_values(
+    own_demonstrations: Path, change: Callable[[h5py.File], None], reason: str
+) -> None:
+    path = episode_path(own_demonstrations, 0)
+    with h5py.File(path, "r+") as file:
+        del file.attrs[DIGEST]
+        change(file)
+    with pytest.raises(UserError, match=reason):
+        check_episode(path)
+
+
+def test_a_reader_that_dies_or_hangs_is_a_verdict(
+    own_demonstrations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [episode_path(own_demonstrations, number) for number in range(2)]
+    child = checking._Child("auto")
+    assert child.check(paths[0]).settled
+    assert child._process is not None
+    os.kill(child._process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(checking, "LEAST_LIMIT_S", 0.2)
+    monkeypatch.setattr(checking, "LEAST_BYTES_PER_S", 1e12)
+    hung = child.check(paths[0])
+    assert not hung.settled and "takes more than" in str(hung.found)
+    monkeypatch.undo()
+    assert child.check(paths[1]).settled  # by a new process
+    os.kill(child._process.pid, signal.SIGSTOP)
+    os.kill(child._process.pid, signal.SIGKILL)
+    dead = child.check(paths[1])
+    assert not dead.settled and "killed the reader (exit code -9)" in str(dead.found)
+    child.close()
