@@ -75,18 +75,7 @@ def build_index(config: Config) -> EpisodeIndex:
             `skip`), a camera is missing, or a file contradicts the configuration.
     """
     folder = Path(config.data.dataset_dir).expanduser().absolute()
-    if not folder.is_dir():
-        raise UserError(
-            f"data.dataset_dir={folder} does not exist. Collect demonstrations with "
-            f"python -m imf_ray.collect data.dataset_dir={folder}"
-        )
-    files = list_episodes(folder)
-    if not files:
-        raise UserError(
-            f"data.dataset_dir={folder} holds no episode_*{SUFFIX} file. Collect demonstrations "
-            f"with python -m imf_ray.collect data.dataset_dir={folder}"
-        )
-
+    files = require_episodes(folder)
     verdicts = check_folder(folder, files, config.data.format)
     episodes: list[EpisodeInfo] = []
     skipped: dict[str, str] = {}
@@ -105,15 +94,19 @@ def build_index(config: Config) -> EpisodeIndex:
     if not episodes:
         first = next(iter(skipped.values()))
         raise UserError(f"All {len(files)} episodes of {folder} are bad. The first: {first}")
-    digest = hashlib.sha256(json.dumps([_stamp(Path(e.path)) for e in episodes]).encode())
-    return EpisodeIndex(tuple(episodes), skipped, digest.hexdigest()[:16])
+    return EpisodeIndex(tuple(episodes), skipped, digest_of_files(episodes))
 
 
-def check_folder(folder: Path, files: Sequence[Path], format: str) -> dict[Path, EpisodeInfo | str]:
-    """The verdict on each file: what it holds, or why it is bad; only new ones are read."""
+def check_folder(
+    folder: Path, files: Sequence[Path], format: str, again: bool = False
+) -> dict[Path, EpisodeInfo | str]:
+    """The verdict on each file: what it holds, or why it is bad.
+
+    Files that have not changed since they were checked are not read, unless it is done `again`.
+    """
     cache = _Cache(folder, format)
     stamps = {path: _stamp(path) for path in files}  # before reading: a later change shows
-    known = {path: cache.get(path, stamps[path]) for path in files}
+    known = {path: None if again else cache.get(path, stamps[path]) for path in files}
     verdicts = {path: found for path, found in known.items() if found is not None}
     fresh = [path for path in files if path not in verdicts]
     checked = check_files(fresh, format)
@@ -123,6 +116,28 @@ def check_folder(folder: Path, files: Sequence[Path], format: str) -> dict[Path,
             cache.put(verdict.path, stamps[verdict.path], verdict.found)
     cache.save()
     return verdicts
+
+
+def digest_of_files(episodes: Sequence[EpisodeInfo]) -> str:
+    """Changes whenever one of the files is added, removed or modified."""
+    stamps = [_stamp(Path(episode.path)) for episode in episodes]
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
+
+
+def require_episodes(folder: Path) -> list[Path]:
+    """`list_episodes` of a folder that has some.
+
+    Raises:
+        UserError: it is missing or empty.
+    """
+    files = list_episodes(folder)
+    if not files:
+        reason = f"holds no episode_*{SUFFIX} file" if folder.is_dir() else "does not exist"
+        raise UserError(
+            f"data.dataset_dir={folder} {reason}. Collect demonstrations with "
+            f"python -m imf_ray.collect data.dataset_dir={folder}"
+        )
+    return files
 
 
 def list_episodes(folder: Path) -> list[Path]:

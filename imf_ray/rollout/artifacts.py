@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw
 
+from imf_ray.mp4 import FRAMES_PER_SECOND, encode_video
 from imf_ray.sim.world import World
 
 VIDEO, TRAJECTORY, PATH_PICTURE = "video.mp4", "trajectory.npz", "trajectory.png"
-FRAMES_PER_SECOND = 25
 SHRINK = 2
 """A frame of the video has every so many pixels of the view."""
 PATH_COLOR, PATH_WIDTH = (255, 0, 0), 2
@@ -97,15 +96,3 @@ class Artifacts:
         file = io.BytesIO()
         picture.save(file, format="PNG")
         return file.getvalue()
-
-
-def encode_video(frames: np.ndarray) -> bytes:
-    """Frames (T, H, W, 3) uint8, of even height and width, as H.264 in MP4."""
-    return iio.imwrite(
-        "<bytes>", frames, extension=".mp4", plugin="pyav", codec="h264", fps=FRAMES_PER_SECOND
-    )
-
-
-def decode_video(video: bytes) -> np.ndarray:
-    """Frames (T, H, W, 3) uint8 of a video."""
-    return iio.imread(video, extension=".mp4", plugin="pyav")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from imf_ray.rollout.artifacts import decode_video, encode_video
+from imf_ray.mp4 import decode_video, encode_video
 from imf_ray.rollout.records import EpisodeRecord
 
 BORDER = 4

@@ -15,8 +15,9 @@ import torch
 
 from imf_ray.agents.pretrained import save_agent
 from imf_ray.errors import UserError
+from imf_ray.mp4 import decode_video
 from imf_ray.rollout.actors import RolloutJob
-from imf_ray.rollout.artifacts import PATH_PICTURE, TRAJECTORY, VIDEO, Keep, decode_video
+from imf_ray.rollout.artifacts import PATH_PICTURE, TRAJECTORY, VIDEO, Keep
 from imf_ray.rollout.policies import AgentController, AgentPolicy, make_policy
 from imf_ray.rollout.runner import EpisodeRunner, Played
 from imf_ray.rollout.settings import RolloutSettings, agent_settings, scripted_settings

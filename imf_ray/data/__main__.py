@@ -1,0 +1,81 @@
+"""Looks at a data set: `python -m imf_ray.data check DIR`, `python -m imf_ray.data inspect DIR`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from imf_ray.errors import UserError
+from imf_ray.launch import absolute, console, run
+from imf_ray.schema import Config
+
+USAGE = "python -m imf_ray.data check DIR, or python -m imf_ray.data inspect DIR"
+
+
+def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> None:
+    """`check DIR`: read every file of a data set anew and print the verdict on it; the exit code is
+    2 if one is bad. `inspect DIR`: print lengths, outcomes, seeds and ranges of the good ones, and
+    write a contact sheet and a video of the first into `storage_path`. `data.format` says what kind
+    of files they are, if that is not plain from them.
+    """
+    commands = {"check": check, "inspect": inspect}
+    if len(arguments) != 2 or arguments[0] not in commands:
+        raise UserError(f"Say what to do: {USAGE}")
+    commands[arguments[0]](config, absolute(arguments[1]))
+
+
+def check(config: Config, folder: Path) -> None:
+    """List every file with its verdict.
+
+    Raises:
+        UserError: some are bad, or there is none.
+    """
+    from imf_ray.data.index import check_folder, require_episodes
+    from imf_ray.data.inspection import verdict_table
+
+    files = require_episodes(folder)
+    verdicts = check_folder(folder, files, config.data.format, again=True)
+    verdicts = {path: verdicts[path] for path in files}
+    console.print(verdict_table(verdicts))
+    bad = sum(isinstance(found, str) for found in verdicts.values())
+    if bad:
+        raise UserError(f"{bad} of {len(files)} files are bad.")
+    console.print(f"All {len(files)} files are good.")
+
+
+def inspect(config: Config, folder: Path) -> None:
+    """Show what the good files hold.
+
+    Raises:
+        UserError: there is no good file.
+    """
+    from imf_ray.data.episodes import EpisodeInfo, Selection
+    from imf_ray.data.index import check_folder, digest_of_files, require_episodes
+    from imf_ray.data.inspection import contact_sheet, episode_table, episode_video, range_table
+    from imf_ray.files import write_atomically
+
+    files, format = require_episodes(folder), config.data.format
+    verdicts = check_folder(folder, files, format)
+    good = [found for path in files if isinstance(found := verdicts[path], EpisodeInfo)]
+    for path in files:
+        if isinstance(verdicts[path], str):
+            console.print(f"Left out: {verdicts[path]}", soft_wrap=True)
+    if not good:
+        raise UserError(f"None of the {len(files)} files of {folder} is good.")
+    console.print(episode_table(good))
+    selection = Selection(action_space=good[0].action_spaces[0], format=format)
+    console.print(range_table(good, selection, digest_of_files(good)))
+    cameras = sorted(set.intersection(*(set(episode.cameras) for episode in good)))
+    if not cameras:
+        return
+    output = absolute(config.storage_path) / "inspections" / folder.name
+    video = f"{Path(good[0].path).stem}.mp4"
+    write_atomically(output / "contact_sheet.png", contact_sheet(good, cameras, format))
+    write_atomically(output / video, episode_video(good[0], cameras, format))
+    for name in ("contact_sheet.png", video):
+        console.print(str(output / name), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run("imf_ray.data", main, sys.argv[1:], names="check DIR, inspect DIR,"))

@@ -1,0 +1,101 @@
+"""What a data set looks like: tables for the terminal, a contact sheet, a video of an episode."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from rich.table import Table
+
+from imf_ray.data.episodes import EpisodeInfo, Selection, read_slice
+from imf_ray.data.formats import square
+from imf_ray.data.statistics import compute_statistics
+from imf_ray.mp4 import encode_video
+
+SHEET_EPISODES = 12
+SHEET_MOMENTS = 3
+"""Pictures of each camera: the first, the last, and what lies evenly between."""
+TILE = 128
+"""Side of a picture in the contact sheet and in the video, in pixels."""
+CAPTION_HEIGHT = 14
+
+
+def verdict_table(verdicts: Mapping[Path, EpisodeInfo | str]) -> Table:
+    """A line for each file: what it is, or why it is bad."""
+    table = Table("file", "format", "steps", "verdict", box=None)
+    for path, found in verdicts.items():
+        if isinstance(found, str):
+            table.add_row(path.name, "", "", found, style="red")
+        else:
+            table.add_row(path.name, found.format, str(found.length), "good")
+    return table
+
+
+def episode_table(episodes: Sequence[EpisodeInfo]) -> Table:
+    """A line for each episode: length, outcome, seed and cameras."""
+    table = Table("file", "format", "steps", "success", "seed", "cameras", box=None)
+    for episode in episodes:
+        sizes = (f"{name} {height}x{width}" for name, (height, width) in episode.cameras.items())
+        table.add_row(
+            Path(episode.path).name,
+            episode.format,
+            str(episode.length),
+            str(episode.attributes.get("success", "-")),
+            str(episode.attributes.get("seed", "-")),
+            ", ".join(sizes) or "-",
+        )
+    return table
+
+
+def range_table(episodes: Sequence[EpisodeInfo], selection: Selection, digest: str) -> Table:
+    """Minimum, mean, maximum and deviation of each dimension of state and action."""
+    table = Table("dimension", "min", "mean", "max", "std", box=None)
+    for name, values in compute_statistics(episodes, selection, digest).items():
+        for number in range(len(values["min"])):
+            cells = (f"{values[key][number]:.4f}" for key in ("min", "mean", "max", "std"))
+            table.add_row(f"{name}[{number}]", *cells)
+    return table
+
+
+def contact_sheet(episodes: Sequence[EpisodeInfo], cameras: Sequence[str], format: str) -> bytes:
+    """PNG with a row for each of up to `SHEET_EPISODES` episodes, evenly chosen: what each camera
+    sees at `SHEET_MOMENTS` moments."""
+    chosen = [episodes[n] for n in _evenly(len(episodes), SHEET_EPISODES)]
+    columns = len(cameras) * SHEET_MOMENTS
+    sheet = Image.new("RGB", (columns * TILE, len(chosen) * (TILE + CAPTION_HEIGHT)), "black")
+    draw = ImageDraw.Draw(sheet)
+    for row, episode in enumerate(chosen):
+        top = row * (TILE + CAPTION_HEIGHT)
+        for column in range(columns):
+            camera = cameras[column // SHEET_MOMENTS]
+            step = _evenly(episode.length, SHEET_MOMENTS)[column % SHEET_MOMENTS]
+            picture = _pictures(episode, (camera,), (step, step + 1), format)[camera][0]
+            sheet.paste(Image.fromarray(picture), (column * TILE, top + CAPTION_HEIGHT))
+            caption = f"{Path(episode.path).stem} {camera} {step}"
+            draw.text((column * TILE + 2, top), caption, fill="white")
+    file = io.BytesIO()
+    sheet.save(file, format="PNG")
+    return file.getvalue()
+
+
+def episode_video(episode: EpisodeInfo, cameras: Sequence[str], format: str) -> bytes:
+    """MP4 of an episode, its cameras side by side."""
+    pictures = _pictures(episode, tuple(cameras), (0, episode.length), format)
+    return encode_video(np.concatenate([pictures[camera] for camera in cameras], axis=2))
+
+
+def _pictures(
+    episode: EpisodeInfo, cameras: tuple[str, ...], steps: tuple[int, int], format: str
+) -> dict[str, np.ndarray]:
+    space = episode.action_spaces[0]
+    selection = Selection(cameras, action_space=space, format=format)
+    images = read_slice(episode.path, selection, steps, (0, 0)).images
+    return {camera: square(frames, TILE) for camera, frames in images.items()}
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """Up to `most` of the numbers below `count`, first and last included."""
+    return sorted({round(n) for n in np.linspace(0, count - 1, min(count, most))})
