@@ -83,6 +83,8 @@ class EpisodeInfo:
     """The spaces that actions are recorded in: `joint`, `ee`."""
     objects: tuple[str, ...]
     """Objects whose poses are recorded."""
+    digest: str
+    """Of the contents, see `integrity.digest_of`."""
     attributes: Mapping[str, Any]
     """Root attributes as plain values; empty for files without them."""
 
@@ -246,7 +248,8 @@ def _describe(path: Path, file: h5py.File, asked: str) -> EpisodeInfo:
     cameras = {
         camera: _check_camera(file, kind, camera, length) for camera in file.get(IMAGES) or ()
     }
-    if DIGEST in file.attrs and file.attrs[DIGEST] != digest_of(file):
+    digest = digest_of(file)  # reads everything, and so verifies the checksums
+    if file.attrs.get(DIGEST, digest) != digest:
         raise UserError("it is not what was written: its digest does not match")
     return EpisodeInfo(
         path=str(path),
@@ -257,6 +260,7 @@ def _describe(path: Path, file: h5py.File, asked: str) -> EpisodeInfo:
         format=name,
         action_spaces=tuple(actions),
         objects=objects,
+        digest=digest,
         attributes={name: _plain(value) for name, value in file.attrs.items()},
     )
 
@@ -282,8 +286,8 @@ def _check_camera(
         raise UserError(f"camera {camera} has shape {shape}, not ({length}, H, W, 3)")
     if frames.dtype != np.uint8:
         raise UserError(f"camera {camera} is {frames.dtype}, not uint8")
-    # The digest reads them as well, one checksum after the other.
-    for step in range(0 if DIGEST in file.attrs else length):
+    # Only what is decoded can go wrong after it was read.
+    for step in range(0 if isinstance(frames, h5py.Dataset) else length):
         if frames[step : step + 1].shape[1:] != shape[1:]:
             raise UserError(f"camera {camera} changes its size at step {step}")
     return int(shape[1]), int(shape[2])

@@ -21,6 +21,7 @@ from rich.progress import track
 
 from imf_ray.data.checking import check_files, info_from_dict
 from imf_ray.data.episodes import SUFFIX, EpisodeInfo, bad_episode
+from imf_ray.data.integrity import DIGEST
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
 from imf_ray.schema import Config
@@ -111,11 +112,25 @@ def check_folder(
     fresh = [path for path in files if path not in verdicts]
     checked = check_files(fresh, format)
     for verdict in track(checked, "Checking episodes", len(fresh), disable=not fresh):
-        verdicts[verdict.path] = verdict.found
-        if verdict.settled:
-            cache.put(verdict.path, stamps[verdict.path], verdict.found)
+        path, found = verdict.path, verdict.found
+        verdicts[path] = _unless_replaced(path, found, cache.digest(path), folder)
+        if verdict.settled and verdicts[path] is found:
+            cache.put(path, stamps[path], found)
     cache.save()
     return verdicts
+
+
+def _unless_replaced(
+    path: Path, found: EpisodeInfo | str, known: str | None, folder: Path
+) -> EpisodeInfo | str:
+    """The verdict, unless a file that has no digest of its own is not the one that was indexed."""
+    if isinstance(found, str) or DIGEST in found.attributes or known in (None, found.digest):
+        return found
+    reason = (
+        "its contents are not those that were indexed. If they are meant to have changed, delete "
+        f"{folder / CACHE_DIR} to index the data set anew"
+    )
+    return str(bad_episode(path, reason))
 
 
 def digest_of_files(episodes: Sequence[EpisodeInfo]) -> str:
@@ -169,12 +184,16 @@ class _Cache:
             return str(entry["bad"])
         return info_from_dict(dict(entry["info"], path=str(path)))
 
+    def digest(self, path: Path) -> str | None:
+        """Of the contents that were good last."""
+        return self._entries.get(path.name, {}).get("digest")
+
     def put(self, path: Path, stamp: list[Any], verdict: EpisodeInfo | str) -> None:
         entry: dict[str, Any] = {"stamp": [*stamp, self._format]}
         if isinstance(verdict, str):
-            entry["bad"] = verdict
+            entry |= {"bad": verdict, "digest": self.digest(path)}
         else:
-            entry["info"] = dataclasses.asdict(verdict)
+            entry |= {"info": dataclasses.asdict(verdict), "digest": verdict.digest}
         self._entries[path.name] = entry
 
     def save(self) -> None:

@@ -31,7 +31,10 @@ def digest_of(file: h5py.File) -> str:
         if isinstance(thing, h5py.Dataset):
             digest.update(f"\\0{thing.dtype.str}\\0{thing.shape}".encode())
             for block in _blocks(thing):
-                digest.update(np.ascontiguousarray(block).data)
+                if thing.dtype.hasobject:  # strings and the like
+                    digest.update(repr(block.tolist()).encode())
+                else:
+                    digest.update(np.ascontiguousarray(block).data)
     return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Digests, files that reach out of themselves or claim too much, and readers that die."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 
 import imf_ray.data.checking as checking
-from imf_ray.data.episodes import check_episode, episode_path
+from imf_ray.data.episodes import EpisodeInfo, check_episode, episode_path
+from imf_ray.data.index import CACHE_DIR, check_folder
 from imf_ray.data.integrity import DIGEST, digest_of
 from imf_ray.errors import UserError
+from tests.data.test_formats import write_act
 
 
 def _value(file: h5py.File) -> None:
@@ -128,3 +131,29 @@ def test_a_reader_that_dies_or_hangs_is_a_verdict(
     dead = child.check(paths[1])
     assert not dead.settled and "killed the reader (exit code -9)" in str(dead.found)
     child.close()
+
+
+def test_a_foreign_file_is_the_one_that_was_indexed(tmp_path: Path) -> None:
+    path = tmp_path / "episode_0.hdf5"
+    write_act(path)
+    assert isinstance(check_folder(tmp_path, [path], "auto")[path], EpisodeInfo)
+    with h5py.File(path, "r+") as file:
+        file["action"][3, 2] += 0.5
+    for _ in range(2):
+        assert "not those that were indexed" in str(check_folder(tmp_path, [path], "auto")[path])
+    with h5py.File(path, "r+") as file:
+        file["action"][3, 2] = np.nan
+    assert "NaN" in str(check_folder(tmp_path, [path], "auto")[path])
+    write_act(path)
+    assert isinstance(check_folder(tmp_path, [path], "auto")[path], EpisodeInfo)
+    with h5py.File(path, "r+") as file:
+        file["action"][3, 2] += 0.5
+    (tmp_path / CACHE_DIR / "index.json").unlink()
+    assert isinstance(check_folder(tmp_path, [path], "auto")[path], EpisodeInfo)
+
+
+def test_ours_may_be_recorded_anew(own_demonstrations: Path) -> None:
+    first, second = (episode_path(own_demonstrations, number) for number in range(2))
+    check_folder(own_demonstrations, [first], "auto")
+    shutil.copy(second, first)
+    assert isinstance(check_folder(own_demonstrations, [first], "auto")[first], EpisodeInfo)
