@@ -1,0 +1,294 @@
+"""Damages episode files in every way, and sees that each is read as it was or refused.
+
+    python -m benchmarks.fuzz_episodes --mutations 1000
+
+Half of the mutations are of a file of ours, half of one in ACT's format, which has been indexed
+before. The outcome of each: `equal` (what is read is what was written), `refused` (with the file
+named), `different` (a silent change), `hung` or `killed` (the child process that reads was stopped
+after its time limit, or died: the file is refused then as well, and training goes on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import h5py
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from imf_ray.data.episodes import (
+    Episode,
+    EpisodeAttributes,
+    EpisodeInfo,
+    EpisodeSlice,
+    Selection,
+    check_episode,
+    episode_path,
+    read_slice,
+    write_episode,
+)
+from imf_ray.data.formats import AUTO
+from imf_ray.data.index import check_folder
+
+LENGTH, SIZE, STATE = 20, 16, 16
+HEADER_BYTES = 2048
+Mutation = Callable[[Path, np.random.Generator], None]
+
+
+def write_ours(path: Path) -> None:
+    """A small episode as `imf_ray.collect` writes it."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3, LENGTH, STATE)).astype(np.float32)
+    images = {
+        camera: rng.integers(0, 256, (LENGTH, SIZE, SIZE, 3), dtype=np.uint8)
+        for camera in ("r_vis", "top")
+    }
+    attributes = EpisodeAttributes(
+        task="imf_ray/SimTransfer-v0",
+        action_space="joint",
+        control_hz=50,
+        camera_names=tuple(images),
+        seed=0,
+        success=True,
+        max_reward=4.0,
+        shadows=False,
+        multisampling=False,
+        version="0",
+    )
+    write_episode(path, Episode(images, vectors[0], vectors[1], vectors[2], None, {}, attributes))
+
+
+def write_foreign(path: Path) -> None:
+    """The same without digest, checksums and attributes, as ACT writes it."""
+    ours = path.with_name("ours.partial")
+    write_ours(ours)
+    with h5py.File(ours) as source, h5py.File(path, "w") as file:
+        file.attrs["sim"] = True
+        for name in ("action", "observations/qpos", "observations/qvel"):
+            file[name] = source[name][:]
+        for camera, frames in source["observations/images"].items():
+            chunks = (1, SIZE, SIZE, 3)
+            file.create_dataset(f"observations/images/{camera}", data=frames[:], chunks=chunks)
+    ours.unlink()
+
+
+def truncate(path: Path, rng: np.random.Generator) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: rng.integers(len(content))])
+
+
+def flip_bits(path: Path, rng: np.random.Generator) -> None:
+    _flip(path, rng, 0, path.stat().st_size)
+
+
+def flip_header_bits(path: Path, rng: np.random.Generator) -> None:
+    _flip(path, rng, 0, HEADER_BYTES)
+
+
+def flip_attribute_bits(path: Path, rng: np.random.Generator) -> None:
+    """Near the name or the value of an attribute, if its name is found in the file."""
+    content = path.read_bytes()
+    with h5py.File(path) as file:
+        names = sorted(file.attrs)
+    place = content.find(str(rng.choice(names)).encode())
+    _flip(path, rng, max(0, place - 16), min(len(content), max(0, place) + 64))
+
+
+def overwrite_block(path: Path, rng: np.random.Generator) -> None:
+    content = bytearray(path.read_bytes())
+    start, size = int(rng.integers(len(content))), int(rng.integers(1, 512))
+    content[start : start + size] = rng.bytes(len(content[start : start + size]))
+    path.write_bytes(bytes(content))
+
+
+def append_bytes(path: Path, rng: np.random.Generator) -> None:
+    path.write_bytes(path.read_bytes() + rng.bytes(int(rng.integers(1, 4096))))
+
+
+def other_dtype(path: Path, rng: np.random.Generator) -> None:
+    dtype = str(rng.choice(["int32", "float16", "float64", "uint16", "S4", "complex64"]))
+    _replace(path, rng, lambda values: values.astype(dtype))
+
+
+def other_shape(path: Path, rng: np.random.Generator) -> None:
+    changes = [
+        lambda values: values[:-1],
+        lambda values: values[:0],
+        lambda values: values[..., :-1],
+        lambda values: values[None],
+        lambda values: values[..., None],
+        lambda values: np.concatenate([values, values]),
+        lambda values: values.reshape(-1),
+    ]
+    _replace(path, rng, changes[rng.integers(len(changes))])
+
+
+def bad_number(path: Path, rng: np.random.Generator) -> None:
+    with h5py.File(path, "r+") as file:
+        dataset = file[str(rng.choice(["action", "observations/qpos", "observations/qvel"]))]
+        value = rng.choice([np.nan, np.inf, -np.inf, 1e30])
+        dataset[rng.integers(len(dataset)), rng.integers(STATE)] = value
+
+
+def missing_part(path: Path, rng: np.random.Generator) -> None:
+    with h5py.File(path, "r+") as file:
+        names: list[str] = []
+        file.visit(names.append)
+        del file[str(rng.choice(sorted(names)))]
+
+
+def huge_claim(path: Path, rng: np.random.Generator) -> None:
+    with h5py.File(path, "r+") as file:
+        name = _dataset(file, rng)
+        shape, dtype = file[name].shape, file[name].dtype
+        del file[name]
+        claimed = (int(10 ** rng.integers(5, 13)), *shape[1:])
+        file.create_dataset(name, claimed, dtype, chunks=(1, *shape[1:]))
+
+
+def link(path: Path, rng: np.random.Generator) -> None:
+    with h5py.File(path, "r+") as file:
+        name = _dataset(file, rng)
+        del file[name]
+        links = [
+            h5py.SoftLink("/action"),
+            h5py.SoftLink(f"/{name}"),
+            h5py.ExternalLink("elsewhere.hdf5", "/action"),
+            h5py.ExternalLink(path.name, f"/{name}"),
+        ]
+        file[name] = links[rng.integers(len(links))]
+
+
+def other_attribute(path: Path, rng: np.random.Generator) -> None:
+    with h5py.File(path, "r+") as file:
+        name = str(rng.choice([*sorted(file.attrs), "new"]))
+        values = [b"\xff\xfe", "text", 7, 2.5, np.zeros(3), np.array([], "f4")]
+        file.attrs[name] = values[rng.integers(len(values))]
+
+
+def other_file(path: Path, rng: np.random.Generator) -> None:
+    contents = [b"", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", rng.bytes(5000)]
+    path.write_bytes(contents[rng.integers(len(contents))])
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    truncate,
+    flip_bits,
+    flip_header_bits,
+    flip_attribute_bits,
+    overwrite_block,
+    append_bytes,
+    other_dtype,
+    other_shape,
+    bad_number,
+    missing_part,
+    huge_claim,
+    link,
+    other_attribute,
+    other_file,
+)
+
+
+def fuzz(folder: Path, mutations: int, seed: int) -> list[tuple[str, str, str]]:
+    """(kind of file, mutation, outcome) of each of `mutations` damaged files, made in `folder`."""
+    outcomes = []
+    for kind, write in (("ours", write_ours), ("foreign", write_foreign)):
+        home = folder / kind
+        home.mkdir(parents=True)
+        write(home / "original")
+        info, contents = check_episode(home / "original"), _read(home / "original")
+        paths = [episode_path(home, number) for number in range(mutations // 2)]
+        for path in paths:
+            shutil.copyfile(home / "original", path)
+        check_folder(home, paths, AUTO)
+        names = []
+        for number, path in enumerate(paths):
+            mutate = MUTATIONS[number % len(MUTATIONS)]
+            mutate(path, np.random.default_rng([seed, number, kind == "ours"]))
+            names.append(mutate.__name__)
+        found = check_folder(home, paths, AUTO)
+        outcomes += [
+            (kind, name, _outcome(path, found[path], info, contents))
+            for name, path in zip(names, paths, strict=True)
+        ]
+    return outcomes
+
+
+def _outcome(
+    path: Path, found: EpisodeInfo | str, original: EpisodeInfo, contents: EpisodeSlice
+) -> str:
+    if isinstance(found, str):
+        assert path.name in found, found
+        if "takes more than" in found:
+            return "hung"
+        return "killed" if "killed the reader" in found else "refused"
+    described = {**asdict(found), "path": original.path}
+    return (
+        "equal" if described == asdict(original) and _same(_read(path), contents) else "different"
+    )
+
+
+def _read(path: Path) -> EpisodeSlice:
+    selection = Selection(("r_vis", "top"))
+    return read_slice(str(path), selection, (0, LENGTH), (0, LENGTH))
+
+
+def _same(one: EpisodeSlice, other: EpisodeSlice) -> bool:
+    pairs = [(one.qpos, other.qpos), (one.action, other.action)]
+    pairs += [(one.images[camera], other.images[camera]) for camera in one.images]
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def _flip(path: Path, rng: np.random.Generator, start: int, stop: int) -> None:
+    content = bytearray(path.read_bytes())
+    for _ in range(int(rng.integers(1, 4))):
+        content[rng.integers(start, stop)] ^= 1 << int(rng.integers(8))
+    path.write_bytes(bytes(content))
+
+
+def _dataset(file: h5py.File, rng: np.random.Generator) -> str:
+    names: list[str] = []
+    file.visititems(
+        lambda name, thing: names.append(name) if isinstance(thing, h5py.Dataset) else None
+    )
+    return str(rng.choice(sorted(names)))
+
+
+def _replace(
+    path: Path, rng: np.random.Generator, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    with h5py.File(path, "r+") as file:
+        name = _dataset(file, rng)
+        values = change(file[name][:])
+        del file[name]
+        file[name] = values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mutations", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = fuzz(Path(folder), arguments.mutations, arguments.seed)
+    counts = Counter(outcomes)
+    columns = ("equal", "refused", "different", "hung", "killed")
+    table = Table("file", "mutation", *columns, box=None)
+    for kind in ("ours", "foreign"):
+        for mutate in MUTATIONS:
+            cells = (str(counts[kind, mutate.__name__, outcome]) for outcome in columns)
+            table.add_row(kind, mutate.__name__, *cells)
+    total = Counter(outcome for _, _, outcome in outcomes)
+    table.add_row("all", "", *(str(total[outcome]) for outcome in columns))
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Each kind of damage, a few times (benchmarks/fuzz_episodes.py does a thousand)."""
+
+from pathlib import Path
+
+from benchmarks.fuzz_episodes import MUTATIONS, fuzz
+
+
+def test_damaged_files_are_read_as_they_were_or_refused(tmp_path: Path) -> None:
+    outcomes = fuzz(tmp_path, 6 * len(MUTATIONS), seed=1)
+    wrong = [outcome for outcome in outcomes if outcome[2] not in ("equal", "refused")]
+    assert not wrong
+    kept = {name for _, name, outcome in outcomes if outcome == "equal"}
+    refused = {name for _, name, outcome in outcomes if outcome == "refused"}
+    assert "append_bytes" in kept - refused  # what stands behind the contents is not read
+    assert {mutation.__name__ for mutation in MUTATIONS} == kept | refused
