@@ -45,6 +45,8 @@ class TrainConfig:
     num_workers: int = 2
     """Parallel readers of each training worker."""
     log_freq: int = 100
+    log_samples: bool = False
+    """Each worker writes the samples of each step to `samples_rank_0.jsonl` and so on."""
     save_freq: int = 10_000
     keep_last: int = 2
     """Checkpoints kept beside the best one."""

@@ -46,7 +46,7 @@ from imf_ray.training.checkpoint import (
 )
 from imf_ray.training.diagnostics import GradientNorms, diagnose
 from imf_ray.training.optimizer import WeightAverage, make_optimizer, make_schedule
-from imf_ray.training.tracking import Tracker, record_worker
+from imf_ray.training.tracking import SampleLog, Tracker, record_worker
 
 COMMIT_TIMEOUT_S = 30.0
 
@@ -204,7 +204,10 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     batches = stream.batches(iterator, rank, world_size, trainer.step)
     clock, norms = _Clock(), GradientNorms(config.train.grad_clip)
     metrics: dict[str, float] = {}
+    samples = SampleLog(run_dir, rank) if config.train.log_samples else None
     for batch in clock.timed(batches):
+        if samples is not None:
+            samples.log(trainer.step, np.asarray(batch["sample_id"]))
         epoch = trainer.step // stream.plan.steps_per_epoch
         torch.manual_seed(_dropout_seed(config.train.seed, trainer.step, rank))
         tensors = to_tensors(batch, config, epoch, trainer.device, world_size)

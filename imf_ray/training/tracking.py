@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from imf_ray.config import config_to_dict
@@ -48,6 +49,20 @@ def record_worker(run_dir: Path, rank: int) -> None:
     path = run_dir / WORKERS_DIR / f"rank_{rank}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(record)))
+
+
+class SampleLog:
+    """One rank's record of the samples of each step: lines `{"step": ..., "samples": [...]}`.
+
+    A step that is done again after a failure has a line again.
+    """
+
+    def __init__(self, run_dir: Path, rank: int) -> None:
+        self._file = (run_dir / f"samples_rank_{rank}.jsonl").open("a", buffering=1)
+
+    def log(self, step: int, samples: np.ndarray) -> None:
+        """Log the sample ids (n,) of the update after `step` updates."""
+        self._file.write(json.dumps({"step": step, "samples": samples.tolist()}) + "\n")
 
 
 class Tracker:

@@ -60,6 +60,7 @@ FREE_KEYS = (
 )
 FREE_TRAIN_KEYS = (
     "num_workers",
+    "log_samples",
     "accumulate_batches",
     "log_freq",
     "diagnostics_freq",

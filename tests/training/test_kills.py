@@ -1,0 +1,110 @@
+"""Workers are killed in the middle of training; what they see and what comes out stays the same."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS
+from imf_ray.resources import ClusterSize, plan_run
+from imf_ray.training.tracking import WORKERS_DIR
+from imf_ray.training.trainer import check_run, fit
+from tests.conftest import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
+
+SIZE = ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),))
+STEPS, KILLS, RANKS = 24, 5, 2
+PATIENCE_S = 120.0
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def samples_of(run_dir: Path, rank: int) -> dict[int, list[int]]:
+    """The samples of each step; a step that was done twice must have had the same ones."""
+    path = run_dir / f"samples_rank_{rank}.jsonl"
+    found: dict[int, list[int]] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        entry = json.loads(line)
+        assert found.setdefault(entry["step"], entry["samples"]) == entry["samples"]
+    return found
+
+
+def kill_at(run_dir: Path, kills: list[tuple[int, int]], done: list[int]) -> None:
+    """Kill the worker of a rank once it has begun a step, for each (step, rank) in turn."""
+    for step, rank in kills:
+        record = run_dir / WORKERS_DIR / f"rank_{rank}.json"
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            if max(samples_of(run_dir, rank), default=-1) >= step and record.exists():
+                pid = json.loads(record.read_text())["pid"]
+                if pid not in done:
+                    os.kill(pid, signal.SIGKILL)
+                    done.append(pid)
+                    break
+            time.sleep(0.01)
+
+
+def test_killed_workers_go_on_with_the_very_next_sample(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(
+        demonstrations,
+        f"train.max_steps={STEPS}",
+        "train.save_freq=3",
+        "train.log_samples=true",
+        f"train.max_failures={KILLS + 1}",
+        f"cluster.num_workers={RANKS}",
+        "agent.vision_backbone.crop_size=40",
+    )
+    resources = plan_run(config, SIZE)
+    fit(check_run(config), tmp_path / "clean", resources)
+
+    rng = np.random.default_rng(0)
+    steps = sorted(rng.choice(np.arange(1, STEPS - 1), KILLS, replace=False).tolist())
+    kills = [(step, int(rng.integers(RANKS))) for step in steps]
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_at, args=(tmp_path / "killed", kills, killed))
+    killer.start()
+    fit(check_run(config), tmp_path / "killed", resources)
+    killer.join()
+    assert len(killed) == KILLS
+
+    for rank in range(RANKS):
+        clean = samples_of(tmp_path / "clean", rank)
+        assert sorted(clean) == list(range(STEPS))
+        assert samples_of(tmp_path / "killed", rank) == clean
+    for name in (WEIGHTS, EMA_WEIGHTS):
+        last = f"checkpoint_{STEPS:08d}"
+        expected = load_file(tmp_path / "clean" / last / name)
+        found = load_file(tmp_path / "killed" / last / name)
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_global_batches_do_not_depend_on_the_workers(demonstrations: Path, tmp_path: Path) -> None:
+    """Across the end of an epoch: two workers, and one with two readers that takes over."""
+    options = ("train.log_samples=true", "train.save_freq=10", "train.batch_size=48")
+    two, one = (
+        tiny_config(demonstrations, *options, "train.max_steps=20", *workers)
+        for workers in (["cluster.num_workers=2"], ["train.num_workers=2"])
+    )
+    plan = check_run(two).plan
+    assert 10 < plan.steps_per_epoch < 20
+    fit(check_run(two), tmp_path / "two", plan_run(two, SIZE))
+    kept = shutil.ignore_patterns("samples*", "checkpoint_00000020")
+    shutil.copytree(tmp_path / "two", tmp_path / "one", ignore=kept)
+    fit(check_run(one), tmp_path / "one", plan_run(one, SIZE))
+
+    ranks = [samples_of(tmp_path / "two", rank) for rank in range(2)]
+    taken_over = samples_of(tmp_path / "one", 0)
+    assert sorted(taken_over) == list(range(10, 20))
+    for step in range(20):
+        batch = sorted(ranks[0][step] + ranks[1][step])
+        assert batch == sorted(plan.global_batch(step).tolist())
+        if step in taken_over:
+            assert sorted(taken_over[step]) == batch
