@@ -36,6 +36,9 @@ OWN_CLUSTER_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     # Parts of a run live in fractions of a CPU: Ray takes more processes than cores for a fault.
     "RAY_worker_maximum_startup_concurrency": "8",
+    # Where CPUs are all taken, an idle process ends after a second by default; readers, which work
+    # every few seconds, would start anew each time.
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
 
 
