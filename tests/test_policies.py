@@ -22,5 +22,5 @@ def test_the_transfer_policy_moves_the_cube_from_arm_to_arm(tmp_path: Path) -> N
     )
     assert ended.returncode == 0, ended.stderr
     records = read_records(tmp_path / EPISODES)
-    # Half of what it does on average or more: other processors round otherwise.
-    assert len(records) == 4 and sum(record.success for record in records) >= 2
+    # A little less than on average: other processors round otherwise.
+    assert len(records) == 4 and sum(record.success for record in records) >= 3
