@@ -234,6 +234,7 @@ def write_results(
 {verdict(judged)}
 * Head time of one-step iMF / {REFERENCE.name}: {heads["iMF-1"] / heads[REFERENCE.name]:.3f} \
 (target: at most 0.12).
+* Each objective was trained once, with one seed; what they have in common was chosen for iMF.
 * Rows still to be judged: {", ".join(missing) or "none"}.
 * "head ms": the network calls of one chunk without the encoders, one sample, one thread, median \
 of {TIMED_CALLS}, all rows in turn. "chunk ms": a whole call of the policy in the rollouts, \
@@ -257,7 +258,8 @@ def main() -> None:
         objective: train(objective, output, arguments.recipe, arguments.options)
         for objective in OBJECTIVES
     }
-    options = " ".join([f"--recipe {arguments.recipe}", *arguments.options])
+    shown = [option for option in arguments.options if not option.startswith("data.dataset_dir=")]
+    options = " ".join([f"--recipe {arguments.recipe}", *shown])
     how = (
         f"`python -m benchmarks.one_step {options}`: iMF, flow matching and DDPM with the same "
         "trunk, head, demonstrations, updates and seed, judged on the same "
