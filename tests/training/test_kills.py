@@ -29,7 +29,8 @@ def samples_of(run_dir: Path, rank: int) -> dict[int, list[int]]:
     """The samples of each step; a step that was done twice must have had the same ones."""
     path = run_dir / f"samples_rank_{rank}.jsonl"
     found: dict[int, list[int]] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    text = path.read_text() if path.exists() else ""
+    for line in text[: text.rfind("\n") + 1].splitlines():  # the last one may be half written
         entry = json.loads(line)
         assert found.setdefault(entry["step"], entry["samples"]) == entry["samples"]
     return found
