@@ -207,7 +207,8 @@ def fuzz(folder: Path, mutations: int, seed: int) -> list[tuple[str, str, str]]:
         paths = [episode_path(home, number) for number in range(mutations // 2)]
         for path in paths:
             shutil.copyfile(home / "original", path)
-        check_folder(home, paths, AUTO)
+        if kind == "foreign":  # ours have their digests with them
+            check_folder(home, paths, AUTO)
         names = []
         for number, path in enumerate(paths):
             mutate = MUTATIONS[number % len(MUTATIONS)]
@@ -288,6 +289,8 @@ def main() -> None:
     total = Counter(outcome for _, _, outcome in outcomes)
     table.add_row("all", "", *(str(total[outcome]) for outcome in columns))
     Console(width=110).print(table)
+    if total["different"] or total["hung"]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Trains the same trunk, head, data, updates and seed under three objectives (improved MeanFlow, flow
 matching, DDPM) with `imf_ray.train`, judges each at several numbers of network calls with
-`imf_ray.evaluate` on the same episodes, and writes `docs/results/one_step.md` beside the raw
+`imf_ray.evaluate` on the same episodes, and writes `docs/results/one_step/RECIPE.md` beside the raw
 records, anew after each row that is judged. What is there is not done again: the same command goes
 on where it was stopped.
 Further `key=value` options go to every training.
@@ -50,7 +50,7 @@ OBJECTIVES = {
 FIRST_SEED = 800_000
 """The episodes of the study, used for nothing else."""
 TIMED_CALLS, WARM_UP_CALLS = 40, 3
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "one_step"
 
 
 @dataclass(frozen=True)
@@ -214,18 +214,21 @@ McNemar p = {one.p_value:.3g}. The target, a lower bound of at least {-LARGEST_L
 
 
 def write_results(
-    judged: Mapping[str, Sequence[EpisodeRecord]], heads: Mapping[str, float], how: str
+    judged: Mapping[str, Sequence[EpisodeRecord]],
+    heads: Mapping[str, float],
+    recipe: str,
+    how: str,
 ) -> Path:
     """Write the page of what is judged and, beside it, the raw records (JSON lines, gzip)."""
     judged = {row.name: judged[row.name] for row in ROWS if row.name in judged}
-    records_dir = RESULTS / "one_step"
+    records_dir = RESULTS / recipe
     records_dir.mkdir(parents=True, exist_ok=True)
     for name, records in judged.items():
         lines = "".join(json.dumps(vars(record)) + "\n" for record in records)
         # Without a time stamp, the same records give the same bytes.
         write_atomically(records_dir / f"{name}.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
     missing = [row.name for row in ROWS if row.name not in judged]
-    page = f"""# One step against a diffusion loop
+    page = f"""# One step against a diffusion loop: {recipe}
 
 {how}
 
@@ -239,9 +242,9 @@ def write_results(
 * "head ms": the network calls of one chunk without the encoders, one sample, one thread, median \
 of {TIMED_CALLS}, all rows in turn. "chunk ms": a whole call of the policy in the rollouts, \
 encoders included, one thread, for `evaluate.compute_batch` rows; medians over the episodes.
-* Raw records: `one_step/*.jsonl.gz`, one line an episode.
+* Raw records: `{recipe}/*.jsonl.gz`, one line an episode.
 """
-    path = RESULTS / "one_step.md"
+    path = RESULTS / f"{recipe}.md"
     write_atomically(path, page)
     return path
 
@@ -264,14 +267,14 @@ def main() -> None:
         f"`python -m benchmarks.one_step {options}`: iMF, flow matching and DDPM with the same "
         "trunk, head, demonstrations, updates and seed, judged on the same "
         f"{arguments.episodes} episodes (seeds from {FIRST_SEED}). "
-        f"Commit {_commit()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}."
+        f"Page written by commit {_commit()}; torch {torch.__version__}."
     )
     heads = head_times(checkpoints)
     judged: dict[str, list[EpisodeRecord]] = {}
     # The row that all others are compared with first, then the cheap ones.
     for row in sorted(ROWS, key=lambda row: (row != REFERENCE, row.steps)):
         judged[row.name] = judge(row, checkpoints[row.objective], output, arguments.episodes)
-        print(write_results(judged, heads, how))
+        print(write_results(judged, heads, arguments.recipe, how))
 
 
 def _commit() -> str:

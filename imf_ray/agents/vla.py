@@ -118,7 +118,7 @@ class VLAAgent(nn.Module, ABC):
         self.qpos_normalizer = Normalizer(
             state_dim,
             normalization_type,
-            _columns(stats.get("qpos"), slice(state_dim)),
+            _columns(stats.get("qpos"), slice(state_dim if num_target_poses else None)),
             pose_places,
         )
         self.action_normalizer = Normalizer(
@@ -156,6 +156,7 @@ class VLAAgent(nn.Module, ABC):
             cond_dim=cond_dim,
             **head,
         )
+        self._num_targets = num_target_poses * POSE_DIM
         self.pose_loss_weight = pose_loss_weight
         self.pose_readout = None
         if num_target_poses:
@@ -347,6 +348,12 @@ class VLAAgent(nn.Module, ABC):
 
     def _build_cond(self, obs: Mapping[str, Any]) -> Tensor:
         """Observation windows -> condition tokens (B, condition_sequence_length, cond_dim)."""
+        width, targets = obs["qpos"].shape[-1], self._num_targets
+        if width not in (self._state_dim, self._state_dim + targets):
+            raise ValueError(
+                f"qpos has {width} numbers; give {self._state_dim}, or in training "
+                f"{self._state_dim + targets} with the poses to be told"
+            )
         known = obs["qpos"][..., : self._state_dim]
         state = self.qpos_normalizer.normalize(known.to(self.qpos_normalizer.mean))
         if self.vision_encoder is None:

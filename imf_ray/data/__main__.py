@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
+from imf_ray.data.episodes import EpisodeInfo
 from imf_ray.errors import UserError
 from imf_ray.launch import absolute, console, run
 from imf_ray.schema import Config
@@ -36,7 +38,6 @@ def check(config: Config, folder: Path) -> None:
 
     files = require_episodes(folder)
     verdicts = check_folder(folder, files, config.data.format, again=True)
-    verdicts = {path: verdicts[path] for path in files}
     console.print(verdict_table(verdicts))
     bad = sum(isinstance(found, str) for found in verdicts.values())
     if bad:
@@ -50,7 +51,7 @@ def inspect(config: Config, folder: Path) -> None:
     Raises:
         UserError: there is no good file.
     """
-    from imf_ray.data.episodes import EpisodeInfo, Selection
+    from imf_ray.data.episodes import Selection
     from imf_ray.data.index import check_folder, digest_of_files, require_episodes
     from imf_ray.data.inspection import contact_sheet, episode_table, episode_video, range_table
     from imf_ray.files import write_atomically
@@ -64,8 +65,10 @@ def inspect(config: Config, folder: Path) -> None:
     if not good:
         raise UserError(f"None of the {len(files)} files of {folder} is good.")
     console.print(episode_table(good))
-    selection = Selection(action_space=good[0].action_spaces[0], format=format)
-    console.print(range_table(good, selection, digest_of_files(good)))
+    # Files of several kinds have tables of their own.
+    for key, group in groupby(sorted(good, key=_vectors), key=_vectors):
+        episodes, selection = list(group), Selection(action_space=key[0], format=format)
+        console.print(range_table(episodes, selection, digest_of_files(episodes)))
     cameras = sorted(set.intersection(*(set(episode.cameras) for episode in good)))
     if not cameras:
         return
@@ -75,6 +78,11 @@ def inspect(config: Config, folder: Path) -> None:
     write_atomically(output / video, episode_video(good[0], cameras, format))
     for name in ("contact_sheet.png", video):
         console.print(str(output / name), soft_wrap=True)
+
+
+def _vectors(episode: EpisodeInfo) -> tuple[str, int, int]:
+    """What the state and the actions of an episode are like."""
+    return episode.action_spaces[0], episode.state_dim, episode.action_dim
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -14,52 +15,46 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from imf_ray.data.episodes import EpisodeInfo, bad_episode, check_episode
 from imf_ray.errors import UserError
 
-LEAST_LIMIT_S = 10.0
-LEAST_BYTES_PER_S = 5e6
-"""A check takes longer than this only if it hangs."""
+START_LIMIT_S = 120.0
+LEAST_LIMIT_S, LEAST_BYTES_PER_S = 10.0, 5e6
+"""A check that takes longer than the first and a second for so many bytes hangs."""
 MEMORY_BYTES = 16 << 30
 """Address space of a child: a file that claims more is bad."""
+READY = b"ready\n"
+Verdict = EpisodeInfo | str
+"""On a file: what it holds, or the reason why it is bad."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """On one file."""
-
-    path: Path
-    found: EpisodeInfo | str
-    """What it holds, or the reason why it is bad."""
-    settled: bool = True
-    """False where the child hung or died, which need not be the file's fault: to be asked again."""
-
-
-def check_files(paths: Sequence[Path], format: str) -> Iterator[Verdict]:
+def check_files(paths: Sequence[Path], format: str) -> Iterator[tuple[Path, Verdict]]:
     """The verdict on each file as it comes."""
-    count = max(1, min(os.cpu_count() or 1, len(paths)))
-    children: queue.SimpleQueue[_Child] = queue.SimpleQueue()
-    for _ in range(count):
-        children.put(_Child(format))
+    count = max(1, min(len(os.sched_getaffinity(0)), len(paths)))
+    children = [_Child(format) for _ in range(count)]
+    free: queue.SimpleQueue[_Child] = queue.SimpleQueue()
+    for child in children:
+        free.put(child)
 
-    def check(path: Path) -> Verdict:
-        child = children.get()
+    def check(path: Path) -> tuple[Path, Verdict]:
+        child = free.get()
         try:
-            return child.check(path)
+            return path, child.check(path)
         finally:
-            children.put(child)
+            free.put(child)
 
+    pool = ThreadPoolExecutor(count)
     try:
-        with ThreadPoolExecutor(count) as pool:
-            for done in as_completed([pool.submit(check, path) for path in paths]):
-                yield done.result()
+        for done in as_completed([pool.submit(check, path) for path in paths]):
+            yield done.result()
     finally:
-        for _ in range(count):
-            children.get().close()
+        pool.shutdown(wait=True, cancel_futures=True)
+        for child in children:
+            child.close()
 
 
 def info_from_dict(values: dict[str, Any]) -> EpisodeInfo:
@@ -77,53 +72,71 @@ class _Child:
         self._process: subprocess.Popen[bytes] | None = None
 
     def check(self, path: Path) -> Verdict:
-        if self._process is None:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            )
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
+        process = self._process or self._start()
         limit = LEAST_LIMIT_S + path.stat().st_size / LEAST_BYTES_PER_S
-        process.stdin.write(json.dumps(str(path)).encode() + b"\n")
-        process.stdin.flush()
-        if not select.select([process.stdout], [], [], limit)[0]:
-            self.close()
-            reason = f"reading it takes more than {limit:.0f} s"
-            return Verdict(path, str(bad_episode(path, reason)), settled=False)
-        line = process.stdout.readline()
-        if not line:
-            code = process.wait()
-            self.close()
-            reason = f"reading it killed the reader (exit code {code})"
-            return Verdict(path, str(bad_episode(path, reason)), settled=False)
-        answer = json.loads(line)
-        return Verdict(path, answer["bad"] if "bad" in answer else info_from_dict(answer["info"]))
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died: there is no answer either
+            process.stdin.write(json.dumps(str(path)).encode() + b"\n")
+            process.stdin.flush()
+        line = self._line(process, limit)
+        if line:
+            answer = json.loads(line)
+            return answer["bad"] if "bad" in answer else info_from_dict(answer["info"])
+        reason = f"reading it takes more than {limit:.0f} s"
+        if line is not None:
+            reason = f"reading it killed the reader (exit code {process.wait()})"
+        self.close()
+        return str(bad_episode(path, reason))
 
     def close(self) -> None:
         if self._process is None:
             return
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
         self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr]
         self._process = None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            start_new_session=True,  # Ctrl-C is for the parent
+        )
+        if self._line(self._process, START_LIMIT_S) != READY:
+            self.close()
+            raise RuntimeError(f"The reader does not start: {' '.join(self._command)}")
+        return self._process
+
+    @staticmethod
+    def _line(process: subprocess.Popen[bytes], limit_s: float) -> bytes | None:
+        """The next line of a child's output: empty if it died, None if it takes too long."""
+        assert process.stdout is not None
+        poll = select.poll()
+        poll.register(process.stdout, select.POLLIN)
+        return process.stdout.readline() if poll.poll(1e3 * limit_s) else None
 
 
 def main(format: str) -> None:
     """Answer each path on standard input with a line of JSON."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.RLIM_INFINITY))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    soft = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    sys.stdout.buffer.write(READY)
+    sys.stdout.flush()
     for line in sys.stdin:
-        answer: dict[str, Any]
+        path = Path(json.loads(line))
         try:
-            answer = {"info": asdict(check_episode(Path(json.loads(line)), format))}
+            answer = json.dumps({"info": asdict(check_episode(path, format))})
         except UserError as error:
-            answer = {"bad": str(error)}
-        print(json.dumps(answer), flush=True)
+            answer = json.dumps({"bad": str(error)})
+        except Exception as error:  # whatever a file brings about is a verdict on it
+            reason = f"it cannot be read ({type(error).__name__}: {error})"
+            answer = json.dumps({"bad": str(bad_episode(path, reason))})
+        print(answer, flush=True)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from imf_ray.data.formats import AUTO, FORMATS, IMAGES, EpisodeFormat, Frames, format_of, square
+from imf_ray.data.formats import (
+    AUTO,
+    FORMATS,
+    IMAGES,
+    OURS,
+    EpisodeFormat,
+    Frames,
+    format_of,
+    square,
+)
 from imf_ray.data.integrity import DIGEST, digest_of, require_plain_storage
 from imf_ray.errors import UserError
 from imf_ray.files import move_into_place
@@ -137,14 +146,14 @@ def write_episode(path: Path, episode: Episode) -> None:
                 file.attrs[name] = json.dumps(value) if name == "camera_names" else value
             for camera, frames in episode.images.items():
                 file.create_dataset(
-                    f"observations/images/{camera}",
+                    f"{IMAGES}/{camera}",
                     data=frames,
                     chunks=(1, *frames.shape[1:]),
                     fletcher32=True,
                 )
             for name, values in (
-                ("observations/qpos", episode.qpos),
-                ("observations/qvel", episode.qvel),
+                (QPOS, episode.qpos),
+                (QVEL, episode.qvel),
                 ("action", episode.action),
                 ("action_ee", episode.action_ee),
                 *((f"{POSES}/{name}", poses) for name, poses in episode.poses.items()),
@@ -204,7 +213,7 @@ def read_slice(
                 qpos=np.hstack([part[slice(*frames)] for part in state]).astype(np.float32),
                 action=action[slice(*actions)].astype(np.float32),
             )
-    except (OSError, KeyError, RuntimeError, UserError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, UserError) as error:
         raise bad_episode(Path(path), f"it changed since it was indexed ({error})") from error
 
 
@@ -235,7 +244,10 @@ def _describe(path: Path, file: h5py.File, asked: str) -> EpisodeInfo:
     kind = FORMATS[name]
     actions = {space: data for space, data in kind.actions.items() if _is_dataset(file, data)}
     if "action" not in actions.values() or not _is_dataset(file, QPOS):
-        raise UserError("it lacks the dataset /action or /observations/qpos")
+        raise UserError(f"it lacks the dataset /action or /{QPOS}")
+    strange = set(file.attrs) - {field.name for field in fields(EpisodeAttributes)} - {DIGEST}
+    if name == OURS and strange:  # the digest, maybe, under a damaged name
+        raise UserError(f"it has an attribute that is not ours: {', '.join(sorted(strange))}")
     objects = tuple(file[POSES]) if POSES in file else ()
     vectors = [*actions.values(), QPOS, *(f"{POSES}/{name}" for name in objects)]
     if _is_dataset(file, QVEL):
@@ -303,6 +315,11 @@ def _is_dataset(file: h5py.File, name: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
+    """An attribute as JSON has it."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return _plain(value.tolist())
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     if isinstance(value, bytes):
-        value = value.decode()
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+        return value.decode(errors="replace")
+    return value if isinstance(value, (str, int, float)) else str(value)

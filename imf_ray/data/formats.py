@@ -17,7 +17,7 @@ from PIL import Image
 
 from imf_ray.errors import UserError
 
-AUTO = "auto"
+AUTO, OURS = "auto", "imf_ray"
 IMAGES = "observations/images"
 _UNIT_TOLERANCE = 1e-3
 _EE_QUATERNIONS = (slice(3, 7), slice(11, 15))
@@ -103,7 +103,7 @@ class RoboImiFormat(ActFormat):
 
 
 FORMATS: dict[str, EpisodeFormat] = {
-    "imf_ray": ImfRayFormat(),
+    OURS: ImfRayFormat(),
     "act_plus_plus": ActPlusPlusFormat(),
     "roboimi": RoboImiFormat(),
     "act": ActFormat(),

@@ -1,7 +1,7 @@
 """The index of a data set: every episode file, checked once.
 
-A check reads the whole file; its result is cached in `<data set>/.imf_ray/index.json` under the
-file's name, size and modification time, so that a file which has changed is checked again.
+A check reads the whole file; what a good one holds is cached in `<data set>/.imf_ray/index.json`
+under the file's name, size and modification time, so that one which has changed is checked again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from imf_ray.data.checking import check_files, info_from_dict
+from imf_ray.data.checking import Verdict, check_files, info_from_dict
 from imf_ray.data.episodes import SUFFIX, EpisodeInfo, bad_episode
 from imf_ray.data.integrity import DIGEST
 from imf_ray.errors import UserError
@@ -100,29 +100,29 @@ def build_index(config: Config) -> EpisodeIndex:
 
 def check_folder(
     folder: Path, files: Sequence[Path], format: str, again: bool = False
-) -> dict[Path, EpisodeInfo | str]:
-    """The verdict on each file: what it holds, or why it is bad.
+) -> dict[Path, Verdict]:
+    """The verdict on each file, in the order of `files`.
 
-    Files that have not changed since they were checked are not read, unless it is done `again`.
+    Good files that have not changed since they were checked are not read, unless `again`. Bad ones
+    always are: what was wrong may have been the disk, or the right to read.
     """
     cache = _Cache(folder, format)
     stamps = {path: _stamp(path) for path in files}  # before reading: a later change shows
     known = {path: None if again else cache.get(path, stamps[path]) for path in files}
-    verdicts = {path: found for path, found in known.items() if found is not None}
+    verdicts: dict[Path, Verdict] = {path: info for path, info in known.items() if info is not None}
     fresh = [path for path in files if path not in verdicts]
     checked = check_files(fresh, format)
-    for verdict in track(checked, "Checking episodes", len(fresh), disable=not fresh):
-        path, found = verdict.path, verdict.found
-        verdicts[path] = _unless_replaced(path, found, cache.digest(path), folder)
-        if verdict.settled and verdicts[path] is found:
-            cache.put(path, stamps[path], found)
-    cache.save()
-    return verdicts
+    try:
+        for path, found in track(checked, "Checking episodes", len(fresh), disable=not fresh):
+            verdicts[path] = _unless_replaced(path, found, cache.digest(path), folder)
+            if verdicts[path] is found and isinstance(found, EpisodeInfo):
+                cache.put(path, stamps[path], found)
+    finally:
+        cache.save()
+    return {path: verdicts[path] for path in files}
 
 
-def _unless_replaced(
-    path: Path, found: EpisodeInfo | str, known: str | None, folder: Path
-) -> EpisodeInfo | str:
+def _unless_replaced(path: Path, found: Verdict, known: str | None, folder: Path) -> Verdict:
     """The verdict, unless a file that has no digest of its own is not the one that was indexed."""
     if isinstance(found, str) or DIGEST in found.attributes or known in (None, found.digest):
         return found
@@ -161,7 +161,7 @@ def list_episodes(folder: Path) -> list[Path]:
 
 
 class _Cache:
-    """Verdicts of earlier checks: an `EpisodeInfo`, or the reason why a file is bad."""
+    """The good files of earlier checks."""
 
     def __init__(self, folder: Path, format: str) -> None:
         self._format = format
@@ -176,25 +176,22 @@ class _Cache:
         except (ValueError, KeyError) as error:
             log.warning("Ignoring the unreadable index cache %s: %s", self._path, error)
 
-    def get(self, path: Path, stamp: list[Any]) -> EpisodeInfo | str | None:
+    def get(self, path: Path, stamp: list[Any]) -> EpisodeInfo | None:
         entry = self._entries.get(path.name)
         if entry is None or entry["stamp"] != [*stamp, self._format]:
             return None
-        if "bad" in entry:
-            return str(entry["bad"])
         return info_from_dict(dict(entry["info"], path=str(path)))
 
     def digest(self, path: Path) -> str | None:
         """Of the contents that were good last."""
-        return self._entries.get(path.name, {}).get("digest")
+        entry = self._entries.get(path.name)
+        return None if entry is None else entry["info"]["digest"]
 
-    def put(self, path: Path, stamp: list[Any], verdict: EpisodeInfo | str) -> None:
-        entry: dict[str, Any] = {"stamp": [*stamp, self._format]}
-        if isinstance(verdict, str):
-            entry |= {"bad": verdict, "digest": self.digest(path)}
-        else:
-            entry |= {"info": dataclasses.asdict(verdict), "digest": verdict.digest}
-        self._entries[path.name] = entry
+    def put(self, path: Path, stamp: list[Any], info: EpisodeInfo) -> None:
+        self._entries[path.name] = {
+            "stamp": [*stamp, self._format],
+            "info": dataclasses.asdict(info),
+        }
 
     def save(self) -> None:
         content = json.dumps({"version": CACHE_VERSION, "files": self._entries})

@@ -71,7 +71,8 @@ def contact_sheet(episodes: Sequence[EpisodeInfo], cameras: Sequence[str], forma
         top = row * (TILE + CAPTION_HEIGHT)
         for column in range(columns):
             camera = cameras[column // SHEET_MOMENTS]
-            step = _evenly(episode.length, SHEET_MOMENTS)[column % SHEET_MOMENTS]
+            moments = _evenly(episode.length, SHEET_MOMENTS)
+            step = moments[min(column % SHEET_MOMENTS, len(moments) - 1)]
             picture = _pictures(episode, (camera,), (step, step + 1), format)[camera][0]
             sheet.paste(Image.fromarray(picture), (column * TILE, top + CAPTION_HEIGHT))
             caption = f"{Path(episode.path).stem} {camera} {step}"

@@ -27,9 +27,9 @@ def digest_of(file: h5py.File) -> str:
         digest.update(name.encode())
         for key in sorted(set(thing.attrs) - {DIGEST}):
             value = np.asarray(thing.attrs[key])
-            digest.update(f"\\0{key}\\0{value.dtype}\\0{value.shape}\\0{value.tolist()!r}".encode())
+            digest.update(f"\0{key}\0{value.dtype}\0{value.shape}\0{value.tolist()!r}".encode())
         if isinstance(thing, h5py.Dataset):
-            digest.update(f"\\0{thing.dtype.str}\\0{thing.shape}".encode())
+            digest.update(f"\0{thing.dtype.str}\0{thing.shape}".encode())
             for block in _blocks(thing):
                 if thing.dtype.hasobject:  # strings and the like
                     digest.update(repr(block.tolist()).encode())
@@ -44,12 +44,16 @@ def require_plain_storage(file: h5py.File) -> None:
     Raises:
         UserError: it has a link, a dataset stored elsewhere, or one larger than what is stored.
     """
+    things = dict(_things(file))
     for name, link in _links(file):
-        if not isinstance(link, h5py.HardLink):
+        # A second hard link to a thing is not among the things.
+        if not isinstance(link, h5py.HardLink) or name not in things:
             raise UserError(f"/{name} is a link")
-    for name, thing in _things(file):
+    for name, thing in things.items():
         if not isinstance(thing, h5py.Dataset):
             continue
+        if thing.size is None:
+            raise UserError(f"/{name} has no shape")
         if thing.external or thing.is_virtual:
             raise UserError(f"/{name} keeps its values in another file")
         claimed, stored = thing.size * thing.dtype.itemsize, thing.id.get_storage_size()

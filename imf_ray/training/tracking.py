@@ -58,11 +58,13 @@ class SampleLog:
     """
 
     def __init__(self, run_dir: Path, rank: int) -> None:
-        self._file = (run_dir / f"samples_rank_{rank}.jsonl").open("a", buffering=1)
+        # One write a line: it is there or not, whenever the worker dies.
+        self._file = (run_dir / f"samples_rank_{rank}.jsonl").open("ab", buffering=0)
 
     def log(self, step: int, samples: np.ndarray) -> None:
         """Log the sample ids (n,) of the update after `step` updates."""
-        self._file.write(json.dumps({"step": step, "samples": samples.tolist()}) + "\n")
+        line = json.dumps({"step": step, "samples": samples.tolist()}) + "\n"
+        self._file.write(line.encode())
 
 
 class Tracker:

@@ -53,6 +53,15 @@ def test_every_change_shows(own_demonstrations: Path, change: Callable[[h5py.Fil
         check_episode(path)
 
 
+def test_a_digest_cannot_be_lost(own_demonstrations: Path) -> None:
+    path = episode_path(own_demonstrations, 0)
+    with h5py.File(path, "r+") as file:
+        file.attrs["dihest"] = file.attrs[DIGEST]
+        del file.attrs[DIGEST]
+    with pytest.raises(UserError, match="an attribute that is not ours: dihest"):
+        check_episode(path)
+
+
 def test_other_storage_keeps_the_digest(own_demonstrations: Path, tmp_path: Path) -> None:
     path = tmp_path / "copy.hdf5"
     with h5py.File(episode_path(own_demonstrations, 0)) as source, h5py.File(path, "w") as copy:
@@ -76,6 +85,10 @@ def _external_link(file: h5py.File) -> None:
     file["observations/qpos"] = h5py.ExternalLink("episode_1.hdf5", "/observations/qpos")
 
 
+def _hard_link(file: h5py.File) -> None:
+    file["again"] = file["action"]
+
+
 def _virtual(file: h5py.File) -> None:
     shape = file["action"].shape
     layout = h5py.VirtualLayout(shape, np.float32)
@@ -96,6 +109,7 @@ def _huge(file: h5py.File) -> None:
     ("change", "reason"),
     [
         (_soft_link, "/again is a link"),
+        (_hard_link, "is a link"),
         (_external_link, "/observations/qpos is a link"),
         (_virtual, "/action keeps its values in another file"),
         (_huge, "/observations/qpos claims .* bytes, but 0 are stored"),
@@ -117,19 +131,19 @@ def test_a_reader_that_dies_or_hangs_is_a_verdict(
 ) -> None:
     paths = [episode_path(own_demonstrations, number) for number in range(2)]
     child = checking._Child("auto")
-    assert child.check(paths[0]).settled
+    assert isinstance(child.check(paths[0]), EpisodeInfo)
     assert child._process is not None
     os.kill(child._process.pid, signal.SIGSTOP)
     monkeypatch.setattr(checking, "LEAST_LIMIT_S", 0.2)
     monkeypatch.setattr(checking, "LEAST_BYTES_PER_S", 1e12)
     hung = child.check(paths[0])
-    assert not hung.settled and "takes more than" in str(hung.found)
+    assert "takes more than" in str(hung)
     monkeypatch.undo()
-    assert child.check(paths[1]).settled  # by a new process
+    assert isinstance(child.check(paths[1]), EpisodeInfo)  # by a new process
     os.kill(child._process.pid, signal.SIGSTOP)
     os.kill(child._process.pid, signal.SIGKILL)
     dead = child.check(paths[1])
-    assert not dead.settled and "killed the reader (exit code -9)" in str(dead.found)
+    assert "killed the reader (exit code -9)" in str(dead)
     child.close()
 
 

@@ -1,5 +1,6 @@
 """Workers are killed in the middle of training; what they see and what comes out stays the same."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -45,9 +46,11 @@ def kill_at(run_dir: Path, kills: list[tuple[int, int]], done: list[int]) -> Non
             if max(samples_of(run_dir, rank), default=-1) >= step and record.exists():
                 pid = json.loads(record.read_text())["pid"]
                 if pid not in done:
-                    os.kill(pid, signal.SIGKILL)
-                    done.append(pid)
-                    break
+                    # The record may be that of a worker which ended with another that was killed.
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                        done.append(pid)
+                        break
             time.sleep(0.01)
 
 
