@@ -132,7 +132,7 @@ def test_debug_shows_the_traceback() -> None:
 
 def test_a_recipe_stands_for_its_options() -> None:
     recipe = load_config(["recipe=cpu_transfer"])
-    assert recipe.agent.vision_backbone.stage_widths == [16, 32, 64, 128]
+    assert recipe.agent.vision_backbone.stage_widths == [16, 32, 64, 64]
     own = load_config(["train.max_steps=7", "recipe=cpu_transfer"])
     assert own.train.max_steps == 7 and own.agent == recipe.agent
     with pytest.raises(UserError, match=r"recipe=cpu_transfe is unknown; did you mean cpu_tr"):
