@@ -22,7 +22,7 @@ from imf_ray.agents.pretrained import build_agent
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.config import load_config
 from imf_ray.data.episodes import Selection
-from imf_ray.data.index import build_index
+from imf_ray.data.index import CACHE_DIR, build_index
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.schema import Config
 
@@ -98,7 +98,8 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def own_demonstrations(demonstrations: Path, tmp_path: Path) -> Path:
     """A copy of the demonstrations that a test may damage."""
-    return Path(shutil.copytree(demonstrations, tmp_path / "own"))
+    unindexed = shutil.ignore_patterns(CACHE_DIR)
+    return Path(shutil.copytree(demonstrations, tmp_path / "own", ignore=unindexed))
 
 
 def tiny_config(dataset_dir: Path, *overrides: str) -> Config:

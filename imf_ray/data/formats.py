@@ -97,7 +97,9 @@ class RoboImiFormat(ActFormat):
         action = file.get("action")
         if not isinstance(action, h5py.Dataset) or action.shape[1:] != (16,) or not len(action):
             return False
-        values = action[:]
+        if action.dtype.kind != "f":
+            return False
+        values = action[:].astype(np.float64)
         norms = np.stack([np.linalg.norm(values[:, place], axis=1) for place in _EE_QUATERNIONS])
         return bool((np.abs(norms - 1) < _UNIT_TOLERANCE).all())
 
