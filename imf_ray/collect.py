@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from imf_ray.errors import UserError
 from imf_ray.launch import absolute, connect, console, run
 from imf_ray.schema import Config
 
@@ -14,9 +15,15 @@ from imf_ray.schema import Config
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Bring the data set to `collect.episodes` successful episodes."""
     from imf_ray.data.index import build_index, list_episodes
+    from imf_ray.data.storage import is_url
     from imf_ray.demos.recorder import Recorder
     from imf_ray.demos.workers import CollectionState, collect_episodes
 
+    if is_url(config.data.dataset_dir):
+        raise UserError(
+            f"data.dataset_dir={config.data.dataset_dir} is a URL, and demonstrations are recorded "
+            "into a folder of this machine. Collect there, and copy the folder."
+        )
     folder = absolute(config.data.dataset_dir)
     config.data.dataset_dir = str(folder)
     if list_episodes(folder):  # what is added must fit what is there

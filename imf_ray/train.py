@@ -13,11 +13,12 @@ from imf_ray.schema import Config
 
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Train one policy, or go on with the run that `run_name` names."""
+    from imf_ray.data.storage import place
     from imf_ray.training.progress import ProgressBoard, describe_metrics
     from imf_ray.training.tracking import describe_tracking
     from imf_ray.training.trainer import check_run, fit
 
-    config.data.dataset_dir = str(absolute(config.data.dataset_dir))
+    config.data.dataset_dir = str(place(config.data.dataset_dir))
     name = config.run_name or f"{config.agent.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = absolute(config.storage_path) / name
     checked = check_run(config)

@@ -25,6 +25,7 @@ def resolve(overrides: Sequence[str]) -> Config:
 
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Train and judge every combination of a search space, and print the ranked table."""
+    from imf_ray.data.storage import place
     from imf_ray.rollout.policies import EXPERT
     from imf_ray.sweep.runner import judge_oracle, plan_sweep, prepare_sweep, run_sweep
     from imf_ray.sweep.search_space import load_search_space
@@ -35,7 +36,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     space = load_search_space(config.search_space)
     name = config.run_name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     sweep_dir = absolute(config.storage_path) / name
-    data = absolute(config.data.dataset_dir)
+    data = place(config.data.dataset_dir)
     sweep = prepare_sweep(space, [*overrides, f"data.dataset_dir={data}"], sweep_dir)
     size = connect(config)
     resources, slots = plan_sweep(sweep, size)

@@ -22,8 +22,9 @@ from imf_ray.agents.pretrained import build_agent
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.config import load_config
 from imf_ray.data.episodes import Selection
-from imf_ray.data.index import CACHE_DIR, build_index
+from imf_ray.data.index import build_index
 from imf_ray.data.statistics import compute_statistics
+from imf_ray.data.storage import CACHE_DIR
 from imf_ray.schema import Config
 
 COMMAND_LIMIT_S = 400
@@ -102,7 +103,7 @@ def own_demonstrations(demonstrations: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(demonstrations, tmp_path / "own", ignore=unindexed))
 
 
-def tiny_config(dataset_dir: Path, *overrides: str) -> Config:
+def tiny_config(dataset_dir: Path | str, *overrides: str) -> Config:
     """The smallest real configuration: three cameras, a residual trunk, an AttnRes head."""
     return load_config(
         [
@@ -120,7 +121,7 @@ def fresh_agent(config: Config, seed: int = 0) -> VLAAgent:
     index = build_index(config)
     torch.manual_seed(seed)
     selection = Selection(objects=config.agent.recorded_objects)
-    stats = compute_statistics(index.episodes, selection, index.digest)
+    stats = compute_statistics(index.episodes, selection)
     return build_agent(config.agent, config.task.action_space, stats)
 
 

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from imf_ray.data.episodes import EpisodeInfo
+from imf_ray.data.storage import Place, place
 from imf_ray.errors import UserError
 from imf_ray.launch import absolute, console, run
 from imf_ray.schema import Config
@@ -24,10 +25,10 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
     commands = {"check": check, "inspect": inspect}
     if len(arguments) != 2 or arguments[0] not in commands:
         raise UserError(f"Say what to do: {USAGE}")
-    commands[arguments[0]](config, absolute(arguments[1]))
+    commands[arguments[0]](config, place(arguments[1]))
 
 
-def check(config: Config, folder: Path) -> None:
+def check(config: Config, folder: Place) -> None:
     """List every file with its verdict.
 
     Raises:
@@ -45,14 +46,14 @@ def check(config: Config, folder: Path) -> None:
     console.print(f"All {len(files)} files are good.")
 
 
-def inspect(config: Config, folder: Path) -> None:
+def inspect(config: Config, folder: Place) -> None:
     """Show what the good files hold.
 
     Raises:
         UserError: there is no good file.
     """
     from imf_ray.data.episodes import Selection
-    from imf_ray.data.index import check_folder, digest_of_files, require_episodes
+    from imf_ray.data.index import check_folder, require_episodes
     from imf_ray.data.inspection import contact_sheet, episode_table, episode_video, range_table
     from imf_ray.files import write_atomically
 
@@ -68,7 +69,7 @@ def inspect(config: Config, folder: Path) -> None:
     # Files of several kinds have tables of their own.
     for key, group in groupby(sorted(good, key=_vectors), key=_vectors):
         episodes, selection = list(group), Selection(action_space=key[0], format=format)
-        console.print(range_table(episodes, selection, digest_of_files(episodes)))
+        console.print(range_table(episodes, selection))
     cameras = sorted(set.intersection(*(set(episode.cameras) for episode in good)))
     if not cameras:
         return

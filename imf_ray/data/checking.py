@@ -16,14 +16,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from imf_ray.data.episodes import EpisodeInfo, bad_episode, check_episode
+from imf_ray.data.moments import Moments
+from imf_ray.data.storage import Place, place
 from imf_ray.errors import UserError
 
 START_LIMIT_S = 120.0
-LEAST_LIMIT_S, LEAST_BYTES_PER_S = 10.0, 5e6
+LEAST_LIMIT_S, LEAST_BYTES_PER_S = 10.0, 1e6
 """A check that takes longer than the first and a second for so many bytes hangs."""
 MEMORY_BYTES = 16 << 30
 """Address space of a child: a file that claims more is bad."""
@@ -32,7 +33,7 @@ Verdict = EpisodeInfo | str
 """On a file: what it holds, or the reason why it is bad."""
 
 
-def check_files(paths: Sequence[Path], format: str) -> Iterator[tuple[Path, Verdict]]:
+def check_files(paths: Sequence[Place], format: str) -> Iterator[tuple[Place, Verdict]]:
     """The verdict on each file as it comes."""
     count = max(1, min(len(os.sched_getaffinity(0)), len(paths)))
     children = [_Child(format) for _ in range(count)]
@@ -40,7 +41,7 @@ def check_files(paths: Sequence[Path], format: str) -> Iterator[tuple[Path, Verd
     for child in children:
         free.put(child)
 
-    def check(path: Path) -> tuple[Path, Verdict]:
+    def check(path: Place) -> tuple[Place, Verdict]:
         child = free.get()
         try:
             return path, child.check(path)
@@ -61,7 +62,13 @@ def info_from_dict(values: dict[str, Any]) -> EpisodeInfo:
     """An index row from what JSON made of it."""
     sizes = {camera: tuple(size) for camera, size in values["cameras"].items()}
     lists = {name: tuple(values[name]) for name in ("action_spaces", "objects")}
-    return EpisodeInfo(**{**values, **lists, "cameras": sizes})
+    moments = {
+        name: Moments(
+            found["count"], *(tuple(found[key]) for key in ("min", "max", "mean", "squares"))
+        )
+        for name, found in values["moments"].items()
+    }
+    return EpisodeInfo(**{**values, **lists, "cameras": sizes, "moments": moments})
 
 
 class _Child:
@@ -71,7 +78,7 @@ class _Child:
         self._command = [sys.executable, "-m", "imf_ray.data.checking", format]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def check(self, path: Path) -> Verdict:
+    def check(self, path: Place) -> Verdict:
         process = self._process or self._start()
         limit = LEAST_LIMIT_S + path.stat().st_size / LEAST_BYTES_PER_S
         assert process.stdin is not None
@@ -128,7 +135,7 @@ def main(format: str) -> None:
     sys.stdout.buffer.write(READY)
     sys.stdout.flush()
     for line in sys.stdin:
-        path = Path(json.loads(line))
+        path = place(json.loads(line))
         try:
             answer = json.dumps({"info": asdict(check_episode(path, format))})
         except UserError as error:

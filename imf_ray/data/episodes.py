@@ -37,6 +37,8 @@ from imf_ray.data.formats import (
     square,
 )
 from imf_ray.data.integrity import DIGEST, digest_of, require_plain_storage
+from imf_ray.data.moments import Moments, moments_of
+from imf_ray.data.storage import Place, open_hdf5
 from imf_ray.errors import UserError
 from imf_ray.files import move_into_place
 
@@ -92,6 +94,8 @@ class EpisodeInfo:
     """The spaces that actions are recorded in: `joint`, `ee`."""
     objects: tuple[str, ...]
     """Objects whose poses are recorded."""
+    moments: Mapping[str, Moments]
+    """Of the steps of each vector dataset, by its name."""
     digest: str
     """Of the contents, see `integrity.digest_of`."""
     attributes: Mapping[str, Any]
@@ -134,6 +138,11 @@ def episode_path(folder: Path, number: int) -> Path:
     return folder / f"episode_{number}{SUFFIX}"
 
 
+def pose_dataset(name: str) -> str:
+    """The dataset of an object's poses."""
+    return f"{POSES}/{name}"
+
+
 def write_episode(path: Path, episode: Episode) -> None:
     """Write the file atomically: under a temporary name, synced, then renamed.
 
@@ -156,7 +165,7 @@ def write_episode(path: Path, episode: Episode) -> None:
                 (QVEL, episode.qvel),
                 ("action", episode.action),
                 ("action_ee", episode.action_ee),
-                *((f"{POSES}/{name}", poses) for name, poses in episode.poses.items()),
+                *((pose_dataset(name), poses) for name, poses in episode.poses.items()),
             ):
                 if values is not None:
                     file.create_dataset(
@@ -168,7 +177,7 @@ def write_episode(path: Path, episode: Episode) -> None:
         partial.unlink(missing_ok=True)
 
 
-def check_episode(path: Path, format: str = AUTO) -> EpisodeInfo:
+def check_episode(path: Place, format: str = AUTO) -> EpisodeInfo:
     """Read the whole file once and describe it.
 
     Args:
@@ -179,7 +188,7 @@ def check_episode(path: Path, format: str = AUTO) -> EpisodeInfo:
             message names the file and the reason.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             require_plain_storage(file)
             return _describe(path, file, format)
     except UserError as error:
@@ -198,10 +207,10 @@ def read_slice(
         UserError: the file cannot be read any more, with the file named.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             kind = FORMATS[format_of(file, selection.format)]
             action = file[kind.actions[selection.action_space]]
-            state = [file[QPOS], *(file[f"{POSES}/{name}"] for name in selection.objects)]
+            state = [file[QPOS], *(file[pose_dataset(name)] for name in selection.objects)]
             return EpisodeSlice(
                 length=len(action),
                 frame_start=frames[0],
@@ -214,24 +223,24 @@ def read_slice(
                 action=action[slice(*actions)].astype(np.float32),
             )
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, UserError) as error:
-        raise bad_episode(Path(path), f"it changed since it was indexed ({error})") from error
+        raise bad_episode(path, f"it changed since it was indexed ({error})") from error
 
 
-def read_actions(path: Path, action_space: str) -> np.ndarray:
+def read_actions(path: Place, action_space: str) -> np.ndarray:
     """All actions (T, D) float32 of one episode.
 
     Raises:
         UserError: the file cannot be read, or has no actions in that space.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             return file[FORMATS[format_of(file)].actions[action_space]][:].astype(np.float32)
     except (OSError, KeyError, RuntimeError) as error:
         reason = f"its {action_space} actions cannot be read ({error})"
         raise bad_episode(path, reason) from error
 
 
-def bad_episode(path: Path, reason: str) -> UserError:
+def bad_episode(path: str | Place, reason: str) -> UserError:
     """The error for a file that must not be trained on."""
     return UserError(
         f"Bad episode {path}: {reason}. Remove or re-record the file, or set "
@@ -239,7 +248,7 @@ def bad_episode(path: Path, reason: str) -> UserError:
     )
 
 
-def _describe(path: Path, file: h5py.File, asked: str) -> EpisodeInfo:
+def _describe(path: Place, file: h5py.File, asked: str) -> EpisodeInfo:
     name = format_of(file, asked)
     kind = FORMATS[name]
     actions = {space: data for space, data in kind.actions.items() if _is_dataset(file, data)}
@@ -249,14 +258,13 @@ def _describe(path: Path, file: h5py.File, asked: str) -> EpisodeInfo:
     if name == OURS and strange:  # the digest, maybe, under a damaged name
         raise UserError(f"it has an attribute that is not ours: {', '.join(sorted(strange))}")
     objects = tuple(file[POSES]) if POSES in file else ()
-    vectors = [*actions.values(), QPOS, *(f"{POSES}/{name}" for name in objects)]
+    vectors = [*actions.values(), QPOS, *map(pose_dataset, objects)]
     if _is_dataset(file, QVEL):
         vectors.append(QVEL)
     length = len(file["action"]) if file["action"].ndim else 0
     if length == 0:
         raise UserError("its /action has no steps")
-    for vector in vectors:
-        _check_vector(file[vector], length)
+    moments = {vector: _check_vector(file[vector], length) for vector in vectors}
     cameras = {
         camera: _check_camera(file, kind, camera, length) for camera in file.get(IMAGES) or ()
     }
@@ -272,18 +280,23 @@ def _describe(path: Path, file: h5py.File, asked: str) -> EpisodeInfo:
         format=name,
         action_spaces=tuple(actions),
         objects=objects,
+        moments=moments,
         digest=digest,
         attributes={name: _plain(value) for name, value in file.attrs.items()},
     )
 
 
-def _check_vector(dataset: h5py.Dataset, length: int) -> None:
+def _check_vector(dataset: h5py.Dataset, length: int) -> Moments:
+    """Moments of a dataset's steps, all of which are vectors of finite numbers."""
     if dataset.ndim != 2 or dataset.shape[0] != length or dataset.dtype.kind != "f":
         raise UserError(
             f"{dataset.name} is {dataset.dtype}{dataset.shape}, not float ({length}, D)"
         )
-    if not np.isfinite(dataset[:]).all():
+    with np.errstate(over="ignore"):  # what is too large for training is infinite
+        values = dataset[:].astype(np.float32)
+    if not np.isfinite(values).all():
         raise UserError(f"{dataset.name} holds NaN or infinite values")
+    return moments_of(values)
 
 
 def _check_camera(

@@ -7,13 +7,11 @@ under the file's name, size and modification time, so that one which has changed
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +20,12 @@ from rich.progress import track
 from imf_ray.data.checking import Verdict, check_files, info_from_dict
 from imf_ray.data.episodes import SUFFIX, EpisodeInfo, bad_episode
 from imf_ray.data.integrity import DIGEST
+from imf_ray.data.storage import Place, cache_folder, place, stamp
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
 from imf_ray.schema import Config
 
-CACHE_DIR = ".imf_ray"
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 log = logging.getLogger(__name__)
 
 
@@ -40,8 +38,6 @@ class EpisodeIndex:
 
     episodes: tuple[EpisodeInfo, ...]
     skipped: Mapping[str, str]
-    digest: str
-    """Changes whenever a file is added, removed or modified."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -75,7 +71,7 @@ def build_index(config: Config) -> EpisodeIndex:
         UserError: the folder is missing or empty, a file is bad (unless `data.on_bad_episode` is
             `skip`), a camera is missing, or a file contradicts the configuration.
     """
-    folder = Path(config.data.dataset_dir).expanduser().absolute()
+    folder = place(config.data.dataset_dir)
     files = require_episodes(folder)
     verdicts = check_folder(folder, files, config.data.format)
     episodes: list[EpisodeInfo] = []
@@ -95,21 +91,23 @@ def build_index(config: Config) -> EpisodeIndex:
     if not episodes:
         first = next(iter(skipped.values()))
         raise UserError(f"All {len(files)} episodes of {folder} are bad. The first: {first}")
-    return EpisodeIndex(tuple(episodes), skipped, digest_of_files(episodes))
+    return EpisodeIndex(tuple(episodes), skipped)
 
 
 def check_folder(
-    folder: Path, files: Sequence[Path], format: str, again: bool = False
-) -> dict[Path, Verdict]:
+    folder: Place, files: Sequence[Place], format: str, again: bool = False
+) -> dict[Place, Verdict]:
     """The verdict on each file, in the order of `files`.
 
     Good files that have not changed since they were checked are not read, unless `again`. Bad ones
     always are: what was wrong may have been the disk, or the right to read.
     """
     cache = _Cache(folder, format)
-    stamps = {path: _stamp(path) for path in files}  # before reading: a later change shows
+    stamps = {path: stamp(path) for path in files}  # before reading: a later change shows
     known = {path: None if again else cache.get(path, stamps[path]) for path in files}
-    verdicts: dict[Path, Verdict] = {path: info for path, info in known.items() if info is not None}
+    verdicts: dict[Place, Verdict] = {
+        path: info for path, info in known.items() if info is not None
+    }
     fresh = [path for path in files if path not in verdicts]
     checked = check_files(fresh, format)
     try:
@@ -122,24 +120,18 @@ def check_folder(
     return {path: verdicts[path] for path in files}
 
 
-def _unless_replaced(path: Path, found: Verdict, known: str | None, folder: Path) -> Verdict:
+def _unless_replaced(path: Place, found: Verdict, known: str | None, folder: Place) -> Verdict:
     """The verdict, unless a file that has no digest of its own is not the one that was indexed."""
     if isinstance(found, str) or DIGEST in found.attributes or known in (None, found.digest):
         return found
     reason = (
         "its contents are not those that were indexed. If they are meant to have changed, delete "
-        f"{folder / CACHE_DIR} to index the data set anew"
+        f"{cache_folder(folder)} to index the data set anew"
     )
     return str(bad_episode(path, reason))
 
 
-def digest_of_files(episodes: Sequence[EpisodeInfo]) -> str:
-    """Changes whenever one of the files is added, removed or modified."""
-    stamps = [_stamp(Path(episode.path)) for episode in episodes]
-    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
-
-
-def require_episodes(folder: Path) -> list[Path]:
+def require_episodes(folder: Place) -> list[Place]:
     """`list_episodes` of a folder that has some.
 
     Raises:
@@ -155,7 +147,7 @@ def require_episodes(folder: Path) -> list[Path]:
     return files
 
 
-def list_episodes(folder: Path) -> list[Path]:
+def list_episodes(folder: Place) -> list[Place]:
     """The episode files of a folder, by number."""
     return sorted(folder.glob(f"episode_*{SUFFIX}"), key=lambda path: (_number(path), path.name))
 
@@ -163,9 +155,9 @@ def list_episodes(folder: Path) -> list[Path]:
 class _Cache:
     """The good files of earlier checks."""
 
-    def __init__(self, folder: Path, format: str) -> None:
+    def __init__(self, folder: Place, format: str) -> None:
         self._format = format
-        self._path = folder / CACHE_DIR / "index.json"
+        self._path = cache_folder(folder) / "index.json"
         self._entries: dict[str, dict[str, Any]] = {}
         try:
             content = json.loads(self._path.read_text())
@@ -176,18 +168,18 @@ class _Cache:
         except (ValueError, KeyError) as error:
             log.warning("Ignoring the unreadable index cache %s: %s", self._path, error)
 
-    def get(self, path: Path, stamp: list[Any]) -> EpisodeInfo | None:
+    def get(self, path: Place, stamp: list[Any]) -> EpisodeInfo | None:
         entry = self._entries.get(path.name)
         if entry is None or entry["stamp"] != [*stamp, self._format]:
             return None
         return info_from_dict(dict(entry["info"], path=str(path)))
 
-    def digest(self, path: Path) -> str | None:
+    def digest(self, path: Place) -> str | None:
         """Of the contents that were good last."""
         entry = self._entries.get(path.name)
         return None if entry is None else entry["info"]["digest"]
 
-    def put(self, path: Path, stamp: list[Any], info: EpisodeInfo) -> None:
+    def put(self, path: Place, stamp: list[Any], info: EpisodeInfo) -> None:
         self._entries[path.name] = {
             "stamp": [*stamp, self._format],
             "info": dataclasses.asdict(info),
@@ -196,7 +188,6 @@ class _Cache:
     def save(self) -> None:
         content = json.dumps({"version": CACHE_VERSION, "files": self._entries})
         try:
-            self._path.parent.mkdir(exist_ok=True)
             write_atomically(self._path, content)
         except OSError as error:
             log.warning("The index is not cached (%s): files will be checked at each start", error)
@@ -204,7 +195,7 @@ class _Cache:
 
 def _require_agreement(info: EpisodeInfo, config: Config) -> None:
     """Refuse a file that contradicts the configuration."""
-    path = Path(info.path)
+    path = info.path
     missing = [camera for camera in config.data.camera_names if camera not in info.cameras]
     if missing:
         raise bad_episode(
@@ -256,11 +247,6 @@ def _require_agreement(info: EpisodeInfo, config: Config) -> None:
             )
 
 
-def _stamp(path: Path) -> list[Any]:
-    stat = path.stat()
-    return [path.name, stat.st_size, stat.st_mtime_ns]
-
-
-def _number(path: Path) -> int:
+def _number(path: Place) -> int:
     digits = re.search(r"(\d+)$", path.stem)
     return int(digits.group(1)) if digits else 0

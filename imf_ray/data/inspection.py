@@ -13,6 +13,7 @@ from rich.table import Table
 from imf_ray.data.episodes import EpisodeInfo, Selection, read_slice
 from imf_ray.data.formats import square
 from imf_ray.data.statistics import compute_statistics
+from imf_ray.data.storage import Place
 from imf_ray.mp4 import encode_video
 
 SHEET_EPISODES = 12
@@ -23,7 +24,7 @@ TILE = 128
 CAPTION_HEIGHT = 14
 
 
-def verdict_table(verdicts: Mapping[Path, EpisodeInfo | str]) -> Table:
+def verdict_table(verdicts: Mapping[Place, EpisodeInfo | str]) -> Table:
     """A line for each file: what it is, or why it is bad."""
     table = Table("file", "format", "steps", "verdict", box=None)
     for path, found in verdicts.items():
@@ -50,10 +51,10 @@ def episode_table(episodes: Sequence[EpisodeInfo]) -> Table:
     return table
 
 
-def range_table(episodes: Sequence[EpisodeInfo], selection: Selection, digest: str) -> Table:
+def range_table(episodes: Sequence[EpisodeInfo], selection: Selection) -> Table:
     """Minimum, mean, maximum and deviation of each dimension of state and action."""
     table = Table("dimension", "min", "mean", "max", "std", box=None)
-    for name, values in compute_statistics(episodes, selection, digest).items():
+    for name, values in compute_statistics(episodes, selection).items():
         for number in range(len(values["min"])):
             cells = (f"{values[key][number]:.4f}" for key in ("min", "mean", "max", "std"))
             table.add_row(f"{name}[{number}]", *cells)

@@ -1,64 +1,43 @@
-"""Statistics of state and action over the training episodes, computed once and cached."""
+"""Statistics of state and action over the training episodes."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
-
-from imf_ray.data.episodes import EpisodeInfo, Selection, read_slice
-from imf_ray.data.index import CACHE_DIR
-from imf_ray.files import write_atomically
+from imf_ray.data.episodes import QPOS, EpisodeInfo, Selection, pose_dataset
+from imf_ray.data.formats import FORMATS
+from imf_ray.data.moments import Moments, beside, merge
 
 Statistics = dict[str, dict[str, list[float]]]
-log = logging.getLogger(__name__)
 
 
-def compute_statistics(
-    episodes: Sequence[EpisodeInfo], selection: Selection, digest: str
-) -> Statistics:
+def compute_statistics(episodes: Sequence[EpisodeInfo], selection: Selection) -> Statistics:
     """Minimum, maximum, mean and standard deviation of each dimension of state and action.
+
+    No file is read: what is merged are the moments that were found when each was checked.
 
     Args:
         episodes: the training split.
         selection: what of them is read; cameras do not matter.
-        digest: of the index; a changed data set is computed anew.
 
     Returns:
         `{"qpos" | "action": {"min" | "max" | "mean" | "std": D numbers}}`.
     """
-    names = [Path(episode.path).name for episode in episodes]
-    vectors = dataclasses.replace(selection, cameras=(), image_size=None)
-    described = [digest, dataclasses.asdict(vectors), names]
-    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
-    cache = Path(episodes[0].path).parent / CACHE_DIR / f"statistics-{key}.json"
-    try:
-        return json.loads(cache.read_text())
-    except FileNotFoundError:
-        pass
-
-    slices = [read_slice(e.path, vectors, (0, e.length), (0, e.length)) for e in episodes]
-    statistics = {
-        "qpos": _describe(np.concatenate([s.qpos for s in slices])),
-        "action": _describe(np.concatenate([s.action for s in slices])),
-    }
-    try:
-        write_atomically(cache, json.dumps(statistics))
-    except OSError as error:
-        log.warning("Statistics are not cached: %s", error)
-    return statistics
+    states = [QPOS, *map(pose_dataset, selection.objects)]
+    state = merge([beside([episode.moments[name] for name in states]) for episode in episodes])
+    action = merge(
+        [
+            episode.moments[FORMATS[episode.format].actions[selection.action_space]]
+            for episode in episodes
+        ]
+    )
+    return {"qpos": _describe(state), "action": _describe(action)}
 
 
-def _describe(values: np.ndarray) -> dict[str, list[float]]:
-    values = values.astype(np.float64)
+def _describe(moments: Moments) -> dict[str, list[float]]:
     return {
-        "min": values.min(axis=0).tolist(),
-        "max": values.max(axis=0).tolist(),
-        "mean": values.mean(axis=0).tolist(),
-        "std": values.std(axis=0).tolist(),
+        "min": list(moments.min),
+        "max": list(moments.max),
+        "mean": list(moments.mean),
+        "std": list(moments.std),
     }

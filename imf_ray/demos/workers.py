@@ -20,7 +20,8 @@ import h5py
 import ray
 
 from imf_ray.data.episodes import SUFFIX, episode_path, write_episode
-from imf_ray.data.index import CACHE_DIR, list_episodes
+from imf_ray.data.index import list_episodes
+from imf_ray.data.storage import cache_folder
 from imf_ray.demos.recorder import Recorder
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
@@ -61,7 +62,7 @@ def collect_episodes(
             `MAX_FAILURES` times in a row.
     """
     state = _read_state(folder, first_seed)
-    pending = folder / CACHE_DIR / "pending"
+    pending = cache_folder(folder) / "pending"
     pending.mkdir(parents=True, exist_ok=True)
     for debris in pending.iterdir():  # of a run that was killed: its seeds are recorded again
         debris.unlink()
@@ -154,4 +155,4 @@ def _write_failed(folder: Path, failed: list[int]) -> None:
 
 
 def _failed_path(folder: Path) -> Path:
-    return folder / CACHE_DIR / "failed_seeds.json"
+    return cache_folder(folder) / "failed_seeds.json"

@@ -20,6 +20,8 @@ class DataConfig:
     """Where the demonstrations are and how they are read."""
 
     dataset_dir: str = "data/sim_transfer"
+    """A folder, or for reading a URL that fsspec knows (`s3://bucket/demos`, `https://host/demos`):
+    its files are read in place; some file systems want a package of their own."""
     camera_names: list[str] = field(default_factory=lambda: ["r_vis", "top", "front"])
     format: str = "auto"
     """Kind of the episode files: `auto` (each file shows it), `imf_ray`, `act`, `act_plus_plus` or

@@ -146,7 +146,7 @@ def fit(
     config = run.config
     plan = claim_run_dir(run, run_dir)
     spec = window_spec(config)
-    statistics = compute_statistics(run.train.episodes, spec.selection, run.train.digest)
+    statistics = compute_statistics(run.train.episodes, spec.selection)
     stream = EpisodeStream(
         plan=plan,
         spec=spec,
@@ -248,7 +248,7 @@ def claim_run_dir(run: CheckedRun, run_dir: Path) -> SamplePlan:
     """
     config, plan = run.config, run.plan
     settings, data = run_dir / CONFIG, run_dir / DATA_FILE
-    episodes = [[Path(e.path).name, e.length] for e in run.train.episodes]
+    episodes = [[Path(e.path).name, e.length, e.digest] for e in run.train.episodes]
     if settings.is_file() and data.is_file():
         stored = OmegaConf.to_container(OmegaConf.load(settings))
         before = config_from_dict(stored)  # type: ignore[arg-type]  # options it lacks are younger

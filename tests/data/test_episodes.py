@@ -50,7 +50,7 @@ def test_poses_stand_behind_the_joints(demonstrations: Path) -> None:
         np.testing.assert_array_equal(state[:, :16], file["observations/qpos"][3:7])
         np.testing.assert_array_equal(state[:, 16:], file["observations/poses/cube"][3:7])
     index = build_index(tiny_config(demonstrations))
-    described = compute_statistics(index.episodes, cube, index.digest)
+    described = compute_statistics(index.episodes, cube)
     assert len(described["qpos"]["mean"]) == 16 + 7
 
 
@@ -197,10 +197,10 @@ def test_statistics_are_those_of_the_split(own_demonstrations: Path) -> None:
     index = build_index(tiny_config(own_demonstrations))
     train, held = index.split(0.34, seed=1)
     assert len(train.episodes) == 2 and len(held.episodes) == 1
-    found = compute_statistics(train.episodes, Selection(), train.digest)
+    found = compute_statistics(train.episodes, Selection())
     actions = np.concatenate(
         [h5py.File(episode.path)["action"][:] for episode in train.episodes]
     ).astype(np.float64)
     np.testing.assert_allclose(found["action"]["mean"], actions.mean(0), rtol=0, atol=1e-12)
     np.testing.assert_allclose(found["action"]["max"], actions.max(0))
-    assert compute_statistics(train.episodes, Selection(), train.digest) == found
+    assert compute_statistics(train.episodes, Selection()) == found

@@ -12,8 +12,9 @@ import pytest
 
 import imf_ray.data.checking as checking
 from imf_ray.data.episodes import EpisodeInfo, check_episode, episode_path
-from imf_ray.data.index import CACHE_DIR, check_folder
+from imf_ray.data.index import check_folder
 from imf_ray.data.integrity import DIGEST, digest_of
+from imf_ray.data.storage import CACHE_DIR
 from imf_ray.errors import UserError
 from tests.data.test_formats import write_act
 

@@ -37,7 +37,7 @@ def test_an_agent_overfits_two_episodes(demonstrations: Path, tmp_path: Path) ->
     run = check_run(config)
     assert len(run.train.episodes) == 2
     episodes = [(episode.path, episode.length) for episode in run.train.episodes]
-    statistics = compute_statistics(run.train.episodes, Selection(), run.train.digest)
+    statistics = compute_statistics(run.train.episodes, Selection())
     trainer = Trainer(config, statistics, torch.device("cpu"))
 
     def error_now() -> float:

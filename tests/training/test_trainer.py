@@ -113,7 +113,7 @@ def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, to
     stream = EpisodeStream(
         run.plan, spec, tuple(e.path for e in run.train.episodes), max_steps=1, readers=1
     )
-    statistics = compute_statistics(run.train.episodes, spec.selection, run.train.digest)
+    statistics = compute_statistics(run.train.episodes, spec.selection)
     target = str(folder / f"gradients_{workers}.pt")
 
     def loop(train_loop_config: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ def test_pruning_keeps_the_newest_the_best_and_the_pending(
 
 def _local_trainer(config: Config) -> Trainer:
     run = check_run(config)
-    statistics = compute_statistics(run.train.episodes, Selection(), run.train.digest)
+    statistics = compute_statistics(run.train.episodes, Selection())
     return Trainer(config, statistics, torch.device("cpu"))
 
 

@@ -1,0 +1,82 @@
+"""Where episode files are: a folder of this machine, or a URL of a file system that fsspec knows.
+
+`s3://bucket/demos`, `gs://bucket/demos`, `https://host/demos/`: a URL is read in place, block by
+block, by whichever machine needs it. Some file systems want a package of their own, which fsspec
+names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+from platformdirs import user_cache_path
+from upath import UPath
+
+from imf_ray.errors import UserError
+
+CACHE_DIR = ".imf_ray"
+BLOCK_BYTES, BLOCKS = 1 << 18, 64
+"""What is fetched from a URL at a time, and how much of a file is kept while it is open."""
+Place = Path | UPath
+
+
+def place(text: str | Place) -> Place:
+    """A folder or file of this machine, absolute, or a URL.
+
+    Raises:
+        UserError: the URL's file system is unknown or wants a package that is not installed.
+    """
+    if not is_url(text):
+        return Path(str(text)).expanduser().absolute()
+    try:
+        found = UPath(text)
+        found.fs.invalidate_cache()  # what was listed before may have changed
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{text} cannot be opened: {error}") from error
+    return found
+
+
+def is_url(text: str | Place) -> bool:
+    """Whether a place is not on this machine."""
+    return "://" in str(text)
+
+
+@contextlib.contextmanager
+def open_hdf5(path: str | Place) -> Iterator[h5py.File]:
+    """A file, open for reading."""
+    if not is_url(path):
+        with h5py.File(path, "r") as file:
+            yield file
+        return
+    source = place(path)
+    assert isinstance(source, UPath)
+    options = {"cache_type": "blockcache", "cache_options": {"maxblocks": BLOCKS}}
+    with (
+        source.fs.open(source.path, "rb", block_size=BLOCK_BYTES, **options) as stream,
+        h5py.File(stream, "r") as file,
+    ):
+        yield file
+
+
+def stamp(path: Place) -> list[Any]:
+    """Changes when a file does: its name and size, and its time or what its server says of it."""
+    if isinstance(path, UPath) and is_url(path):
+        info = path.fs.info(path.path)
+        described = json.dumps(info, sort_keys=True, default=str).encode()
+        return [path.name, info.get("size"), hashlib.sha256(described).hexdigest()[:16]]
+    stat = path.stat()
+    return [path.name, stat.st_size, stat.st_mtime_ns]
+
+
+def cache_folder(folder: Place) -> Path:
+    """Where what is known of a data set is kept: in its folder, or on this machine for a URL."""
+    if not is_url(folder):
+        return Path(str(folder)) / CACHE_DIR
+    key = hashlib.sha256(str(folder).rstrip("/").encode()).hexdigest()[:16]
+    return user_cache_path("imf_ray") / "data" / key

@@ -1,0 +1,126 @@
+"""A data set behind a URL is the same data set; a web server stands for all remote file systems."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from imf_ray.collect import main as collect
+from imf_ray.data.episodes import Selection, episode_path
+from imf_ray.data.index import build_index
+from imf_ray.data.pipeline import EpisodeStream
+from imf_ray.data.sampling import SamplePlan
+from imf_ray.data.storage import cache_folder, place
+from imf_ray.data.windows import Batch, WindowSpec
+from imf_ray.errors import UserError
+from tests.conftest import tiny_config
+
+
+class _Ranges(SimpleHTTPRequestHandler):
+    """Answers `Range: bytes=A-B`, as every object store does, and keeps what was asked for."""
+
+    served: list[int]
+
+    def do_GET(self) -> None:
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if wanted is None or not path.is_file():
+            super().do_GET()
+            return
+        first, last = map(int, wanted.groups())
+        content = path.read_bytes()
+        part = content[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+        self.served.append(len(part))
+
+    def end_headers(self) -> None:
+        self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def served(
+    own_demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, list[int]]]:
+    """The URL of the demonstrations, and the sizes of the parts that were fetched."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sizes: list[int] = []
+    handler = type("Handler", (_Ranges,), {"served": sizes})
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *a: handler(*a, directory=str(own_demonstrations))
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", sizes
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_url_is_indexed_as_its_folder_is(
+    served: tuple[str, list[int]], own_demonstrations: Path
+) -> None:
+    url, sizes = served
+    remote = build_index(tiny_config(url))
+    local = build_index(tiny_config(own_demonstrations))
+    assert [episode.path for episode in remote.episodes] == [
+        f"{url}/episode_{number}.hdf5" for number in range(len(local.episodes))
+    ]
+    for found, expected in zip(remote.episodes, local.episodes, strict=True):
+        assert dataclasses.replace(found, path=expected.path) == expected
+    assert (cache_folder(place(url)) / "index.json").is_file()
+
+    read = len(sizes)  # what is indexed is not read again,
+    assert build_index(tiny_config(url)) == remote and len(sizes) == read
+    with h5py.File(episode_path(own_demonstrations, 1), "r+") as file:  # unless it has changed
+        file["action"][3, 2] += 1.0
+    with pytest.raises(UserError, match=r"http://.*/episode_1.hdf5: .*digest"):
+        build_index(tiny_config(url))
+
+
+def test_batches_of_a_url_are_those_of_its_folder(
+    served: tuple[str, list[int]], own_demonstrations: Path, ray_cluster: None
+) -> None:
+    url, sizes = served
+    whole = sum(path.stat().st_size for path in own_demonstrations.glob("*.hdf5"))
+    local, remote = (list(_batches(str(folder))) for folder in (own_demonstrations, url))
+    assert len(local) == len(remote) == 6
+    for expected, found in zip(local, remote, strict=True):
+        np.testing.assert_array_equal(found["sample_id"], expected["sample_id"])
+        np.testing.assert_array_equal(found["action"], expected["action"])
+        np.testing.assert_array_equal(found["images"]["top"], expected["images"]["top"])  # type: ignore[index]
+    assert 0 < sum(sizes) < whole / 2  # only what was needed was fetched
+
+
+def _batches(folder: str) -> Iterator[Batch]:
+    paths = tuple(f"{folder}/episode_{number}.hdf5" for number in range(3))
+    plan = SamplePlan((400, 400, 400), 8, 2, chunk_steps=10, pool_chunks=2, seed=0)
+    spec = WindowSpec(Selection(("top",)), obs_horizon=2, pred_horizon=4)
+    stream = EpisodeStream(plan, spec, paths, max_steps=6, readers=2)
+    yield from stream.batches(stream.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
+
+
+def test_nothing_is_recorded_into_a_url() -> None:
+    with pytest.raises(UserError, match=r"s3://demos is a URL.*copy the folder"):
+        collect(tiny_config("s3://demos"), [])
+
+
+def test_a_url_that_cannot_be_opened_is_named() -> None:
+    with pytest.raises(UserError, match=r"nosuch://demos cannot be opened"):
+        build_index(tiny_config("nosuch://demos"))
