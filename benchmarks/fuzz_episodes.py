@@ -2,8 +2,8 @@
 
     python -m benchmarks.fuzz_episodes --mutations 1000
 
-Half of the mutations are of a file of ours, half of one in ACT's format, which has been indexed
-before. The outcome of each: `equal` (what is read is what was written), `refused` (with the file
+The mutations are of a file of ours, raw and deflated, and of one in ACT's and in act-plus-plus'
+format, which have been indexed before. The outcome of each: `equal` (what is read is what was written), `refused` (with the file
 named), `different` (a silent change), `hung` or `killed` (the child process that reads was stopped
 after its time limit, or died: the file is refused then as well, and training goes on).
 """
@@ -11,6 +11,7 @@ after its time limit, or died: the file is refused then as well, and training go
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import tempfile
 from collections import Counter
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -42,7 +44,7 @@ HEADER_BYTES = 2048
 Mutation = Callable[[Path, np.random.Generator], None]
 
 
-def write_ours(path: Path) -> None:
+def write_ours(path: Path, compress: bool = False) -> None:
     """A small episode as `imf_ray.collect` writes it."""
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(3, LENGTH, STATE)).astype(np.float32)
@@ -62,10 +64,39 @@ def write_ours(path: Path) -> None:
         multisampling=False,
         version="0",
     )
-    write_episode(path, Episode(images, vectors[0], vectors[1], vectors[2], None, {}, attributes))
+    episode = Episode(images, vectors[0], vectors[1], vectors[2], None, {}, attributes)
+    write_episode(path, episode, compress)
 
 
-def write_foreign(path: Path) -> None:
+def write_compressed(path: Path) -> None:
+    """The same with `collect.compress=true`."""
+    write_ours(path, compress=True)
+
+
+def write_jpegs(path: Path) -> None:
+    """As ACT's, with padded JPEGs, as act-plus-plus writes it."""
+    write_act(path)
+    with h5py.File(path, "r+") as file:
+        lengths = []
+        for camera, frames in file["observations/images"].items():
+            jpegs = [_jpeg(frame) for frame in frames]
+            packed = np.zeros((LENGTH, max(map(len, jpegs))), np.uint8)
+            for row, jpeg in zip(packed, jpegs, strict=True):
+                row[: len(jpeg)] = np.frombuffer(jpeg, np.uint8)
+            del file[f"observations/images/{camera}"]
+            file[f"observations/images/{camera}"] = packed
+            lengths.append([len(jpeg) for jpeg in jpegs])
+        file.attrs["compress"] = True
+        file["compress_len"] = np.array(lengths, np.float32)
+
+
+def _jpeg(frame: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(frame[..., ::-1]).save(content, "JPEG")  # OpenCV's order
+    return content.getvalue()
+
+
+def write_act(path: Path) -> None:
     """The same without digest, checksums and attributes, as ACT writes it."""
     ours = path.with_name("ours.partial")
     write_ours(ours)
@@ -196,23 +227,32 @@ MUTATIONS: tuple[Mutation, ...] = (
 )
 
 
+KINDS: dict[str, Callable[[Path], None]] = {
+    "ours": write_ours,
+    "compressed": write_compressed,
+    "ACT": write_act,
+    "JPEG": write_jpegs,
+}
+FOREIGN = ("ACT", "JPEG")
+
+
 def fuzz(folder: Path, mutations: int, seed: int) -> list[tuple[str, str, str]]:
     """(kind of file, mutation, outcome) of each of `mutations` damaged files, made in `folder`."""
     outcomes = []
-    for kind, write in (("ours", write_ours), ("foreign", write_foreign)):
+    for place, (kind, write) in enumerate(KINDS.items()):
         home = folder / kind
         home.mkdir(parents=True)
         write(home / "original")
         info, contents = check_episode(home / "original"), _read(home / "original")
-        paths = [episode_path(home, number) for number in range(mutations // 2)]
+        paths = [episode_path(home, number) for number in range(mutations // len(KINDS))]
         for path in paths:
             shutil.copyfile(home / "original", path)
-        if kind == "foreign":  # ours have their digests with them
+        if kind in FOREIGN:  # ours have their digests with them
             check_folder(home, paths, AUTO)
         names = []
         for number, path in enumerate(paths):
             mutate = MUTATIONS[number % len(MUTATIONS)]
-            mutate(path, np.random.default_rng([seed, number, kind == "ours"]))
+            mutate(path, np.random.default_rng([seed, number, place]))
             names.append(mutate.__name__)
         found = check_folder(home, paths, AUTO)
         outcomes += [
@@ -282,7 +322,7 @@ def main() -> None:
     counts = Counter(outcomes)
     columns = ("equal", "refused", "different", "hung", "killed")
     table = Table("file", "mutation", *columns, box=None)
-    for kind in ("ours", "foreign"):
+    for kind in KINDS:
         for mutate in MUTATIONS:
             cells = (str(counts[kind, mutate.__name__, outcome]) for outcome in columns)
             table.add_row(kind, mutate.__name__, *cells)

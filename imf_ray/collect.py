@@ -52,6 +52,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             workers=max(1, int(size.cpus)),
             cpus_per_worker=min(1.0, size.cpus),
             on_progress=show,
+            compress=config.collect.compress,
         )
     attempts = len(state.seeds) + len(state.failed)
     failed = f" (seeds {state.failed})" if state.failed else ""

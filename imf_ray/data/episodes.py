@@ -2,7 +2,7 @@
 
 Ours is ACT's layout with a few attributes more:
 
-    /observations/images/{camera}  (T, H, W, 3) uint8 RGB, one HDF5 chunk a frame
+    /observations/images/{camera}  (T, H, W, 3) uint8 RGB, a chunk a frame, deflated on request
     /observations/qpos             (T, D_state) float32
     /observations/qvel             (T, D_state) float32, optional
     /observations/poses/{object}   (T, 7) float32, xyz in m and quaternion wxyz, optional
@@ -45,6 +45,8 @@ from imf_ray.files import move_into_place
 SUFFIX = ".hdf5"
 POSES = "observations/poses"
 QPOS, QVEL = "observations/qpos", "observations/qvel"
+DEFLATE_LEVEL = 4
+"""Higher ones take longer and save little (docs/results/data.md)."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,15 @@ def pose_dataset(name: str) -> str:
     return f"{POSES}/{name}"
 
 
-def write_episode(path: Path, episode: Episode) -> None:
+def write_episode(path: Path, episode: Episode, compress: bool = False) -> None:
     """Write the file atomically: under a temporary name, synced, then renamed.
 
     Every dataset carries a Fletcher-32 checksum, so that a flipped byte fails on reading.
+
+    Args:
+        compress: deflate the pictures, which loses nothing; every HDF5 library reads it.
     """
+    deflate = {"compression": "gzip", "compression_opts": DEFLATE_LEVEL} if compress else {}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with h5py.File(partial, "w") as file:
@@ -159,6 +165,7 @@ def write_episode(path: Path, episode: Episode) -> None:
                     data=frames,
                     chunks=(1, *frames.shape[1:]),
                     fletcher32=True,
+                    **deflate,
                 )
             for name, values in (
                 (QPOS, episode.qpos),

@@ -48,11 +48,13 @@ def collect_episodes(
     workers: int,
     cpus_per_worker: float,
     on_progress: Callable[[CollectionState], None],
+    compress: bool = False,
 ) -> CollectionState:
     """Bring a data set to `episodes` successful demonstrations.
 
     Args:
         on_progress: called with the state after every attempt that was decided.
+        compress: see `write_episode`.
 
     Returns:
         The final state.
@@ -78,7 +80,9 @@ def collect_episodes(
         while len(state.seeds) < episodes:
             while len(running) < workers:
                 target = str(pending / f"seed_{next_seed}{SUFFIX}")
-                reference = record.remote(described, tuple(camera_names), next_seed, target)
+                reference = record.remote(
+                    described, tuple(camera_names), next_seed, target, compress
+                )
                 running[reference] = next_seed
                 next_seed += 1
             done, _ = ray.wait(list(running), num_returns=1)
@@ -117,11 +121,11 @@ def _recorder(task: bytes, camera_names: tuple[str, ...]) -> Recorder:
 
 
 @ray.remote(max_retries=3)
-def _record(task: bytes, cameras: tuple[str, ...], seed: int, target: str) -> bool:
+def _record(task: bytes, cameras: tuple[str, ...], seed: int, target: str, compress: bool) -> bool:
     """Record one seed into `target` if the expert succeeds; return whether it did."""
     episode = _recorder(task, cameras).record(seed)
     if episode.attributes.success:
-        write_episode(Path(target), episode)
+        write_episode(Path(target), episode, compress)
     return episode.attributes.success
 
 

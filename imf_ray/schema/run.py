@@ -141,6 +141,9 @@ class CollectConfig:
     episodes: int = 50
     seed: int = 0
     """Attempts are the seeds from here on; the successful ones are kept."""
+    compress: bool = False
+    """Deflate the pictures: nothing is lost, files shrink to a sixth, and reading takes longer
+    (docs/results/data.md)."""
 
     def __post_init__(self) -> None:
         at_least("collect", self, episodes=1, seed=0)

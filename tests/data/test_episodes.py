@@ -1,5 +1,6 @@
 """Episode files, the index and its refusals, statistics."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,10 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from imf_ray.data.episodes import Selection, check_episode, episode_path, read_slice
+from imf_ray.data.episodes import Selection, check_episode, episode_path, read_slice, write_episode
 from imf_ray.data.index import build_index
 from imf_ray.data.integrity import DIGEST
 from imf_ray.data.statistics import compute_statistics
+from imf_ray.demos.recorder import Recorder
 from imf_ray.errors import UserError
 from tests.conftest import DEMONSTRATIONS, tiny_config
 
@@ -39,6 +41,15 @@ def test_check_describes_and_slices_read_back(demonstrations: Path) -> None:
     with h5py.File(path) as file:
         np.testing.assert_array_equal(part.images["top"], file["observations/images/top"][3:7])
         np.testing.assert_array_equal(part.action, file["action"][5:20])
+
+
+def test_deflated_pictures_are_the_same_episode(demonstrations: Path, tmp_path: Path) -> None:
+    raw, deflated = episode_path(demonstrations, 0), episode_path(tmp_path, 0)
+    config = tiny_config(demonstrations)
+    episode = Recorder(config.task, config.data.camera_names).record(seed=0)
+    write_episode(deflated, episode, compress=True)
+    assert dataclasses.replace(check_episode(deflated), path=str(raw)) == check_episode(raw)
+    assert deflated.stat().st_size < raw.stat().st_size / 2
 
 
 def test_poses_stand_behind_the_joints(demonstrations: Path) -> None:
