@@ -3,9 +3,10 @@
     python -m benchmarks.fuzz_episodes --mutations 1000
 
 The mutations are of a file of ours, raw and deflated, and of one in ACT's and in act-plus-plus'
-format, which have been indexed before. The outcome of each: `equal` (what is read is what was written), `refused` (with the file
-named), `different` (a silent change), `hung` or `killed` (the child process that reads was stopped
-after its time limit, or died: the file is refused then as well, and training goes on).
+format, which have been indexed before. The outcome of each: `equal` (what is read is what was
+written), `refused` (with the file named), `different` (a silent change), `hung` or `killed` (the
+child process that reads was stopped after its time limit, or died: the file is refused then as
+well, and training goes on).
 """
 
 from __future__ import annotations

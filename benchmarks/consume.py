@@ -1,0 +1,54 @@
+"""What every contender of `benchmarks.data` does with its batches; needs the standard library only.
+
+A contender is a process that makes batches and passes them to `consume`. The benchmark watches it
+from outside, between the two files that say when measuring begins and ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+BATCH = 32
+OBSERVED_STEPS, ACTION_STEPS = range(-1, 1), range(-1, 15)
+"""What a window holds, by its distance from the window's step."""
+WARM_UP_S = 5.0
+BEGIN, END = "begin", "end.json"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that all contenders have."""
+    parser.add_argument("--folder", type=Path, required=True, help="where begin and end are told")
+    parser.add_argument("--workers", type=int, default=1, help="parallel readers")
+    parser.add_argument("--seconds", type=float, default=20.0, help="to measure for")
+    parser.add_argument("--step-s", type=float, default=0.0, help="sleep after each batch")
+
+
+def consume(batches: Iterable[dict[str, Any]], folder: Path, seconds: float, step_s: float) -> None:
+    """Take batches for some seconds after a warm-up, and say how many windows came.
+
+    Args:
+        batches: endless; `action` of each has a row for each window.
+        step_s: slept after each batch, as a training step on an accelerator would take.
+    """
+    stream = iter(batches)
+    next(stream)  # the readers have started
+    _take(stream, WARM_UP_S, step_s)
+    (folder / BEGIN).touch()
+    result = _take(stream, seconds, step_s)
+    partial = folder / f"{END}.partial"
+    partial.write_text(json.dumps(result))
+    os.replace(partial, folder / END)
+
+
+def _take(stream: Iterator[dict[str, Any]], seconds: float, step_s: float) -> dict[str, float]:
+    start, windows = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - start) < seconds:
+        windows += len(next(stream)["action"])
+        time.sleep(step_s)
+    return {"windows": windows, "seconds": elapsed}

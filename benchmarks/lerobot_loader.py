@@ -1,0 +1,106 @@
+"""LeRobotDataset as a contender of `benchmarks.data`; run by the Python of lerobot's environment.
+
+    PYTHON -m benchmarks.lerobot_loader convert EPISODES TARGET --kind video
+    PYTHON -m benchmarks.lerobot_loader load TARGET --kind video --folder F --workers 1 ...
+
+Nothing of imf_ray is imported: the two environments need not agree on any package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from benchmarks.consume import ACTION_STEPS, BATCH, OBSERVED_STEPS, add_options, consume
+
+FPS = 50
+REPO = "local/episodes"
+
+
+def convert(episodes: Path, target: Path, kind: str, count: int) -> None:
+    """Write the first `count` episodes of a folder of ours as a LeRobotDataset."""
+    files = [episodes / f"episode_{number}.hdf5" for number in range(count)]
+    with h5py.File(files[0]) as file:
+        cameras = {name: frames.shape[1:] for name, frames in file["observations/images"].items()}
+        vectors = {"observation.state": file["observations/qpos"].shape[1:]}
+        vectors["action"] = file["action"].shape[1:]
+    features: dict[str, Any] = {
+        f"observation.images.{name}": {
+            "dtype": kind,
+            "shape": shape,
+            "names": ["height", "width", "channels"],
+        }
+        for name, shape in cameras.items()
+    }
+    for name, shape in vectors.items():
+        features[name] = {"dtype": "float32", "shape": shape, "names": None}
+    dataset = LeRobotDataset.create(
+        REPO, FPS, features, root=target, use_videos=kind == "video", image_writer_threads=2
+    )
+    for path in files:
+        with h5py.File(path) as file:
+            images = {name: file[f"observations/images/{name}"][:] for name in cameras}
+            state, action = file["observations/qpos"][:], file["action"][:]
+        for step in range(len(action)):
+            frame: dict[str, Any] = {
+                f"observation.images.{name}": frames[step] for name, frames in images.items()
+            }
+            frame |= {"observation.state": state[step], "action": action[step], "task": "transfer"}
+            dataset.add_frame(frame)
+        dataset.save_episode()
+    dataset.finalize()
+
+
+def batches(target: Path, workers: int) -> Iterator[dict[str, Any]]:
+    """Shuffled windows for ever, as LeRobot's training script loads them."""
+    times = [step / FPS for step in OBSERVED_STEPS]
+    info = json.loads((target / "meta" / "info.json").read_text())
+    observed = [name for name in info["features"] if name.startswith("observation.")]
+    dataset = LeRobotDataset(
+        REPO,
+        root=target,
+        delta_timestamps={
+            **dict.fromkeys(observed, times),
+            "action": [step / FPS for step in ACTION_STEPS],
+        },
+    )
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    while True:
+        yield from loader
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    converting = commands.add_parser("convert")
+    converting.add_argument("episodes", type=Path)
+    converting.add_argument("target", type=Path)
+    converting.add_argument("--kind", choices=("video", "image"), required=True)
+    converting.add_argument("--count", type=int, required=True)
+    loading = commands.add_parser("load")
+    loading.add_argument("target", type=Path)
+    add_options(loading)
+    arguments = parser.parse_args()
+    if arguments.command == "convert":
+        convert(arguments.episodes, arguments.target, arguments.kind, arguments.count)
+    else:
+        stream = batches(arguments.target, arguments.workers)
+        consume(stream, arguments.folder, arguments.seconds, arguments.step_s)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""The contenders of `benchmarks.data` that live in our own environment.
+
+    python -m benchmarks.loaders imf_ray EPISODES --count 20 --folder F --workers 1 ...
+
+Each makes the same windows of two observations with all cameras and sixteen actions, in batches of
+tensors, shuffled and for ever: `imf_ray` through Ray Data into a worker of TorchTrainer, `h5py` by
+a torch DataLoader over open files, `memory` from arrays that were read before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from benchmarks.consume import ACTION_STEPS, BATCH, OBSERVED_STEPS, add_options, consume
+from imf_ray.data.episodes import QPOS, Selection, episode_path
+from imf_ray.data.formats import IMAGES
+from imf_ray.data.windows import WindowSpec
+from imf_ray.environment import prepare_environment
+from imf_ray.schema import DataConfig
+
+SEED = 0
+MEMORY_BYTES = 6e9
+"""Of the pictures that `memory` holds: as many of the episodes as fit."""
+
+
+def lengths_of(paths: list[Path]) -> list[int]:
+    """Steps of each episode."""
+    lengths = []
+    for path in paths:
+        with h5py.File(path) as file:
+            lengths.append(len(file["action"]))
+    return lengths
+
+
+def cameras_of(path: Path) -> tuple[str, ...]:
+    """The cameras of an episode."""
+    with h5py.File(path) as file:
+        return tuple(file[IMAGES])
+
+
+def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
+    """Rows through Ray Data into a worker of TorchTrainer that cuts windows: as `imf_ray.train`."""
+    environment = prepare_environment(own_cluster=True)
+
+    import ray
+    from ray.train import RunConfig
+    from ray.train.torch import TorchTrainer
+
+    from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
+    from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
+    from imf_ray.resources import RunResources
+    from imf_ray.training.trainer import scaling_config
+
+    defaults = DataConfig()
+    plan = SamplePlan(
+        lengths=tuple(lengths_of(paths)),
+        batch_size=BATCH,
+        virtual_shards=choose_virtual_shards(BATCH, 1, defaults.virtual_shards),
+        chunk_steps=defaults.chunk_steps,
+        pool_chunks=defaults.pool_chunks,
+        seed=SEED,
+    )
+    spec = WindowSpec(Selection(cameras_of(paths[0])), len(OBSERVED_STEPS), len(ACTION_STEPS))
+    stream = EpisodeStream(
+        plan, spec, tuple(map(str, paths)), arguments.max_batches, arguments.workers
+    )
+    options = {key: getattr(arguments, key) for key in ("folder", "seconds", "step_s")}
+
+    def loop(config: dict[str, Any]) -> None:
+        iterator = ray.train.get_dataset_shard(DATASET_NAME)
+        batches = stream.batches(iterator, 0, 1, 0)
+        consume((_tensors(batch) for batch in batches), **config)
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as home:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"env_vars": environment},
+            _temp_dir=home,
+        )
+        TorchTrainer(
+            loop,
+            train_loop_config=options,
+            scaling_config=scaling_config(RunResources(1, 1.0, 0.0, 1, 1.0)),
+            run_config=RunConfig(name="loading", storage_path=home),
+            datasets={DATASET_NAME: stream},
+            dataset_config=PlannedDataConfig(lambda: 0),
+        ).fit()
+        ray.shutdown()
+
+
+class WindowDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """A window an item, from files that stay open: the loader that everyone writes first."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths, self._lengths = paths, lengths_of(paths)
+        self._ends = np.cumsum(self._lengths)
+        self._cameras = cameras_of(paths[0])
+        self._open: dict[int, h5py.File] = {}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        length = self._lengths[number]
+        step = index - (int(self._ends[number]) - length)
+        if number not in self._open:
+            self._open[number] = h5py.File(self._paths[number])
+        file = self._open[number]
+        first = max(step + OBSERVED_STEPS[0], 0)
+        observed = np.clip(step + np.array(OBSERVED_STEPS), 0, None) - first
+        wanted = step + np.array(ACTION_STEPS)
+        inside = np.clip(wanted, 0, length - 1)
+        return {
+            "images": {
+                camera: torch.from_numpy(file[f"{IMAGES}/{camera}"][first : step + 1][observed])
+                for camera in self._cameras
+            },
+            "qpos": torch.from_numpy(file[QPOS][first : step + 1][observed]),
+            "action": torch.from_numpy(
+                file["action"][inside[0] : inside[-1] + 1][inside - inside[0]]
+            ),
+            "action_is_pad": torch.from_numpy(wanted != inside),
+        }
+
+
+def h5py_batches(paths: list[Path], workers: int) -> Iterator[dict[str, Any]]:
+    """What a DataLoader makes of them, shuffled over the whole data set."""
+    loader = torch.utils.data.DataLoader(
+        WindowDataset(paths),
+        batch_size=BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    while True:
+        yield from loader
+
+
+def memory_batches(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """The limit: windows are copied out of arrays in this very process, and nothing else."""
+    cameras = cameras_of(paths[0])
+    spec = WindowSpec(Selection(cameras), len(OBSERVED_STEPS), len(ACTION_STEPS))
+    sources, held = [], 0
+    for path, length in zip(paths, lengths_of(paths), strict=True):
+        sources.append(spec.read(str(path), length, 0, length))
+        held += sum(frames.nbytes for frames in sources[-1].images.values())
+        if held > MEMORY_BYTES:
+            break
+    images = {camera: np.concatenate([s.images[camera] for s in sources]) for camera in cameras}
+    qpos, action = (
+        np.concatenate([getattr(s, key) for s in sources]) for key in ("qpos", "action")
+    )
+    steps = np.concatenate([np.arange(source.length) for source in sources])
+    lengths = np.concatenate([np.full(source.length, source.length) for source in sources])
+    del sources
+    rng = np.random.default_rng(SEED)
+    while True:
+        order = rng.permutation(len(steps))
+        for start in range(0, len(order) - BATCH + 1, BATCH):
+            chosen = order[start : start + BATCH]
+            begins, step, length = (chosen - steps[chosen])[:, None], steps[chosen], lengths[chosen]
+            frames = begins + np.clip(spec.observation_steps(step), 0, None)
+            wanted = spec.action_steps(step)
+            inside = np.clip(wanted, 0, length[:, None] - 1)
+            yield _tensors(
+                {
+                    "images": {camera: pictures[frames] for camera, pictures in images.items()},
+                    "qpos": qpos[frames],
+                    "action": action[begins + inside],
+                    "action_is_pad": wanted != inside,
+                }
+            )
+
+
+def _tensors(batch: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _tensors(value) if isinstance(value, dict) else torch.from_numpy(value)
+        for key, value in batch.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("loader", choices=("imf_ray", "h5py", "memory"))
+    parser.add_argument("episodes", type=Path)
+    parser.add_argument("--count", type=int, required=True, help="of episodes")
+    parser.add_argument("--max-batches", type=int, default=20_000, help="planned by imf_ray")
+    add_options(parser)
+    arguments = parser.parse_args()
+    paths = [episode_path(arguments.episodes, number) for number in range(arguments.count)]
+    torch.set_num_threads(1)
+    if arguments.loader == "imf_ray":
+        run_imf_ray(paths, arguments)
+        return
+    batches = (
+        h5py_batches(paths, arguments.workers)
+        if arguments.loader == "h5py"
+        else memory_batches(paths)
+    )
+    consume(batches, arguments.folder, arguments.seconds, arguments.step_s)
+
+
+if __name__ == "__main__":
+    main()
