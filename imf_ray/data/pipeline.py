@@ -161,20 +161,29 @@ def _read_rows(
 
 def _to_table(epoch: int, number: int, source: EpisodeSlice) -> pa.Table:
     """One row: scalars, and each array as its bytes and shape (Ray's tensors cannot be ragged)."""
-    columns: dict[str, list[Any]] = {
-        "epoch": [epoch],
-        "row": [number],
-        "length": [source.length],
-        "frame_start": [source.frame_start],
-        "action_start": [source.action_start],
+    scalars = {
+        "epoch": epoch,
+        "row": number,
+        "length": source.length,
+        "frame_start": source.frame_start,
+        "action_start": source.action_start,
     }
-    schema = [(name, pa.int64()) for name in columns]
+    columns = {name: pa.array([value], pa.int64()) for name, value in scalars.items()}
     arrays = {f"images/{camera}": frames for camera, frames in source.images.items()}
     for name, array in {**arrays, "qpos": source.qpos, "action": source.action}.items():
-        columns[name] = [np.ascontiguousarray(array).data]
-        columns[f"shape:{name}"] = [list(array.shape)]
-        schema += [(name, pa.large_binary()), (f"shape:{name}", pa.list_(pa.int64()))]
-    return pa.table(columns, schema=pa.schema(schema))
+        columns[name] = _bytes_of(array)
+        columns[f"shape:{name}"] = pa.array([list(array.shape)], pa.list_(pa.int64()))
+    return pa.table(columns)
+
+
+def _bytes_of(array: np.ndarray) -> pa.Array:
+    """The bytes of an array as one value of a column, without a copy.
+
+    `pa.array` of a memoryview would copy them, and never let go of the array (pyarrow 26.0).
+    """
+    content = pa.py_buffer(np.ascontiguousarray(array))
+    ends = pa.py_buffer(np.array([0, content.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, content])
 
 
 def _table_rows(tables: Iterable[pa.Table]) -> Iterator[tuple[int, int, EpisodeSlice]]:

@@ -1,0 +1,41 @@
+"""Rows on their way through Ray Data."""
+
+import sys
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imf_ray.data.episodes import EpisodeSlice
+from imf_ray.data.pipeline import _table_rows, _to_table
+
+
+def _slice(frames: int, actions: int) -> EpisodeSlice:
+    rng = np.random.default_rng(frames)
+    return EpisodeSlice(
+        length=400,
+        frame_start=3,
+        action_start=2,
+        images={"top": rng.integers(0, 256, (frames, 5, 7, 3), dtype=np.uint8)},
+        qpos=rng.normal(size=(frames, 4)).astype(np.float32),
+        action=rng.normal(size=(actions, 6)).astype(np.float32),
+    )
+
+
+@given(frames=st.integers(1, 9), actions=st.integers(1, 9))
+def test_rows_come_out_as_they_went_in(frames: int, actions: int) -> None:
+    source = _slice(frames, actions)
+    ((epoch, number, found),) = _table_rows([_to_table(5, 7, source)])
+    assert (epoch, number) == (5, 7)
+    assert (found.length, found.frame_start, found.action_start) == (400, 3, 2)
+    np.testing.assert_array_equal(found.images["top"], source.images["top"])
+    np.testing.assert_array_equal(found.qpos, source.qpos)
+    np.testing.assert_array_equal(found.action, source.action)
+
+
+def test_a_row_that_is_gone_leaves_no_pictures_behind() -> None:
+    source = _slice(4, 4)
+    before = sys.getrefcount(source.images["top"])
+    table = _to_table(0, 0, source)
+    del table
+    assert sys.getrefcount(source.images["top"]) == before
