@@ -15,7 +15,6 @@ LeRobot lives in an environment of its own (`pip install lerobot h5py`, and FFmp
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
@@ -28,9 +27,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import h5py
-import psutil
 
 from benchmarks.consume import BATCH, BEGIN, END
+from benchmarks.watching import cpu_times, proportional_bytes, stop
 from imf_ray.data.episodes import DEFLATE_LEVEL, episode_path
 from imf_ray.data.formats import IMAGES
 from imf_ray.files import move_into_place
@@ -141,34 +140,12 @@ def measure(case: Case, data: Path, seconds: float, lerobot: str | None) -> Meas
             result = json.loads((Path(folder) / END).read_text())
             process.wait(LIMIT_S)
         finally:
-            _stop(process)
+            stop(process)
     return Measured(
         windows_per_s=result["windows"] / result["seconds"],
         cpu_ms_per_window=1e3 * spent / result["windows"],
         peak_pss_gib=peak / 2**30,
     )
-
-
-def cpu_times(root: int) -> dict[int, float]:
-    """CPU seconds of a process and of all it started that still run, by process id."""
-    found = {}
-    for process in _family(root):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            found[process.pid] = times.user + times.system
-    return found
-
-
-def proportional_bytes(root: int) -> int:
-    """Memory of a process and all it started, pages that some share counted once."""
-    total = 0
-    for process in _family(root):
-        try:
-            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total
 
 
 def loading_table(found: dict[Case, Measured]) -> str:
@@ -221,21 +198,6 @@ def _deflate(source: Path, target: Path) -> None:
                 compression_opts=DEFLATE_LEVEL,
             )
     move_into_place(partial, target)
-
-
-def _family(root: int) -> list[psutil.Process]:
-    try:
-        parent = psutil.Process(root)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a case and all it started."""
-    for member in _family(process.pid):
-        member.kill()
-    process.wait()
 
 
 def _environment() -> dict[str, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from benchmarks.consume import ACTION_STEPS, BATCH, OBSERVED_STEPS, add_options, consume
 from imf_ray.data.episodes import QPOS, Selection, episode_path
 from imf_ray.data.formats import IMAGES
-from imf_ray.data.windows import WindowSpec
+from imf_ray.data.windows import Batch, WindowSpec
 from imf_ray.environment import prepare_environment
 from imf_ray.schema import DataConfig
 
@@ -148,7 +148,7 @@ def h5py_batches(paths: list[Path], workers: int) -> Iterator[dict[str, Any]]:
         yield from loader
 
 
-def memory_batches(paths: list[Path]) -> Iterator[dict[str, Any]]:
+def memory_batches(paths: list[Path], size: int = BATCH) -> Iterator[Batch]:
     """The limit: windows are copied out of arrays in this very process, and nothing else."""
     cameras = cameras_of(paths[0])
     spec = WindowSpec(Selection(cameras), len(OBSERVED_STEPS), len(ACTION_STEPS))
@@ -168,23 +168,22 @@ def memory_batches(paths: list[Path]) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(SEED)
     while True:
         order = rng.permutation(len(steps))
-        for start in range(0, len(order) - BATCH + 1, BATCH):
-            chosen = order[start : start + BATCH]
+        for start in range(0, len(order) - size + 1, size):
+            chosen = order[start : start + size]
             begins, step, length = (chosen - steps[chosen])[:, None], steps[chosen], lengths[chosen]
             frames = begins + np.clip(spec.observation_steps(step), 0, None)
             wanted = spec.action_steps(step)
             inside = np.clip(wanted, 0, length[:, None] - 1)
-            yield _tensors(
-                {
-                    "images": {camera: pictures[frames] for camera, pictures in images.items()},
-                    "qpos": qpos[frames],
-                    "action": action[begins + inside],
-                    "action_is_pad": wanted != inside,
-                }
-            )
+            yield {
+                "images": {camera: pictures[frames] for camera, pictures in images.items()},
+                "qpos": qpos[frames],
+                "action": action[begins + inside],
+                "action_is_pad": wanted != inside,
+                "sample_id": chosen,
+            }
 
 
-def _tensors(batch: dict[str, Any]) -> dict[str, Any]:
+def _tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _tensors(value) if isinstance(value, dict) else torch.from_numpy(value)
         for key, value in batch.items()
@@ -207,7 +206,7 @@ def main() -> None:
     batches = (
         h5py_batches(paths, arguments.workers)
         if arguments.loader == "h5py"
-        else memory_batches(paths)
+        else map(_tensors, memory_batches(paths))
     )
     consume(batches, arguments.folder, arguments.seconds, arguments.step_s)
 

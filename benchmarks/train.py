@@ -1,0 +1,227 @@
+"""What a whole training run costs beside the same updates in a bare loop.
+
+    python -m benchmarks.train data.dataset_dir=data/cpu_transfer
+
+For a narrow and a ResNet-18 agent, eager and compiled: `imf_ray.train` as a user types it (Ray, its
+own cluster, reads, logs) against one process that draws the same kind of windows from memory and
+makes the same updates (forward, backward, clipping, AdamW, average). Samples per second after a
+warm-up, CPU-milliseconds per sample, the share of time spent waiting for data, and which processes
+the CPU time went to. What is recorded under `--work` is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from benchmarks.loaders import memory_batches
+from benchmarks.watching import cpu_times, stop
+from imf_ray.config import load_config
+from imf_ray.data.statistics import compute_statistics
+from imf_ray.training.loop import Trainer, to_tensors
+from imf_ray.training.trainer import check_run
+from imf_ray.training.validation import window_spec
+
+ROOT = Path(__file__).parents[1]
+COMMON = (
+    "train.log_freq=5",
+    "train.save_freq=1000000",
+    "train.rollout_val_freq_epochs=0",
+    "cluster.dashboard=false",
+)
+AGENTS = {
+    "narrow": ("recipe=cpu_transfer",),
+    "resnet18": (
+        "agent=resnet_imf_attnres",
+        "agent.draws_per_observation=4",
+        "task.image_size=96",
+        "train.batch_size=16",
+        "train.num_workers=1",
+        "train.val_split=0.02",
+        "cluster.num_workers=2",
+    ),
+}
+STEPS = {"narrow": (20, 100), "resnet18": (5, 25)}
+"""Updates of the warm-up, and in all."""
+POLL_S = 0.2
+LIMIT_S = 3600
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run."""
+
+    agent: str
+    compiled: bool
+    path: str
+    """`imf_ray` or `bare`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was seen of it, after the warm-up."""
+
+    samples_per_s: float
+    cpu_ms_per_sample: float
+    data_wait: float
+    cpu_shares: dict[str, float] = field(default_factory=dict)
+    """Of the CPU time, by process name."""
+
+
+def options_of(case: Case, given: Sequence[str]) -> list[str]:
+    """The command-line options of a case."""
+    compiled = f"train.compile={str(case.compiled).lower()}"
+    return [
+        *AGENTS[case.agent],
+        *COMMON,
+        compiled,
+        f"train.max_steps={STEPS[case.agent][1]}",
+        *given,
+    ]
+
+
+def measure(case: Case, work: Path, given: Sequence[str]) -> Measured:
+    """Run a case in processes of its own and watch them through its log of metrics."""
+    run_dir = (
+        work / f"{case.agent}-{'compiled' if case.compiled else 'eager'}-{case.path}-{os.getpid()}"
+    )
+    options = [*options_of(case, given), f"storage_path={work}", f"run_name={run_dir.name}"]
+    module = ["imf_ray.train"] if case.path == "imf_ray" else ["benchmarks.train", "--bare"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-m", *module, *options], cwd=ROOT, env=environment)
+    warm, last = STEPS[case.agent]
+    times: dict[int, float] = {}
+    names: dict[int, str] = {}
+    begun: dict[int, float] | None = None
+    deadline = time.monotonic() + LIMIT_S
+    try:
+        while True:
+            now = cpu_times(process.pid)
+            times |= now
+            names |= {pid: _name(pid) for pid in now if pid not in names or begun is None}
+            lines = list(_losses(run_dir / "metrics.jsonl"))
+            if begun is None and lines and lines[-1]["step"] >= warm:
+                begun = dict(times)
+            if lines and lines[-1]["step"] >= last:
+                break
+            if process.poll() not in (None, 0) or time.monotonic() > deadline:
+                raise SystemExit(f"{case} failed.")
+            time.sleep(POLL_S)
+    finally:
+        stop(process)
+    measured = [line for line in lines if line["step"] >= warm]
+    first = measured[0]
+    samples = load_config(options).train.batch_size * (last - first["step"])
+    spent = {pid: seconds - (begun or {}).get(pid, 0.0) for pid, seconds in times.items()}
+    shares: Counter[str] = Counter()
+    for pid, seconds in spent.items():
+        shares[names[pid]] += seconds / sum(spent.values())
+    return Measured(
+        samples_per_s=samples / (measured[-1]["time"] - first["time"]),
+        cpu_ms_per_sample=1e3 * sum(spent.values()) / samples,
+        data_wait=sum(line["data_wait"] for line in measured[1:]) / max(1, len(measured) - 1),
+        cpu_shares={name: round(share, 3) for name, share in shares.most_common(5)},
+    )
+
+
+def run_bare(options: Sequence[str]) -> None:
+    """The same updates in one process, with windows from memory and all cores."""
+    config = load_config([option for option in options if not option.startswith("run_name=")])
+    run_name = next(o.removeprefix("run_name=") for o in options if o.startswith("run_name="))
+    run = check_run(config)
+    statistics = compute_statistics(run.train.episodes, window_spec(config).selection)
+    trainer = Trainer(config, statistics, torch.device(config.train.device))
+    log = Path(config.storage_path) / run_name / "metrics.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    paths = [Path(episode.path) for episode in run.train.episodes]
+    waited, since = 0.0, time.perf_counter()
+    batches = memory_batches(paths, config.train.batch_size)
+    while trainer.step < config.train.max_steps:
+        start = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - start
+        loss, _ = trainer.update(to_tensors(batch, config, 0, trainer.device))
+        if trainer.step % config.train.log_freq == 0:
+            now = time.perf_counter()
+            entry = {"step": trainer.step, "time": time.time(), "loss": float(loss)}
+            entry["data_wait"] = waited / (now - since)
+            waited, since = 0.0, now
+            with log.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
+def table(found: dict[Case, Measured]) -> str:
+    """The measurements as Markdown."""
+    columns = ["agent", "mode", "path", "samples/s", "/ bare", "CPU-ms/sample", "data wait"]
+    columns += ["CPU time by process"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for case, seen in found.items():
+        bare = found.get(Case(case.agent, case.compiled, "bare"))
+        ratio = "" if bare is None else f"{seen.samples_per_s / bare.samples_per_s:.2f}"
+        shares = ", ".join(f"{name} {share:.2f}" for name, share in seen.cpu_shares.items())
+        cells = [case.agent, "compiled" if case.compiled else "eager", case.path]
+        cells += [f"{seen.samples_per_s:.1f}", ratio, f"{seen.cpu_ms_per_sample:.1f}"]
+        lines.append("| " + " | ".join([*cells, f"{seen.data_wait:.3f}", shares]) + " |")
+    return "\n".join(lines)
+
+
+def _losses(log: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics log that tell of updates."""
+    if not log.exists():
+        return
+    for line in log.read_text().splitlines():
+        entry = json.loads(line)
+        if "loss" in entry:
+            yield entry
+
+
+def _name(pid: int) -> str:
+    try:
+        return psutil.Process(pid).name()
+    except psutil.NoSuchProcess:
+        return "ended"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark_train"))
+    parser.add_argument("--agents", nargs="+", choices=AGENTS, default=list(AGENTS))
+    parser.add_argument("--bare", action="store_true", help="be the bare loop of a case")
+    parser.add_argument("options", nargs="*", help="key=value options of every run")
+    arguments = parser.parse_intermixed_args()
+    if arguments.bare:
+        run_bare(arguments.options)
+        return
+    work = arguments.work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    log = work / "measured.jsonl"
+    found: dict[Case, Measured] = {}
+    for line in log.read_text().splitlines() if log.exists() else ():
+        entry = json.loads(line)
+        found[Case(**entry["case"])] = Measured(**entry["measured"])
+    for agent in arguments.agents:
+        for case in (Case(agent, c, path) for c in (False, True) for path in ("bare", "imf_ray")):
+            if case not in found:
+                found[case] = measure(case, work, arguments.options)
+                entry = {"case": asdict(case), "measured": asdict(found[case])}
+                with log.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
