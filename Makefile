@@ -1,6 +1,7 @@
 # make demo   the policy of this repository; demonstrations, a small sweep, the table, videos
 # make test   lint, types, tests; those of gym-aloha with its older MuJoCo
-# Both do all their own set-up in $(VENV), and for gym-aloha in $(ALOHA_VENV).
+# make slow-test   the tests that take minutes each
+# Each does all its own set-up in $(VENV), and for gym-aloha in $(ALOHA_VENV).
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.installed
 ALOHA_VENV ?= $(VENV)-aloha
 ALOHA_STAMP := $(ALOHA_VENV)/.installed
 
-.PHONY: demo test lint unit test-aloha setup clean
+.PHONY: demo test lint unit slow-test test-aloha setup clean
 
 setup: $(STAMP)
 
@@ -43,6 +44,9 @@ lint: setup
 
 unit: setup
 	$(BIN)/python -m pytest
+
+slow-test: setup
+	$(BIN)/python -m pytest -m slow
 
 test-aloha: $(ALOHA_STAMP)
 	$(ALOHA_VENV)/bin/python -m pytest tests/sim/test_aloha.py

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import pickle
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from imf_ray.agents.pretrained import save_agent, save_policy
 from imf_ray.agents.vla import VLAAgent
@@ -29,6 +31,8 @@ PREFIX, PARTIAL = "checkpoint_", ".partial_"
 PATTERN = f"{PREFIX}[0-9]*"  # Ray keeps a checkpoint_manager_snapshot.json beside them
 MANIFEST, TRAINER_STATE = "manifest.json", "trainer_state.pt"
 VALIDATION, VALIDATIONS = "validation.json", "validations.jsonl"
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
+"""What a full disk raises in Python, in safetensors and in torch."""
 log = logging.getLogger(__name__)
 
 
@@ -144,9 +148,15 @@ def _write_sealed(
         if final.exists():  # an invalid one of an earlier attempt: valid ones are resumed from
             shutil.rmtree(final)
         move_into_place(partial, final)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"The checkpoint {final} cannot be written: {error}.") from error
+        if not isinstance(error, WRITE_ERRORS):
+            raise
+        free = shutil.disk_usage(final.parent).free / 2**20
+        raise UserError(
+            f"The checkpoint {final} cannot be written: {error}. {free:.0f} MiB are free there; "
+            "older checkpoints are as they were."
+        ) from error
 
 
 def list_checkpoints(run_dir: Path) -> list[SavedCheckpoint]:
@@ -216,8 +226,16 @@ def read_checkpoint(path: Path) -> SavedCheckpoint:
 
 
 def load_trainer_state(path: Path, device: str) -> dict[str, Any]:
-    """Optimizer, schedule and averaged weights; no code is run by loading them."""
-    return torch.load(path / TRAINER_STATE, map_location=device, weights_only=True)
+    """Optimizer, schedule and averaged weights; no code is run by loading them.
+
+    Raises:
+        UserError: it holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path / TRAINER_STATE, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path / TRAINER_STATE} is not loaded: {reason}") from error
 
 
 def _digest(path: Path) -> str:

@@ -1,5 +1,11 @@
 """When checkpoints are written and validated, and what of one is handed on."""
 
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,8 +15,15 @@ from imf_ray.agents.pretrained import load_agent
 from imf_ray.errors import UserError
 from imf_ray.schema import TrainConfig
 from imf_ray.training.checkpoint import (
+    MANIFEST,
+    PARTIAL,
+    TRAINER_STATE,
     CheckpointSchedule,
+    _digest,
     export_policy,
+    list_checkpoints,
+    load_trainer_state,
+    newest_checkpoint,
     read_checkpoint,
     save_checkpoint,
 )
@@ -55,3 +68,65 @@ def test_an_exported_policy_is_the_average_and_nothing_of_the_training(
         assert torch.equal(value, average[name]), name
     with pytest.raises(UserError, match="exists: remove it"):
         export_policy(saved.path, policy.path)
+
+
+@pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_save_killed_at_any_moment(demonstrations: Path, tmp_path: Path, kills: int) -> None:
+    command = [sys.executable, "-m", "tests.training.interrupted_saves", str(tmp_path)]
+    done = subprocess.run(
+        [*command, str(demonstrations), str(kills)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > kills / 10  # it was killed where it could hurt
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no right to mount a file system: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("rest", [0, 100_000], ids=["in the weights", "in the trainer's state"])
+def test_a_full_disk_costs_nothing_that_was_saved(
+    small_disk: Path, demonstrations: Path, rest: int
+) -> None:
+    config = tiny_config(demonstrations)
+    agent, state = fresh_agent(config), {"moments": torch.zeros(rest)}
+    with pytest.raises(UserError, match=r"small/checkpoint_\d+ cannot be written.*MiB are free"):
+        for step in range(1, 100):
+            save_checkpoint(small_disk, step, {}, agent, config, None, state)
+    saved = list_checkpoints(small_disk)
+    assert [checkpoint.step for checkpoint in saved] == list(range(1, step)) and step > 1
+    assert not list(small_disk.glob(f"{PARTIAL}*"))
+
+
+def test_a_pickle_that_would_run_code_is_not_loaded(demonstrations: Path, tmp_path: Path) -> None:
+    config = tiny_config(demonstrations)
+    saved = save_checkpoint(tmp_path / "run", 1, {}, fresh_agent(config), config, None, {})
+    mark = tmp_path / "ran"
+
+    class Harmful:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {mark}",)
+
+    (saved.path / TRAINER_STATE).write_bytes(pickle.dumps(Harmful(), protocol=2))
+    assert newest_checkpoint(tmp_path / "run") is None  # its digest gives it away
+    manifest = json.loads((saved.path / MANIFEST).read_text())
+    manifest["files"][TRAINER_STATE] = _digest(saved.path / TRAINER_STATE)
+    (saved.path / MANIFEST).write_text(json.dumps(manifest))
+    assert newest_checkpoint(tmp_path / "run") is not None  # which can be forged
+    with pytest.raises(UserError, match=r"trainer_state.pt is not loaded"):
+        load_trainer_state(saved.path, "cpu")
+    assert not mark.exists()
