@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "imf_ray"
-ENTRY_POINTS = {"collect", "train", "tune", "evaluate", "compare", "report", "launch"}
+ENTRY_POINTS = {
+    "collect",
+    "train",
+    "tune",
+    "status",
+    "evaluate",
+    "compare",
+    "report",
+    "export",
+    "launch",
+}
 
 # What each room may import of ours, besides itself.
 ROOMS: dict[str, set[str]] = {
@@ -36,7 +46,7 @@ FOREIGN: dict[str, set[str]] = {
     "models": {"torch", "torchvision"},
     "agents": {"torch", "numpy", "omegaconf", "safetensors", "diffusers"},
     "sim": {"mujoco", "gymnasium", "numpy"},
-    "data": {"numpy", "h5py", "PIL", "pyarrow", "rich", "ray"},
+    "data": {"numpy", "h5py", "PIL", "pyarrow", "rich", "ray", "upath", "platformdirs"},
 }
 WITH_RAY = {
     "data/pipeline.py",

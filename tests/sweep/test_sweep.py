@@ -10,6 +10,7 @@ import pytest
 
 from imf_ray.errors import UserError
 from imf_ray.sweep.search_space import load_search_space, short_names, trial_name
+from imf_ray.sweep.status import find_runs, read_all
 from imf_ray.sweep.table import rank
 from imf_ray.sweep.trial import TrialRecord
 from tests.conftest import TINY_AGENT, TINY_TRAINING, run_command
@@ -132,6 +133,20 @@ def test_a_sweep_trains_judges_records_and_goes_on(demonstrations: Path, tmp_pat
 
     table = run_command("report", "run_name=sweep", cwd=tmp_path)
     assert table.returncode == 0 and "expert" in table.stdout and "00001 " in table.stdout
+
+    shown = run_command("status", "runs/sweep", cwd=tmp_path)
+    assert shown.returncode == 0 and shown.stdout.count("finished") == 2
+    one, other = find_runs(folder)
+    (one / "trial.json").unlink()
+    log = one / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 1, "lo')  # as a worker that is writing leaves it
+    (other / "trial.json").unlink()
+    (other / "metrics.jsonl").unlink()
+    trained, waiting = read_all(folder)
+    assert trained.state == "trained" and trained.step == trained.checkpoint == trained.max_steps
+    assert waiting.state == "waiting" and waiting.step == 0 and waiting.age_s is None
+    with pytest.raises(UserError, match="neither a run"):
+        find_runs(tmp_path)
 
     changed = run_command("tune", *options, "train.lr=1e-2", cwd=tmp_path)
     assert changed.returncode == 2 and "started with other settings" in changed.stderr

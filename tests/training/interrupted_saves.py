@@ -54,12 +54,13 @@ def main(run_dir: Path, data: Path, kills: int) -> None:
         usual = min(usual, time.perf_counter() - start)
     rng, half_written = random.Random(0), 0
     for _ in range(kills):
-        child = os.fork()
+        parent, child = os.getpid(), os.fork()
         if child == 0:
             step = known
-            while True:
+            while os.getppid() == parent:
                 step += 1
                 save(step)
+            os._exit(1)
         time.sleep(rng.uniform(0.0, 3.0 * usual))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -1,0 +1,25 @@
+"""Shows how far a sweep or a run is, from its folder alone: `python -m imf_ray.status DIR`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from imf_ray.errors import UserError
+from imf_ray.launch import absolute, console, run
+from imf_ray.schema import Config
+
+
+def main(config: Config, overrides: Sequence[str], folders: Sequence[str]) -> None:
+    """Print a line for each trial of a sweep, or for a run: state, step, newest checkpoint, loss,
+    speed, success. Nothing but the folder is asked, so that it works beside the run and after it,
+    on any machine that sees the folder."""
+    if len(folders) != 1:
+        raise UserError("Name the folder of a sweep or a run: python -m imf_ray.status DIR")
+    from imf_ray.sweep.status import read_all, status_table
+
+    console.print(status_table(read_all(absolute(folders[0]))))
+
+
+if __name__ == "__main__":
+    sys.exit(run("imf_ray.status", main, sys.argv[1:], names="DIR"))
