@@ -1,8 +1,10 @@
-"""The commands as a user types them, in processes of their own."""
+"""The commands as a user types them."""
 
 from __future__ import annotations
 
+import importlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from imf_ray.data.episodes import episode_path
+from imf_ray.launch import run
 from tests.conftest import TINY_AGENT, TINY_TRAINING, run_command
 
 
@@ -89,11 +92,6 @@ def _missing_camera(folder: Path) -> list[str]:
     return ["data.dataset_dir=demos", "data.camera_names=[top,wrist]"]
 
 
-def _too_many_gpus(folder: Path) -> list[str]:
-    gpus = ["train.device=cuda", "cluster.num_workers=64", "train.batch_size=64"]
-    return ["data.dataset_dir=demos", *gpus]
-
-
 def _wrong_shape(folder: Path) -> list[str]:
     with h5py.File(episode_path(folder / "demos", 1), "r+") as file:
         values = file["observations/qpos"][:-3]
@@ -110,6 +108,19 @@ def _odd_heads(folder: Path) -> list[str]:
     return ["data.dataset_dir=demos", "agent.head.n_emb=30", "agent.head.n_head=4"]
 
 
+def in_this_process(
+    module: str, arguments: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Exit code, output and errors of an entry point that ends before it needs a cluster."""
+    entry = importlib.import_module(f"imf_ray.{module}")
+    keywords = {"resolve": entry.resolve} if hasattr(entry, "resolve") else {}
+    try:
+        code = run(f"imf_ray.{module}", entry.main, arguments, **keywords)
+    except SystemExit as end:  # of --help
+        code = end.code
+    return code, *capsys.readouterr()
+
+
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [
@@ -120,26 +131,45 @@ def _odd_heads(folder: Path) -> list[str]:
         (_wrong_shape, ["episode_1.hdf5", "qpos", "not float (400, D)"]),
         (_unknown_key, ["train.bach_size", "did you mean train.batch_size"]),
         (_missing_camera, ["no camera wrist", "r_vis"]),
-        (_too_many_gpus, ["64 GPUs", "the cluster has"]),
         (_odd_heads, ["n_emb=30 is not divisible", "n_head=4"]),
     ],
 )
-def test_bad_input_ends_in_one_message(
-    own_demonstrations: Path, tmp_path: Path, prepare, words: list[str]
+def test_bad_input_ends_in_one_message_before_ray_starts(
+    own_demonstrations: Path,
+    tmp_path: Path,
+    prepare: Callable[[Path], list[str]],
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("imf_ray.train.connect", lambda config: pytest.fail("Ray was needed"))
     (tmp_path / "demos").symlink_to(own_demonstrations)
     options = [*TINY_AGENT, *TINY_TRAINING, "agent=resnet_imf_attnres", *prepare(tmp_path)]
-    done = run_command("train", *options, cwd=tmp_path)
-    assert done.returncode == 2
-    (message,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
-    assert "Traceback" not in done.stderr + done.stdout
+    code, _, errors = in_this_process("train", options, capsys)
+    assert code == 2
+    (message,) = [line for line in errors.splitlines() if line.startswith("Error: ")]
     assert all(word in message for word in words), message
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("module", ["collect", "train", "tune", "evaluate", "compare", "report"])
-def test_help_lists_every_option(module: str, tmp_path: Path) -> None:
-    done = run_command(module, "--help", cwd=tmp_path)
-    assert done.returncode == 0
+def test_what_the_cluster_lacks_ends_in_one_message(demonstrations: Path, tmp_path: Path) -> None:
+    gpus = ["train.device=cuda", "cluster.num_workers=64", "train.batch_size=64"]
+    options = [*TINY_AGENT, *TINY_TRAINING, "agent=resnet_imf_attnres", *gpus]
+    done = run_command("train", *options, f"data.dataset_dir={demonstrations}", cwd=tmp_path)
+    assert done.returncode == 2
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "64 GPUs" in message and "the cluster has" in message
+    assert not (tmp_path / "runs").exists()
+
+
+MODULES = ["collect", "train", "tune", "status", "evaluate", "compare", "report", "export"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_lists_every_option(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, output, _ = in_this_process(module, ["--help"], capsys)
+    assert code == 0
     for word in ("train.batch_size=80", "agent=NAME", "resnet_imf_attnres_multitoken"):
-        assert word in done.stdout
+        assert word in output
