@@ -1,0 +1,27 @@
+"""What was measured so far, a line a case, so that a long benchmark goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+Case = TypeVar("Case")
+Measured = TypeVar("Measured")
+
+
+def read_notes(log: Path, case: type[Case], measured: type[Measured]) -> dict[Case, Measured]:
+    """Cases and what was seen of them, both dataclasses, in the order in which they were done."""
+    found = {}
+    for line in log.read_text().splitlines() if log.exists() else ():
+        entry = json.loads(line)
+        found[case(**entry["case"])] = measured(**entry["measured"])
+    return found
+
+
+def note(log: Path, case: Any, measured: Any) -> None:
+    """Add a case."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        file.write(json.dumps({"case": asdict(case), "measured": asdict(measured)}) + "\n")
