@@ -29,6 +29,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step-s", type=float, default=0.0, help="sleep after each batch")
 
 
+def loader_options(workers: int) -> dict[str, Any]:
+    """What every contender asks of a torch DataLoader."""
+    options = {"batch_size": BATCH, "shuffle": True, "drop_last": True}
+    return {**options, "num_workers": workers, "persistent_workers": workers > 0}
+
+
 def consume(batches: Iterable[dict[str, Any]], folder: Path, seconds: float, step_s: float) -> None:
     """Take batches for some seconds after a warm-up, and say how many windows came.
 

@@ -29,6 +29,7 @@ from pathlib import Path
 import h5py
 
 from benchmarks.consume import BATCH, BEGIN, END
+from benchmarks.notes import note, read_notes
 from benchmarks.watching import cpu_times, proportional_bytes, stop
 from imf_ray.data.episodes import DEFLATE_LEVEL, episode_path
 from imf_ray.data.formats import IMAGES
@@ -222,18 +223,13 @@ def main() -> None:
     arguments = parser.parse_args()
     work = arguments.work.absolute()
     log = work / "measured.jsonl"
-    work.mkdir(parents=True, exist_ok=True)
-    found: dict[Case, Measured] = {}
-    for line in log.read_text().splitlines() if log.exists() else ():
-        entry = json.loads(line)
-        found[Case(**entry["case"])] = Measured(**entry["measured"])
+    found = read_notes(log, Case, Measured)
     for case in cases(arguments.sizes, arguments.episodes, arguments.lerobot is not None):
         if case in found:
             continue
         data = prepare(work, case, arguments.real, arguments.lerobot)
         found[case] = measure(case, data, arguments.seconds, arguments.lerobot)
-        with log.open("a") as file:
-            file.write(json.dumps({"case": asdict(case), "measured": asdict(found[case])}) + "\n")
+        note(log, case, found[case])
         print(case, found[case], flush=True)
     print(loading_table(found), step_table(found), sep="\n\n")
 

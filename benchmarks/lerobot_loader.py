@@ -18,7 +18,13 @@ import h5py
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from benchmarks.consume import ACTION_STEPS, BATCH, OBSERVED_STEPS, add_options, consume
+from benchmarks.consume import (
+    ACTION_STEPS,
+    OBSERVED_STEPS,
+    add_options,
+    consume,
+    loader_options,
+)
 
 FPS = 50
 REPO = "local/episodes"
@@ -71,14 +77,7 @@ def batches(target: Path, workers: int) -> Iterator[dict[str, Any]]:
             "action": [step / FPS for step in ACTION_STEPS],
         },
     )
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_size=BATCH,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
+    loader = torch.utils.data.DataLoader(dataset, **loader_options(workers))
     while True:
         yield from loader
 

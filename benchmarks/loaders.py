@@ -19,7 +19,14 @@ import h5py
 import numpy as np
 import torch
 
-from benchmarks.consume import ACTION_STEPS, BATCH, OBSERVED_STEPS, add_options, consume
+from benchmarks.consume import (
+    ACTION_STEPS,
+    BATCH,
+    OBSERVED_STEPS,
+    add_options,
+    consume,
+    loader_options,
+)
 from imf_ray.data.episodes import QPOS, Selection, episode_path
 from imf_ray.data.formats import IMAGES
 from imf_ray.data.windows import Batch, WindowSpec
@@ -136,14 +143,7 @@ class WindowDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
 def h5py_batches(paths: list[Path], workers: int) -> Iterator[dict[str, Any]]:
     """What a DataLoader makes of them, shuffled over the whole data set."""
-    loader = torch.utils.data.DataLoader(
-        WindowDataset(paths),
-        batch_size=BATCH,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
+    loader = torch.utils.data.DataLoader(WindowDataset(paths), **loader_options(workers))
     while True:
         yield from loader
 

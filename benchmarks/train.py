@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import psutil
 import torch
 
 from benchmarks.loaders import memory_batches
+from benchmarks.notes import note, read_notes
 from benchmarks.watching import cpu_times, stop
 from imf_ray.config import load_config
 from imf_ray.data.statistics import compute_statistics
@@ -207,19 +208,13 @@ def main() -> None:
         run_bare(arguments.options)
         return
     work = arguments.work.absolute()
-    work.mkdir(parents=True, exist_ok=True)
     log = work / "measured.jsonl"
-    found: dict[Case, Measured] = {}
-    for line in log.read_text().splitlines() if log.exists() else ():
-        entry = json.loads(line)
-        found[Case(**entry["case"])] = Measured(**entry["measured"])
+    found = read_notes(log, Case, Measured)
     for agent in arguments.agents:
         for case in (Case(agent, c, path) for c in (False, True) for path in ("bare", "imf_ray")):
             if case not in found:
                 found[case] = measure(case, work, arguments.options)
-                entry = {"case": asdict(case), "measured": asdict(found[case])}
-                with log.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
+                note(log, case, found[case])
     print(table(found))
 
 
