@@ -18,7 +18,9 @@ import torch
 from imf_ray.agents.pretrained import load_agent, untrained_agent, weights_digest
 from imf_ray.agents.queues import ChunkQueue
 from imf_ray.agents.vla import VLAAgent
-from imf_ray.data.episodes import SUFFIX, check_episode, read_actions
+from imf_ray.data.episodes import read_actions
+from imf_ray.data.formats import AUTO
+from imf_ray.data.index import check_folder, list_episodes
 from imf_ray.errors import UserError
 from imf_ray.rollout.settings import RolloutSettings
 from imf_ray.rollout.timing import Stopwatch
@@ -200,18 +202,19 @@ class ReplayPolicy(_OpenPolicy):
     The first is a check of the recording; the second shows how far blind repetition gets.
 
     Raises:
-        UserError: no episode at `path`, or one without the action space.
+        UserError: no episode at `path`, a bad one, or one without the action space.
     """
 
     def __init__(self, path: Path, action_space: str) -> None:
-        files = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+        files = list_episodes(path) if path.is_dir() else [path]
         if not files or not files[0].is_file():
             raise UserError(f"{path} holds no episode to play back.")
         digest = hashlib.sha256()
         self._actions: list[np.ndarray] = []
         self._by_seed: dict[int, np.ndarray] = {}
-        for file in files:
-            info = check_episode(file)
+        for file, info in check_folder(files[0].parent, files, AUTO).items():
+            if isinstance(info, str):
+                raise UserError(info)
             actions = read_actions(file, action_space)
             digest.update(actions.tobytes())
             self._actions.append(actions)
