@@ -1,7 +1,7 @@
 """LeRobotDataset as a contender of `benchmarks.data`; run by the Python of lerobot's environment.
 
-    PYTHON -m benchmarks.lerobot_loader convert EPISODES TARGET --kind video
-    PYTHON -m benchmarks.lerobot_loader load TARGET --kind video --folder F --workers 1 ...
+    PYTHON -m benchmarks.lerobot_loader convert EPISODES TARGET --kind video --count 20
+    PYTHON -m benchmarks.lerobot_loader load TARGET --folder F --workers 1 ...
 
 Nothing of imf_ray is imported: the two environments need not agree on any package.
 """

@@ -32,6 +32,7 @@ from benchmarks.watching import cpu_times, stop
 from imf_ray.config import load_config
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.training.loop import Trainer, to_tensors
+from imf_ray.training.tracking import METRICS_FILE
 from imf_ray.training.trainer import check_run
 from imf_ray.training.validation import window_spec
 
@@ -112,7 +113,7 @@ def measure(case: Case, work: Path, given: Sequence[str]) -> Measured:
             now = cpu_times(process.pid)
             times |= now
             names |= {pid: _name(pid) for pid in now if pid not in names or begun is None}
-            lines = list(_losses(run_dir / "metrics.jsonl"))
+            lines = list(_losses(run_dir / METRICS_FILE))
             if begun is None and lines and lines[-1]["step"] >= warm:
                 begun = dict(times)
             if lines and lines[-1]["step"] >= last:
@@ -139,12 +140,11 @@ def measure(case: Case, work: Path, given: Sequence[str]) -> Measured:
 
 def run_bare(options: Sequence[str]) -> None:
     """The same updates in one process, with windows from memory and all cores."""
-    config = load_config([option for option in options if not option.startswith("run_name=")])
-    run_name = next(o.removeprefix("run_name=") for o in options if o.startswith("run_name="))
+    config = load_config(options)
     run = check_run(config)
     statistics = compute_statistics(run.train.episodes, window_spec(config).selection)
     trainer = Trainer(config, statistics, torch.device(config.train.device))
-    log = Path(config.storage_path) / run_name / "metrics.jsonl"
+    log = Path(config.storage_path) / str(config.run_name) / METRICS_FILE
     log.parent.mkdir(parents=True, exist_ok=True)
     paths = [Path(episode.path) for episode in run.train.episodes]
     waited, since = 0.0, time.perf_counter()
@@ -182,9 +182,8 @@ def _losses(log: Path) -> Iterator[dict[str, Any]]:
     """The lines of a metrics log that tell of updates."""
     if not log.exists():
         return
-    for line in log.read_text().splitlines():
-        entry = json.loads(line)
-        if "loss" in entry:
+    for line in log.read_text().splitlines(keepends=True):
+        if line.endswith("\n") and "loss" in (entry := json.loads(line)):  # or half written
             yield entry
 
 
