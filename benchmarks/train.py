@@ -199,7 +199,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark_train"))
-    parser.add_argument("--agents", nargs="+", choices=AGENTS, default=list(AGENTS))
+    parser.add_argument("--agent", choices=AGENTS, help="only this one")
     parser.add_argument("--bare", action="store_true", help="be the bare loop of a case")
     parser.add_argument("options", nargs="*", help="key=value options of every run")
     arguments = parser.parse_intermixed_args()
@@ -209,7 +209,7 @@ def main() -> None:
     work = arguments.work.absolute()
     log = work / "measured.jsonl"
     found = read_notes(log, Case, Measured)
-    for agent in arguments.agents:
+    for agent in [arguments.agent] if arguments.agent else AGENTS:
         for case in (Case(agent, c, path) for c in (False, True) for path in ("bare", "imf_ray")):
             if case not in found:
                 found[case] = measure(case, work, arguments.options)
