@@ -53,6 +53,11 @@ def cameras_of(path: Path) -> tuple[str, ...]:
         return tuple(file[IMAGES])
 
 
+def spec_of(paths: list[Path]) -> WindowSpec:
+    """The windows that all contenders make."""
+    return WindowSpec(Selection(cameras_of(paths[0])), len(OBSERVED_STEPS), len(ACTION_STEPS))
+
+
 def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
     """Rows through Ray Data into a worker of TorchTrainer that cuts windows: as `imf_ray.train`."""
     environment = prepare_environment(own_cluster=True)
@@ -75,7 +80,7 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
         pool_chunks=defaults.pool_chunks,
         seed=SEED,
     )
-    spec = WindowSpec(Selection(cameras_of(paths[0])), len(OBSERVED_STEPS), len(ACTION_STEPS))
+    spec = spec_of(paths)
     stream = EpisodeStream(
         plan, spec, tuple(map(str, paths)), arguments.max_batches, arguments.workers
     )
@@ -148,10 +153,9 @@ def h5py_batches(paths: list[Path], workers: int) -> Iterator[dict[str, Any]]:
         yield from loader
 
 
-def memory_batches(paths: list[Path], size: int = BATCH) -> Iterator[Batch]:
+def memory_batches(paths: list[Path], spec: WindowSpec, size: int = BATCH) -> Iterator[Batch]:
     """The limit: windows are copied out of arrays in this very process, and nothing else."""
-    cameras = cameras_of(paths[0])
-    spec = WindowSpec(Selection(cameras), len(OBSERVED_STEPS), len(ACTION_STEPS))
+    cameras = spec.selection.cameras
     sources, held = [], 0
     for path, length in zip(paths, lengths_of(paths), strict=True):
         sources.append(spec.read(str(path), length, 0, length))
@@ -206,7 +210,7 @@ def main() -> None:
     batches = (
         h5py_batches(paths, arguments.workers)
         if arguments.loader == "h5py"
-        else map(_tensors, memory_batches(paths))
+        else map(_tensors, memory_batches(paths, spec_of(paths)))
     )
     consume(batches, arguments.folder, arguments.seconds, arguments.step_s)
 

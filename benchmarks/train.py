@@ -142,13 +142,14 @@ def run_bare(options: Sequence[str]) -> None:
     """The same updates in one process, with windows from memory and all cores."""
     config = load_config(options)
     run = check_run(config)
-    statistics = compute_statistics(run.train.episodes, window_spec(config).selection)
+    spec = window_spec(config)
+    statistics = compute_statistics(run.train.episodes, spec.selection)
     trainer = Trainer(config, statistics, torch.device(config.train.device))
     log = Path(config.storage_path) / str(config.run_name) / METRICS_FILE
     log.parent.mkdir(parents=True, exist_ok=True)
     paths = [Path(episode.path) for episode in run.train.episodes]
     waited, since = 0.0, time.perf_counter()
-    batches = memory_batches(paths, config.train.batch_size)
+    batches = memory_batches(paths, spec, config.train.batch_size)
     while trainer.step < config.train.max_steps:
         start = time.perf_counter()
         batch = next(batches)
