@@ -39,8 +39,8 @@ class IMFVLAAgent(VLAAgent):
             arXiv 2601.22158), t bounded below by `SHORTEST_TIME` (arXiv 2511.13720). One step is
             then x itself; a velocity has to carry the noise through the network, exactly, so that
             it cancels.
-        time_sampler: one of `time_samplers`. The default trains the corner (r = 0, t = 1) that
-            one-step inference uses some eighty times as often as the logit-normal one.
+        time_sampler: one of `time_samplers`. The default was the best of four at one step
+            (docs/results/time_samplers.md).
         aux_v_head: a second output of the network is trained to be the instantaneous velocity
             v(z_t, t), by the same loss, and gives du/dt its direction; inference has no use for
             it. Without, v = u(z_t, t, t). (arXiv 2512.02012 has both.)
@@ -57,7 +57,7 @@ class IMFVLAAgent(VLAAgent):
         *,
         loss_type: str = "pseudo_huber",
         prediction_type: str = "velocity",
-        time_sampler: str = "uniform",
+        time_sampler: str = "logit_normal",
         aux_v_head: bool = False,
         **kwargs: Any,
     ) -> None:

@@ -98,7 +98,7 @@ class AgentConfig:
     prediction_type: str = "velocity"
     """What the head predicts: `velocity`, or `sample` (the actions, from which a velocity follows,
     and which learns much faster); of ddpm it is `ddpm.prediction_type`."""
-    time_sampler: str = "uniform"
+    time_sampler: str = "logit_normal"
     """Of the times to train at. imf: `uniform`, `logit_normal`, `meanflow_v1` or `corner` (see
     `agents/objectives.py`); flow: `uniform`, `logit_normal` or `beta`; ddpm draws its timesteps
     evenly."""

@@ -41,6 +41,8 @@ def make_agent() -> Callable[..., IMFVLAAgent]:
             "head": {"n_emb": 16, "n_layer": 1, "n_head": 1, "n_kv_head": 1}
             | {"p_drop_emb": 0.0, "p_drop_attn": 0.0},
         }
+        if issubclass(agent_class, IMFVLAAgent):  # the times that are easiest to write down
+            defaults["time_sampler"] = "uniform"
         return agent_class(**defaults | options)
 
     return make
