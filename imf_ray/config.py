@@ -89,6 +89,11 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
     return _to_object(merged)
 
 
+def last_of_each(overrides: Iterable[str]) -> list[str]:
+    """The overrides without those that a later one of the same key replaces."""
+    return list({item.partition("=")[0]: item for item in overrides}.values())
+
+
 def config_to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain nested dictionaries, every interpolation resolved."""
     return dataclasses.asdict(config)

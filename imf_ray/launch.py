@@ -5,9 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYetError
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -21,6 +29,8 @@ LOG_WIDTH = 110
 console = Console(markup=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+WATCH_S = 0.2
+Result = TypeVar("Result")
 
 
 Main = Callable[..., None]
@@ -62,10 +72,86 @@ def run(
             raise
         print(f"Error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("Interrupted. The same command with its run_name goes on.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        how = interrupt.args[0] if interrupt.args else "The same command with its run_name goes on."
+        print(f"Interrupted. {how}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def interruptible(
+    work: Callable[[], Result],
+    request_stop: Callable[[], None],
+    is_safe: Callable[[], bool],
+    resume: str,
+) -> Result:
+    """Carry out `work`, which leaves what it has reached when it is asked to stop.
+
+    The first Ctrl-C (or SIGTERM, as a cluster sends it) calls `request_stop` and waits until
+    `is_safe` or the work has ended; the second waits for nothing.
+
+    Args:
+        resume: the command that goes on.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; the message says how to go on.
+    """
+    # In a thread of its own: Ray Train and Tune answer Ctrl-C in their own ways where they can.
+    outcome: Future[Result] = Future()
+
+    def carry_out() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    how = f"Go on with:\n  {resume}"
+    asked = threading.Event()
+
+    def interrupted(signum: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt(how)
+        asked.set()
+
+    threading.Thread(target=carry_out, daemon=True).start()
+    with _handling_signals(interrupted):
+        told = False
+        while True:
+            try:
+                found = outcome.result(timeout=WATCH_S)
+            except NotYetError:
+                if outcome.done():  # the work itself ran out of some time
+                    raise
+            except KeyboardInterrupt as error:
+                raise KeyboardInterrupt(how) from error
+            else:
+                if asked.is_set():
+                    raise KeyboardInterrupt(how)
+                return found
+            if asked.is_set() and not told:
+                request_stop()
+                console.print("Stopping after one more checkpoint; Ctrl-C again stops at once.")
+                told = True
+            elif told and is_safe():
+                raise KeyboardInterrupt(how)
+
+
+@contextmanager
+def _handling_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handled in before.items():
+            signal.signal(number, handled)
+
+
+def resume_command(module: str, overrides: Sequence[str], **options: str) -> str:
+    """The command line that goes on: `overrides`, and instead of theirs these options."""
+    kept = [o for o in overrides if o.partition("=")[0] not in options]
+    given = [f"{key}={value}" for key, value in options.items()]
+    return shlex.join(["python", "-m", module, *kept, *given])
 
 
 def connect(config: Config) -> ClusterSize:

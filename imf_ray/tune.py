@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from imf_ray.launch import absolute, connect, console, run
+from imf_ray.launch import absolute, connect, console, interruptible, resume_command, run
 from imf_ray.resources import plan_simulators
 from imf_ray.schema import Config
 
@@ -25,36 +25,61 @@ def resolve(overrides: Sequence[str]) -> Config:
 
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Train and judge every combination of a search space, and print the ranked table."""
+    from imf_ray.config import last_of_each
     from imf_ray.data.storage import place
     from imf_ray.rollout.policies import EXPERT
-    from imf_ray.sweep.runner import judge_oracle, plan_sweep, prepare_sweep, run_sweep
+    from imf_ray.sweep.runner import (
+        find_sweep,
+        is_stopped,
+        judge_oracle,
+        plan_sweep,
+        prepare_sweep,
+        read_space,
+        run_sweep,
+        stop_sweep,
+    )
     from imf_ray.sweep.search_space import load_search_space
     from imf_ray.sweep.table import UNTRAINED, failures, make_table, rank, write_files
-    from imf_ray.training.progress import ProgressBoard
+    from imf_ray.training.progress import ProgressBoard, describe_metrics
     from imf_ray.training.tracking import describe_tracking
 
-    space = load_search_space(config.search_space)
-    name = config.run_name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    sweep_dir = absolute(config.storage_path) / name
-    data = place(config.data.dataset_dir)
-    sweep = prepare_sweep(space, [*overrides, f"data.dataset_dir={data}"], sweep_dir)
+    storage = absolute(config.storage_path)
+    resumed = None if config.resume is None else find_sweep(storage, config.run_name)
+    if resumed is not None:
+        space, before = read_space(resumed)
+        overrides = last_of_each([*before, *overrides])
+        config = space.config(overrides, space.combinations()[0])
+        name = resumed.name
+    else:
+        space = load_search_space(config.search_space)
+        name = config.run_name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        overrides = [*overrides, f"data.dataset_dir={place(config.data.dataset_dir)}"]
+    sweep_dir = storage / name
+    sweep = prepare_sweep(space, overrides, sweep_dir)
     size = connect(config)
     resources, slots = plan_sweep(sweep, size)
     console.print(
-        f"Sweep {sweep_dir}: {len(sweep.configs)} trials, {slots} at a time\n"
-        f"Each takes {resources}",
+        f"{'Going on with' if resumed else 'Sweep'} {sweep_dir}: {len(sweep.configs)} trials, "
+        f"{slots} at a time\nEach takes {resources}",
         soft_wrap=True,
     )
     console.print(describe_tracking(sweep.first_config))
     expert = judge_oracle(sweep, resources, EXPERT)
-    console.print(f"Expert: {expert}", soft_wrap=True)
+    console.print(f"Expert: {describe_metrics(expert)}", soft_wrap=True)
     max_steps = sweep.first_config.train.max_steps
     with ProgressBoard(lambda: sorted(sweep.trials_dir.glob("*")), max_steps, console):
-        records = run_sweep(sweep, resources, slots)
+        records = interruptible(
+            lambda: run_sweep(sweep, resources, slots),
+            request_stop=lambda: stop_sweep(sweep),
+            is_safe=lambda: is_stopped(sweep),
+            resume=resume_command(
+                "imf_ray.tune", [], resume="auto", run_name=name, storage_path=str(storage)
+            ),
+        )
     best = rank(records)[0]
     untrained = judge_oracle(sweep, resources, f"{UNTRAINED}:{best.best_checkpoint}")
-    oracles = {EXPERT: expert.metrics(), UNTRAINED: untrained.metrics()}
-    files = write_files(sweep_dir, records, oracles, space.name)
+    oracles = {EXPERT: expert, UNTRAINED: untrained}
+    files = write_files(sweep_dir, records, oracles, space)
     console.print(make_table(records, oracles))
     for line in failures(records):
         console.print(f"Failed: {line}", soft_wrap=True)

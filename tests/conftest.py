@@ -127,13 +127,18 @@ def fresh_agent(config: Config, seed: int = 0) -> VLAAgent:
 
 def run_command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """`python -m imf_ray.MODULE` in a process and a cluster of its own, as a user types it."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    environment.pop("RAY_ADDRESS", None)
     return subprocess.run(
         [sys.executable, "-m", f"imf_ray.{module}", *arguments],
         cwd=cwd,
-        env=environment,
+        env=command_environment(),
         capture_output=True,
         text=True,
         timeout=COMMAND_LIMIT_S,
     )
+
+
+def command_environment() -> dict[str, str]:
+    """What the package's commands find: this checkout, and no cluster."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment.pop("RAY_ADDRESS", None)
+    return environment

@@ -10,7 +10,7 @@ import numpy as np
 
 from imf_ray.rollout.success import wilson_interval
 
-STAGE_METRIC = "rollout/stage_"
+SUCCESS_RATE, STAGE_METRIC = "rollout/success_rate", "rollout/stage_"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class RolloutSummary:
         values = {
             "rollout/episodes": float(self.episodes),
             "rollout/failed": float(self.failed),
-            "rollout/success_rate": self.success_rate,
+            SUCCESS_RATE: self.success_rate,
             "rollout/success_low": self.success_low,
             "rollout/success_high": self.success_high,
             "rollout/reward_sum": self.reward_sum,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from imf_ray.errors import UserError
 from imf_ray.schema.agent import AgentConfig, HeadConfig
+from imf_ray.schema.checks import require_choice
 from imf_ray.schema.run import (
     ClusterConfig,
     CollectConfig,
@@ -54,11 +55,16 @@ class Config:
     `replay:EPISODES`, or with `evaluate.select` a run."""
     run_name: str | None = None
     """Folder of the run in `storage_path`; naming an existing one goes on with it."""
+    resume: str | None = None
+    """Of `imf_ray.tune`: `auto` goes on with the sweep `run_name`, or with the newest one in
+    `storage_path` that has not ended, as it was started; where there is none, one begins."""
     storage_path: str = "runs"
     debug: bool = False
     """Show tracebacks."""
 
     def __post_init__(self) -> None:
+        if self.resume is not None:
+            require_choice("resume", self.resume, ("auto",))
         unread = [c for c in self.agent.camera_names if c not in self.data.camera_names]
         if unread:
             raise UserError(

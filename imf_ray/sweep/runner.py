@@ -1,36 +1,51 @@
-"""Runs a search space with Ray Tune, as many trials at a time as the cluster has room for."""
+"""Runs a search space with Ray Tune, as many trials at a time as the cluster has room for.
+
+What a sweep is stands in its folder: `space.json`, and a folder for each trial. A sweep goes on
+from there alone: nothing that Tune pickles is read again.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 
 from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
+from imf_ray.files import write_atomically
 from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, plan_slots
 from imf_ray.rollout.actors import RolloutJob, run_episodes
 from imf_ray.rollout.policies import EXPERT
-from imf_ray.rollout.records import RolloutSummary, summarize
+from imf_ray.rollout.records import summarize
 from imf_ray.rollout.settings import agent_settings, scripted_settings
 from imf_ray.schema import Config
+from imf_ray.sweep.scheduling import make_scheduler
 from imf_ray.sweep.search_space import SearchSpace, trial_name
+from imf_ray.sweep.table import JSON_FILE
 from imf_ray.sweep.trial import (
     FAILED,
     TRIAL_FILE,
     TrialRecord,
     read_trial,
-    read_workers,
     run_trial,
 )
-from imf_ray.training.trainer import check_run, claim_run_dir, with_rollouts
+from imf_ray.training.interruption import is_safe, request_stop, stop_requested, withdraw_stop
+from imf_ray.training.tracking import WORKERS_DIR, read_workers
+from imf_ray.training.trainer import check_run, claim_run_dir, free_workers, with_rollouts
 
 MAX_DRIVER_FAILURES = 2
 """How often a trial whose driver died is started again; it goes on from its checkpoints."""
+CONTROLLER_ENDS_S = 2.0
+"""Ray ends a controller as soon as it learns of the death of the driver that made it."""
 TRIALS_DIR, TUNE_DIR = "trials", "tune"
+SPACE_FILE, ORACLES_FILE = "space.json", "oracles.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +53,7 @@ class Sweep:
     """A checked sweep: its trials by name."""
 
     sweep_dir: Path
+    space: SearchSpace
     configs: dict[str, Config]
     params: dict[str, dict[str, Any]]
 
@@ -45,6 +61,10 @@ class Sweep:
     def trials_dir(self) -> Path:
         """Where the runs of the trials are."""
         return self.sweep_dir / TRIALS_DIR
+
+    def run_dir(self, name: str) -> Path:
+        """The folder of a trial's run."""
+        return self.trials_dir / name
 
     @property
     def first_config(self) -> Config:
@@ -56,15 +76,47 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path)
     """Check every trial of a search space before the first one starts.
 
     Raises:
-        UserError: a trial cannot be built, has bad data, or its folder is another trial's.
+        UserError: a trial or the scheduler cannot be built, the data are bad, or the folder is that
+            of another sweep.
     """
+    _claim(space, overrides, sweep_dir)
     configs, params = {}, {}
     for number, combination in enumerate(space.combinations()):
         name = trial_name(number, combination)
         config = with_rollouts(space.config(overrides, combination))
         claim_run_dir(check_run(config), sweep_dir / TRIALS_DIR / name)
         configs[name], params[name] = config, combination
-    return Sweep(sweep_dir, configs, params)
+    sweep = Sweep(sweep_dir, space, configs, params)
+    _scheduler(sweep)
+    return sweep
+
+
+def _claim(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path) -> None:
+    """Write down what the sweep is, or see that it is this one."""
+    if (sweep_dir / SPACE_FILE).is_file():
+        before, _ = read_space(sweep_dir)
+        if before != space:
+            raise UserError(
+                f"The sweep {sweep_dir} was started with another search space, {before.name}. "
+                "Choose another run_name, or go on with it by resume=auto."
+            )
+    content = {"space": dataclasses.asdict(space), "overrides": list(overrides)}
+    write_atomically(sweep_dir / SPACE_FILE, json.dumps(content, indent=1))
+
+
+def read_space(sweep_dir: Path) -> tuple[SearchSpace, list[str]]:
+    """The search space and the overrides that a sweep was started with."""
+    content = json.loads((sweep_dir / SPACE_FILE).read_text())
+    return SearchSpace(**content["space"]), content["overrides"]
+
+
+def find_sweep(storage: Path, name: str | None) -> Path | None:
+    """The sweep of that name, or else the newest one that has not ended; None if there is none."""
+    if name is not None:
+        return storage / name if (storage / name / SPACE_FILE).is_file() else None
+    spaces = [p for p in storage.glob(f"*/{SPACE_FILE}") if not p.with_name(JSON_FILE).is_file()]
+    newest = max(spaces, key=lambda path: path.stat().st_mtime, default=None)
+    return None if newest is None else newest.parent
 
 
 def plan_sweep(sweep: Sweep, size: ClusterSize) -> tuple[RunResources, int]:
@@ -77,29 +129,36 @@ def plan_sweep(sweep: Sweep, size: ClusterSize) -> tuple[RunResources, int]:
     return plan_run(sweep.first_config, size, slots), slots
 
 
-def judge_oracle(sweep: Sweep, resources: RunResources, policy: str) -> RolloutSummary:
-    """An end of the table, on the seeds on which the trials are judged.
+def judge_oracle(sweep: Sweep, resources: RunResources, policy: str) -> dict[str, float]:
+    """Metrics of an end of the table, on the seeds on which the trials are judged; judged once.
 
     Args:
         policy: `expert`, or `untrained:CHECKPOINT` of a trial.
     """
-    config = sweep.first_config
-    first = config.train.rollout_seed
-    seeds = range(first, first + config.train.rollout_num_episodes)
-    job = RolloutJob(policy, scripted_settings(config.task))
-    if policy != EXPERT:
-        job = RolloutJob(policy, agent_settings(config, first), config.evaluate.envs_per_actor)
-    options = {"num_cpus": resources.cpus_per_rollout_actor}
-    played = run_episodes(job, seeds, resources.rollout_actors, options)
-    return summarize([episode.record for episode in played])
+    path = sweep.sweep_dir / ORACLES_FILE
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    if policy not in known:
+        config = sweep.first_config
+        first = config.train.rollout_seed
+        seeds = range(first, first + config.train.rollout_num_episodes)
+        job = RolloutJob(policy, scripted_settings(config.task))
+        if policy != EXPERT:
+            job = RolloutJob(policy, agent_settings(config, first), config.evaluate.envs_per_actor)
+        options = {"num_cpus": resources.cpus_per_rollout_actor}
+        played = run_episodes(job, seeds, resources.rollout_actors, options)
+        known[policy] = summarize([episode.record for episode in played]).metrics()
+        write_atomically(path, json.dumps(known))
+    return known[policy]
 
 
 def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRecord]:
-    """Run all trials; a failed one is a record with its error.
+    """Run all trials that have not ended; a failed one is a record with its error.
 
     Raises:
+        KeyboardInterrupt: it was asked to stop.
         UserError: every trial failed.
     """
+    _forget_requests(sweep)
     # The first bundle holds the trial's driver. Validation runs in grandchildren of the driver,
     # which Tune's placement group captures: the other bundles are the room they need.
     simulator = {"CPU": resources.cpus_per_rollout_actor}
@@ -112,7 +171,8 @@ def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRe
             "params": sweep.params[name],
             "config": config_to_dict(config),
             "resources": dataclasses.asdict(resources),
-            "trials_dir": str(sweep.trials_dir),
+            "sweep_dir": str(sweep.sweep_dir),
+            "run_dir": str(sweep.run_dir(name)),
         }
         for name, config in sweep.configs.items()
     ]
@@ -121,42 +181,93 @@ def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRe
         param_space={"trial": tune.grid_search(trials)},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=slots,
-            trial_name_creator=lambda trial: trial.config["trial"]["name"],
-            trial_dirname_creator=lambda trial: trial.config["trial"]["name"],
+            scheduler=_scheduler(sweep),
+            trial_name_creator=_name_of,
+            trial_dirname_creator=_name_of,
         ),
         run_config=tune.RunConfig(
             name=TUNE_DIR,
             storage_path=str(sweep.sweep_dir),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=MAX_DRIVER_FAILURES),
+            callbacks=[_Attendant(sweep)],
         ),
     )
-    for name in sweep.configs:  # records of an earlier session of the sweep
-        (sweep.trials_dir / name / TRIAL_FILE).unlink(missing_ok=True)
     errors: dict[str, str] = {}
     for result in tuner.fit():
         if result.error is not None:
             lines = str(result.error).strip().splitlines()
             errors[result.config["trial"]["name"]] = lines[-1] if lines else repr(result.error)
-    records = []
-    for name, params in sweep.params.items():
-        record = read_trial(sweep.trials_dir / name)
-        if record is None and name not in errors:
-            raise KeyboardInterrupt  # Tune returns from one as if the trials had ended
-        if record is None:  # its driver died
-            run_dir = sweep.trials_dir / name
-            record = TrialRecord(
-                name,
-                params,
-                FAILED,
-                run_dir=str(run_dir),
-                workers=read_workers(run_dir),
-                error=errors[name],
-            )
-        records.append(record)
+    if stop_requested(sweep.sweep_dir):
+        raise KeyboardInterrupt
+    records = [_record(sweep, name, errors.get(name)) for name in sweep.configs]
     if all(record.status == FAILED for record in records):
         raise UserError(f"Every trial failed. The first one: {records[0].error}")
     return records
+
+
+def stop_sweep(sweep: Sweep) -> None:
+    """Ask the trials that run for a checkpoint, and the others not to begin."""
+    request_stop(sweep.sweep_dir)
+    for name in sweep.configs:
+        if read_trial(sweep.run_dir(name)) is None:
+            request_stop(sweep.run_dir(name))
+
+
+def is_stopped(sweep: Sweep) -> bool:
+    """Whether killing the sweep now loses nothing, after it was asked to stop."""
+    return all(
+        is_safe(sweep.run_dir(name), config.train.max_steps)
+        for name, config in sweep.configs.items()
+        if read_trial(sweep.run_dir(name)) is None and read_workers(sweep.run_dir(name))
+    )
+
+
+class _Attendant(tune.Callback):
+    """Frees what the workers of failed trials hold."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Free the trial's workers, once the controller that could start new ones is gone."""
+        time.sleep(CONTROLLER_ENDS_S)
+        free_workers(self._sweep.run_dir(_name_of(trial)))
+
+
+def _forget_requests(sweep: Sweep) -> None:
+    """Of an earlier session: requests to stop, failures, and where the workers were."""
+    withdraw_stop(sweep.sweep_dir)
+    for name in sweep.configs:
+        run_dir = sweep.run_dir(name)
+        withdraw_stop(run_dir)
+        shutil.rmtree(run_dir / WORKERS_DIR, ignore_errors=True)
+        record = read_trial(run_dir)
+        if record is not None and record.status == FAILED:
+            (run_dir / TRIAL_FILE).unlink()
+
+
+def _record(sweep: Sweep, name: str, error: str | None) -> TrialRecord:
+    """What a trial has written, or what is known of one whose driver died."""
+    run_dir = sweep.run_dir(name)
+    return read_trial(run_dir) or TrialRecord(
+        name,
+        sweep.params[name],
+        FAILED,
+        run_dir=str(run_dir),
+        workers=read_workers(run_dir),
+        error=error or "its driver ended without a word",
+    )
+
+
+def _scheduler(sweep: Sweep) -> TrialScheduler | None:
+    longest = max(config.train.max_steps for config in sweep.configs.values())
+    run_dirs = {name: sweep.run_dir(name) for name in sweep.configs}
+    return make_scheduler(sweep.space.scheduler, longest, run_dirs)
+
+
+def _name_of(trial: Any) -> str:
+    return trial.config["trial"]["name"]
 
 
 def _trial(config: dict[str, Any]) -> None:

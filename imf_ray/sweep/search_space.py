@@ -1,19 +1,27 @@
-"""Search spaces: YAML files of fixed options and of lists to try."""
+"""Search spaces: YAML files of fixed options, and of those that vary.
+
+What varies is a `grid:` of lists, each combination of which is a trial, or is drawn at random for
+each of `num_samples:` trials from what `sample:` says, with the names of Tune's distributions. A
+`scheduler:` ends trials that fall behind, by the success of their validated checkpoints.
+"""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
+from ray import tune
 
 from imf_ray.config import known_keys, load_config, to_override
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
+from imf_ray.sweep.scheduling import check_scheduler
 
 NOT_VARIED = (
     "cluster.",
@@ -26,6 +34,10 @@ NOT_VARIED = (
     "data.dataset_dir",
 )
 SEARCH_SPACE_DIR = Path(__file__).parents[2] / "search_spaces"
+DISTRIBUTIONS = ("choice", "uniform", "loguniform", "quniform", "randint", "lograndint")
+"""Tune's, by their names there."""
+DIGITS = 4
+"""Significant ones of a number that was drawn: it is part of the trial's name."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +45,20 @@ class SearchSpace:
     """Options that all trials share, and the values of those that differ."""
 
     name: str
-    fixed: dict[str, Any]
-    grid: dict[str, list[Any]]
+    fixed: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    sample: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    """By option, the name and the arguments of its distribution."""
+    num_samples: int = 1
+    """Random draws for each combination of the grid."""
+    seed: int = 0
+    scheduler: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The name of a scheduler and its options (see `scheduling.py`); times are training steps."""
+
+    @property
+    def varied(self) -> list[str]:
+        """The options that differ between trials."""
+        return [*self.grid, *self.sample]
 
     def config(self, overrides: Sequence[str], params: dict[str, Any]) -> Config:
         """The configuration of the trial with these values of what varies.
@@ -44,7 +68,7 @@ class SearchSpace:
         Raises:
             UserError: as `load_config`; an override of an option that the grid varies.
         """
-        clash = [key for key in self.grid if any(o.startswith(f"{key}=") for o in overrides)]
+        clash = [key for key in self.varied if any(o.startswith(f"{key}=") for o in overrides)]
         if clash:
             raise UserError(
                 f"{clash[0]} is varied by the search space {self.name}: take it off the command "
@@ -55,11 +79,14 @@ class SearchSpace:
         return load_config([*fixed, *overrides, *varied])
 
     def combinations(self) -> list[dict[str, Any]]:
-        """The parameters of every trial, in the order of the file."""
-        return [
-            dict(zip(self.grid, values, strict=True))
-            for values in itertools.product(*self.grid.values())
-        ]
+        """The parameters of every trial, in the order of the file; the same at every call."""
+        rng = np.random.default_rng(self.seed)
+        found = []
+        for values in itertools.product(*self.grid.values()):
+            for _ in range(self.num_samples):
+                drawn = {key: _draw(what, rng) for key, what in self.sample.items()}
+                found.append({**dict(zip(self.grid, values, strict=True)), **drawn})
+        return found
 
 
 def load_search_space(name: str) -> SearchSpace:
@@ -73,12 +100,18 @@ def load_search_space(name: str) -> SearchSpace:
         known = ", ".join(sorted(file.stem for file in SEARCH_SPACE_DIR.glob("*.yaml")))
         raise UserError(f"search_space={name} is unknown. Known: {known}, or a YAML file's path.")
     content = OmegaConf.to_container(OmegaConf.load(path))
-    if not isinstance(content, dict) or set(content) - {"fixed", "grid"} or not content.get("grid"):
-        raise UserError(
-            f"{path} is not a search space: it holds `grid:` and, if need be, `fixed:`."
-        )
-    fixed, grid = content.get("fixed") or {}, content["grid"]
-    for key, values in grid.items():
+    parts = set(SearchSpace.__dataclass_fields__) - {"name"}
+    if not isinstance(content, dict) or set(content) - parts:
+        raise UserError(f"{path} is not a search space: it may hold {', '.join(sorted(parts))}.")
+    space = SearchSpace(path.stem, **{str(k): v for k, v in content.items() if v is not None})
+    _check(path, space)
+    return space
+
+
+def _check(path: Path, space: SearchSpace) -> None:
+    if not space.varied:
+        raise UserError(f"{path} is not a search space: nothing varies, by `grid:` or `sample:`.")
+    for key in space.varied:
         if key not in known_keys():
             raise UserError(f"{path} varies {key}, which is not an option.")
         if key.startswith(NOT_VARIED):
@@ -86,9 +119,42 @@ def load_search_space(name: str) -> SearchSpace:
                 f"{path} varies {key}: trials of a sweep share the cluster, the task and the way "
                 "they are judged. Run one sweep for each value."
             )
+    for key, values in space.grid.items():
+        if key in space.sample:
+            raise UserError(f"{path} varies {key} twice, by `grid:` and by `sample:`.")
         if not isinstance(values, list) or not values:
             raise UserError(f"{path}: {key} needs a list of values, not {values!r}.")
-    return SearchSpace(path.stem, fixed, grid)
+    for key, what in space.sample.items():
+        if not isinstance(what, dict) or len(what) != 1 or not set(what) <= set(DISTRIBUTIONS):
+            raise UserError(
+                f"{path}: {key} needs one of {', '.join(DISTRIBUTIONS)} with a list of arguments, "
+                f"such as {{loguniform: [1e-4, 1e-2]}}, not {what!r}."
+            )
+        try:
+            _draw(what, np.random.default_rng(0))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: {key} cannot be drawn from {what}: {error}") from error
+    if not isinstance(space.num_samples, int) or space.num_samples < 1:
+        raise UserError(f"{path}: num_samples={space.num_samples!r} must be at least 1.")
+    if space.num_samples > 1 and not space.sample:
+        raise UserError(
+            f"{path}: num_samples={space.num_samples} repeats the grid; vary train.seed."
+        )
+    try:
+        check_scheduler(space.scheduler)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _draw(what: Mapping[str, list[Any]], rng: np.random.Generator) -> Any:
+    """One value of a distribution, short enough for a folder's name."""
+    ((name, arguments),) = what.items()
+    distribution = getattr(tune, name)
+    domain = distribution(arguments) if name == "choice" else distribution(*arguments)
+    value = domain.sample(random_state=rng)
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.{DIGITS}g}")
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:

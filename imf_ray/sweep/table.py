@@ -16,8 +16,8 @@ from rich.table import Table
 from imf_ray.files import write_atomically
 from imf_ray.rollout.policies import EXPERT
 from imf_ray.rollout.records import stage_shares
-from imf_ray.sweep.search_space import short_names
-from imf_ray.sweep.trial import FAILED, FINISHED, TrialRecord
+from imf_ray.sweep.search_space import SearchSpace, short_names
+from imf_ray.sweep.trial import STOPPED, TrialRecord
 from imf_ray.training.checkpoint import ranking
 
 UNTRAINED = "untrained"
@@ -36,10 +36,10 @@ def failures(records: Sequence[TrialRecord]) -> list[str]:
 
 
 def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Best first: by success, then by held-out action error; failed trials last."""
-    finished = [record for record in records if record.status == FINISHED]
-    failed = [record for record in records if record.status == FAILED]
-    return sorted(finished, key=lambda record: ranking(record.metrics)) + failed
+    """Best first: by success, then by held-out action error; those without a checkpoint last."""
+    judged = [record for record in records if record.best_checkpoint is not None]
+    failed = [record for record in records if record.best_checkpoint is None]
+    return sorted(judged, key=lambda record: ranking(record.metrics)) + failed
 
 
 def make_table(records: Sequence[TrialRecord], oracles: Oracles) -> Table:
@@ -58,8 +58,8 @@ def make_table(records: Sequence[TrialRecord], oracles: Oracles) -> Table:
     for record in rank(records):
         params = [str(record.params[key]) for key in names]
         number = record.name.split("-", 1)[0]
-        if record.status == FAILED:
-            table.add_row(number, *params, "failed")
+        if record.best_checkpoint is None:
+            table.add_row(number, *params, record.status)
             continue
         metrics = record.metrics
         error = metrics.get("action_error")
@@ -68,19 +68,19 @@ def make_table(records: Sequence[TrialRecord], oracles: Oracles) -> Table:
             *params,
             *_judgement(metrics),
             "" if error is None else f"{error:.4f}",
-            str(int(metrics["step"])),
+            f"{metrics['step']:.0f}" + (", stopped" if record.status == STOPPED else ""),
         )
     table.add_row(UNTRAINED, *blank, *_judgement(oracles[UNTRAINED]), "", "")
     return table
 
 
 def write_files(
-    sweep_dir: Path, records: Sequence[TrialRecord], oracles: Oracles, space: str
+    sweep_dir: Path, records: Sequence[TrialRecord], oracles: Oracles, space: SearchSpace
 ) -> list[Path]:
-    """Write `sweep.json`, `sweep.csv` and, for two varied options, the heat map."""
+    """Write `sweep.json`, `sweep.csv` and, for a grid of two options, the heat map."""
     ranked = rank(records)
     content = {
-        "search_space": space,
+        "search_space": space.name,
         "oracles": oracles,
         "trials": [dataclasses.asdict(record) for record in ranked],
     }
@@ -92,7 +92,7 @@ def write_files(
         writer.writeheader()
         writer.writerows(rows)
     paths = [sweep_dir / JSON_FILE, sweep_dir / CSV_FILE]
-    if len(records[0].params) == 2:
+    if len(space.grid) == 2 and not space.sample:
         draw_heat_map(sweep_dir / HEAT_MAP_FILE, ranked)
         paths.append(sweep_dir / HEAT_MAP_FILE)
     return paths

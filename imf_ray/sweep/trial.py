@@ -17,11 +17,13 @@ from imf_ray.config import config_from_dict
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
 from imf_ray.resources import RunResources
-from imf_ray.training.tracking import WORKERS_DIR
+from imf_ray.training.checkpoint import best_checkpoint, read_validations
+from imf_ray.training.interruption import stop_requested, withdraw_stop
+from imf_ray.training.tracking import read_workers
 from imf_ray.training.trainer import check_run, fit
 
 TRIAL_FILE = "trial.json"
-FINISHED, FAILED = "finished", "failed"
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class TrialRecord:
     name: str
     params: dict[str, Any]
     status: str
-    """`FINISHED`, or `FAILED` with the reason in `error`."""
+    """`FINISHED`, `STOPPED` (by the scheduler), or `FAILED` with the reason in `error`."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Of the best checkpoint."""
     best_checkpoint: str | None = None
@@ -47,14 +49,23 @@ class TrialRecord:
 def run_trial(params: dict[str, Any]) -> None:
     """Train and judge one configuration; the record is written into the run's folder.
 
-    Bad input is a failed record; other errors are raised, so that Tune tries again.
+    What an earlier session of the sweep found out of this trial is told to Tune again, so that its
+    scheduler knows what it knew; a trial that ended then ends here, and one that was interrupted
+    goes on. Bad input is a failed record; other errors are raised, so that Tune tries again.
 
-    `params` holds `name`, `params`, `config` and `resources` as plain dictionaries, and
-    `trials_dir`.
+    `params` holds `name`, `params`, `config` and `resources` as plain dictionaries, `sweep_dir` and
+    `run_dir`.
     """
     config = config_from_dict(params["config"])
-    run_dir = Path(params["trials_dir"]) / params["name"]
+    run_dir = Path(params["run_dir"])
     resources = RunResources(**params["resources"])
+    if stop_requested(Path(params["sweep_dir"])):
+        withdraw_stop(run_dir)
+        return
+    for metrics in read_validations(run_dir):
+        tune.report(metrics)
+    if read_trial(run_dir) is not None:
+        return
     record = TrialRecord(
         name=params["name"],
         params=params["params"],
@@ -63,27 +74,43 @@ def run_trial(params: dict[str, Any]) -> None:
         driver_pid=os.getpid(),
         driver_host=socket.gethostname(),
     )
+    if stop_requested(run_dir):  # by the scheduler, now that it knows what it knew
+        withdraw_stop(run_dir)
+        write_trial(_ended(record, STOPPED, None))
+        return
     try:
         outcome = fit(check_run(config), run_dir, resources, [TuneReportCallback()])
     except UserError as error:
         record = dataclasses.replace(record, error=str(error))
     else:
-        best = outcome.best()
-        record = dataclasses.replace(
-            record,
-            status=FINISHED,
-            metrics=dict(best.metrics),
-            best_checkpoint=str(best.path),
-            workers=read_workers(run_dir),
-            swanlab_run=outcome.swanlab_run,
-        )
-    write_atomically(run_dir / TRIAL_FILE, json.dumps(dataclasses.asdict(record), indent=1))
-    tune.report({"status": record.status, **record.metrics})
+        if outcome.stopped and stop_requested(Path(params["sweep_dir"])):
+            return
+        status = STOPPED if outcome.stopped else FINISHED
+        record = _ended(record, status, outcome.swanlab_run)
+    write_trial(record)
+    # The last validation ends after the last report of the training.
+    for metrics in [{"status": record.status}, *read_validations(run_dir)[-1:]]:
+        tune.report(metrics)
 
 
-def read_workers(run_dir: Path) -> list[dict[str, Any]]:
-    """The records that the run's workers left."""
-    return [json.loads(p.read_text()) for p in sorted((run_dir / WORKERS_DIR).glob("*.json"))]
+def _ended(record: TrialRecord, status: str, swanlab_run: str | None) -> TrialRecord:
+    """The record of a trial that has ended, with the best checkpoint that its run keeps."""
+    run_dir = Path(record.run_dir)
+    best = best_checkpoint(run_dir)
+    return dataclasses.replace(
+        record,
+        status=status,
+        metrics=dict(best.metrics),
+        best_checkpoint=str(best.path),
+        workers=read_workers(run_dir),
+        swanlab_run=swanlab_run,
+    )
+
+
+def write_trial(record: TrialRecord) -> None:
+    """Write a trial's record into its run's folder."""
+    path = Path(record.run_dir) / TRIAL_FILE
+    write_atomically(path, json.dumps(dataclasses.asdict(record), indent=1))
 
 
 def read_trial(run_dir: Path) -> TrialRecord | None:

@@ -31,6 +31,8 @@ PREFIX, PARTIAL = "checkpoint_", ".partial_"
 PATTERN = f"{PREFIX}[0-9]*"  # Ray keeps a checkpoint_manager_snapshot.json beside them
 MANIFEST, TRAINER_STATE = "manifest.json", "trainer_state.pt"
 VALIDATION, VALIDATIONS = "validation.json", "validations.jsonl"
+VALIDATED_STEP = "validated_step"
+"""Among metrics: the step of the checkpoint that those of validation are of."""
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
 """What a full disk raises in Python, in safetensors and in torch."""
 log = logging.getLogger(__name__)
@@ -69,9 +71,10 @@ class CheckpointSchedule:
 
     def validated(self, step: int) -> bool:
         """Whether the checkpoint after `step` updates, if there is one, is validated."""
-        if self.train.rollout_validate_on_checkpoint or self._ends_validation_period(step):
+        if self.train.rollout_validate_on_checkpoint and self.due(step):
             return True
-        return self.train.rollout_val_freq_epochs > 0 and step == self.train.max_steps
+        ends = self.train.rollout_val_freq_epochs > 0 and step == self.train.max_steps
+        return ends or self._ends_validation_period(step)
 
     def _ends_validation_period(self, step: int) -> bool:
         period = self.train.rollout_val_freq_epochs * self.steps_per_epoch
@@ -169,6 +172,18 @@ def newest_checkpoint(run_dir: Path) -> SavedCheckpoint | None:
     return next(_valid(sorted(run_dir.glob(PATTERN), reverse=True)), None)
 
 
+def best_checkpoint(run_dir: Path) -> SavedCheckpoint:
+    """The valid checkpoint of a run that ranks first.
+
+    Raises:
+        UserError: it has none.
+    """
+    saved = list_checkpoints(run_dir)
+    if not saved:
+        raise UserError(f"{run_dir} has no valid checkpoint.")
+    return min(saved, key=lambda checkpoint: ranking(checkpoint.metrics))
+
+
 def _valid(paths: Iterable[Path]) -> Iterator[SavedCheckpoint]:
     for path in paths:
         try:
@@ -197,6 +212,14 @@ def write_validation(checkpoint: Path, metrics: Mapping[str, Any]) -> None:
     write_atomically(checkpoint / VALIDATION, json.dumps(metrics))
     with (checkpoint.parent / VALIDATIONS).open("a") as file:
         file.write(json.dumps({"step": step_of(checkpoint), **metrics}) + "\n")
+
+
+def read_validations(run_dir: Path) -> list[dict[str, Any]]:
+    """The metrics of every validation of a run so far, each with its `VALIDATED_STEP`."""
+    path = run_dir / VALIDATIONS
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    found = [json.loads(line) for line in lines if line.endswith("\n")]  # one may be half written
+    return [{VALIDATED_STEP: metrics.pop("step"), **metrics} for metrics in found]
 
 
 def step_of(checkpoint: Path) -> int:

@@ -45,6 +45,7 @@ from imf_ray.training.checkpoint import (
     save_checkpoint,
 )
 from imf_ray.training.diagnostics import GradientNorms, diagnose
+from imf_ray.training.interruption import Lookout, withdraw_stop
 from imf_ray.training.optimizer import WeightAverage, make_optimizer, make_schedule
 from imf_ray.training.tracking import SampleLog, Tracker, record_worker
 
@@ -205,6 +206,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     clock, norms = _Clock(), GradientNorms(config.train.grad_clip)
     metrics: dict[str, float] = {}
     samples = SampleLog(run_dir, rank) if config.train.log_samples else None
+    lookout, stopped = Lookout(run_dir, rank, world_size), False
     for batch in clock.timed(batches):
         if samples is not None:
             samples.log(trainer.step, np.asarray(batch["sample_id"]))
@@ -222,17 +224,22 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         if tracker is not None and _is_due(trainer.step, config.train.diagnostics_freq):
             part = split_batch(tensors, config.train.accumulate_batches)[0]
             tracker.log_diagnostics(trainer.step, diagnose(trainer.agent, part, run_dir))
-        if schedule.due(trainer.step):
+        urgent, stopped = lookout.look()
+        if schedule.due(trainer.step) or urgent:
             saved = None
             if tracker is not None:
                 saved = trainer.save(run_dir, {"epoch": progress, **metrics})
             reporter.report(trainer.step, saved)
+        if stopped:
+            break
     swanlab_run = None
     if tracker is not None:
-        reporter.wait_for_validations()
+        withdraw_stop(run_dir)  # answered: what there is to save is saved
+        if not stopped:
+            reporter.wait_for_validations()
         swanlab_run = tracker.swanlab_run
         tracker.close()
-    return {"step": trainer.step, "swanlab_run": swanlab_run}
+    return {"step": trainer.step, "swanlab_run": swanlab_run, "stopped": stopped}
 
 
 class _Reporter:
@@ -251,17 +258,18 @@ class _Reporter:
 
     def report(self, step: int, saved: SavedCheckpoint | None) -> None:
         """Report a checkpoint, log what is known by now, and delete what is not needed."""
-        checkpoint = None
-        if saved is not None:
+        checkpoint, metrics = None, {"step": step}
+        if saved is not None and self._tracker is not None:
             checkpoint = ray.train.Checkpoint.from_directory(str(saved.path))
+            # What was found out of earlier checkpoints comes late, and is what ranks trials.
+            metrics |= {**saved.metrics, **self._tracker.log_validations()}
         ray.train.report(
-            dict(saved.metrics) if saved is not None else {"step": step},
+            metrics,
             checkpoint=checkpoint,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
             validation=saved is not None and self._schedule.validated(step) and not saved.validated,
         )
         if self._tracker is not None:
-            self._tracker.log_validations()
             prune_checkpoints(self._run_dir, self._keep_last, self._schedule.validated)
 
     def report_what_is_there(self) -> None:

@@ -17,8 +17,9 @@ import ray
 
 from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
+from imf_ray.files import write_atomically
 from imf_ray.schema import Config
-from imf_ray.training.checkpoint import VALIDATIONS
+from imf_ray.training.checkpoint import VALIDATED_STEP, read_validations
 
 METRICS_FILE, WORKERS_DIR, SWANLAB_DIR = "metrics.jsonl", "workers", "swanlab"
 
@@ -32,6 +33,8 @@ class WorkerRecord:
     host: str
     gpu_ids: list[int]
     log_path: str
+    placement_group: str | None
+    """Hex id of the placement group that holds the run's workers."""
 
 
 def record_worker(run_dir: Path, rank: int) -> None:
@@ -45,10 +48,11 @@ def record_worker(run_dir: Path, rank: int) -> None:
         host=socket.gethostname(),
         gpu_ids=[int(i) for i in context.get_accelerator_ids().get("GPU", [])],
         log_path=str(logs[0]) if logs else str(folder),
+        placement_group=context.get_placement_group_id(),
     )
     path = run_dir / WORKERS_DIR / f"rank_{rank}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(record)))
+    write_atomically(path, json.dumps(asdict(record)))
 
 
 class SampleLog:
@@ -72,7 +76,7 @@ class Tracker:
 
     def __init__(self, run_dir: Path, config: Config, start_step: int) -> None:
         self._config = config
-        self._validations = run_dir / VALIDATIONS
+        self._run_dir = run_dir
         self._logged = _validated_steps(run_dir / METRICS_FILE)
         self._file = (run_dir / METRICS_FILE).open("a", buffering=1)
         self._swanlab_dir = run_dir / SWANLAB_DIR
@@ -91,16 +95,19 @@ class Tracker:
         """Log what was seen inside the policy after `step` updates."""
         self._write(step, found)
 
-    def log_validations(self) -> None:
-        """Log what validation found out since the last call, each checkpoint once."""
-        if not self._validations.is_file():
-            return
-        for line in self._validations.read_text().splitlines():
-            found = json.loads(line)
-            step = found.pop("step")
+    def log_validations(self) -> dict[str, Any]:
+        """Log what validation found out since the last call, each checkpoint once.
+
+        Returns the metrics of the latest one that is new, if any is.
+        """
+        latest: dict[str, Any] = {}
+        for metrics in read_validations(self._run_dir):
+            step = metrics[VALIDATED_STEP]
             if step not in self._logged:
                 self._logged.add(step)
-                self._write(step, {"validated": 1.0, **found})
+                self._write(step, {"validated": 1.0, **metrics})
+                latest = metrics
+        return latest
 
     @property
     def swanlab_run(self) -> str | None:
@@ -131,6 +138,11 @@ def _validated_steps(metrics_file: Path) -> set[int]:
         return set()
     lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     return {int(line["step"]) for line in lines if "validated" in line}
+
+
+def read_workers(run_dir: Path) -> list[dict[str, Any]]:
+    """The `WorkerRecord`s that the run's workers left, as plain dictionaries."""
+    return [json.loads(p.read_text()) for p in sorted((run_dir / WORKERS_DIR).glob("*.json"))]
 
 
 def check_tracking(config: Config) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import signal
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from ray.train import (
     ValidationTaskConfig,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from imf_ray.agents.pretrained import CONFIG, build_agent
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
@@ -35,13 +34,10 @@ from imf_ray.files import write_atomically
 from imf_ray.resources import RunResources
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import (
-    SavedCheckpoint,
-    list_checkpoints,
     newest_checkpoint,
-    ranking,
 )
 from imf_ray.training.loop import TrainPayload, train_worker
-from imf_ray.training.tracking import WORKERS_DIR, check_tracking
+from imf_ray.training.tracking import WORKERS_DIR, check_tracking, read_workers
 from imf_ray.training.validation import validate, window_spec
 
 CONTROLLER_FAILURE_LIMIT = 3
@@ -55,6 +51,7 @@ FREE_KEYS = (
     "search_space",
     "checkpoint",
     "run_name",
+    "resume",
     "storage_path",
     "debug",
 )
@@ -97,15 +94,12 @@ class CheckedRun:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended: the checkpoints that it keeps, oldest first."""
+    """How a run ended."""
 
     run_dir: Path
-    checkpoints: tuple[SavedCheckpoint, ...]
     swanlab_run: str | None
-
-    def best(self) -> SavedCheckpoint:
-        """The checkpoint that ranks first."""
-        return min(self.checkpoints, key=lambda checkpoint: ranking(checkpoint.metrics))
+    stopped: bool
+    """Whether it was asked to stop before its last step."""
 
 
 def check_run(config: Config) -> CheckedRun:
@@ -187,22 +181,31 @@ def fit(
     # Ray's own list of checkpoints cannot be read when a folder in it is gone or a write of it was
     # cut off; what counts is on disk, and the loop reports that again.
     (run_dir / RAY_SNAPSHOT).unlink(missing_ok=True)
+    free_workers(run_dir)
     shutil.rmtree(run_dir / WORKERS_DIR, ignore_errors=True)
-    interrupt = signal.getsignal(signal.SIGINT)
     try:
         result = trainer.fit()
-    except SystemExit as error:  # how Ray Train's handler ends an interrupted driver
-        raise KeyboardInterrupt from error
     except ray.train.TrainingFailedError as error:
         cause = _user_error(error)
         if cause is not None:
             raise UserError(f"Training stopped: {cause}") from error
         raise
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupt)
-    swanlab_run = (result.return_value or {}).get("swanlab_run")
-    return RunOutcome(run_dir, tuple(list_checkpoints(run_dir)), swanlab_run)
+    ended = result.return_value or {}
+    return RunOutcome(
+        run_dir,
+        swanlab_run=ended.get("swanlab_run"),
+        stopped=ended.get("stopped", False),
+    )
+
+
+def free_workers(run_dir: Path) -> None:
+    """Give back what the workers of an earlier session of the run hold, if its driver was killed.
+
+    A placement group lives as long as the job that made it. Ray Train removes that of a driver
+    which was killed with the help of the dashboard, which need not be there.
+    """
+    for group in {worker["placement_group"] for worker in read_workers(run_dir)} - {None}:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
 
 
 def scaling_config(resources: RunResources) -> ScalingConfig:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from imf_ray.errors import UserError
+from imf_ray.sweep.scheduling import SCHEDULERS, make_scheduler
 from imf_ray.sweep.search_space import load_search_space, short_names, trial_name
 from imf_ray.sweep.status import find_runs, read_all
 from imf_ray.sweep.table import rank
@@ -48,6 +50,13 @@ def test_the_quickstart_keeps_three_cameras_and_a_residual_trunk() -> None:
         ("grid: {agent.head.n_embb: [1]}", "varies agent.head.n_embb"),
         ("grid: {agent.head.n_emb: 3}", "needs a list"),
         ("space: {agent.head.n_emb: [3]}", "not a search space"),
+        ("sample: {train.lr: {logunifrom: [1, 2]}}", "needs one of choice, uniform"),
+        ("sample: {train.lr: {loguniform: [-1, 2]}}", "cannot be drawn"),
+        ("{grid: {train.lr: [1]}, sample: {train.lr: {choice: [1]}}}", "varies train.lr twice"),
+        ("{grid: {train.lr: [1]}, num_samples: 2}", "repeats the grid"),
+        ("{sample: {train.lr: {choice: [1]}}, num_samples: 0}", "must be at least 1"),
+        ("{grid: {train.lr: [1]}, scheduler: {pbt: {}}}", "one of asha, median_stopping"),
+        ("{grid: {train.lr: [1]}, scheduler: {asha: {metric: loss}}}", "options of asha are"),
     ],
 )
 def test_bad_search_spaces(tmp_path: Path, content: str, message: str) -> None:
@@ -55,6 +64,34 @@ def test_bad_search_spaces(tmp_path: Path, content: str, message: str) -> None:
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         load_search_space(str(path))
+
+
+def test_random_search_draws_the_same_trials_each_time() -> None:
+    space = load_search_space("random")
+    trials = space.combinations()
+    assert len(trials) == 12 and trials == space.combinations()
+    assert len({trial["train.lr"] for trial in trials}) == 12
+    assert all(1e-4 <= trial["train.lr"] <= 1e-2 for trial in trials)
+    assert {trial["train.batch_size"] for trial in trials} <= {32, 64, 128}
+    for trial in trials:
+        assert space.config([], trial).train.lr == trial["train.lr"]
+    other = dataclasses.replace(space, seed=1, grid={"train.seed": [1, 2]}, num_samples=2)
+    assert [trial["train.seed"] for trial in other.combinations()] == [1, 1, 2, 2]
+    assert other.combinations()[0]["train.lr"] != trials[0]["train.lr"]
+
+
+@pytest.mark.parametrize("name", ["asha", "median_stopping"])
+def test_the_spaces_with_a_scheduler(name: str) -> None:
+    space = load_search_space(name)
+    config = space.config([], space.combinations()[0])
+    assert config.train.rollout_validate_on_checkpoint
+    scheduler = make_scheduler(space.scheduler, 6000, {})
+    assert type(scheduler._inner) is SCHEDULERS[name]
+    assert scheduler._inner.metric == "rollout/success_rate"
+    assert make_scheduler({}, 6000, {}) is None
+    if name == "asha":
+        with pytest.raises(UserError, match=r"asha with .* and 10 training steps is not possible"):
+            make_scheduler(space.scheduler, 10, {})
 
 
 def test_unknown_search_space_and_varied_option() -> None:

@@ -1,0 +1,144 @@
+"""Sweeps that are stopped: by their scheduler, by Ctrl-C; and how they go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from imf_ray.errors import UserError
+from imf_ray.resources import ClusterSize
+from imf_ray.sweep.runner import find_sweep, plan_sweep, prepare_sweep, read_space, run_sweep
+from imf_ray.sweep.search_space import SearchSpace
+from imf_ray.sweep.trial import FINISHED, STOPPED, TrialRecord, read_trial, write_trial
+from imf_ray.training.checkpoint import VALIDATIONS, list_checkpoints
+from imf_ray.training.tracking import METRICS_FILE
+from tests.conftest import (
+    COMMAND_LIMIT_S,
+    LOGICAL_CPUS,
+    TINY_AGENT,
+    TINY_TRAINING,
+    command_environment,
+    run_command,
+)
+
+AGENT = "agent=resnet_imf_attnres_multitoken"
+SPACE = SearchSpace(
+    "two",
+    grid={"train.seed": [1, 2]},
+    scheduler={"asha": {"grace_period": 2, "reduction_factor": 2}},
+)
+PATIENCE_S, FREE_WITHIN_S = 120.0, 10.0
+
+
+def wait_for(condition: object, limit_s: float = PATIENCE_S) -> float:
+    """Wait until a function is true; return how long that took."""
+    start = time.monotonic()
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() - start < limit_s
+        time.sleep(0.05)
+    return time.monotonic() - start
+
+
+def judged(step: int, success: float) -> str:
+    return json.dumps({"step": step, "rollout/success_rate": success}) + "\n"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_that_falls_behind_is_stopped_and_frees_its_workers(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    """Late validations reach the scheduler, and so do those of a trial that ended before."""
+    options = [
+        *(o for o in TINY_TRAINING if "max_steps" not in o),
+        *(AGENT, *TINY_AGENT, f"data.dataset_dir={demonstrations}"),
+        *("train.max_steps=100000", "train.save_freq=2", "tune.max_concurrent_trials=1"),
+        "train.rollout_val_freq_epochs=1000",  # validations are what this test writes
+    ]
+    sweep = prepare_sweep(SPACE, options, tmp_path / "sweep")
+    good, bad = (sweep.run_dir(name) for name in sweep.configs)
+    write_trial(TrialRecord(good.name, {}, FINISHED, {"step": 2}, "kept", str(good)))
+    (good / VALIDATIONS).write_text(judged(2, success=1.0))
+
+    def judge_badly() -> None:
+        wait_for(lambda: list(bad.glob("checkpoint_0*")))
+        (bad / VALIDATIONS).write_text(judged(2, success=0.0))
+
+    judge = threading.Thread(target=judge_badly)
+    judge.start()
+    size = ClusterSize(((float(LOGICAL_CPUS), 0.0),))
+    resources, slots = plan_sweep(sweep, size)
+    before = ray.available_resources()["CPU"]
+    records = run_sweep(sweep, resources, slots)
+    ended = time.monotonic()
+    judge.join()
+
+    assert [record.status for record in records] == [FINISHED, STOPPED]
+    assert records[1] == read_trial(bad)
+    assert records[1].best_checkpoint == str(list_checkpoints(bad)[-1].path)
+    assert records[1].workers and records[1].metrics["step"] >= 2
+    assert not (good / METRICS_FILE).exists()  # it was not trained again
+    wait_for(lambda: ray.available_resources().get("CPU") == before, FREE_WITHIN_S)
+    assert time.monotonic() - ended < FREE_WITHIN_S
+
+    with pytest.raises(UserError, match="started with another search space, two"):
+        prepare_sweep(dataclasses.replace(SPACE, name="three"), options, tmp_path / "sweep")
+
+
+def test_which_sweep_goes_on(tmp_path: Path) -> None:
+    assert find_sweep(tmp_path, None) is None and find_sweep(tmp_path, "a") is None
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        content = {"space": dataclasses.asdict(SPACE), "overrides": ["train.lr=1"]}
+        (tmp_path / name / "space.json").write_text(json.dumps(content))
+        time.sleep(0.02)
+    assert find_sweep(tmp_path, None) == tmp_path / "b"
+    (tmp_path / "b" / "sweep.json").touch()
+    assert find_sweep(tmp_path, None) == tmp_path / "a"
+    assert find_sweep(tmp_path, "b") == tmp_path / "b"
+    assert read_space(tmp_path / "a") == (SPACE, ["train.lr=1"])
+
+
+def test_ctrl_c_saves_and_resume_goes_on(demonstrations: Path, tmp_path: Path) -> None:
+    """The commands as a user types them; what was trained is not trained again."""
+    (tmp_path / "seeds.yaml").write_text("grid: {train.seed: [1, 2]}")
+    options = [
+        *(AGENT, *TINY_AGENT, *(o for o in TINY_TRAINING if "max_steps" not in o)),
+        *("search_space=seeds.yaml", "run_name=sweep", "tune.max_concurrent_trials=1"),
+        *(f"data.dataset_dir={demonstrations}", "task.max_episode_steps=60"),
+        *("train.max_steps=60", "train.save_freq=1000"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "imf_ray.tune", *options],
+        cwd=tmp_path,
+        env=command_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    runs = tmp_path / "runs/sweep/trials"
+    log = runs / "00000-seed_1" / METRICS_FILE
+    wait_for(lambda: log.is_file() and '"step": 5,' in log.read_text())
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=COMMAND_LIMIT_S)
+    assert process.returncode == 130
+    assert "python -m imf_ray.tune resume=auto run_name=sweep" in errors
+    (saved,) = list_checkpoints(runs / "00000-seed_1")
+    assert 5 <= saved.step < 60
+    assert not (runs / "00001-seed_2" / METRICS_FILE).exists()
+
+    done = run_command("tune", "resume=auto", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Going on with" in done.stdout
+    for name in ("00000-seed_1", "00001-seed_2"):
+        lines = [json.loads(line) for line in (runs / name / METRICS_FILE).read_text().splitlines()]
+        assert [line["step"] for line in lines if "loss" in line] == list(range(1, 61))
+        assert read_trial(runs / name).status == FINISHED
