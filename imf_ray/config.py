@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
@@ -23,6 +24,8 @@ from imf_ray.schema import Config
 
 CONF_DIR = Path(__file__).parent / "conf"
 RECIPE = "recipe"
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+"""`cluster.num_workers=2..8` stands for its two ends."""
 GROUPS = {"agent": "resnet_imf_attnres", "task": "sim_transfer", "cluster": "local"}
 
 
@@ -45,6 +48,8 @@ def load_config(overrides: Iterable[str] = ()) -> Config:
             raise UserError(f"{override!r} is not an option: write key=value (see --help).")
         if key in GROUPS:
             choices[key] = value
+        elif key == "cluster.num_workers" and (ends := RANGE.fullmatch(value)):
+            values += [("cluster.min_workers", ends[1]), (key, ends[2])]
         else:
             values.append((key, value))
 

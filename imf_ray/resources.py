@@ -10,6 +10,7 @@ their number.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -49,10 +50,18 @@ class RunResources:
     """What one run (a training or one trial) takes from the cluster."""
 
     workers: int
+    """At most."""
     cpus_per_worker: float
     gpus_per_worker: float
     rollout_actors: int
     cpus_per_rollout_actor: float
+    fewest_workers: int | None = None
+    """With which the run goes on; None is all of them."""
+
+    @property
+    def min_workers(self) -> int:
+        """The least number of workers."""
+        return self.workers if self.fewest_workers is None else self.fewest_workers
 
     @property
     def cpus(self) -> float:
@@ -65,9 +74,15 @@ class RunResources:
         """GPUs of the whole run."""
         return self.workers * self.gpus_per_worker
 
+    @property
+    def _count(self) -> str:
+        if self.min_workers == self.workers:
+            return str(self.workers)
+        return f"{self.min_workers} to {self.workers}"
+
     def __str__(self) -> str:
         return (
-            f"driver {DRIVER_CPUS:g} CPU + {self.workers} worker(s) x {self.cpus_per_worker:g} "
+            f"driver {DRIVER_CPUS:g} CPU + {self._count} worker(s) x {self.cpus_per_worker:g} "
             f"CPU, {self.gpus_per_worker:g} GPU + {self.rollout_actors} simulator(s) x "
             f"{self.cpus_per_rollout_actor:g} CPU = {self.cpus:g} CPU, {self.gpus:g} GPU"
         )
@@ -90,8 +105,13 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
     """
     cluster = config.cluster
     gpus_per_worker = cluster.gpus_per_worker if config.train.device == "cuda" else 0.0
+    fewest = cluster.min_workers or cluster.num_workers
+    _require_gpus(fewest, gpus_per_worker, slots, size)
+    workers = cluster.num_workers  # as many as may be here: more may come
+    if gpus_per_worker:
+        workers = min(workers, max(fewest, gpu_places(size, gpus_per_worker) // slots))
     parts = [
-        (cluster.num_workers, cluster.cpus_per_worker, WORKER_SHARE, MAX_CPUS_PER_WORKER),
+        (workers, cluster.cpus_per_worker, WORKER_SHARE, MAX_CPUS_PER_WORKER),
         (
             cluster.rollout_actors,
             cluster.cpus_per_rollout_actor,
@@ -99,7 +119,6 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
             MAX_CPUS_PER_SIMULATOR,
         ),
     ]
-    _require_gpus(cluster.num_workers, gpus_per_worker, slots, size)
     left = size.cpus / slots - DRIVER_CPUS
     left -= sum(count * given for count, given, _, _ in parts if given is not None)
     open_shares = FREE_SHARE + sum(share for _, given, share, _ in parts if given is None)
@@ -111,7 +130,7 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
     )
     if cluster.cpus_per_worker is None:  # every worker finds its CPUs on one node
         hosts = [cpus for cpus, gpus in size.nodes if not gpus_per_worker or gpus > 0]
-        share = max(hosts) / math.ceil(cluster.num_workers * slots / len(hosts))
+        share = max(hosts) / math.ceil(workers * slots / len(hosts))
         worker_cpus = min(worker_cpus, _round_down(share * WORKER_SHARE))
     run = RunResources(
         workers=cluster.num_workers,
@@ -119,8 +138,9 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
         gpus_per_worker=gpus_per_worker,
         rollout_actors=cluster.rollout_actors,
         cpus_per_rollout_actor=rollout_cpus,
+        fewest_workers=fewest,
     )
-    _require_fit(run, size, slots)
+    _require_fit(dataclasses.replace(run, workers=fewest), size, slots)
     return run
 
 

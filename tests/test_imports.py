@@ -28,7 +28,17 @@ ROOMS: dict[str, set[str]] = {
     "data": {"config", "schema", "errors", "files", "mp4"},
     "demos": {"sim", "data", "config", "schema", "errors", "files", ""},
     "rollout": {"agents", "sim", "data", "config", "schema", "errors", "files", "mp4", ""},
-    "training": {"agents", "data", "rollout", "config", "schema", "errors", "files", "resources"},
+    "training": {
+        "agents",
+        "data",
+        "rollout",
+        "config",
+        "schema",
+        "errors",
+        "files",
+        "mp4",
+        "resources",
+    },
     "judging": {
         "agents",
         "training",

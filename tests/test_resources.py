@@ -50,6 +50,20 @@ def test_the_default_fits_a_cluster_of_small_nodes() -> None:
     assert run.workers * run.cpus_per_worker <= 8.0
 
 
+def test_an_elastic_run_starts_on_what_is_there() -> None:
+    config = load_config(["train.device=cuda", "cluster.num_workers=2..16"])
+    assert (config.cluster.min_workers, config.cluster.num_workers) == (2, 16)
+    run = plan_run(config, TWO_GPU_NODES)
+    assert (run.min_workers, run.workers) == (2, 16)
+    assert 8 * run.cpus_per_worker <= 32.0 and "2 to 16 worker(s)" in str(run)
+    alone = plan_run(load_config(["cluster.num_workers=2"]), TWO_GPU_NODES)
+    assert alone.min_workers == alone.workers == 2
+    with pytest.raises(UserError, match=r"9 worker.* has 8"):
+        plan_run(load_config(["train.device=cuda", "cluster.num_workers=9..16"]), TWO_GPU_NODES)
+    with pytest.raises(UserError, match=r"min_workers=3 must lie between 1 and .*num_workers=2"):
+        load_config(["cluster.num_workers=3..2"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "arithmetic"),
     [

@@ -5,7 +5,8 @@ an epoch permutes the chunks, lays their samples in one line and deals the line 
 shards* of equal length, as MosaicML Streaming's canonical nodes. A *row* is the part of a chunk
 that fell to one shard: one read of one episode. Within a shard, `pool_chunks` consecutive rows
 make a *pool*, whose samples are shuffled together. Each global batch takes the same number of
-samples from every shard, shard by shard, and each rank owns V / world_size consecutive shards.
+samples from every shard, shard by shard, and each rank owns V / world_size consecutive shards, as
+evenly as that divides.
 """
 
 from __future__ import annotations
@@ -102,9 +103,9 @@ class SamplePlan:
         return np.concatenate(([0], np.cumsum(self.lengths)[:-1])).astype(np.int64)
 
     def rank_shards(self, rank: int, world_size: int) -> range:
-        """The virtual shards that a rank owns; the world size divides their number."""
-        share = self.virtual_shards // world_size
-        return range(rank * share, (rank + 1) * share)
+        """The virtual shards that a rank owns: equally many, or one more on some ranks."""
+        first, last = (r * self.virtual_shards // world_size for r in (rank, rank + 1))
+        return range(first, last)
 
     def epoch(self, epoch: int) -> EpochPlan:
         """The plan of one epoch."""
@@ -143,19 +144,22 @@ class SamplePlan:
 
 
 def choose_virtual_shards(batch_size: int, world_size: int, wanted: int | None) -> int:
-    """The number of virtual shards: as asked, or 8, or fewer where the batch needs it.
+    """The number of virtual shards: as asked, or 8, or another where batch and workers need it.
+
+    Args:
+        world_size: the largest of the run.
 
     Raises:
         UserError: no number of shards fits both the batch and the workers.
     """
     shards = wanted or math.gcd(batch_size, DEFAULT_VIRTUAL_SHARDS)
-    if wanted is None and shards % world_size:
-        shards = world_size
-    if shards % world_size or batch_size % shards:
+    if wanted is None and shards % world_size and batch_size % world_size == 0:
+        shards = world_size  # equal shares
+    if shards < world_size or batch_size % shards:
         raise UserError(
             f"train.batch_size={batch_size} cannot be dealt to {shards} virtual shards and "
             f"cluster.num_workers={world_size}: the batch must be a multiple of the shards, and "
-            "these a multiple of the workers."
+            "these at least as many as the workers."
         )
     return shards
 

@@ -58,6 +58,8 @@ class TrainConfig:
     rollout_num_episodes: int = 10
     rollout_seed: int = 400_000
     """Validation episodes are the seeds from here on."""
+    rollout_video: bool = False
+    """Keep a video of each validation's first episode in the run's `videos/`; SwanLab shows it."""
     use_swanlab: bool = False
     swanlab_project: str = "imf_ray"
     swanlab_mode: str = "online"
@@ -113,7 +115,10 @@ class ClusterConfig:
     num_gpus: float | None = None
     """Logical GPUs of a cluster started here; null is the machine's."""
     num_workers: int = 1
-    """Training workers (ranks) of one run."""
+    """Training workers (ranks) of one run. `2..8` on the command line means at least 2 and at most
+    8: the run goes on with fewer when machines are lost, and with more when they come back."""
+    min_workers: int | None = None
+    """The least number of workers that a run goes on with; null is `num_workers`."""
     gpus_per_worker: float = 1.0
     """GPUs of one worker, used with `train.device=cuda`; trials may share one by fractions."""
     cpus_per_worker: float | None = None
@@ -127,6 +132,11 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         at_least("cluster", self, num_workers=1, rollout_actors=1)
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise UserError(
+                f"cluster.min_workers={self.min_workers} must lie between 1 and "
+                f"cluster.num_workers={self.num_workers}."
+            )
         given = ("gpus_per_worker", "cpus_per_worker")
         for key in (*given, "cpus_per_rollout_actor", "gpus_per_rollout_actor"):
             value = getattr(self, key)

@@ -48,7 +48,17 @@ def status_table(runs: Sequence[RunStatus]) -> Table:
     """A line for each run."""
     table = Table(box=None)
     table.add_column("run", overflow="fold", min_width=20)
-    columns = ["state", "step", "saved", "loss", "samples/s", "success", "error", "last line"]
+    columns = [
+        "state",
+        "step",
+        "saved",
+        "loss",
+        "samples/s",
+        "success",
+        "error",
+        "restarts",
+        "last line",
+    ]
     for column in columns:
         table.add_column(column, no_wrap=True)
     for run in runs:
@@ -65,6 +75,7 @@ def status_table(runs: Sequence[RunStatus]) -> Table:
             _number(run, "samples_per_s", "{:.0f}"),
             success,
             _number(run, "action_error", "{:.4f}"),
+            _number(run, "restarts", "{:.0f}"),
             "" if run.age_s is None else f"{_duration(run.age_s)} ago",
         )
     return table

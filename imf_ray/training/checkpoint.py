@@ -31,6 +31,7 @@ PREFIX, PARTIAL = "checkpoint_", ".partial_"
 PATTERN = f"{PREFIX}[0-9]*"  # Ray keeps a checkpoint_manager_snapshot.json beside them
 MANIFEST, TRAINER_STATE = "manifest.json", "trainer_state.pt"
 VALIDATION, VALIDATIONS = "validation.json", "validations.jsonl"
+VIDEOS = "videos"
 VALIDATED_STEP = "validated_step"
 """Among metrics: the step of the checkpoint that those of validation are of."""
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
@@ -212,6 +213,11 @@ def write_validation(checkpoint: Path, metrics: Mapping[str, Any]) -> None:
     write_atomically(checkpoint / VALIDATION, json.dumps(metrics))
     with (checkpoint.parent / VALIDATIONS).open("a") as file:
         file.write(json.dumps({"step": step_of(checkpoint), **metrics}) + "\n")
+
+
+def validation_video(run_dir: Path, step: int) -> Path:
+    """Where the video of the validation of a step's checkpoint is, if one was made."""
+    return run_dir / VIDEOS / f"{PREFIX}{step:08d}.mp4"
 
 
 def read_validations(run_dir: Path) -> list[dict[str, Any]]:

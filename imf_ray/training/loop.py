@@ -60,6 +60,8 @@ class TrainPayload:
     run_dir: str
     stream: EpisodeStream
     statistics: Statistics
+    bad_episodes: int = 0
+    """Files that were left out of the data set."""
 
 
 class Trainer:
@@ -84,7 +86,7 @@ class Trainer:
 
     def distribute(self) -> None:
         """Wrap the agent for data parallelism; its gradients are averaged from here on."""
-        self.module = ray.train.torch.prepare_model(self.agent)
+        self.module = ray.train.torch.prepare_model(self.agent, move_to_device=False)
 
     def restore(self, checkpoint: SavedCheckpoint) -> None:
         """Go on from a checkpoint: the run that follows is the one that would have been."""
@@ -132,7 +134,7 @@ class Trainer:
 
 
 def split_batch(batch: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
-    """Equal parts of a batch of tensors along their first axis; scalars belong to each part.
+    """Parts of a batch of tensors, about equal, along their first axis; scalars belong to each.
 
     With `valid_count` among those, the losses of the parts add up to that of the batch.
     """
@@ -142,7 +144,7 @@ def split_batch(batch: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
         if isinstance(value, Mapping):
             pieces = split_batch(value, parts)
         elif value.ndim > 0:
-            pieces = value.chunk(parts)
+            pieces = value.tensor_split(parts)
         for part, piece in zip(split, pieces, strict=True):
             part[key] = piece
     return split
@@ -191,12 +193,16 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     # Beside busy processes, more threads than CPUs wait for each other and everything collapses.
     torch.set_num_threads(max(1, int(train_loop_config["cpus"])))
 
-    trainer = Trainer(config, payload.statistics, ray.train.torch.get_device())
+    on_gpu = config.train.device == "cuda"
+    device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
+    trainer = Trainer(config, payload.statistics, device)
     start = newest_checkpoint(run_dir)
     if start is not None:
         trainer.restore(start)
     trainer.distribute()
-    tracker = Tracker(run_dir, config, trainer.step) if rank == 0 else None
+    tracker = None
+    if rank == 0:
+        tracker = Tracker(run_dir, config, trainer.step, payload.bad_episodes)
     schedule = CheckpointSchedule(config.train, stream.plan.steps_per_epoch)
     reporter = _Reporter(run_dir, schedule, config.train.keep_last, tracker)
     reporter.report_what_is_there()

@@ -115,6 +115,10 @@ class ProgressBoard:
 def describe_metrics(metrics: Mapping[str, Any]) -> str:
     """The numbers a person wants to see, in one line."""
     parts = []
+    if metrics.get("restarts", 0):
+        parts.append(f"restart {metrics['restarts']}")
+    if metrics.get("checkpoint_fallbacks", 0):
+        parts.append(f"{metrics['checkpoint_fallbacks']} bad checkpoint(s) passed over")
     for name, text in TRAINING_FORMATS.items():
         if name in metrics:
             parts.append(text.format(metrics[name]))

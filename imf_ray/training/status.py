@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from omegaconf import OmegaConf
 
 from imf_ray.agents.pretrained import CONFIG
 from imf_ray.training.checkpoint import PATTERN, step_of
-from imf_ray.training.tracking import METRICS_FILE
+from imf_ray.training.tracking import METRICS_FILE, read_metrics
 
 SILENT_S = 300.0
 """A run that has said nothing for so long is not called running."""
@@ -43,10 +42,9 @@ def is_run(folder: Path) -> bool:
 def read_status(run_dir: Path, now: float) -> RunStatus:
     """What a run's folder says at the time `now`, in seconds since the epoch."""
     log, metrics = run_dir / METRICS_FILE, {"step": 0}
-    lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
+    lines = read_metrics(log)
     for line in lines:
-        if line.endswith("\n"):  # the last one may be half written
-            metrics |= json.loads(line)
+        metrics |= line
     age = now - log.stat().st_mtime if lines else None
     max_steps = int(OmegaConf.load(run_dir / CONFIG).train.max_steps)
     if age is None:

@@ -1,4 +1,4 @@
-"""What a run writes down: where its workers live, a file of metrics, and SwanLab."""
+"""What a run tells: where its workers live, a file of metrics, gauges, and SwanLab."""
 
 from __future__ import annotations
 
@@ -18,10 +18,19 @@ import ray
 from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
+from imf_ray.mp4 import decode_video, encode_gif
 from imf_ray.schema import Config
-from imf_ray.training.checkpoint import VALIDATED_STEP, read_validations
+from imf_ray.training.checkpoint import (
+    PATTERN,
+    VALIDATED_STEP,
+    read_validations,
+    step_of,
+    validation_video,
+)
+from imf_ray.training.gauges import Gauges
 
 METRICS_FILE, WORKERS_DIR, SWANLAB_DIR = "metrics.jsonl", "workers", "swanlab"
+RESTARTS = "restarts"
 
 
 @dataclass(frozen=True)
@@ -72,16 +81,28 @@ class SampleLog:
 
 
 class Tracker:
-    """Rank 0's record of a run: `metrics.jsonl`, and SwanLab where asked for."""
+    """Rank 0's record of a run: `metrics.jsonl`, Ray's gauges, and SwanLab where asked for.
 
-    def __init__(self, run_dir: Path, config: Config, start_step: int) -> None:
+    It begins with a line of how the run came here: its `restarts`, the bad checkpoints that were
+    passed over for the one it goes on from (`checkpoint_fallbacks`, of all starts), and the episode
+    files that were left out (`bad_episodes`).
+    """
+
+    def __init__(self, run_dir: Path, config: Config, start_step: int, bad_episodes: int) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._logged = _validated_steps(run_dir / METRICS_FILE)
+        before = read_metrics(run_dir / METRICS_FILE)
+        self._logged = {int(line["step"]) for line in before if "validated" in line}
+        starts = [line for line in before if RESTARTS in line]
+        self._gauges = Gauges(run_dir.name)
         self._file = (run_dir / METRICS_FILE).open("a", buffering=1)
         self._swanlab_dir = run_dir / SWANLAB_DIR
         self._swanlab = _start_swanlab(run_dir, config) if config.train.use_swanlab else None
         self._last_step, self._last_time = start_step, time.monotonic()
+        passed_over = sum(step_of(path) > start_step for path in run_dir.glob(PATTERN))
+        fallbacks = sum(line["checkpoint_fallbacks"] for line in starts[-1:]) + passed_over
+        start = {"checkpoint_fallbacks": fallbacks, "bad_episodes": bad_episodes}
+        self._write(start_step, {RESTARTS: len(starts), **start})
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log training metrics after `step` updates."""
@@ -106,6 +127,7 @@ class Tracker:
             if step not in self._logged:
                 self._logged.add(step)
                 self._write(step, {"validated": 1.0, **metrics})
+                self._show_video(step)
                 latest = metrics
         return latest
 
@@ -125,19 +147,26 @@ class Tracker:
         if self._swanlab is not None:
             self._swanlab.finish()
 
+    def _show_video(self, step: int) -> None:
+        video = validation_video(self._run_dir, step)
+        if self._swanlab is not None and video.is_file():
+            import swanlab
+
+            frames = swanlab.Video(encode_gif(decode_video(video.read_bytes())))
+            self._swanlab.log({"rollout/video": frames}, step=step)
+
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
         self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        self._gauges.set(values)
         if self._swanlab is not None:
             numbers = {name: v for name, v in values.items() if isinstance(v, (int, float))}
             self._swanlab.log(numbers, step=step)
 
 
-def _validated_steps(metrics_file: Path) -> set[int]:
-    """Steps whose validation an earlier session of the run has logged."""
-    if not metrics_file.is_file():
-        return set()
-    lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
-    return {int(line["step"]) for line in lines if "validated" in line}
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, which need not be there yet."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # one may be half written
 
 
 def read_workers(run_dir: Path) -> list[dict[str, Any]]:

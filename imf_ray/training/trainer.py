@@ -64,6 +64,7 @@ FREE_TRAIN_KEYS = (
     "save_freq",
     "keep_last",
     "max_failures",
+    "rollout_video",
     "use_swanlab",
     "swanlab_project",
     "swanlab_mode",
@@ -148,7 +149,9 @@ def fit(
         max_steps=config.train.max_steps,
         readers=config.train.num_workers,
     )
-    payload = TrainPayload(config_to_dict(config), str(run_dir), stream, statistics)
+    payload = TrainPayload(
+        config_to_dict(config), str(run_dir), stream, statistics, len(run.train.skipped)
+    )
     validation = ValidationTaskConfig(
         fn_kwargs={
             "config": payload.config,
@@ -160,7 +163,7 @@ def fit(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"payload": payload, "cpus": resources.cpus_per_worker},
-        torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if config.train.device == "cuda" else "gloo"),
         scaling_config=scaling_config(resources),
         run_config=RunConfig(
             name=run_dir.name,
@@ -214,7 +217,11 @@ def scaling_config(resources: RunResources) -> ScalingConfig:
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
     return ScalingConfig(
-        num_workers=resources.workers,
+        num_workers=(
+            resources.workers
+            if resources.min_workers == resources.workers
+            else (resources.min_workers, resources.workers)
+        ),
         use_gpu=resources.gpus_per_worker > 0,
         resources_per_worker=per_worker,
     )

@@ -8,6 +8,7 @@ because a validation that raises would end the training.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from imf_ray.agents.pretrained import load_agent
 from imf_ray.config import config_from_dict
 from imf_ray.data.episodes import Selection
 from imf_ray.data.windows import WindowSpec, sample_windows
+from imf_ray.files import write_atomically
 from imf_ray.rollout.actors import RolloutJob, run_episodes
+from imf_ray.rollout.artifacts import VIDEO, Keep
 from imf_ray.rollout.judgement import keep_records
 from imf_ray.rollout.records import summarize
 from imf_ray.rollout.settings import agent_settings
 from imf_ray.schema import Config
-from imf_ray.training.checkpoint import write_validation
+from imf_ray.training.checkpoint import step_of, validation_video, write_validation
 
 ACTION_ERROR_WINDOWS = 256
 ACTION_ERROR_BATCH = 32
@@ -76,8 +79,16 @@ def validate(
         settings = agent_settings(run, noise_seed=first)
         job = RolloutJob(str(folder), settings, run.evaluate.envs_per_actor)
         seeds = range(first, first + run.train.rollout_num_episodes)
-        records = [played.record for played in run_episodes(job, seeds, actors, options)]
+        keep = {first: Keep(video=run.train.rollout_video)}
+        begun, records = time.perf_counter(), []
+        for played in run_episodes(job, seeds, actors, options, keep):
+            records.append(played.record)
+            if VIDEO in played.files:
+                video = validation_video(folder.parent, step_of(folder))
+                write_atomically(video, played.files[VIDEO])
         metrics |= summarize(records).metrics()
+        steps = sum(record.steps for record in records)
+        metrics["rollout/fps"] = steps / (time.perf_counter() - begun)
         keep_records(folder.parent, folder.name, records)
     except Exception as error:  # the promise above: training goes on, and the report says why
         log.exception("Validation of %s failed", checkpoint.path)
