@@ -9,20 +9,20 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYetError
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from imf_ray.config import GROUPS, RECIPE, group_choices, key_help, load_config, to_yaml
 from imf_ray.environment import prepare_environment
 from imf_ray.errors import UserError
-from imf_ray.resources import ClusterSize
+from imf_ray.resources import POOLS, ClusterSize
 from imf_ray.schema import Config
 
 LOG_WIDTH = 110
@@ -160,7 +160,7 @@ def connect(config: Config) -> ClusterSize:
     A cluster of RAY_ADDRESS (as in a submitted job) is used when the configuration names none.
 
     Raises:
-        UserError: the named cluster cannot be reached.
+        UserError: the named cluster cannot be reached, or lacks a pool.
     """
     cluster, address = config.cluster, cluster_address(config)
     environment = prepare_environment(own_cluster=address is None)
@@ -187,11 +187,31 @@ def connect(config: Config) -> ClusterSize:
             log_to_driver=config.debug,  # what workers say is in their logs and on the dashboard
             logging_level=logging.WARNING,
         )
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    size = ClusterSize(tuple((n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in nodes))
+    size = _size_of([node for node in ray.nodes() if node["Alive"]], cluster.pool_label)
     dashboard = ray.get_runtime_context().gcs_address if address else _dashboard_url()
     console.print(f"Ray: {size}; {'cluster' if address else 'dashboard'} {dashboard}")
     return size
+
+
+def _size_of(nodes: Sequence[Mapping[str, Any]], pool_label: str | None) -> ClusterSize:
+    """What `ray.nodes()` offer, together and by pool."""
+
+    def sizes(of: Sequence[Mapping[str, Any]]) -> tuple[tuple[float, float], ...]:
+        resources = [node["Resources"] for node in of]
+        return tuple((r.get("CPU", 0.0), r.get("GPU", 0.0)) for r in resources)
+
+    if pool_label is None:
+        return ClusterSize(sizes(nodes))
+    pools = {pool: [n for n in nodes if n["Labels"].get(pool_label) == pool] for pool in POOLS}
+    empty = [f"{pool_label}={pool}" for pool, members in pools.items() if not members]
+    if empty:
+        raise UserError(
+            f"No node of the cluster has the label {' or '.join(empty)}: start some with "
+            f"`ray start --labels={empty[0]}`, or set cluster.pool_label=null to run everything "
+            "anywhere."
+        )
+    by_pool = {pool: ClusterSize(sizes(members)) for pool, members in pools.items()}
+    return ClusterSize(sizes(nodes), by_pool)
 
 
 def cluster_address(config: Config) -> str | None:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
@@ -21,6 +23,8 @@ DRIVER_CPUS = 0.05
 WORKER_SHARE, ROLLOUT_SHARE, FREE_SHARE = 0.6, 0.25, 0.15
 """How a run's CPUs are divided where the configuration leaves them open."""
 MAX_CPUS_PER_WORKER, MAX_CPUS_PER_SIMULATOR = 8.0, 1.0
+TRAIN_POOL, SIM_POOL, DATA_POOL = POOLS = ("train", "sim", "data")
+"""What nodes can be for, where `cluster.pool_label` tells them apart."""
 GRAIN = 1e-3
 """Ray counts resources to four digits; shares are rounded down to this."""
 
@@ -30,6 +34,12 @@ class ClusterSize:
     """What a cluster has: totals, and its nodes' (CPUs, GPUs)."""
 
     nodes: tuple[tuple[float, float], ...]
+    pools: Mapping[str, ClusterSize] = field(default_factory=dict)
+    """The nodes of each pool; empty where any node may do anything."""
+
+    def pool(self, name: str) -> ClusterSize:
+        """The nodes that may do this part of the work."""
+        return self.pools.get(name, self)
 
     @property
     def cpus(self) -> float:
@@ -57,6 +67,13 @@ class RunResources:
     cpus_per_rollout_actor: float
     fewest_workers: int | None = None
     """With which the run goes on; None is all of them."""
+    pool_label: str | None = None
+    """The label that says which pool a node belongs to."""
+
+    @property
+    def rollout_options(self) -> dict[str, Any]:
+        """What Ray is told of each simulator."""
+        return {"num_cpus": self.cpus_per_rollout_actor} | in_pool(self.pool_label, SIM_POOL)
 
     @property
     def min_workers(self) -> int:
@@ -95,6 +112,18 @@ class SimulatorPlan:
     actors: int
     cpus: float
     gpus: float
+    pool_label: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What Ray is told of each."""
+        options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        return options | in_pool(self.pool_label, SIM_POOL)
+
+
+def in_pool(pool_label: str | None, pool: str) -> dict[str, Any]:
+    """The Ray option that keeps work in a pool, if there are pools."""
+    return {} if pool_label is None else {"label_selector": {pool_label: pool}}
 
 
 def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
@@ -106,10 +135,11 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
     cluster = config.cluster
     gpus_per_worker = cluster.gpus_per_worker if config.train.device == "cuda" else 0.0
     fewest = cluster.min_workers or cluster.num_workers
-    _require_gpus(fewest, gpus_per_worker, slots, size)
+    trainers = size.pool(TRAIN_POOL)
+    _require_gpus(fewest, gpus_per_worker, slots, trainers)
     workers = cluster.num_workers  # as many as may be here: more may come
     if gpus_per_worker:
-        workers = min(workers, max(fewest, gpu_places(size, gpus_per_worker) // slots))
+        workers = min(workers, max(fewest, gpu_places(trainers, gpus_per_worker) // slots))
     parts = [
         (workers, cluster.cpus_per_worker, WORKER_SHARE, MAX_CPUS_PER_WORKER),
         (
@@ -119,17 +149,20 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
             MAX_CPUS_PER_SIMULATOR,
         ),
     ]
-    left = size.cpus / slots - DRIVER_CPUS
-    left -= sum(count * given for count, given, _, _ in parts if given is not None)
-    open_shares = FREE_SHARE + sum(share for _, given, share, _ in parts if given is None)
+    if size.pools:
+        rooms = (trainers.cpus, size.pool(SIM_POOL).cpus)
+        shares = [_round_down(cpus / slots / p[0]) for cpus, p in zip(rooms, parts, strict=True)]
+    else:
+        left = size.cpus / slots - DRIVER_CPUS
+        left -= sum(count * given for count, given, _, _ in parts if given is not None)
+        open_shares = FREE_SHARE + sum(share for _, given, share, _ in parts if given is None)
+        shares = [_round_down(max(left, 0.0) * p[2] / open_shares / p[0]) for p in parts]
     worker_cpus, rollout_cpus = (
-        given
-        if given is not None
-        else min(_round_down(max(left, 0.0) * share / open_shares / count), limit)
-        for count, given, share, limit in parts
+        given if given is not None else min(share, limit)
+        for share, (_, given, _, limit) in zip(shares, parts, strict=True)
     )
     if cluster.cpus_per_worker is None:  # every worker finds its CPUs on one node
-        hosts = [cpus for cpus, gpus in size.nodes if not gpus_per_worker or gpus > 0]
+        hosts = [cpus for cpus, gpus in trainers.nodes if not gpus_per_worker or gpus > 0]
         share = max(hosts) / math.ceil(workers * slots / len(hosts))
         worker_cpus = min(worker_cpus, _round_down(share * WORKER_SHARE))
     run = RunResources(
@@ -139,6 +172,7 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
         rollout_actors=cluster.rollout_actors,
         cpus_per_rollout_actor=rollout_cpus,
         fewest_workers=fewest,
+        pool_label=cluster.pool_label,
     )
     _require_fit(dataclasses.replace(run, workers=fewest), size, slots)
     return run
@@ -150,11 +184,11 @@ def plan_simulators(config: Config, size: ClusterSize) -> SimulatorPlan:
     Raises:
         UserError: policies shall run on GPUs, and there are none.
     """
-    cluster = config.cluster
+    cluster, size = config.cluster, size.pool(SIM_POOL)
     cpus = cluster.cpus_per_rollout_actor or min(MAX_CPUS_PER_SIMULATOR, size.cpus)
     actors = max(1, math.floor(size.cpus / cpus + GRAIN))
     if config.evaluate.device == "cpu":
-        return SimulatorPlan(actors, cpus, 0.0)
+        return SimulatorPlan(actors, cpus, 0.0, cluster.pool_label)
     places = gpu_places(size, cluster.gpus_per_rollout_actor)
     if not places:
         raise UserError(
@@ -162,7 +196,8 @@ def plan_simulators(config: Config, size: ClusterSize) -> SimulatorPlan:
             f"and the cluster has {size.gpus:g} ({size}). Set evaluate.device=cpu or lower "
             "cluster.gpus_per_rollout_actor."
         )
-    return SimulatorPlan(min(actors, places), cpus, cluster.gpus_per_rollout_actor)
+    actors = min(actors, places)
+    return SimulatorPlan(actors, cpus, cluster.gpus_per_rollout_actor, cluster.pool_label)
 
 
 def plan_slots(config: Config, size: ClusterSize) -> int:
@@ -176,6 +211,7 @@ def plan_slots(config: Config, size: ClusterSize) -> int:
         if slots < 1:
             raise UserError(f"tune.max_concurrent_trials={slots} must be at least 1.")
         return slots
+    size = size.pool(TRAIN_POOL)
     if config.train.device == "cuda":
         places = gpu_places(size, config.cluster.gpus_per_worker)
         return max(1, places // config.cluster.num_workers)
@@ -224,12 +260,24 @@ def _require_fit(run: RunResources, size: ClusterSize, slots: int) -> None:
             f"Nothing is left for some part of the run: {run}, of {size}. Lower what is given in "
             "cluster.*, or leave it null."
         )
-    places = sum(math.floor(cpus / run.cpus_per_worker + GRAIN) for cpus, _ in size.nodes)
-    if places < run.workers * slots:
-        raise UserError(
-            f"Only {places} of {run.workers * slots} worker(s) with {run.cpus_per_worker:g} CPUs "
-            f"find a node ({size}). Lower cluster.cpus_per_worker or cluster.num_workers."
-        )
+    needs = (
+        (TRAIN_POOL, "worker(s)", "num_workers", run.workers, run.cpus_per_worker),
+        (
+            SIM_POOL,
+            "simulator(s)",
+            "rollout_actors",
+            run.rollout_actors,
+            run.cpus_per_rollout_actor,
+        ),
+    )
+    for pool, what, key, count, cpus_of_one in needs:
+        nodes = size.pool(pool)
+        places = sum(math.floor(cpus / cpus_of_one + GRAIN) for cpus, _ in nodes.nodes)
+        if places < count * slots:
+            raise UserError(
+                f"Only {places} of {count * slots} {what} with {cpus_of_one:g} CPUs find a node "
+                f"({nodes}). Lower the CPUs of one in cluster.*, or cluster.{key}."
+            )
 
 
 def _round_down(value: float) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from imf_ray.launch import absolute, connect, console, interruptible, resume_command, run
 from imf_ray.resources import plan_simulators
@@ -84,13 +85,15 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     for line in failures(records):
         console.print(f"Failed: {line}", soft_wrap=True)
     console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
-    cpus = plan_simulators(config, size).cpus
-    videos = _write_videos(sweep_dir, sweep.first_config, str(best.best_checkpoint), cpus)
+    options = plan_simulators(config, size).options
+    videos = _write_videos(sweep_dir, sweep.first_config, str(best.best_checkpoint), options)
     for path in [*files, *videos]:
         console.print(str(path), soft_wrap=True)
 
 
-def _write_videos(sweep_dir: Path, config: Config, checkpoint: str, cpus: float) -> list[Path]:
+def _write_videos(
+    sweep_dir: Path, config: Config, checkpoint: str, options: Mapping[str, Any]
+) -> list[Path]:
     """The expert and the best policy on the first validation seed."""
     from imf_ray.files import write_atomically
     from imf_ray.rollout.actors import RolloutJob, run_episodes
@@ -106,7 +109,7 @@ def _write_videos(sweep_dir: Path, config: Config, checkpoint: str, cpus: float)
     paths = []
     for name, job in jobs.items():
         path = sweep_dir / VIDEO_FILES[name]
-        for episode in run_episodes(job, [seed], 1, {"num_cpus": cpus}, {seed: Keep(video=True)}):
+        for episode in run_episodes(job, [seed], 1, options, {seed: Keep(video=True)}):
             write_atomically(path, episode.files[VIDEO])
         paths.append(path)
     return paths

@@ -1,22 +1,97 @@
-"""The cluster file is one that Ray accepts."""
+"""The files for clusters: Ray and KubeRay accept them, and nodes are set up as in the README."""
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from imf_ray.config import load_config
+from imf_ray.resources import POOLS
+
 ROOT = Path(__file__).parents[1]
+SYSTEM_LIBRARIES = "libegl1 libgl1-mesa-dri libopengl0"
+
+Fields = tuple[set[str], set[str]]
+# Of KubeRay 1.5's RayJob and RayCluster: the fields that are required, and others that are used.
+RAY_JOB: Fields = (
+    {"entrypoint", "rayClusterSpec"},
+    {"runtimeEnvYAML", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"},
+)
+RAY_CLUSTER: Fields = (
+    {"headGroupSpec"},
+    {"rayVersion", "authOptions", "enableInTreeAutoscaling", "workerGroupSpecs"},
+)
+HEAD_GROUP: Fields = ({"template"}, {"rayStartParams"})
+WORKER_GROUP: Fields = (
+    {"groupName", "minReplicas", "maxReplicas", "template"},
+    {"replicas", "labels", "rayStartParams"},
+)
 
 
-def test_cluster_yaml_is_valid_for_ray() -> None:
-    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+def read(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "deploy/aws.yaml"])
+def test_ray_accepts_the_cluster_file(name: str) -> None:
+    prepared = prepare_config(read(name))
+    validate_config(prepared)
+
+
+def test_the_cluster_of_ones_own_machines_does_not_wait_for_more() -> None:
+    config = read("cluster.yaml")
     assert config["min_workers"] == config["max_workers"] == len(config["provider"]["worker_ips"])
-    validate_config(prepare_config(config))
 
 
-def test_cluster_commands_follow_the_readme() -> None:
-    text = (ROOT / "cluster.yaml").read_text()
-    readme = (ROOT / "README.md").read_text()
-    assert "libegl1 libgl1-mesa-dri libopengl0" in text
-    assert "libegl1 libgl1-mesa-dri libopengl0" in readme
-    assert "RAY_AUTH_MODE=token" in text and "RAY_AUTH_MODE=token" in readme
+@pytest.mark.parametrize("name", ["cluster.yaml", "deploy/aws.yaml"])
+def test_nodes_are_set_up_as_the_readme_says(name: str) -> None:
+    config, readme = read(name), (ROOT / "README.md").read_text()
+    commands = "\n".join(config["setup_commands"])
+    assert SYSTEM_LIBRARIES in commands and SYSTEM_LIBRARIES in readme
+    assert "make -C ~/imf_ray setup" in commands and "\nsetup: " in (ROOT / "Makefile").read_text()
+    for kind in ("head", "worker"):
+        start = "\n".join(config[f"{kind}_start_ray_commands"])
+        assert "RAY_AUTH_MODE=token" in start and "RAY_AUTH_MODE=token" in readme
+    assert "--dashboard-host=127.0.0.1" in "\n".join(config["head_start_ray_commands"])
+    assert not {"/data", "/runs", ".git"} - set(config["rsync_exclude"])
+
+
+def test_kuberay_accepts_the_job() -> None:
+    def check(value: dict[str, Any], fields: Fields) -> dict[str, Any]:
+        required, optional = fields
+        assert required <= set(value) <= required | optional
+        return value
+
+    job = read("deploy/rayjob.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob") and job["metadata"]["name"]
+    spec = check(job["spec"], RAY_JOB)
+    cluster = check(spec["rayClusterSpec"], RAY_CLUSTER)
+    assert cluster["authOptions"] == {"mode": "token"}
+    requirements = (ROOT / "requirements.txt").read_text()
+    assert f"=={cluster['rayVersion']}" in requirements
+    groups = [check(group, WORKER_GROUP) for group in cluster["workerGroupSpecs"]]
+    for group in [check(cluster["headGroupSpec"], HEAD_GROUP), *groups]:
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["name"] and container["image"] and container["resources"]["limits"]
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    for group in groups:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+    python, m, module, *overrides = spec["entrypoint"].split()
+    assert (python, m, module) == ("python", "-m", "imf_ray.tune")
+    config = load_config(overrides)
+    label = config.cluster.pool_label
+    assert config.resume == "auto" and {g["labels"][label] for g in groups} == set(POOLS)
+
+
+def test_pools_on_aws_are_those_of_the_configuration() -> None:
+    label = load_config(["cluster=pools"]).cluster.pool_label
+    kinds = read("deploy/aws.yaml")["available_node_types"].values()
+    assert {kind["labels"][label] for kind in kinds if "labels" in kind} == set(POOLS)
+
+
+def test_a_submission_does_not_upload_data() -> None:
+    excludes = read("runtime_env.yaml")["excludes"]
+    assert {".git", ".venv", "*.hdf5", "/data/", "/runs/"} <= set(excludes)

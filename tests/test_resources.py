@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from imf_ray.config import load_config
 from imf_ray.errors import UserError
-from imf_ray.resources import ClusterSize, plan_run, plan_slots
+from imf_ray.resources import ClusterSize, plan_run, plan_simulators, plan_slots
 
 TWO_CPUS = ClusterSize(((2.0, 0.0),))
 TWO_GPU_NODES = ClusterSize(((16.0, 4.0), (16.0, 4.0)))
@@ -48,6 +48,32 @@ def test_the_default_fits_a_cluster_of_small_nodes() -> None:
     mixed = ClusterSize(((64.0, 0.0), (8.0, 4.0)))
     run = plan_run(load_config(["train.device=cuda", "cluster.num_workers=4"]), mixed)
     assert run.workers * run.cpus_per_worker <= 8.0
+
+
+def test_pools_give_each_part_its_own_nodes() -> None:
+    pools = {
+        "train": ClusterSize(((16.0, 4.0),)),
+        "sim": ClusterSize(((64.0, 0.0), (64.0, 0.0))),
+        "data": ClusterSize(((8.0, 0.0),)),
+    }
+    size = ClusterSize(tuple(n for pool in pools.values() for n in pool.nodes), pools)
+    options = ["train.device=cuda", "cluster.num_workers=2", "cluster.pool_label=pool"]
+    config = load_config([*options, "cluster.rollout_actors=100"])
+    run = plan_run(config, size)
+    assert run.rollout_options == {"num_cpus": 1.0, "label_selector": {"pool": "sim"}}
+    assert run.cpus_per_worker == pytest.approx(0.6 * 16 / 2, abs=0.01)
+    assert plan_slots(config, size) == 2
+    simulators = plan_simulators(config, size)
+    assert simulators.actors == 128
+    assert simulators.options["label_selector"] == {"pool": "sim"}
+    with pytest.raises(UserError, match=r"8 worker.* has 4"):
+        plan_run(load_config([*options, "cluster.num_workers=8"]), size)
+    with pytest.raises(UserError, match=r"Only 128 of 129 simulator"):
+        actors = ["cluster.rollout_actors=129", "cluster.cpus_per_rollout_actor=1"]
+        plan_run(load_config([*options, *actors]), size)
+    assert (
+        "label_selector" not in plan_run(load_config(["train.device=cuda"]), size).rollout_options
+    )
 
 
 def test_an_elastic_run_starts_on_what_is_there() -> None:

@@ -9,8 +9,8 @@ preserved, and one execution spans all epochs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class EpisodeStream:
     """The training data of a run, whatever its world size.
 
     `paths` and the plan's lengths describe the same episodes; `readers` is the number of parallel
-    read tasks of each rank.
+    read tasks of each rank, and `options` are Ray's for each.
     """
 
     plan: SamplePlan
@@ -45,6 +45,7 @@ class EpisodeStream:
     paths: tuple[str, ...]
     max_steps: int
     readers: int
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def rank_dataset(self, rank: int, world_size: int, start_step: int) -> ray.data.Dataset:
         """The rows of one rank, from the batch of `start_step` to the last."""
@@ -55,6 +56,7 @@ class EpisodeStream:
             num_cpus=0,  # see imf_ray.resources
             concurrency=self.readers,
             override_num_blocks=source.num_tasks,
+            ray_remote_args=dict(self.options),
         )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False

@@ -12,9 +12,10 @@ import functools
 import json
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import ray
@@ -46,13 +47,14 @@ def collect_episodes(
     task: TaskConfig,
     camera_names: Sequence[str],
     workers: int,
-    cpus_per_worker: float,
+    options: Mapping[str, Any],
     on_progress: Callable[[CollectionState], None],
     compress: bool = False,
 ) -> CollectionState:
     """Bring a data set to `episodes` successful demonstrations.
 
     Args:
+        options: of Ray, for each of `workers` parallel attempts.
         on_progress: called with the state after every attempt that was decided.
         compress: see `write_episode`.
 
@@ -73,7 +75,7 @@ def collect_episodes(
     next_decision, last_success = next_seed, next_seed
     running: dict[ray.ObjectRef, int] = {}
     outcomes: dict[int, bool] = {}
-    record = _record.options(num_cpus=cpus_per_worker)
+    record = _record.options(**options)
     described = pickle.dumps(task)  # by which a process knows its recorder again
     on_progress(state)
     try:

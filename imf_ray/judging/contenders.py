@@ -154,7 +154,7 @@ def absolute_policy(policy: str, absolute: Callable[[str], Path]) -> str:
 
 def simulators_of(plan: SimulatorPlan) -> Simulators:
     """The plan in the terms of Ray."""
-    return Simulators(plan.actors, {"num_cpus": plan.cpus, "num_gpus": plan.gpus})
+    return Simulators(plan.actors, plan.options)
 
 
 def choose_checkpoint(

@@ -127,6 +127,9 @@ class ClusterConfig:
     cpus_per_rollout_actor: float | None = None
     gpus_per_rollout_actor: float = 1.0
     """GPUs of one simulator, used with `evaluate.device=cuda`."""
+    pool_label: str | None = None
+    """A label of the cluster's nodes that says what a node is for: workers run where it is `train`,
+    simulators where it is `sim`, and readers where it is `data`; null runs everything anywhere."""
     dashboard: bool = True
     """Serve Ray's dashboard on 127.0.0.1 when a cluster is started here."""
 

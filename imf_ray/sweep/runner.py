@@ -144,8 +144,7 @@ def judge_oracle(sweep: Sweep, resources: RunResources, policy: str) -> dict[str
         job = RolloutJob(policy, scripted_settings(config.task))
         if policy != EXPERT:
             job = RolloutJob(policy, agent_settings(config, first), config.evaluate.envs_per_actor)
-        options = {"num_cpus": resources.cpus_per_rollout_actor}
-        played = run_episodes(job, seeds, resources.rollout_actors, options)
+        played = run_episodes(job, seeds, resources.rollout_actors, resources.rollout_options)
         known[policy] = summarize([episode.record for episode in played]).metrics()
         write_atomically(path, json.dumps(known))
     return known[policy]
@@ -162,8 +161,10 @@ def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRe
     # The first bundle holds the trial's driver. Validation runs in grandchildren of the driver,
     # which Tune's placement group captures: the other bundles are the room they need.
     simulator = {"CPU": resources.cpus_per_rollout_actor}
+    selector = resources.rollout_options.get("label_selector", {})
     bundles = tune.PlacementGroupFactory(
-        [{"CPU": DRIVER_CPUS}, *[simulator] * resources.rollout_actors]
+        [{"CPU": DRIVER_CPUS}, *[simulator] * resources.rollout_actors],
+        bundle_label_selector=[{}, *[selector] * resources.rollout_actors],
     )
     trials = [
         {

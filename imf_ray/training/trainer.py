@@ -31,7 +31,7 @@ from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
-from imf_ray.resources import RunResources
+from imf_ray.resources import DATA_POOL, TRAIN_POOL, RunResources, in_pool
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import (
     newest_checkpoint,
@@ -148,6 +148,7 @@ def fit(
         paths=tuple(episode.path for episode in run.train.episodes),
         max_steps=config.train.max_steps,
         readers=config.train.num_workers,
+        options=in_pool(resources.pool_label, DATA_POOL),
     )
     payload = TrainPayload(
         config_to_dict(config), str(run_dir), stream, statistics, len(run.train.skipped)
@@ -157,7 +158,7 @@ def fit(
             "config": payload.config,
             "held_out": [[episode.path, episode.length] for episode in run.held.episodes],
             "actors": resources.rollout_actors,
-            "cpus_per_actor": resources.cpus_per_rollout_actor,
+            "options": resources.rollout_options,
         }
     )
     trainer = TorchTrainer(
@@ -224,6 +225,7 @@ def scaling_config(resources: RunResources) -> ScalingConfig:
         ),
         use_gpu=resources.gpus_per_worker > 0,
         resources_per_worker=per_worker,
+        **in_pool(resources.pool_label, TRAIN_POOL),
     )
 
 

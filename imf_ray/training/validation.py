@@ -57,19 +57,19 @@ def validate(
     config: Mapping[str, Any],
     held_out: Sequence[tuple[str, int]],
     actors: int,
-    cpus_per_actor: float,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Metrics of a checkpoint; `validation_error` says what went wrong, if anything did.
 
     Args:
         config: the run's, as a dictionary.
         held_out: (path, length) of the episodes held out of training.
-        actors: simulators in parallel, each taking `cpus_per_actor`.
+        actors: simulators in parallel.
+        options: Ray options of each.
     """
     metrics: dict[str, Any] = {}
     try:
         run = config_from_dict(config)
-        options = {"num_cpus": cpus_per_actor}
         if held_out:
             task = _action_error_task.options(**options)
             pending = task.remote(checkpoint.path, [tuple(e) for e in held_out])

@@ -26,7 +26,7 @@ def _collect(folder: Path, episodes: int, workers: int, first_seed: int = 40) ->
         config.task,
         config.data.camera_names,
         workers,
-        cpus_per_worker=0.5,
+        options={"num_cpus": 0.5},
         on_progress=lambda state: None,
     )
 
