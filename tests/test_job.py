@@ -1,15 +1,19 @@
-"""A sweep submitted as a Ray job to a cluster that `ray start --head` made."""
+"""A sweep submitted as a Ray job to a cluster of `ray start --head`, which asks for a token."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +26,8 @@ from tests.conftest import COMMAND_LIMIT_S, TINY_AGENT, TINY_TRAINING
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
 START_LIMIT_S = 120
+PROMETHEUS_TARGETS = "prom_metrics_service_discovery.json"
+"""What the head writes for Prometheus."""
 SPACE = """
 fixed:
   agent: resnet_imf_attnres_multitoken
@@ -33,15 +39,28 @@ grid:
 
 @dataclass(frozen=True)
 class Head:
-    """A running head node: its dashboard, and the environment of its clients."""
+    """A running head node: its dashboard, its metrics, and the environment of its clients."""
 
     url: str
+    folder: Path
     environment: dict[str, str]
 
-    def get(self, path: str) -> object:
+    def get(self, path: str, token: bool = True) -> object:
         """An answer of the dashboard's API."""
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+        headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(self.url + path, headers=headers if token else {})
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
+
+    def gauges(self) -> set[str]:
+        """The names of our gauges that Prometheus would find now."""
+        found = set()
+        for group in json.loads((self.folder / PROMETHEUS_TARGETS).read_text()):
+            for target in group["targets"]:
+                with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as answer:
+                    lines = answer.read().decode().splitlines()
+                found |= {line.partition("{")[0] for line in lines}
+        return {name for name in found if name.startswith("ray_imf_ray_")}
 
 
 def _free_port() -> int:
@@ -58,7 +77,8 @@ def head() -> Iterator[Head]:
     """`ray start --head` on two CPUs, ended by its process id."""
     port = _free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_metrics_report_interval_ms": "1000"}
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         process = subprocess.Popen(
             [
@@ -77,7 +97,7 @@ def head() -> Iterator[Head]:
             env=environment,
             start_new_session=True,
         )
-        running = Head(f"http://127.0.0.1:{port + 1}", environment)
+        running = Head(f"http://127.0.0.1:{port + 1}", Path(folder), environment)
         try:
             _wait_until_it_answers(running)
             yield running
@@ -104,6 +124,16 @@ def test_a_submitted_sweep_runs_and_is_shown(
     space.write_text(SPACE)
     varied = ("agent.head.n_emb", "agent.head.n_head")
     options = [o for o in (*TINY_AGENT, *TINY_TRAINING) if not o.startswith(varied)]
+    seen: set[str] = set()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            with contextlib.suppress(OSError):  # until the metrics are served
+                seen.update(head.gauges())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     submitted = subprocess.run(
         [
             RAY,
@@ -129,9 +159,14 @@ def test_a_submitted_sweep_runs_and_is_shown(
         text=True,
         timeout=COMMAND_LIMIT_S,
     )
+    ended.set()
+    watcher.join()
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert (tmp_path / "runs/job/sweep.json").is_file()
     jobs = head.get("/api/jobs/")
     assert [job["status"] for job in jobs if job["submission_id"] == "sweep"] == ["SUCCEEDED"]
     runs = head.get("/api/train/v2/runs/v1")["train_runs"]
     assert [(run["name"], run["status"]) for run in runs] == [("00000-n_emb_16", "FINISHED")]
+    assert {"ray_imf_ray_loss", "ray_imf_ray_samples_per_s", "ray_imf_ray_restarts"} <= seen
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        head.get("/api/jobs/", token=False)
