@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from imf_ray.errors import UserError
-from imf_ray.files import write_atomically
+from imf_ray.files import add_line, read_lines, write_atomically
 from imf_ray.rollout.records import EpisodeRecord, summarize
 
 EPISODES, SUMMARY = "episodes.jsonl", "summary.json"
@@ -52,9 +52,7 @@ class RecordStore:
     def add(self, record: EpisodeRecord) -> None:
         """Keep a record, on disk at once."""
         self.records[record.seed] = record
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / EPISODES).open("a") as file:
-            file.write(_line(record))
+        add_line(self.folder / EPISODES, _line(record))
 
     def finish(self, seeds: Sequence[int], **findings: Any) -> dict[str, Any]:
         """Put the lines in order, and write and return the summary over `seeds`.
@@ -63,7 +61,8 @@ class RecordStore:
             findings: what else is known of the policy; None is left out.
         """
         ordered = [self.records[seed] for seed in sorted(self.records)]
-        write_atomically(self.folder / EPISODES, "".join(map(_line, ordered)))
+        lines = "".join(f"{_line(record)}\n" for record in ordered)
+        write_atomically(self.folder / EPISODES, lines)
         judged = [self.records[seed] for seed in seeds]
         summary = {
             "policy": self._policy,
@@ -99,11 +98,8 @@ def read_records(path: Path) -> list[EpisodeRecord]:
     Raises:
         UserError: a line is not a record.
     """
-    if not path.is_file():
-        return []
     records = []
-    *lines, _unfinished = path.read_text().split("\n")
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             records.append(EpisodeRecord(**json.loads(line)))
         except (TypeError, ValueError) as error:
@@ -115,4 +111,4 @@ def read_records(path: Path) -> list[EpisodeRecord]:
 
 
 def _line(record: EpisodeRecord) -> str:
-    return json.dumps(asdict(record)) + "\n"
+    return json.dumps(asdict(record))

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from imf_ray.agents.pretrained import save_agent, save_policy
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.errors import UserError
-from imf_ray.files import move_into_place, sync, write_atomically
+from imf_ray.files import add_line, move_into_place, read_lines, sync, write_atomically
 from imf_ray.schema import Config, TrainConfig
 
 PREFIX, PARTIAL = "checkpoint_", ".partial_"
@@ -211,8 +211,8 @@ def prune_checkpoints(run_dir: Path, keep_last: int, pending: Callable[[int], bo
 def write_validation(checkpoint: Path, metrics: Mapping[str, Any]) -> None:
     """Attach what validation found out to a checkpoint and to its run."""
     write_atomically(checkpoint / VALIDATION, json.dumps(metrics))
-    with (checkpoint.parent / VALIDATIONS).open("a") as file:
-        file.write(json.dumps({"step": step_of(checkpoint), **metrics}) + "\n")
+    line = json.dumps({"step": step_of(checkpoint), **metrics})
+    add_line(checkpoint.parent / VALIDATIONS, line)
 
 
 def validation_video(run_dir: Path, step: int) -> Path:
@@ -222,9 +222,7 @@ def validation_video(run_dir: Path, step: int) -> Path:
 
 def read_validations(run_dir: Path) -> list[dict[str, Any]]:
     """The metrics of every validation of a run so far, each with its `VALIDATED_STEP`."""
-    path = run_dir / VALIDATIONS
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    found = [json.loads(line) for line in lines if line.endswith("\n")]  # one may be half written
+    found = [json.loads(line) for line in read_lines(run_dir / VALIDATIONS)]
     return [{VALIDATED_STEP: metrics.pop("step"), **metrics} for metrics in found]
 
 

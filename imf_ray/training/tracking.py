@@ -17,7 +17,7 @@ import ray
 
 from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
-from imf_ray.files import write_atomically
+from imf_ray.files import LineFile, read_lines, write_atomically
 from imf_ray.mp4 import decode_video, encode_gif
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import (
@@ -71,13 +71,11 @@ class SampleLog:
     """
 
     def __init__(self, run_dir: Path, rank: int) -> None:
-        # One write a line: it is there or not, whenever the worker dies.
-        self._file = (run_dir / f"samples_rank_{rank}.jsonl").open("ab", buffering=0)
+        self._file = LineFile(run_dir / f"samples_rank_{rank}.jsonl")
 
     def log(self, step: int, samples: np.ndarray) -> None:
         """Log the sample ids (n,) of the update after `step` updates."""
-        line = json.dumps({"step": step, "samples": samples.tolist()}) + "\n"
-        self._file.write(line.encode())
+        self._file.add(json.dumps({"step": step, "samples": samples.tolist()}))
 
 
 class Tracker:
@@ -95,7 +93,7 @@ class Tracker:
         self._logged = {int(line["step"]) for line in before if "validated" in line}
         starts = [line for line in before if RESTARTS in line]
         self._gauges = Gauges(run_dir.name)
-        self._file = (run_dir / METRICS_FILE).open("a", buffering=1)
+        self._file = LineFile(run_dir / METRICS_FILE)
         self._swanlab_dir = run_dir / SWANLAB_DIR
         self._swanlab = _start_swanlab(run_dir, config) if config.train.use_swanlab else None
         self._last_step, self._last_time = start_step, time.monotonic()
@@ -156,7 +154,7 @@ class Tracker:
             self._swanlab.log({"rollout/video": frames}, step=step)
 
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        self._file.add(json.dumps({"step": step, "time": time.time(), **values}))
         self._gauges.set(values)
         if self._swanlab is not None:
             numbers = {name: v for name, v in values.items() if isinstance(v, (int, float))}
@@ -165,8 +163,7 @@ class Tracker:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`, which need not be there yet."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # one may be half written
+    return [json.loads(line) for line in read_lines(path)]
 
 
 def read_workers(run_dir: Path) -> list[dict[str, Any]]:

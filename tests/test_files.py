@@ -1,0 +1,45 @@
+"""Lines that are there or not, whatever happens to who writes them."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imf_ray.files import LONGEST_LINE, LineFile, add_line, read_lines
+
+LINES = st.lists(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=8), max_size=5)
+
+
+@given(before=LINES, cut=st.integers(0, 12), after=LINES)
+def test_a_line_that_was_cut_off_is_dropped(
+    tmp_path_factory: pytest.TempPathFactory, before: list[str], cut: int, after: list[str]
+) -> None:
+    path = tmp_path_factory.mktemp("lines") / "folder" / "log.jsonl"
+    for line in before:
+        add_line(path, line)
+    assert read_lines(path) == before
+    if before:
+        content = path.read_bytes()
+        path.write_bytes(content[: max(0, len(content) - cut)])
+    whole = read_lines(path)
+    assert whole == before[: len(whole)]
+    file = LineFile(path)
+    for line in after:
+        file.add(line)
+    file.close()
+    assert read_lines(path) == [*whole, *after]
+
+
+def test_long_files_are_read_from_their_end(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("x\n" * LONGEST_LINE + "cut o")
+    add_line(path, "y")
+    assert path.read_text() == "x\n" * LONGEST_LINE + "y\n"
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "full"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        LineFile(path).add("x")
