@@ -1,5 +1,6 @@
 """Lines that are there or not, whatever happens to who writes them."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,16 @@ def test_long_files_are_read_from_their_end(tmp_path: Path) -> None:
     assert path.read_text() == "x\n" * LONGEST_LINE + "y\n"
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "full"
-    path.symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
-        LineFile(path).add("x")
+def test_a_line_that_does_not_fit_is_told_and_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    add_line(path, "fits")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # of a file, in bytes
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            add_line(path, "does not fit")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.stat().st_size == 10
+    add_line(path, "fits again")
+    assert read_lines(path) == ["fits", "fits again"]
