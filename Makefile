@@ -1,6 +1,7 @@
 # make demo   the policy of this repository; demonstrations, a small sweep, the table, videos
 # make test   lint, types, tests; those of gym-aloha with its older MuJoCo
 # make slow-test   the tests that take minutes each
+# make chaos  a sweep while things break, against the same sweep left alone
 # Each does all its own set-up in $(VENV), and for gym-aloha in $(ALOHA_VENV).
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ STAMP := $(VENV)/.installed
 ALOHA_VENV ?= $(VENV)-aloha
 ALOHA_STAMP := $(ALOHA_VENV)/.installed
 
-.PHONY: demo test lint unit slow-test test-aloha setup clean
+.PHONY: demo test lint unit slow-test chaos test-aloha setup clean
 
 setup: $(STAMP)
 
@@ -47,6 +48,9 @@ unit: setup
 
 slow-test: setup
 	$(BIN)/python -m pytest -m slow
+
+chaos: setup
+	$(BIN)/python -m benchmarks.chaos --faults 5
 
 test-aloha: $(ALOHA_STAMP)
 	$(ALOHA_VENV)/bin/python -m pytest tests/sim/test_aloha.py

@@ -48,7 +48,6 @@ from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics, read
 
 SEEDS, STEPS, SAVE_FREQ = (1, 2, 3, 4), 120, 10
 NODE = {"num_cpus": 2}
-RESULTS = Path(__file__).parents[1] / "docs" / "results" / "chaos.md"
 DISK_BYTES = 256 * 2**20
 BROKEN_S = 15.0
 """How long an episode stays truncated, or the disk full."""
@@ -332,12 +331,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--work", type=Path, help="default: a new folder in the system's for these")
+    parser.add_argument("--page", type=Path, help="write the report there, too")
     arguments = parser.parse_args()
     work = (arguments.work or Path(tempfile.mkdtemp(prefix="chaos"))).absolute()
     with small_disk(work / "disk") as disk:
         report = run(arguments.seed, arguments.faults, work, disk)
     print(report)
-    write_atomically(RESULTS, report)
+    if arguments.page is not None:
+        write_atomically(arguments.page, report)
 
 
 def run(seed: int, count: int, work: Path, disk: Path | None) -> str:
