@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS
 from imf_ray.resources import ClusterSize, plan_run
-from imf_ray.training.tracking import WORKERS_DIR
+from imf_ray.training.tracking import METRICS_FILE, RESTARTS, WORKERS_DIR, read_metrics
 from imf_ray.training.trainer import check_run, fit
 from tests.conftest import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 
@@ -78,6 +78,8 @@ def test_killed_workers_go_on_with_the_very_next_sample(
     fit(check_run(config), tmp_path / "killed", resources)
     killer.join()
     assert len(killed) == KILLS
+    metrics = read_metrics(tmp_path / "killed" / METRICS_FILE)
+    assert [line[RESTARTS] for line in metrics if RESTARTS in line] == list(range(KILLS + 1))
 
     for rank in range(RANKS):
         clean = samples_of(tmp_path / "clean", rank)

@@ -1,0 +1,63 @@
+"""What a run writes down about itself."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imf_ray.mp4 import decode_video, encode_gif, encode_video
+from imf_ray.training.checkpoint import VALIDATIONS
+from imf_ray.training.gauges import GAUGES
+from imf_ray.training.tracking import METRICS_FILE, SampleLog, Tracker, read_metrics
+from tests.training.conftest import config_of
+
+
+def test_each_start_tells_how_the_run_came_here(tmp_path: Path) -> None:
+    config = config_of()
+    for start_step, bad in ((0, 0), (2, 3), (2, 0)):
+        tracker = Tracker(tmp_path, config, start_step, bad)
+        tracker.log(start_step + 1, {"loss": 0.5})
+        tracker.close()
+        for step in (2, 4):  # the later one is bad: the next start goes on from the other
+            (tmp_path / f"checkpoint_{step:08d}").mkdir(exist_ok=True)
+    lines = read_metrics(tmp_path / METRICS_FILE)
+    starts = [line for line in lines if "restarts" in line]
+    assert [line["restarts"] for line in starts] == [0, 1, 2]
+    assert [line["checkpoint_fallbacks"] for line in starts] == [0, 1, 2]
+    assert [line["bad_episodes"] for line in starts] == [0, 3, 0]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 2, 3]
+
+
+def test_validations_are_logged_once_and_the_latest_is_told(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, config_of(), 0, 0)
+    assert tracker.log_validations() == {}
+    (tmp_path / VALIDATIONS).write_text('{"step": 2, "a": 1}\n{"step": 4, "a": 2}\n{"step": 6, ')
+    assert tracker.log_validations() == {"validated_step": 4, "a": 2}
+    assert tracker.log_validations() == {}
+    tracker.close()
+    again = Tracker(tmp_path, config_of(), 4, 0)
+    assert again.log_validations() == {}
+    lines = read_metrics(tmp_path / METRICS_FILE)
+    assert [line["step"] for line in lines if "validated" in line] == [2, 4]
+
+
+def test_samples_are_there_as_soon_as_they_are_logged(tmp_path: Path) -> None:
+    log = SampleLog(tmp_path, rank=1)
+    log.log(7, np.array([3, 1]))
+    (path,) = tmp_path.iterdir()
+    assert path.name == "samples_rank_1.jsonl"
+    assert path.read_text() == '{"step": 7, "samples": [3, 1]}\n'
+
+
+def test_gauges_have_names_that_prometheus_takes() -> None:
+    names = [name for name, _ in GAUGES.values()]
+    assert len(set(names)) == len(names)
+    assert all(name.startswith("imf_ray_") and name.isidentifier() for name in names)
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_a_video_becomes_a_gif(frames: int) -> None:
+    pictures = np.zeros((frames, 32, 48, 3), np.uint8)
+    pictures[..., 0] = 200
+    gif = encode_gif(decode_video(encode_video(pictures)))
+    assert gif.startswith(b"GIF89a") and b"\x00;" in gif[-3:]
