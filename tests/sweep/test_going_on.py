@@ -1,12 +1,9 @@
-"""Sweeps that are stopped: by their scheduler, by Ctrl-C; and how they go on."""
+"""Sweeps that are stopped by their scheduler, and which one goes on."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -22,12 +19,9 @@ from imf_ray.sweep.trial import FINISHED, STOPPED, TrialRecord, read_trial, writ
 from imf_ray.training.checkpoint import VALIDATIONS, list_checkpoints
 from imf_ray.training.tracking import METRICS_FILE
 from tests.conftest import (
-    COMMAND_LIMIT_S,
     LOGICAL_CPUS,
     TINY_AGENT,
     TINY_TRAINING,
-    command_environment,
-    run_command,
 )
 
 AGENT = "agent=resnet_imf_attnres_multitoken"
@@ -105,40 +99,3 @@ def test_which_sweep_goes_on(tmp_path: Path) -> None:
     assert find_sweep(tmp_path, None) == tmp_path / "a"
     assert find_sweep(tmp_path, "b") == tmp_path / "b"
     assert read_space(tmp_path / "a") == (SPACE, ["train.lr=1"])
-
-
-def test_ctrl_c_saves_and_resume_goes_on(demonstrations: Path, tmp_path: Path) -> None:
-    """The commands as a user types them; what was trained is not trained again."""
-    (tmp_path / "seeds.yaml").write_text("grid: {train.seed: [1, 2]}")
-    options = [
-        *(AGENT, *TINY_AGENT, *(o for o in TINY_TRAINING if "max_steps" not in o)),
-        *("search_space=seeds.yaml", "run_name=sweep", "tune.max_concurrent_trials=1"),
-        *(f"data.dataset_dir={demonstrations}", "task.max_episode_steps=60"),
-        *("train.max_steps=60", "train.save_freq=1000"),
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "imf_ray.tune", *options],
-        cwd=tmp_path,
-        env=command_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    runs = tmp_path / "runs/sweep/trials"
-    log = runs / "00000-seed_1" / METRICS_FILE
-    wait_for(lambda: log.is_file() and '"step": 5,' in log.read_text())
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=COMMAND_LIMIT_S)
-    assert process.returncode == 130
-    assert "python -m imf_ray.tune resume=auto run_name=sweep" in errors
-    (saved,) = list_checkpoints(runs / "00000-seed_1")
-    assert 5 <= saved.step < 60
-    assert not (runs / "00001-seed_2" / METRICS_FILE).exists()
-
-    done = run_command("tune", "resume=auto", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Going on with" in done.stdout
-    for name in ("00000-seed_1", "00001-seed_2"):
-        lines = [json.loads(line) for line in (runs / name / METRICS_FILE).read_text().splitlines()]
-        assert [line["step"] for line in lines if "loss" in line] == list(range(1, 61))
-        assert read_trial(runs / name).status == FINISHED

@@ -5,7 +5,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +20,15 @@ from imf_ray.sweep.search_space import load_search_space, short_names, trial_nam
 from imf_ray.sweep.status import find_runs, read_all
 from imf_ray.sweep.table import rank
 from imf_ray.sweep.trial import TrialRecord
-from tests.conftest import TINY_AGENT, TINY_TRAINING, run_command
+from imf_ray.training.checkpoint import list_checkpoints
+from imf_ray.training.tracking import METRICS_FILE, read_metrics
+from tests.conftest import (
+    COMMAND_LIMIT_S,
+    TINY_AGENT,
+    TINY_TRAINING,
+    command_environment,
+    run_command,
+)
 
 
 def test_the_grid_of_the_study() -> None:
@@ -120,19 +133,26 @@ def test_ranking_is_by_success_then_action_error() -> None:
     assert [r.name for r in ranked] == ["b", "c", "a"]
 
 
+def logs_of(sweep_dir: Path) -> list[list[dict[str, Any]]]:
+    """The metrics of each trial that has any."""
+    return [read_metrics(path) for path in sorted(sweep_dir.glob(f"trials/*/{METRICS_FILE}"))]
+
+
 SPACE = """
 fixed:
   agent: resnet_imf_attnres_multitoken
   agent.head.n_head: 2
-  train.max_steps: 2
+  train.max_steps: 40
 grid:
   agent.head.n_emb: [16, 32]
   agent.head.n_layer: [1]
 """
 
 
-def test_a_sweep_trains_judges_records_and_goes_on(demonstrations: Path, tmp_path: Path) -> None:
-    """The command as a user types it, then its report, then the same command once more."""
+def test_a_sweep_stops_goes_on_trains_judges_and_records(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    """The command as a user types it, Ctrl-C, the command that goes on, and what tells of it."""
     (tmp_path / "tiny.yaml").write_text(SPACE)
     varied = ("agent.head.n_emb", "agent.head.n_layer", "agent.head.n_head", "train.max_steps")
     options = [o for o in (*TINY_AGENT, *TINY_TRAINING) if not o.startswith(varied)]
@@ -145,10 +165,31 @@ def test_a_sweep_trains_judges_records_and_goes_on(demonstrations: Path, tmp_pat
         "task.max_episode_steps=60",
         "run_name=sweep",
     ]
-    done = run_command("tune", *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "2 trials, 2 at a time" in done.stdout and "SwanLab: offline" in done.stdout
     folder = tmp_path / "runs/sweep"
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "imf_ray.tune", *options],
+        cwd=tmp_path,
+        env=command_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not any(line["step"] >= 5 for log in logs_of(folder) for line in log):
+        assert begun.poll() is None
+        time.sleep(0.1)
+    begun.send_signal(signal.SIGINT)
+    _, errors = begun.communicate(timeout=COMMAND_LIMIT_S)
+    assert begun.returncode == 130
+    assert "python -m imf_ray.tune resume=auto run_name=sweep" in errors
+    saved = [found for run in find_runs(folder) for found in list_checkpoints(run)]
+    assert saved and all(checkpoint.step < 40 for checkpoint in saved)
+
+    done = run_command("tune", "resume=auto", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Going on with" in done.stdout
+    assert "2 trials, 2 at a time" in done.stdout and "SwanLab: offline" in done.stdout
+    for log in logs_of(folder):  # no update was made twice
+        assert [line["step"] for line in log if "loss" in line] == list(range(1, 41))
     content = json.loads((folder / "sweep.json").read_text())
     for oracle in ("expert", "untrained"):
         assert content["oracles"][oracle]["rollout/episodes"] == 2

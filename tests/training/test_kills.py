@@ -21,7 +21,7 @@ from imf_ray.training.trainer import check_run, fit
 from tests.conftest import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 
 SIZE = ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),))
-STEPS, KILLS, RANKS = 24, 5, 2
+STEPS, RANKS = 24, 2
 PATIENCE_S = 120.0
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -54,15 +54,16 @@ def kill_at(run_dir: Path, kills: list[tuple[int, int]], done: list[int]) -> Non
             time.sleep(0.01)
 
 
+@pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_workers_go_on_with_the_very_next_sample(
-    demonstrations: Path, tmp_path: Path
+    demonstrations: Path, tmp_path: Path, count: int
 ) -> None:
     config = tiny_config(
         demonstrations,
         f"train.max_steps={STEPS}",
         "train.save_freq=3",
         "train.log_samples=true",
-        f"train.max_failures={KILLS + 1}",
+        f"train.max_failures={count + 1}",
         f"cluster.num_workers={RANKS}",
         "agent.vision_backbone.crop_size=40",
     )
@@ -70,16 +71,16 @@ def test_killed_workers_go_on_with_the_very_next_sample(
     fit(check_run(config), tmp_path / "clean", resources)
 
     rng = np.random.default_rng(0)
-    steps = sorted(rng.choice(np.arange(1, STEPS - 1), KILLS, replace=False).tolist())
+    steps = sorted(rng.choice(np.arange(1, STEPS - 1), count, replace=False).tolist())
     kills = [(step, int(rng.integers(RANKS))) for step in steps]
     killed: list[int] = []
     killer = threading.Thread(target=kill_at, args=(tmp_path / "killed", kills, killed))
     killer.start()
     fit(check_run(config), tmp_path / "killed", resources)
     killer.join()
-    assert len(killed) == KILLS
+    assert len(killed) == count
     metrics = read_metrics(tmp_path / "killed" / METRICS_FILE)
-    assert [line[RESTARTS] for line in metrics if RESTARTS in line] == list(range(KILLS + 1))
+    assert [line[RESTARTS] for line in metrics if RESTARTS in line] == list(range(count + 1))
 
     for rank in range(RANKS):
         clean = samples_of(tmp_path / "clean", rank)
