@@ -41,6 +41,7 @@ from safetensors.torch import load_file
 from benchmarks.watching import family
 from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS
 from imf_ray.files import read_lines, write_atomically
+from imf_ray.launch import EXIT_BAD_INPUT
 from imf_ray.sweep.runner import TRIALS_DIR
 from imf_ray.sweep.trial import FINISHED, read_trial
 from imf_ray.training.checkpoint import PATTERN, newest_checkpoint, step_of
@@ -53,7 +54,7 @@ BROKEN_S = 15.0
 """How long an episode stays truncated, or the disk full."""
 LAST_FAULT = 0.9
 """Share of the training after which no fault strikes."""
-SETTLE_S, POLL_S, MAX_DRIVERS = 60.0, 0.1, 60
+SETTLE_S, POLL_S, MAX_DRIVERS, LONGEST_S = 60.0, 0.1, 60, 7200.0
 OPTIONS = (
     "agent=resnet_imf_attnres_multitoken",
     "agent.vision_backbone.stage_widths=[8,8,16,16]",
@@ -122,6 +123,13 @@ class Sweep:
                 if path not in known:
                     self.commits.append((time.time(), path))
 
+    def watch_for(self, seconds: float) -> None:
+        """Let the sweep go on for a while."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.watch()
+            time.sleep(POLL_S)
+
     def ended(self) -> bool:
         """Whether every trial is finished."""
         records = [read_trial(trial) for trial in self.trials]
@@ -187,6 +195,11 @@ class Faults:
         self._node = self._cluster.add_node(**NODE)
         return "and another one started"
 
+    def _kill_workers(self, trial: Path) -> None:
+        for worker in read_workers(trial):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker["pid"], signal.SIGKILL)
+
     def _corrupt_checkpoint(self) -> str | None:
         """Flip a byte of the newest checkpoint, and kill the worker so that it is looked for."""
         for trial in self._sweep.running():
@@ -198,31 +211,31 @@ class Faults:
             content[len(content) // 2] ^= 1
             self._sweep.broken.add(newest.path)
             path.write_bytes(content)
-            for worker in read_workers(trial):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker["pid"], signal.SIGKILL)
+            self._kill_workers(trial)
             return f"{trial.name}/{newest.path.name}"
         return None
 
-    def _truncate_episode(self) -> str:
-        """Cut an episode off, have the workers start again, and put it back after a while."""
+    def _truncate_episode(self) -> str | None:
+        """Cut an episode off, have all workers start again, and put it back after a while."""
+        if not self._sweep.running():
+            return None
         episodes = sorted(self._data.glob("*.hdf5"))
         path = episodes[self._rng.integers(len(episodes))]
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
-        self._kill("ray::RayTrainWorker")
-        time.sleep(BROKEN_S)
+        for trial in self._sweep.running():
+            self._kill_workers(trial)
+        self._sweep.watch_for(BROKEN_S)
         path.write_bytes(content)
         return path.name
 
     def _fill_disk(self) -> str:
         assert self._disk is not None
         ballast = self._disk / "ballast"
-        with ballast.open("wb") as file, contextlib.suppress(OSError):
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(2**16))
-                file.flush()
-        time.sleep(BROKEN_S)
+        self._sweep.watch_for(BROKEN_S)
         size = ballast.stat().st_size
         ballast.unlink()
         return f"{size / 2**20:.0f} MiB of ballast"
@@ -236,11 +249,15 @@ def carry_out(sweep: Sweep, faults: Faults | None, count: int, rng: Any) -> list
     begun = time.monotonic()
     sweep.start()
     while True:
+        if time.monotonic() - begun > LONGEST_S:
+            raise RuntimeError(f"The sweep does not end; see {sweep.log}")
         sweep.watch()
         assert sweep.driver is not None
         if sweep.driver.poll() is not None:
-            if sweep.ended():
+            if sweep.driver.returncode == 0 and sweep.ended():
                 return struck
+            if sweep.driver.returncode == EXIT_BAD_INPUT and not struck:
+                raise RuntimeError(f"The sweep does not begin; see {sweep.log}")
             sweep.start()
         due = LAST_FAULT * (len(struck) + 1) / (len(order) + 1)
         if len(struck) < len(order) and sweep.progress() >= due:
@@ -291,6 +308,7 @@ def differences(clean: Sweep, other: Sweep) -> dict[str, int]:
     found["checkpoints that differ"] = 0
     for ours, theirs in zip(clean.trials, other.trials, strict=True):
         expected, seen = samples_of(ours), samples_of(theirs)
+        assert len(expected) == STEPS
         found["updates without samples"] += len(expected.keys() - seen.keys())
         for key, records in seen.items():
             found["updates with other samples"] += any(r != expected[key][0] for r in records)
@@ -344,13 +362,13 @@ def main() -> None:
 def run(seed: int, count: int, work: Path, disk: Path | None) -> str:
     """Both sweeps and their comparison, as a page."""
     rng = np.random.default_rng(seed)
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": True})
     ray.init(address=cluster.address, log_to_driver=False)
     data, storage = work / "data", disk or work / "disk"
     address = f"cluster.address={cluster.address}"
     python = [sys.executable, "-m"]
     options = [*OPTIONS, address, f"data.dataset_dir={data}"]
-    space = work / "seeds.json"
+    space = work / "seeds.yaml"
     space.write_text(json.dumps({"grid": {"train.seed": list(SEEDS)}}))
     collect = [*python, "imf_ray.collect", *options, "collect.episodes=10"]
     subprocess.run(collect, check=True, stdout=subprocess.DEVNULL)
@@ -366,7 +384,11 @@ def run(seed: int, count: int, work: Path, disk: Path | None) -> str:
     begun = time.monotonic()
     carry_out(clean, None, 0, rng)
     alone_s = time.monotonic() - begun
-    events = carry_out(struck, faults, count, rng)
+    try:
+        events = carry_out(struck, faults, count, rng)
+    finally:
+        if struck.driver is not None:
+            struck.driver.kill()
     struck_s = time.monotonic() - begun - alone_s
     free_s = settle(total)
     page = _page(seed, events, clean, struck, {"alone": alone_s, "struck": struck_s}, free_s)

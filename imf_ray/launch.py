@@ -10,8 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYetError
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -116,24 +115,17 @@ def interruptible(
     threading.Thread(target=carry_out, daemon=True).start()
     with _handling_signals(interrupted):
         told = False
-        while True:
-            try:
-                found = outcome.result(timeout=WATCH_S)
-            except NotYetError:
-                if outcome.done():  # the work itself ran out of some time
-                    raise
-            except KeyboardInterrupt as error:
-                raise KeyboardInterrupt(how) from error
-            else:
-                if asked.is_set():
-                    raise KeyboardInterrupt(how)
-                return found
+        while not outcome.done():
+            wait([outcome], timeout=WATCH_S)
             if asked.is_set() and not told:
                 request_stop()
                 console.print("Stopping after one more checkpoint; Ctrl-C again stops at once.")
                 told = True
             elif told and is_safe():
-                raise KeyboardInterrupt(how)
+                break
+    if asked.is_set():
+        raise KeyboardInterrupt(how)
+    return outcome.result()
 
 
 @contextmanager

@@ -26,7 +26,8 @@ class Simulators:
     options: Mapping[str, Any]
 
     def __str__(self) -> str:
-        each = ", ".join(f"{key} {value:g}" for key, value in self.options.items())
+        numbers = {k: v for k, v in self.options.items() if isinstance(v, (int, float))}
+        each = ", ".join(f"{key} {value:g}" for key, value in numbers.items())
         return f"{self.actors} simulator(s) with {each}"
 
 

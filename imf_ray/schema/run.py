@@ -116,7 +116,8 @@ class ClusterConfig:
     """Logical GPUs of a cluster started here; null is the machine's."""
     num_workers: int = 1
     """Training workers (ranks) of one run. `2..8` on the command line means at least 2 and at most
-    8: the run goes on with fewer when machines are lost, and with more when they come back."""
+    8: the run goes on with fewer when machines are lost, and with more when they come back, from
+    its last checkpoint (`train.save_freq`)."""
     min_workers: int | None = None
     """The least number of workers that a run goes on with; null is `num_workers`."""
     gpus_per_worker: float = 1.0

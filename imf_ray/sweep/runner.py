@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import time
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from imf_ray.rollout.policies import EXPERT
 from imf_ray.rollout.records import summarize
 from imf_ray.rollout.settings import agent_settings, scripted_settings
 from imf_ray.schema import Config
-from imf_ray.sweep.scheduling import make_scheduler
+from imf_ray.sweep.scheduling import check_scheduler, make_scheduler
 from imf_ray.sweep.search_space import SearchSpace, trial_name
 from imf_ray.sweep.table import JSON_FILE
 from imf_ray.sweep.trial import (
@@ -38,7 +38,7 @@ from imf_ray.sweep.trial import (
 )
 from imf_ray.training.interruption import is_safe, request_stop, stop_requested, withdraw_stop
 from imf_ray.training.tracking import WORKERS_DIR, read_workers
-from imf_ray.training.trainer import check_run, claim_run_dir, free_workers, with_rollouts
+from imf_ray.training.trainer import check_run, claim_run_dir, free, with_rollouts, worker_groups
 
 MAX_DRIVER_FAILURES = 2
 """How often a trial whose driver died is started again; it goes on from its checkpoints."""
@@ -56,6 +56,11 @@ class Sweep:
     space: SearchSpace
     configs: dict[str, Config]
     params: dict[str, dict[str, Any]]
+
+    @property
+    def longest(self) -> int:
+        """Updates of the longest trial."""
+        return max(config.train.max_steps for config in self.configs.values())
 
     @property
     def trials_dir(self) -> Path:
@@ -79,20 +84,6 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path)
         UserError: a trial or the scheduler cannot be built, the data are bad, or the folder is that
             of another sweep.
     """
-    _claim(space, overrides, sweep_dir)
-    configs, params = {}, {}
-    for number, combination in enumerate(space.combinations()):
-        name = trial_name(number, combination)
-        config = with_rollouts(space.config(overrides, combination))
-        claim_run_dir(check_run(config), sweep_dir / TRIALS_DIR / name)
-        configs[name], params[name] = config, combination
-    sweep = Sweep(sweep_dir, space, configs, params)
-    _scheduler(sweep)
-    return sweep
-
-
-def _claim(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path) -> None:
-    """Write down what the sweep is, or see that it is this one."""
     if (sweep_dir / SPACE_FILE).is_file():
         before, _ = read_space(sweep_dir)
         if before != space:
@@ -100,8 +91,17 @@ def _claim(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path) -> Non
                 f"The sweep {sweep_dir} was started with another search space, {before.name}. "
                 "Choose another run_name, or go on with it by resume=auto."
             )
+    configs, params = {}, {}
+    for number, combination in enumerate(space.combinations()):
+        name = trial_name(number, combination)
+        config = with_rollouts(space.config(overrides, combination))
+        claim_run_dir(check_run(config), sweep_dir / TRIALS_DIR / name)
+        configs[name], params[name] = config, combination
+    sweep = Sweep(sweep_dir, space, configs, params)
+    check_scheduler(space.scheduler, sweep.longest)
     content = {"space": dataclasses.asdict(space), "overrides": list(overrides)}
     write_atomically(sweep_dir / SPACE_FILE, json.dumps(content, indent=1))
+    return sweep
 
 
 def read_space(sweep_dir: Path) -> tuple[SearchSpace, list[str]]:
@@ -220,7 +220,7 @@ def is_stopped(sweep: Sweep) -> bool:
     return all(
         is_safe(sweep.run_dir(name), config.train.max_steps)
         for name, config in sweep.configs.items()
-        if read_trial(sweep.run_dir(name)) is None and read_workers(sweep.run_dir(name))
+        if read_trial(sweep.run_dir(name)) is None
     )
 
 
@@ -232,8 +232,8 @@ class _Attendant(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Free the trial's workers, once the controller that could start new ones is gone."""
-        time.sleep(CONTROLLER_ENDS_S)
-        free_workers(self._sweep.run_dir(_name_of(trial)))
+        groups = worker_groups(self._sweep.run_dir(_name_of(trial)))
+        threading.Timer(CONTROLLER_ENDS_S, free, [groups]).start()
 
 
 def _forget_requests(sweep: Sweep) -> None:
@@ -262,9 +262,8 @@ def _record(sweep: Sweep, name: str, error: str | None) -> TrialRecord:
 
 
 def _scheduler(sweep: Sweep) -> TrialScheduler | None:
-    longest = max(config.train.max_steps for config in sweep.configs.values())
     run_dirs = {name: sweep.run_dir(name) for name in sweep.configs}
-    return make_scheduler(sweep.space.scheduler, longest, run_dirs)
+    return make_scheduler(sweep.space.scheduler, sweep.longest, run_dirs)
 
 
 def _name_of(trial: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from imf_ray.rollout.records import SUCCESS_RATE
 from imf_ray.sweep.trial import read_trial
 from imf_ray.training.checkpoint import VALIDATED_STEP
 from imf_ray.training.interruption import request_stop
+from imf_ray.training.tracking import METRICS_FILE, read_metrics
 
 SCHEDULERS: Mapping[str, type[TrialScheduler]] = {
     "asha": ASHAScheduler,
@@ -30,8 +32,11 @@ Spec = Mapping[str, Mapping[str, Any]]
 """The name of a scheduler and its options; or nothing."""
 
 
-def check_scheduler(spec: Any) -> None:
+def check_scheduler(spec: Any, max_steps: int | None = None) -> None:
     """See that a search space's `scheduler:` names one, and options that it has.
+
+    Args:
+        max_steps: of the longest trial, where that is known.
 
     Raises:
         UserError: it does not.
@@ -43,6 +48,8 @@ def check_scheduler(spec: Any) -> None:
         known = set(inspect.signature(SCHEDULERS[name]).parameters) - set(TOLD)
         if not isinstance(options, dict) or set(options) - known:
             raise UserError(f"The options of {name} are {', '.join(sorted(known))}.")
+        if max_steps is not None:
+            _inner_scheduler(name, options, max_steps)
 
 
 def make_scheduler(
@@ -61,18 +68,21 @@ def make_scheduler(
         UserError: its options are not possible.
     """
     for name, options in spec.items():
-        end = {"max_t": max_steps} if name == "asha" else {}
-        try:
-            inner = SCHEDULERS[name](
-                time_attr=VALIDATED_STEP, metric=SUCCESS_RATE, mode="max", **end, **options
-            )
-        except (AssertionError, ValueError, TypeError) as error:
-            raise UserError(
-                f"The scheduler {name} with {dict(options)} and {max_steps} training steps is not "
-                f"possible: {error}"
-            ) from error
-        return CooperativeScheduler(inner, run_dirs)
+        return CooperativeScheduler(_inner_scheduler(name, options, max_steps), run_dirs)
     return None
+
+
+def _inner_scheduler(name: str, options: Mapping[str, Any], max_steps: int) -> TrialScheduler:
+    end = {"max_t": max_steps} if name == "asha" else {}
+    try:
+        return SCHEDULERS[name](
+            time_attr=VALIDATED_STEP, metric=SUCCESS_RATE, mode="max", **end, **options
+        )
+    except (AssertionError, ValueError, TypeError) as error:
+        raise UserError(
+            f"The scheduler {name} with {dict(options)} and {max_steps} training steps is not "
+            f"possible: {error}"
+        ) from error
 
 
 class CooperativeScheduler(FIFOScheduler):
@@ -81,36 +91,53 @@ class CooperativeScheduler(FIFOScheduler):
     Tune kills the process of a trial that it stops. Ray Train's controller, a child of it, sees its
     workers die first, and may start others in a new placement group, which then outlives them all.
     A trial that ends by itself leaves a checkpoint and nothing else.
+
+    What earlier sessions of the sweep have found out is told to the inner scheduler first, in the
+    order in which it was found out then, so that it decides as it did.
     """
 
     def __init__(self, inner: TrialScheduler, run_dirs: Mapping[str, Path]) -> None:
         super().__init__()
         self._inner, self._run_dirs = inner, run_dirs
+        self._trials = {name: _Trial(name) for name in run_dirs}
         self._stopped: set[str] = set()
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Tell the inner scheduler."""
-        self._inner.on_trial_add(tune_controller, trial)
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Tell the inner scheduler."""
-        self._inner.on_trial_error(tune_controller, trial)
+        for trial in self._trials.values():
+            inner.on_trial_add(None, trial)
+        for name, metrics in _history(run_dirs):
+            self._judge(name, metrics)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Pass on what the inner scheduler decides, once, as a request in the run's folder."""
-        if trial.trial_id not in self._stopped:
-            decision = self._inner.on_trial_result(tune_controller, trial, result)
-            run_dir = self._run_dirs[str(trial)]
-            if decision == TrialScheduler.STOP and read_trial(run_dir) is None:
-                self._stopped.add(trial.trial_id)
-                request_stop(run_dir)
+        """Pass on what the inner scheduler decides, as a request in the run's folder."""
+        self._judge(str(trial), result)
         return TrialScheduler.CONTINUE
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Tell the inner scheduler."""
-        if trial.trial_id not in self._stopped:
-            self._inner.on_trial_complete(tune_controller, trial, result)
 
     def debug_string(self) -> str:
         """What the inner scheduler says."""
         return self._inner.debug_string()
+
+    def _judge(self, name: str, result: Mapping[str, Any]) -> None:
+        if name not in self._stopped and {VALIDATED_STEP, SUCCESS_RATE} <= result.keys():
+            decision = self._inner.on_trial_result(None, self._trials[name], dict(result))
+            if decision == TrialScheduler.STOP:
+                self._stopped.add(name)
+        # Asked again at every result: the workers that heard it may have died.
+        if name in self._stopped and read_trial(self._run_dirs[name]) is None:
+            request_stop(self._run_dirs[name])
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What the inner schedulers know of a trial: the same object in each session."""
+
+    trial_id: str
+
+
+def _history(run_dirs: Mapping[str, Path]) -> list[tuple[str, dict[str, Any]]]:
+    """Trial and metrics of every validation so far, in the order in which they were logged."""
+    found = [
+        (line["time"], name, line)
+        for name, run_dir in run_dirs.items()
+        for line in read_metrics(run_dir / METRICS_FILE)
+        if VALIDATED_STEP in line
+    ]
+    return [(name, line) for _, name, line in sorted(found, key=lambda entry: entry[0])]

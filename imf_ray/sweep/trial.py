@@ -49,8 +49,7 @@ class TrialRecord:
 def run_trial(params: dict[str, Any]) -> None:
     """Train and judge one configuration; the record is written into the run's folder.
 
-    What an earlier session of the sweep found out of this trial is told to Tune again, so that its
-    scheduler knows what it knew; a trial that ended then ends here, and one that was interrupted
+    A trial that ended in an earlier session of the sweep ends here, and one that was interrupted
     goes on. Bad input is a failed record; other errors are raised, so that Tune tries again.
 
     `params` holds `name`, `params`, `config` and `resources` as plain dictionaries, `sweep_dir` and
@@ -59,11 +58,7 @@ def run_trial(params: dict[str, Any]) -> None:
     config = config_from_dict(params["config"])
     run_dir = Path(params["run_dir"])
     resources = RunResources(**params["resources"])
-    if stop_requested(Path(params["sweep_dir"])):
-        withdraw_stop(run_dir)
-        return
-    for metrics in read_validations(run_dir):
-        tune.report(metrics)
+    sweep_dir = Path(params["sweep_dir"])
     if read_trial(run_dir) is not None:
         return
     record = TrialRecord(
@@ -74,16 +69,17 @@ def run_trial(params: dict[str, Any]) -> None:
         driver_pid=os.getpid(),
         driver_host=socket.gethostname(),
     )
-    if stop_requested(run_dir):  # by the scheduler, now that it knows what it knew
+    if stop_requested(run_dir) or stop_requested(sweep_dir):
         withdraw_stop(run_dir)
-        write_trial(_ended(record, STOPPED, None))
+        if not stop_requested(sweep_dir):  # by the scheduler, before it could begin to go on
+            write_trial(_ended(record, STOPPED, None))
         return
     try:
         outcome = fit(check_run(config), run_dir, resources, [TuneReportCallback()])
     except UserError as error:
         record = dataclasses.replace(record, error=str(error))
     else:
-        if outcome.stopped and stop_requested(Path(params["sweep_dir"])):
+        if outcome.stopped and stop_requested(sweep_dir):
             return
         status = STOPPED if outcome.stopped else FINISHED
         record = _ended(record, status, outcome.swanlab_run)

@@ -18,6 +18,7 @@ import torch
 import torch.distributed
 
 from imf_ray.training.checkpoint import newest_checkpoint
+from imf_ray.training.tracking import read_workers
 
 REQUEST = "stop_requested"
 PREEMPTION_CHECK_S = 5.0
@@ -41,7 +42,7 @@ def stop_requested(run_dir: Path) -> bool:
 
 def is_safe(run_dir: Path, max_steps: int) -> bool:
     """Whether killing the run now loses nothing, after it was asked to stop."""
-    if not stop_requested(run_dir):
+    if not stop_requested(run_dir) or not read_workers(run_dir):
         return True
     newest = newest_checkpoint(run_dir)  # a run that is trained waits for validations alone
     return newest is not None and newest.step >= max_steps

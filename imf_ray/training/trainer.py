@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ def fit(
     # Ray's own list of checkpoints cannot be read when a folder in it is gone or a write of it was
     # cut off; what counts is on disk, and the loop reports that again.
     (run_dir / RAY_SNAPSHOT).unlink(missing_ok=True)
-    free_workers(run_dir)
+    free(worker_groups(run_dir))
     shutil.rmtree(run_dir / WORKERS_DIR, ignore_errors=True)
     try:
         result = trainer.fit()
@@ -202,13 +202,18 @@ def fit(
     )
 
 
-def free_workers(run_dir: Path) -> None:
-    """Give back what the workers of an earlier session of the run hold, if its driver was killed.
+def worker_groups(run_dir: Path) -> set[str]:
+    """The placement groups of the run's workers, as far as these came to write it down."""
+    return {worker["placement_group"] for worker in read_workers(run_dir)} - {None}
 
-    A placement group lives as long as the job that made it. Ray Train removes that of a driver
-    which was killed with the help of the dashboard, which need not be there.
+
+def free(groups: Iterable[str]) -> None:
+    """Remove placement groups whose driver was killed.
+
+    One lives as long as the job that made it. Ray Train removes that of a driver which was killed
+    with the help of the dashboard, which need not be there.
     """
-    for group in {worker["placement_group"] for worker in read_workers(run_dir)} - {None}:
+    for group in groups:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
 
 
