@@ -47,7 +47,7 @@ from imf_ray.sweep.trial import FINISHED, read_trial
 from imf_ray.training.checkpoint import PATTERN, newest_checkpoint, step_of
 from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics, read_workers
 
-SEEDS, STEPS, SAVE_FREQ = (1, 2, 3, 4), 120, 10
+SEEDS, STEPS, SAVE_FREQ = (1, 2, 3, 4), 120, 20
 NODE = {"num_cpus": 2}
 DISK_BYTES = 256 * 2**20
 BROKEN_S = 15.0

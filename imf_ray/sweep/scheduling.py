@@ -102,7 +102,7 @@ class CooperativeScheduler(FIFOScheduler):
         self._trials = {name: _Trial(name) for name in run_dirs}
         self._stopped: set[str] = set()
         for trial in self._trials.values():
-            inner.on_trial_add(None, trial)
+            inner.on_trial_add(_Nobody(), trial)
         for name, metrics in _history(run_dirs):
             self._judge(name, metrics)
 
@@ -117,12 +117,20 @@ class CooperativeScheduler(FIFOScheduler):
 
     def _judge(self, name: str, result: Mapping[str, Any]) -> None:
         if name not in self._stopped and {VALIDATED_STEP, SUCCESS_RATE} <= result.keys():
-            decision = self._inner.on_trial_result(None, self._trials[name], dict(result))
+            decision = self._inner.on_trial_result(_Nobody(), self._trials[name], dict(result))
             if decision == TrialScheduler.STOP:
                 self._stopped.add(name)
         # Asked again at every result: the workers that heard it may have died.
         if name in self._stopped and read_trial(self._run_dirs[name]) is None:
             request_stop(self._run_dirs[name])
+
+
+class _Nobody:
+    """The Tune controller of the inner schedulers: nobody waits for whom a trial should pause."""
+
+    def get_live_trials(self) -> list[Any]:
+        """None."""
+        return []
 
 
 @dataclass(frozen=True)

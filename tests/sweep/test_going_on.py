@@ -7,16 +7,20 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
 from imf_ray.errors import UserError
+from imf_ray.files import add_line
 from imf_ray.resources import ClusterSize
 from imf_ray.sweep.runner import find_sweep, plan_sweep, prepare_sweep, read_space, run_sweep
+from imf_ray.sweep.scheduling import make_scheduler
 from imf_ray.sweep.search_space import SearchSpace
 from imf_ray.sweep.trial import FINISHED, STOPPED, TrialRecord, read_trial, write_trial
 from imf_ray.training.checkpoint import VALIDATIONS, list_checkpoints
+from imf_ray.training.interruption import stop_requested, withdraw_stop
 from imf_ray.training.tracking import METRICS_FILE
 from tests.conftest import (
     LOGICAL_CPUS,
@@ -99,3 +103,45 @@ def test_which_sweep_goes_on(tmp_path: Path) -> None:
     assert find_sweep(tmp_path, None) == tmp_path / "a"
     assert find_sweep(tmp_path, "b") == tmp_path / "b"
     assert read_space(tmp_path / "a") == (SPACE, ["train.lr=1"])
+
+
+def validated(run_dir: Path, at: float, step: int, success: float) -> None:
+    found = {"step": step, "time": at, "validated_step": step, "rollout/success_rate": success}
+    add_line(run_dir / METRICS_FILE, json.dumps(found))
+
+
+def test_history_is_told_in_the_order_in_which_it_was_found(tmp_path: Path) -> None:
+    """The first at a rung was kept, whatever came there later; a pending request is made again."""
+    run_dirs = {name: tmp_path / name for name in "abc"}
+    validated(run_dirs["b"], at=2.0, step=1000, success=0.5)
+    validated(run_dirs["a"], at=1.0, step=1000, success=0.3)
+    validated(run_dirs["c"], at=3.0, step=1000, success=0.1)
+    make_scheduler({"asha": {"grace_period": 1000, "reduction_factor": 2}}, 6000, run_dirs)
+    assert [name for name, folder in run_dirs.items() if stop_requested(folder)] == ["c"]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"median_stopping": {"grace_period": 1, "min_samples_required": 2}},
+        {"asha": {"grace_period": 1, "reduction_factor": 2}},
+    ],
+)
+def test_the_scheduler_stops_who_falls_behind_and_takes_any_report(
+    tmp_path: Path, spec: dict[str, dict[str, Any]]
+) -> None:
+    run_dirs = {name: tmp_path / name for name in "abc"}
+    for folder in run_dirs.values():
+        folder.mkdir()
+    scheduler = make_scheduler(spec, 100, run_dirs)
+    for step in (1, 2, 3):
+        for name, success in (("a", 0.9), ("b", 0.8), ("c", 0.1)):
+            report = {"validated_step": step, "rollout/success_rate": success}
+            for result in (report, {"loss": 1.0}, {**report, "done": True}):
+                assert scheduler.on_trial_result(None, name, result) == "CONTINUE"
+            scheduler.on_trial_complete(None, name, {"status": "finished"})
+    assert stop_requested(run_dirs["c"]) and not stop_requested(run_dirs["a"])
+    write_trial(TrialRecord("c", {}, STOPPED, run_dir=str(run_dirs["c"])))
+    withdraw_stop(run_dirs["c"])
+    scheduler.on_trial_result(None, "c", {"loss": 1.0})
+    assert not stop_requested(run_dirs["c"])
