@@ -9,6 +9,7 @@ again by `resume=auto`. In the end both sweeps must have seen the same samples a
 weights. Filling the disk needs the right to mount a file system; without it that fault is left out.
 """
 
+# ruff: noqa: E402  (the environment is set before Ray is imported)
 from __future__ import annotations
 
 import argparse
