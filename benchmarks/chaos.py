@@ -47,6 +47,7 @@ from imf_ray.sweep.runner import TRIALS_DIR
 from imf_ray.sweep.trial import FINISHED, read_trial
 from imf_ray.training.checkpoint import PATTERN, newest_checkpoint, step_of
 from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics, read_workers
+from tests.conftest import TINY_AGENT
 
 SEEDS, STEPS, SAVE_FREQ = (1, 2, 3, 4), 120, 20
 NODE = {"num_cpus": 2}
@@ -58,13 +59,7 @@ LAST_FAULT = 0.9
 SETTLE_S, POLL_S, MAX_DRIVERS, LONGEST_S = 60.0, 0.1, 60, 7200.0
 OPTIONS = (
     "agent=resnet_imf_attnres_multitoken",
-    "agent.vision_backbone.stage_widths=[8,8,16,16]",
-    "agent.vision_backbone.blocks_per_stage=[1,1,1,1]",
-    "agent.vision_backbone.num_keypoints=8",
-    "agent.head.n_emb=32",
-    "agent.head.n_layer=2",
-    "agent.head.n_head=2",
-    "agent.head.n_kv_head=1",
+    *TINY_AGENT,
     "train.batch_size=8",
     f"train.max_steps={STEPS}",
     f"train.save_freq={SAVE_FREQ}",
