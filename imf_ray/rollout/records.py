@@ -109,6 +109,14 @@ def summarize(records: Sequence[EpisodeRecord]) -> RolloutSummary:
     )
 
 
+def describe_success(metrics: Mapping[str, Any]) -> str | None:
+    """Success and its interval among a summary's flat metrics, as text; None if there is none."""
+    if SUCCESS_RATE not in metrics:
+        return None
+    low, high = (metrics[f"rollout/success_{end}"] for end in ("low", "high"))
+    return f"{metrics[SUCCESS_RATE]:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def stage_shares(metrics: Mapping[str, Any]) -> dict[int, float]:
     """The stage shares among a summary's flat metrics, lowest stage first."""
     shares = {

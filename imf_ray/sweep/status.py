@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from imf_ray.errors import UserError
+from imf_ray.rollout.records import describe_success
 from imf_ray.sweep.runner import TRIALS_DIR
 from imf_ray.sweep.trial import read_trial
 from imf_ray.training.status import RunStatus, is_run, read_status
@@ -62,10 +63,6 @@ def status_table(runs: Sequence[RunStatus]) -> Table:
     for column in columns:
         table.add_column(column, no_wrap=True)
     for run in runs:
-        success = ""
-        if "rollout/success_rate" in run.metrics:
-            low, high = (run.metrics[f"rollout/success_{end}"] for end in ("low", "high"))
-            success = f"{run.metrics['rollout/success_rate']:.2f} [{low:.2f}, {high:.2f}]"
         table.add_row(
             run.name,
             run.state,
@@ -73,7 +70,7 @@ def status_table(runs: Sequence[RunStatus]) -> Table:
             "" if run.checkpoint is None else str(run.checkpoint),
             _number(run, "loss", "{:.4f}"),
             _number(run, "samples_per_s", "{:.0f}"),
-            success,
+            describe_success(run.metrics) or "",
             _number(run, "action_error", "{:.4f}"),
             _number(run, "restarts", "{:.0f}"),
             "" if run.age_s is None else f"{_duration(run.age_s)} ago",

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from imf_ray.files import write_atomically
 from imf_ray.rollout.policies import EXPERT
-from imf_ray.rollout.records import stage_shares
+from imf_ray.rollout.records import SUCCESS_RATE, describe_success, stage_shares
 from imf_ray.sweep.search_space import SearchSpace, short_names
 from imf_ray.sweep.trial import STOPPED, TrialRecord
 from imf_ray.training.checkpoint import ranking
@@ -124,9 +124,10 @@ def draw_heat_map(path: Path, records: Sequence[TrialRecord]) -> None:
         for record in records:
             metrics = record.metrics
             at = rows.index(str(record.params[first])), columns.index(str(record.params[second]))
-            if place == 0 and "rollout/success_rate" in metrics:
-                values[at] = metrics["rollout/success_rate"]
-                text = f"{values[at]:.2f}\n[{_interval(metrics)}]\nn={_episodes(metrics)}"
+            success = describe_success(metrics)
+            if place == 0 and success is not None:
+                values[at] = metrics[SUCCESS_RATE]
+                text = success.replace(" [", "\n[") + f"\nn={_episodes(metrics)}"
             elif place == 1 and "action_error" in metrics:
                 values[at] = metrics["action_error"]
                 text = f"{values[at]:.4f}"
@@ -143,18 +144,15 @@ def draw_heat_map(path: Path, records: Sequence[TrialRecord]) -> None:
 
 
 def _judgement(metrics: Mapping[str, Any]) -> list[str]:
-    if "rollout/success_rate" not in metrics:
+    success = describe_success(metrics)
+    if success is None:
         return ["not judged", "", "", ""]
     return [
-        f"{metrics['rollout/success_rate']:.2f} [{_interval(metrics)}]",
+        success,
         _episodes(metrics),
         f"{metrics['rollout/reward_sum']:.1f}",
         " ".join(f"{share:.2f}" for share in stage_shares(metrics).values()),
     ]
-
-
-def _interval(metrics: Mapping[str, Any]) -> str:
-    return f"{metrics['rollout/success_low']:.2f}, {metrics['rollout/success_high']:.2f}"
 
 
 def _episodes(metrics: Mapping[str, Any]) -> str:

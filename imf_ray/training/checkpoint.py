@@ -25,6 +25,7 @@ from imf_ray.agents.pretrained import save_agent, save_policy
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.errors import UserError
 from imf_ray.files import add_line, move_into_place, read_lines, sync, write_atomically
+from imf_ray.rollout.records import SUCCESS_RATE
 from imf_ray.schema import Config, TrainConfig
 
 PREFIX, PARTIAL = "checkpoint_", ".partial_"
@@ -85,7 +86,7 @@ class CheckpointSchedule:
 def ranking(metrics: Mapping[str, Any]) -> tuple[float, float, float]:
     """Sort key of a checkpoint's metrics, best first: success, held-out action error, step."""
     return (
-        -metrics.get("rollout/success_rate", -1.0),
+        -metrics.get(SUCCESS_RATE, -1.0),
         metrics.get("action_error", float("inf")),
         -metrics["step"],
     )

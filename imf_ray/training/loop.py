@@ -212,7 +212,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     clock, norms = _Clock(), GradientNorms(config.train.grad_clip)
     metrics: dict[str, float] = {}
     samples = SampleLog(run_dir, rank) if config.train.log_samples else None
-    lookout, stopped = Lookout(run_dir, rank, world_size), False
+    lookout = Lookout(run_dir, rank, world_size)
     for batch in clock.timed(batches):
         if samples is not None:
             samples.log(trainer.step, np.asarray(batch["sample_id"]))
@@ -230,14 +230,15 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         if tracker is not None and _is_due(trainer.step, config.train.diagnostics_freq):
             part = split_batch(tensors, config.train.accumulate_batches)[0]
             tracker.log_diagnostics(trainer.step, diagnose(trainer.agent, part, run_dir))
-        urgent, stopped = lookout.look()
+        urgent, asked_to_stop = lookout.look()
         if schedule.due(trainer.step) or urgent:
             saved = None
             if tracker is not None:
                 saved = trainer.save(run_dir, {"epoch": progress, **metrics})
             reporter.report(trainer.step, saved)
-        if stopped:
+        if asked_to_stop:
             break
+    stopped = trainer.step < config.train.max_steps
     swanlab_run = None
     if tracker is not None:
         withdraw_stop(run_dir)  # answered: what there is to save is saved
@@ -275,8 +276,7 @@ class _Reporter:
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
             validation=saved is not None and self._schedule.validated(step) and not saved.validated,
         )
-        if self._tracker is not None:
-            prune_checkpoints(self._run_dir, self._keep_last, self._schedule.validated)
+        self._prune()
 
     def report_what_is_there(self) -> None:
         """Report the checkpoints on disk whose report, or whose validation, was lost."""
@@ -289,10 +289,15 @@ class _Reporter:
             self.report(step, saved[step] if self._tracker is not None else None)
 
     def wait_for_validations(self) -> None:
-        """Wait for the validations under way and log them."""
+        """Wait for the validations under way, log them, and delete what waited for them."""
         assert self._tracker is not None
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.VALIDATED)
         self._tracker.log_validations()
+        self._prune()
+
+    def _prune(self) -> None:
+        if self._tracker is not None:
+            prune_checkpoints(self._run_dir, self._keep_last, self._schedule.validated)
 
 
 def _reported() -> list[ReportedCheckpoint]:

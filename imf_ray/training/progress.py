@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from imf_ray.rollout.records import describe_success
 from imf_ray.training.tracking import METRICS_FILE
 
 POLL_S = 1.0
@@ -124,12 +125,9 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
             parts.append(text.format(metrics[name]))
     if "action_error" in metrics:
         parts.append(f"action error {metrics['action_error']:.4f}")
-    if "rollout/success_rate" in metrics:
-        parts.append(
-            f"success {metrics['rollout/success_rate']:.2f} "
-            f"[{metrics['rollout/success_low']:.2f}, {metrics['rollout/success_high']:.2f}] "
-            f"of {metrics['rollout/episodes']:.0f}"
-        )
+    success = describe_success(metrics)
+    if success is not None:
+        parts.append(f"success {success} of {metrics['rollout/episodes']:.0f}")
     if "validation_error" in metrics:
         parts.append(f"validation failed: {metrics['validation_error']}")
     return "  ".join(parts)
