@@ -39,6 +39,7 @@ import torch
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
+from benchmarks.notes import commit
 from benchmarks.watching import family
 from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS
 from imf_ray.files import read_lines, write_atomically
@@ -409,15 +410,12 @@ def _page(
         "seconds until all resources were free": f"{free_s:.1f}",
     }
     faults = "\n".join(f"| {e['at_s']:.0f} | {e['kind']} | {e['what']} |" for e in events)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     return f"""# A sweep while things break
 
 `python -m benchmarks.chaos --seed {seed} --faults {len(events)}`: {len(SEEDS)} trials of {STEPS} \
 updates, two at a time, each checkpoint (every {SAVE_FREQ} updates) validated in simulation, on \
 two local nodes with {NODE["num_cpus"]} logical CPUs each; once left alone and once struck by \
-{len(events)} faults of {len(kinds)} kinds. Commit {commit}; torch {torch.__version__}, ray \
+{len(events)} faults of {len(kinds)} kinds. Commit {commit()}; torch {torch.__version__}, ray \
 {ray.__version__}.
 
 | result | |

@@ -1,14 +1,25 @@
-"""What was measured so far, a line a case, so that a long benchmark goes on where it stopped."""
+"""What was measured, and of which commit.
+
+A long benchmark writes a line a case, so that it goes on where it stopped.
+"""
 
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 Case = TypeVar("Case")
 Measured = TypeVar("Measured")
+
+
+def commit() -> str:
+    """The commit that a figure comes from; `-dirty` if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty"]
+    root = Path(__file__).parents[1]
+    return subprocess.check_output(command, text=True, cwd=root).strip()
 
 
 def read_notes(log: Path, case: type[Case], measured: type[Measured]) -> dict[Case, Measured]:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.notes import commit
 from imf_ray.agents.pretrained import load_agent, load_config_of
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.files import write_atomically
@@ -287,7 +288,7 @@ def main() -> None:
         f"`python -m benchmarks.one_step {options}`: iMF, flow matching and DDPM with the same "
         "trunk, head, demonstrations, updates and seed, judged on the same "
         f"{arguments.episodes} episodes (seeds from {FIRST_SEED}). "
-        f"Page written by commit {_commit()}; torch {torch.__version__}."
+        f"Page written by commit {commit()}; torch {torch.__version__}."
     )
     checkpoints: dict[str, Path] = {}
     heads: dict[str, float] = {}
@@ -299,13 +300,6 @@ def main() -> None:
             heads = head_times(checkpoints)
         judged[row.name] = judge(row, checkpoints[row.objective], output, arguments.episodes)
         print(write_results(judged, heads, arguments.recipe, how))
-
-
-def _commit() -> str:
-    shown = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-    )
-    return shown.stdout.strip()
 
 
 if __name__ == "__main__":
