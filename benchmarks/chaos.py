@@ -51,6 +51,8 @@ from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics, read
 from tests.conftest import TINY_AGENT
 
 SEEDS, STEPS, SAVE_FREQ = (1, 2, 3, 4), 120, 20
+ROLLOUT_STEPS = 60
+"""Judging whole episodes would take longer than the trainings, and show nothing more."""
 NODE = {"num_cpus": 2}
 DISK_BYTES = 256 * 2**20
 BROKEN_S = 15.0
@@ -365,6 +367,7 @@ def run(seed: int, count: int, work: Path, disk: Path | None) -> str:
     address = f"cluster.address={cluster.address}"
     python = [sys.executable, "-m"]
     options = [*OPTIONS, address, f"data.dataset_dir={data}"]
+    short = f"task.max_episode_steps={ROLLOUT_STEPS}"
     space = work / "seeds.yaml"
     space.write_text(json.dumps({"grid": {"train.seed": list(SEEDS)}}))
     collect = [*python, "imf_ray.collect", *options, "collect.episodes=10"]
@@ -372,7 +375,7 @@ def run(seed: int, count: int, work: Path, disk: Path | None) -> str:
 
     def sweep(name: str) -> Sweep:
         own = [f"run_name={name}", f"storage_path={storage}", f"search_space={space}"]
-        command = [*python, "imf_ray.tune", *options, *own, "resume=auto"]
+        command = [*python, "imf_ray.tune", *options, short, *own, "resume=auto"]
         return Sweep(storage / name, command, work / f"{name}.log")
 
     clean, struck = sweep("clean"), sweep("struck")
