@@ -1,4 +1,4 @@
-"""A run on two nodes loses one: it goes on with the workers that are left."""
+"""Nodes that go and come, and nodes that are for one part of the work."""
 
 import itertools
 import json
@@ -17,14 +17,10 @@ from tests.training.two_nodes import STEPS
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("mode", ["killed", pytest.param("drained", marks=pytest.mark.slow)])
-def test_a_run_goes_on_without_the_node_that_it_lost(
-    demonstrations: Path, tmp_path: Path, mode: str
-) -> None:
-    run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "tests.training.two_nodes", str(run_dir), str(demonstrations)]
+def run_script(name: str, *arguments: str) -> str:
+    """What a script of this folder prints."""
     done = subprocess.run(
-        [*command, mode],
+        [sys.executable, "-m", f"tests.training.{name}", *arguments],
         cwd=ROOT,
         env=command_environment(),
         capture_output=True,
@@ -32,12 +28,31 @@ def test_a_run_goes_on_without_the_node_that_it_lost(
         timeout=COMMAND_LIMIT_S,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "killed",
+        pytest.param("drained", marks=pytest.mark.slow),
+        pytest.param("added", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_with_the_nodes_that_there_are(
+    demonstrations: Path, tmp_path: Path, mode: str
+) -> None:
+    run_dir = tmp_path / "run"
+    run_script("two_nodes", str(run_dir), str(demonstrations), mode)
     metrics = read_metrics(run_dir / METRICS_FILE)
     first, second = (line["step"] for line in metrics if RESTARTS in line)
-    assert first == 0 < second < STEPS[mode]
+    end = max(line["step"] for line in metrics)
+    assert first == 0 < second < end
     if mode == "drained":  # no other checkpoint was due
         assert second in [checkpoint.step for checkpoint in list_checkpoints(run_dir)]
-    assert list_checkpoints(run_dir)[-1].step == STEPS[mode]
+    if mode != "added":
+        assert end == STEPS[mode]
+    assert list_checkpoints(run_dir)[-1].step == end
 
     plan = check_run(tiny_config(demonstrations, "cluster.num_workers=2..4")).plan
     logs = [
@@ -45,8 +60,19 @@ def test_a_run_goes_on_without_the_node_that_it_lost(
         for path in sorted(run_dir.glob("samples_rank_*.jsonl"))
     ]
     assert len(logs) == 4
-    for step in range(STEPS[mode]):
+    before, after = (2, 4) if mode == "added" else (4, 2)
+    for step in range(end):
         lines = [[entry["samples"] for entry in log if entry["step"] == step] for log in logs]
-        alone = step >= second
-        taken = [found[-1 if alone else 0] for found in (lines[:2] if alone else lines)]
+        ranks, which = (before, 0) if step < second else (after, -1)
+        taken = [found[which] for found in lines[:ranks]]
         assert sorted(itertools.chain(*taken)) == sorted(plan.global_batch(step).tolist())
+
+
+@pytest.mark.slow
+def test_each_part_of_the_work_keeps_to_its_pool(demonstrations: Path, tmp_path: Path) -> None:
+    seen = json.loads(
+        run_script("labelled_nodes", str(tmp_path / "run"), str(demonstrations)).splitlines()[-1]
+    )
+    for title, own in (("RayTrainWorker", "train"), ("RolloutActor", "sim"), ("Read", "data")):
+        pools = [pool for pool, titles in seen.items() if any(title in t for t in titles)]
+        assert pools == [own], seen
