@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imf_ray.errors import UserError
-from imf_ray.launch import absolute, connect, console, run
+from imf_ray.launch import connect, console, run
+from imf_ray.places import is_url, working_copy
 from imf_ray.resources import SIM_POOL, in_pool
 from imf_ray.schema import Config
 
@@ -16,7 +17,6 @@ from imf_ray.schema import Config
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Bring the data set to `collect.episodes` successful episodes."""
     from imf_ray.data.index import build_index, list_episodes
-    from imf_ray.data.storage import is_url
     from imf_ray.demos.recorder import Recorder
     from imf_ray.demos.workers import CollectionState, collect_episodes
 
@@ -25,7 +25,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             f"data.dataset_dir={config.data.dataset_dir} is a URL, and demonstrations are recorded "
             "into a folder of this machine. Collect there, and copy the folder."
         )
-    folder = absolute(config.data.dataset_dir)
+    folder = working_copy(config.data.dataset_dir)
     config.data.dataset_dir = str(folder)
     if list_episodes(folder):  # what is added must fit what is there
         build_index(config)

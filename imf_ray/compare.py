@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imf_ray.errors import UserError
-from imf_ray.launch import absolute, connect, console, run
+from imf_ray.launch import connect, console, run
+from imf_ray.places import shown, working_copy
 from imf_ray.resources import plan_simulators
 from imf_ray.schema import Config
 
@@ -27,8 +28,8 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
     require_settable(overrides)
     if len(policies) < 2:
         raise UserError("Name two policies or more: python -m imf_ray.compare A B [C ...]")
-    home, evaluate = absolute(config.storage_path), config.evaluate
-    contenders = enter_all(policies, config, overrides, home, absolute)
+    home, evaluate = working_copy(config.storage_path), config.evaluate
+    contenders = enter_all(policies, config, overrides, home)
     simulators = simulators_of(plan_simulators(config, connect(config)))
     seeds = range(evaluate.seed, evaluate.seed + evaluate.episodes)
     judged = {}
@@ -39,12 +40,12 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
     asked = {name: judged[name] for name in list(judged)[: len(policies)]}
     comparisons = compare(asked)
     console.print(comparison_table(comparisons))
-    sources = {contender.name: str(contender.judgement.folder) for contender in contenders}
+    sources = {contender.name: shown(contender.judgement.folder) for contender in contenders}
     key = settings_key("", {"records": sorted(sources.values()), "seeds": list(seeds)})
     output = config.compare.output
-    folder = home / "comparisons" / key if output is None else absolute(output)
+    folder = home / "comparisons" / key if output is None else working_copy(output)
     for path in write_files(Path(folder), judged, comparisons, sources):
-        console.print(str(path), soft_wrap=True)
+        console.print(shown(path), soft_wrap=True)
 
 
 if __name__ == "__main__":

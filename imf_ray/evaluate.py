@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imf_ray.errors import UserError
-from imf_ray.launch import absolute, connect, console, run
+from imf_ray.launch import connect, console, run
+from imf_ray.places import shown, working_copy
 from imf_ray.resources import plan_simulators
 from imf_ray.schema import Config
 
@@ -36,10 +37,10 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             "Name what to judge: checkpoint=RUN/checkpoint_00001000, checkpoint=expert, "
             "checkpoint=untrained:CHECKPOINT or checkpoint=replay:EPISODES."
         )
-    evaluate, home = config.evaluate, absolute(config.storage_path)
+    evaluate, home = config.evaluate, working_copy(config.storage_path)
     if evaluate.output is not None:
-        evaluate.output = str(absolute(evaluate.output))
-    policy = absolute_policy(config.checkpoint, absolute)
+        evaluate.output = str(working_copy(evaluate.output))
+    policy = absolute_policy(config.checkpoint)
     if evaluate.select is None:
         contender = enter(policy, config, overrides, evaluate.seed, home, evaluate.output)
     simulators = simulators_of(plan_simulators(config, connect(config)))
@@ -74,7 +75,7 @@ def _report(contender: Contender, records: list[EpisodeRecord], simulators: Simu
         wanted = [r for r in records if evaluate.video == "all" or not r.success]
         grid = judgement.film(wanted, evaluate.video_episodes, simulators)
         console.print(f"Video: {grid or 'no such episode'}", soft_wrap=True)
-    console.print(f"Records: {judgement.folder}", soft_wrap=True)
+    console.print(f"Records: {shown(judgement.folder)}", soft_wrap=True)
 
 
 def _action_error(contender: Contender) -> float | None:

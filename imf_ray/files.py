@@ -1,13 +1,31 @@
-"""Writing files so that they, or their lines, are complete or absent."""
+"""Writing files so that they, or their lines, are complete or absent.
+
+What is written into the working copy of a URL goes there, too.
+"""
 
 from __future__ import annotations
 
 import errno
+import io
+import logging
 import os
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from imf_ray.errors import UserError
+from imf_ray.places import kept_at, push
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURE_DPI = 120
+PUSH_S, PUSH_SHARE = 5.0, 0.05
+"""A file that grows in a working copy is copied to its URL so often, and for no larger share of the
+time."""
 LONGEST_LINE = 2**20
 """Bytes from the end of a file in which a line that was cut off is looked for."""
+log = logging.getLogger(__name__)
 
 
 class LineFile:
@@ -24,6 +42,7 @@ class LineFile:
         start = self._file.seek(max(0, end - LONGEST_LINE))
         tail = self._file.read()
         self._file.truncate(start + tail.rfind(b"\n") + 1)
+        self._is_copy, self._next_push = kept_at(path) is not None, time.monotonic() + PUSH_S
 
     def add(self, line: str) -> None:
         """Write a line, which is then in the file whenever the process dies.
@@ -34,10 +53,23 @@ class LineFile:
         content = f"{line}\n".encode()
         if self._file.write(content) != len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        if self._is_copy and time.monotonic() >= self._next_push:
+            self._push()
+
+    def _push(self) -> None:
+        """Copy the file, or say why that has to wait: its line is safe here."""
+        begun = time.monotonic()
+        try:
+            push(self._path)
+        except UserError as error:
+            log.warning("Later: %s", error)
+        now = time.monotonic()
+        self._next_push = now + max(PUSH_S, (now - begun) / PUSH_SHARE)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        push(self._path)
 
 
 def add_line(path: Path, line: str) -> None:
@@ -66,6 +98,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         move_into_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+    push(path)
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure of matplotlib as a PNG; see `write_atomically`."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=FIGURE_DPI)
+    write_atomically(path, content.getvalue())
 
 
 def move_into_place(partial: Path, path: Path) -> None:

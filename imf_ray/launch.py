@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from imf_ray.config import GROUPS, RECIPE, group_choices, key_help, load_config, to_yaml
-from imf_ray.data.storage import is_url
 from imf_ray.environment import prepare_environment
 from imf_ray.errors import UserError
 from imf_ray.resources import POOLS, ClusterSize
@@ -210,21 +209,6 @@ def _size_of(nodes: Sequence[Mapping[str, Any]], pool_label: str | None) -> Clus
 def cluster_address(config: Config) -> str | None:
     """The cluster to connect to, or None to start one."""
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
-
-
-def absolute(path: str) -> Path:
-    """A path of the caller's, before anything reaches a worker with another working directory.
-
-    Raises:
-        UserError: it is a URL; data sets alone may be there.
-    """
-    if is_url(path):
-        raise UserError(
-            f"{path} is a URL, and a folder is wanted: runs and checkpoints are kept in folders "
-            "that every node reaches. Mount the storage (NFS, or a bucket by rclone or gcsfuse) "
-            "and name the folder."
-        )
-    return Path(path).expanduser().absolute()
 
 
 def _dashboard_url() -> str:

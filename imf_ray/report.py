@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from imf_ray.errors import UserError
-from imf_ray.launch import absolute, console, run
+from imf_ray.launch import console, run
+from imf_ray.places import pull, working_copy
 from imf_ray.schema import Config
 
 
@@ -16,7 +17,8 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         raise UserError("Name the sweep: run_name=NAME (a folder in storage_path).")
     from imf_ray.sweep.table import JSON_FILE, make_table, read_sweep
 
-    sweep_dir = absolute(config.storage_path) / config.run_name
+    sweep_dir = working_copy(config.storage_path) / config.run_name
+    pull(sweep_dir / JSON_FILE)
     if not (sweep_dir / JSON_FILE).is_file():
         raise UserError(f"{sweep_dir} holds no {JSON_FILE}: is it a finished sweep?")
     console.print(make_table(*read_sweep(sweep_dir)))

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from imf_ray.errors import UserError
-from imf_ray.launch import absolute, console, run
+from imf_ray.launch import console, run
+from imf_ray.places import pull, working_copy
 from imf_ray.schema import Config
 
 
@@ -18,7 +19,9 @@ def main(config: Config, overrides: Sequence[str], folders: Sequence[str]) -> No
         raise UserError("Name the folder of a sweep or a run: python -m imf_ray.status DIR")
     from imf_ray.sweep.status import read_all, status_table
 
-    console.print(status_table(read_all(absolute(folders[0]))))
+    folder = working_copy(folders[0])
+    pull(folder, "*.yaml", "*.json", "*.jsonl")
+    console.print(status_table(read_all(folder)))
 
 
 if __name__ == "__main__":

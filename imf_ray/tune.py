@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imf_ray.launch import absolute, connect, console, interruptible, resume_command, run
+from imf_ray.launch import connect, console, interruptible, resume_command, run
+from imf_ray.places import place, shown, working_copy
 from imf_ray.resources import plan_simulators
 from imf_ray.schema import Config
 
@@ -27,7 +28,6 @@ def resolve(overrides: Sequence[str]) -> Config:
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Train and judge every combination of a search space, and print the ranked table."""
     from imf_ray.config import last_of_each
-    from imf_ray.data.storage import place
     from imf_ray.rollout.policies import EXPERT
     from imf_ray.sweep.runner import (
         find_sweep,
@@ -44,7 +44,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     from imf_ray.training.progress import ProgressBoard, describe_metrics
     from imf_ray.training.tracking import describe_tracking
 
-    storage = absolute(config.storage_path)
+    storage = working_copy(config.storage_path)
     resumed = None if config.resume is None else find_sweep(storage, config.run_name)
     if resumed is not None:
         space, before = read_space(resumed)
@@ -60,8 +60,8 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     size = connect(config)
     resources, slots = plan_sweep(sweep, size)
     console.print(
-        f"{'Going on with' if resumed else 'Sweep'} {sweep_dir}: {len(sweep.configs)} trials, "
-        f"{slots} at a time\nEach takes {resources}",
+        f"{'Going on with' if resumed else 'Sweep'} {shown(sweep_dir)}: {len(sweep.configs)} "
+        f"trials, {slots} at a time\nEach takes {resources}",
         soft_wrap=True,
     )
     console.print(describe_tracking(sweep.first_config))
@@ -74,7 +74,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             request_stop=lambda: stop_sweep(sweep),
             is_safe=lambda: is_stopped(sweep),
             resume=resume_command(
-                "imf_ray.tune", [], resume="auto", run_name=name, storage_path=str(storage)
+                "imf_ray.tune", [], resume="auto", run_name=name, storage_path=shown(storage)
             ),
         )
     best = rank(records)[0]
@@ -84,11 +84,11 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     console.print(make_table(records, oracles))
     for line in failures(records):
         console.print(f"Failed: {line}", soft_wrap=True)
-    console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
+    console.print(f"Best checkpoint: {shown(Path(str(best.best_checkpoint)))}", soft_wrap=True)
     options = plan_simulators(config, size).options
     videos = _write_videos(sweep_dir, sweep.first_config, str(best.best_checkpoint), options)
     for path in [*files, *videos]:
-        console.print(str(path), soft_wrap=True)
+        console.print(shown(path), soft_wrap=True)
 
 
 def _write_videos(

@@ -104,8 +104,8 @@ def _unknown_key(folder: Path) -> list[str]:
     return ["data.dataset_dir=demos", "train.bach_size=4"]
 
 
-def _runs_at_a_url(folder: Path) -> list[str]:
-    return ["data.dataset_dir=demos", "storage_path=s3://bucket/runs"]
+def _unknown_url(folder: Path) -> list[str]:
+    return ["data.dataset_dir=demos", "storage_path=nowhere://bucket/runs", "run_name=a"]
 
 
 def _odd_heads(folder: Path) -> list[str]:
@@ -135,7 +135,7 @@ def in_this_process(
         (_wrong_shape, ["episode_1.hdf5", "qpos", "not float (400, D)"]),
         (_unknown_key, ["train.bach_size", "did you mean train.batch_size"]),
         (_missing_camera, ["no camera wrist", "r_vis"]),
-        (_runs_at_a_url, ["s3://bucket/runs is a URL", "Mount"]),
+        (_unknown_url, ["nowhere://bucket/runs", "cannot be opened"]),
         (_odd_heads, ["n_emb=30 is not divisible", "n_head=4"]),
     ],
 )

@@ -25,9 +25,20 @@ ROOMS: dict[str, set[str]] = {
     "models": set(),
     "sim": set(),
     "agents": {"models", "config", "schema", "errors"},
-    "data": {"config", "schema", "errors", "files", "mp4"},
-    "demos": {"sim", "data", "config", "schema", "errors", "files", ""},
-    "rollout": {"agents", "sim", "data", "config", "schema", "errors", "files", "mp4", ""},
+    "data": {"config", "schema", "errors", "files", "mp4", "places"},
+    "demos": {"sim", "data", "config", "schema", "errors", "files", "places", ""},
+    "rollout": {
+        "agents",
+        "sim",
+        "data",
+        "config",
+        "schema",
+        "errors",
+        "files",
+        "mp4",
+        "places",
+        "",
+    },
     "training": {
         "agents",
         "data",
@@ -37,6 +48,7 @@ ROOMS: dict[str, set[str]] = {
         "errors",
         "files",
         "mp4",
+        "places",
         "resources",
     },
     "judging": {
@@ -48,9 +60,10 @@ ROOMS: dict[str, set[str]] = {
         "schema",
         "errors",
         "files",
+        "places",
         "resources",
     },
-    "sweep": {"training", "rollout", "config", "schema", "errors", "files", "resources"},
+    "sweep": {"training", "rollout", "config", "schema", "errors", "files", "places", "resources"},
 }
 FOREIGN: dict[str, set[str]] = {
     "models": {"torch", "torchvision"},

@@ -8,9 +8,9 @@ from itertools import groupby
 from pathlib import Path
 
 from imf_ray.data.episodes import EpisodeInfo
-from imf_ray.data.storage import Place, place
 from imf_ray.errors import UserError
-from imf_ray.launch import absolute, console, run
+from imf_ray.launch import console, run
+from imf_ray.places import Place, place, shown, working_copy
 from imf_ray.schema import Config
 
 USAGE = "python -m imf_ray.data check DIR, or python -m imf_ray.data inspect DIR"
@@ -73,12 +73,12 @@ def inspect(config: Config, folder: Place) -> None:
     cameras = sorted(set.intersection(*(set(episode.cameras) for episode in good)))
     if not cameras:
         return
-    output = absolute(config.storage_path) / "inspections" / folder.name
+    output = working_copy(config.storage_path) / "inspections" / folder.name
     video = f"{Path(good[0].path).stem}.mp4"
     write_atomically(output / "contact_sheet.png", contact_sheet(good, cameras, format))
     write_atomically(output / video, episode_video(good[0], cameras, format))
     for name in ("contact_sheet.png", video):
-        console.print(str(output / name), soft_wrap=True)
+        console.print(shown(output / name), soft_wrap=True)
 
 
 def _vectors(episode: EpisodeInfo) -> tuple[str, int, int]:

@@ -20,8 +20,8 @@ from typing import Any
 
 from imf_ray.data.episodes import EpisodeInfo, bad_episode, check_episode
 from imf_ray.data.moments import Moments
-from imf_ray.data.storage import Place, place
 from imf_ray.errors import UserError
+from imf_ray.places import Place, place
 
 START_LIMIT_S = 120.0
 LEAST_LIMIT_S, LEAST_BYTES_PER_S = 10.0, 1e6

@@ -38,9 +38,10 @@ from imf_ray.data.formats import (
 )
 from imf_ray.data.integrity import DIGEST, digest_of, require_plain_storage
 from imf_ray.data.moments import Moments, moments_of
-from imf_ray.data.storage import Place, open_hdf5
+from imf_ray.data.storage import open_hdf5
 from imf_ray.errors import UserError
 from imf_ray.files import move_into_place
+from imf_ray.places import Place
 
 SUFFIX = ".hdf5"
 POSES = "observations/poses"

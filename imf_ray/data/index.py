@@ -20,9 +20,10 @@ from rich.progress import track
 from imf_ray.data.checking import Verdict, check_files, info_from_dict
 from imf_ray.data.episodes import SUFFIX, EpisodeInfo, bad_episode
 from imf_ray.data.integrity import DIGEST
-from imf_ray.data.storage import Place, cache_folder, place, stamp
+from imf_ray.data.storage import cache_folder, stamp
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
+from imf_ray.places import Place, place
 from imf_ray.schema import Config
 
 CACHE_VERSION = 4

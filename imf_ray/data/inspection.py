@@ -13,8 +13,8 @@ from rich.table import Table
 from imf_ray.data.episodes import EpisodeInfo, Selection, read_slice
 from imf_ray.data.formats import square
 from imf_ray.data.statistics import compute_statistics
-from imf_ray.data.storage import Place
 from imf_ray.mp4 import encode_video
+from imf_ray.places import Place
 
 SHEET_EPISODES = 12
 SHEET_MOMENTS = 3

@@ -1,8 +1,7 @@
-"""Where episode files are: a folder of this machine, or a URL of a file system that fsspec knows.
+"""Episode files in a folder or under a URL.
 
 `s3://bucket/demos`, `gs://bucket/demos`, `https://host/demos/`: a URL is read in place, block by
-block, by whichever machine needs it. Some file systems want a package of their own, which fsspec
-names.
+block, by whichever machine needs it.
 """
 
 from __future__ import annotations
@@ -18,33 +17,11 @@ import h5py
 from platformdirs import user_cache_path
 from upath import UPath
 
-from imf_ray.errors import UserError
+from imf_ray.places import Place, is_url, place
 
 CACHE_DIR = ".imf_ray"
 BLOCK_BYTES, BLOCKS = 1 << 18, 64
 """What is fetched from a URL at a time, and how much of a file is kept while it is open."""
-Place = Path | UPath
-
-
-def place(text: str | Place) -> Place:
-    """A folder or file of this machine, absolute, or a URL.
-
-    Raises:
-        UserError: the URL's file system is unknown or wants a package that is not installed.
-    """
-    if not is_url(text):
-        return Path(str(text)).expanduser().absolute()
-    try:
-        found = UPath(text)
-        found.fs.invalidate_cache()  # what was listed before may have changed
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{text} cannot be opened: {error}") from error
-    return found
-
-
-def is_url(text: str | Place) -> bool:
-    """Whether a place is not on this machine."""
-    return "://" in str(text)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from imf_ray.files import write_atomically
+from imf_ray.files import write_atomically, write_figure
 from imf_ray.rollout.records import EpisodeRecord, summarize
 from imf_ray.rollout.success import (
     difference_interval,
@@ -162,5 +162,4 @@ def draw(path: Path, judged: Records, comparisons: Sequence[Comparison]) -> None
     differences.set_title(f"difference of success, 95 % (red: p <= {SIGNIFICANCE})")
     for axes in (rates, differences):
         axes.invert_yaxis()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)

@@ -9,6 +9,7 @@ from pathlib import Path
 from imf_ray.agents.pretrained import load_config_of
 from imf_ray.config import override
 from imf_ray.errors import UserError
+from imf_ray.places import is_url, pull, working_copy
 from imf_ray.resources import SimulatorPlan
 from imf_ray.rollout.actors import RolloutJob, identify
 from imf_ray.rollout.judgement import Judgement, Simulators, judgement_folder
@@ -85,6 +86,7 @@ def enter(
         limits = evaluate.stop_on_success, evaluate.episode_limit_s
         settings = scripted_settings(task, action_space, *limits)
     else:
+        pull(path)
         _require_whole(path)
         judged, home = _judged_config(path, config, overrides), path.parent
         name = f"untrained-{path.name}" if policy.startswith(UNTRAINED) else path.name
@@ -111,7 +113,6 @@ def enter_all(
     config: Config,
     overrides: Sequence[str],
     beside: Path,
-    absolute: Callable[[str], Path],
 ) -> list[Contender]:
     """Policies for a comparison, and after them the oracles that `compare.oracles` adds.
 
@@ -120,7 +121,7 @@ def enter_all(
     Raises:
         UserError: as `enter`; one is named twice, or they play different tasks.
     """
-    named = [absolute_policy(policy, absolute) for policy in policies]
+    named = [absolute_policy(policy) for policy in policies]
     trained = [policy for policy in named if not _is_scripted(policy)]
     if config.compare.oracles:
         named += [policy for policy in _oracles(trained, config) if policy not in named]
@@ -142,14 +143,20 @@ def enter_all(
     return ordered
 
 
-def absolute_policy(policy: str, absolute: Callable[[str], Path]) -> str:
-    """The name of a policy with its path made absolute."""
+def absolute_policy(policy: str) -> str:
+    """The name of a policy with its path made absolute.
+
+    Raises:
+        UserError: a replay of what is not on this machine.
+    """
     if policy == EXPERT:
         return policy
+    if policy.startswith(REPLAY) and is_url(policy):
+        raise UserError(f"{policy}: demonstrations are played back from a folder of this machine.")
     for prefix in (UNTRAINED, REPLAY):
         if policy.startswith(prefix):
-            return f"{prefix}{absolute(policy.removeprefix(prefix))}"
-    return str(absolute(policy))
+            return f"{prefix}{working_copy(policy.removeprefix(prefix))}"
+    return str(working_copy(policy))
 
 
 def simulators_of(plan: SimulatorPlan) -> Simulators:
@@ -178,6 +185,7 @@ def choose_checkpoint(
             f"{reported_on[0]}-{reported_on[-1]}: set evaluate.select_seed or evaluate.seed so "
             "that they do not overlap."
         )
+    pull(run_dir)
     saved = list_checkpoints(run_dir)
     if not saved:
         raise UserError(f"{run_dir} is not a run: it has no valid checkpoint.")
@@ -202,6 +210,8 @@ def _is_scripted(policy: str) -> bool:
 def _oracles(trained: Sequence[str], config: Config) -> list[str]:
     """The top and the bottom of a table: the task's expert, and the first agent untrained."""
     first = next((_path_of(policy) for policy in trained), None)
+    if first is not None:
+        pull(first)
     task = load_config_of(first).task if first is not None else config.task
     bottom = [f"{UNTRAINED}{first}"] if first is not None else []
     return [EXPERT, *bottom] if task.env_id in EXPERTS else bottom

@@ -15,13 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from imf_ray.agents.pretrained import load_agent, untrained_agent, weights_digest
+from imf_ray.agents.pretrained import POLICY_FILES, load_agent, untrained_agent, weights_digest
 from imf_ray.agents.queues import ChunkQueue
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.data.episodes import read_actions
 from imf_ray.data.formats import AUTO
 from imf_ray.data.index import check_folder, list_episodes
 from imf_ray.errors import UserError
+from imf_ray.places import here, pull
 from imf_ray.rollout.settings import RolloutSettings
 from imf_ray.rollout.timing import Stopwatch
 from imf_ray.sim.experts import EXPERTS, make_expert
@@ -238,10 +239,13 @@ def make_policy(spec: str, settings: RolloutSettings) -> Policy:
     if spec.startswith(REPLAY):
         return ReplayPolicy(Path(spec.removeprefix(REPLAY)), settings.task.action_space)
     if spec.startswith(UNTRAINED):
-        agent, config = untrained_agent(Path(spec.removeprefix(UNTRAINED)), settings.device)
+        folder = here(Path(spec.removeprefix(UNTRAINED)))
+        pull(folder, *POLICY_FILES)
+        agent, config = untrained_agent(folder, settings.device)
         name = f"untrained-{config.agent.name}"
     else:
-        folder = Path(spec)
+        folder = here(Path(spec))
+        pull(folder, *POLICY_FILES)
         agent, config = load_agent(folder, ema=settings.ema, device=settings.device)
         name = weights_digest(folder, ema=settings.ema)
     unknown = [camera for camera in agent.camera_names if camera not in settings.camera_names]

@@ -17,6 +17,7 @@ from typing import Any
 
 from imf_ray.errors import UserError
 from imf_ray.files import add_line, read_lines, write_atomically
+from imf_ray.places import pull
 from imf_ray.rollout.records import EpisodeRecord, summarize
 
 EPISODES, SUMMARY = "episodes.jsonl", "summary.json"
@@ -41,6 +42,7 @@ class RecordStore:
         self.folder = folder
         self._policy, self._settings = policy, settings
         self.records: dict[int, EpisodeRecord] = {}
+        pull(folder)
         for record in read_records(folder / EPISODES):
             self._require_ours(record)
             self.records[record.seed] = record

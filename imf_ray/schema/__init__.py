@@ -59,6 +59,8 @@ class Config:
     """Of `imf_ray.tune`: `auto` goes on with the sweep `run_name`, or with the newest one in
     `storage_path` that has not ended, as it was started; where there is none, one begins."""
     storage_path: str = "runs"
+    """Where runs, sweeps and comparisons are kept: a folder that every node reaches, or a URL that
+    fsspec knows (`s3://bucket/runs`), of which each machine has a working copy."""
     debug: bool = False
     """Show tracebacks."""
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ray.tune.schedulers import TrialScheduler
 from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
+from imf_ray.places import origin, pull, remove
 from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, plan_slots
 from imf_ray.rollout.actors import RolloutJob, run_episodes
 from imf_ray.rollout.policies import EXPERT
@@ -84,6 +85,7 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path)
         UserError: a trial or the scheduler cannot be built, the data are bad, or the folder is that
             of another sweep.
     """
+    pull(sweep_dir, "*.json", "*.jsonl", "*.yaml")
     if (sweep_dir / SPACE_FILE).is_file():
         before, _ = read_space(sweep_dir)
         if before != space:
@@ -99,7 +101,11 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path)
         configs[name], params[name] = config, combination
     sweep = Sweep(sweep_dir, space, configs, params)
     check_scheduler(space.scheduler, sweep.longest)
-    content = {"space": dataclasses.asdict(space), "overrides": list(overrides)}
+    content = {
+        "space": dataclasses.asdict(space),
+        "overrides": list(overrides),
+        "begun": time.time(),
+    }
     write_atomically(sweep_dir / SPACE_FILE, json.dumps(content, indent=1))
     return sweep
 
@@ -112,11 +118,19 @@ def read_space(sweep_dir: Path) -> tuple[SearchSpace, list[str]]:
 
 def find_sweep(storage: Path, name: str | None) -> Path | None:
     """The sweep of that name, or else the newest one that has not ended; None if there is none."""
+    for path in origin(storage).glob(f"*/{SPACE_FILE}") if name is None else ():
+        pull(storage / path.parent.name / SPACE_FILE)
+        pull(storage / path.parent.name / JSON_FILE)
     if name is not None:
+        pull(storage / name / SPACE_FILE)
         return storage / name if (storage / name / SPACE_FILE).is_file() else None
     spaces = [p for p in storage.glob(f"*/{SPACE_FILE}") if not p.with_name(JSON_FILE).is_file()]
-    newest = max(spaces, key=lambda path: path.stat().st_mtime, default=None)
+    newest = max(spaces, key=_begun, default=None)
     return None if newest is None else newest.parent
+
+
+def _begun(space: Path) -> float:
+    return json.loads(space.read_text()).get("begun", space.stat().st_mtime)
 
 
 def plan_sweep(sweep: Sweep, size: ClusterSize) -> tuple[RunResources, int]:
@@ -242,10 +256,10 @@ def _forget_requests(sweep: Sweep) -> None:
     for name in sweep.configs:
         run_dir = sweep.run_dir(name)
         withdraw_stop(run_dir)
-        shutil.rmtree(run_dir / WORKERS_DIR, ignore_errors=True)
+        remove(run_dir / WORKERS_DIR)
         record = read_trial(run_dir)
         if record is not None and record.status == FAILED:
-            (run_dir / TRIAL_FILE).unlink()
+            remove(run_dir / TRIAL_FILE)
 
 
 def _record(sweep: Sweep, name: str, error: str | None) -> TrialRecord:

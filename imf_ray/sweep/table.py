@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from imf_ray.files import write_atomically
+from imf_ray.files import write_atomically, write_figure
 from imf_ray.rollout.policies import EXPERT
 from imf_ray.rollout.records import SUCCESS_RATE, describe_success, stage_shares
 from imf_ray.sweep.search_space import SearchSpace, short_names
@@ -85,12 +86,12 @@ def write_files(
         "trials": [dataclasses.asdict(record) for record in ranked],
     }
     write_atomically(sweep_dir / JSON_FILE, json.dumps(content, indent=1))
-    with (sweep_dir / CSV_FILE).open("w", newline="") as file:
-        rows = [_flat(record) for record in ranked]
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    rows = [_flat(record) for record in ranked]
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(sweep_dir / CSV_FILE, table.getvalue())
     paths = [sweep_dir / JSON_FILE, sweep_dir / CSV_FILE]
     if len(space.grid) == 2 and not space.sample:
         draw_heat_map(sweep_dir / HEAT_MAP_FILE, ranked)
@@ -140,7 +141,7 @@ def draw_heat_map(path: Path, records: Sequence[TrialRecord]) -> None:
         axes.set_yticks(range(len(rows)), rows)
         axes.set_xlabel(names[second])
         axes.set_ylabel(names[first])
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def _judgement(metrics: Mapping[str, Any]) -> list[str]:

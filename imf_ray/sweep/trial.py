@@ -16,8 +16,9 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from imf_ray.config import config_from_dict
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
+from imf_ray.places import here, origin
 from imf_ray.resources import RunResources
-from imf_ray.training.checkpoint import best_checkpoint, read_validations
+from imf_ray.training.checkpoint import best_checkpoint, pull_run, read_validations
 from imf_ray.training.interruption import stop_requested, withdraw_stop
 from imf_ray.training.tracking import read_workers
 from imf_ray.training.trainer import check_run, fit
@@ -56,9 +57,9 @@ def run_trial(params: dict[str, Any]) -> None:
     `run_dir`.
     """
     config = config_from_dict(params["config"])
-    run_dir = Path(params["run_dir"])
+    run_dir = here(Path(params["run_dir"]))
     resources = RunResources(**params["resources"])
-    sweep_dir = Path(params["sweep_dir"])
+    sweep_dir = here(Path(params["sweep_dir"]))
     if read_trial(run_dir) is not None:
         return
     record = TrialRecord(
@@ -70,9 +71,10 @@ def run_trial(params: dict[str, Any]) -> None:
         driver_host=socket.gethostname(),
     )
     if stop_requested(run_dir) or stop_requested(sweep_dir):
-        withdraw_stop(run_dir)
         if not stop_requested(sweep_dir):  # by the scheduler, before it could begin to go on
+            pull_run(run_dir)
             write_trial(_ended(record, STOPPED, None))
+        withdraw_stop(run_dir)
         return
     try:
         outcome = fit(check_run(config), run_dir, resources, [TuneReportCallback()])
@@ -111,5 +113,5 @@ def write_trial(record: TrialRecord) -> None:
 
 def read_trial(run_dir: Path) -> TrialRecord | None:
     """The record that a trial left, if it ended."""
-    path = run_dir / TRIAL_FILE
+    path = origin(run_dir / TRIAL_FILE)
     return TrialRecord(**json.loads(path.read_text())) if path.is_file() else None

@@ -25,6 +25,7 @@ from imf_ray.agents.pretrained import save_agent, save_policy
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.errors import UserError
 from imf_ray.files import add_line, move_into_place, read_lines, sync, write_atomically
+from imf_ray.places import kept_at, pull, push, remove
 from imf_ray.rollout.records import SUCCESS_RATE
 from imf_ray.schema import Config, TrainConfig
 
@@ -32,7 +33,7 @@ PREFIX, PARTIAL = "checkpoint_", ".partial_"
 PATTERN = f"{PREFIX}[0-9]*"  # Ray keeps a checkpoint_manager_snapshot.json beside them
 MANIFEST, TRAINER_STATE = "manifest.json", "trainer_state.pt"
 VALIDATION, VALIDATIONS = "validation.json", "validations.jsonl"
-VIDEOS = "videos"
+VIDEOS, DATA_FILE = "videos", "data.json"
 VALIDATED_STEP = "validated_step"
 """Among metrics: the step of the checkpoint that those of validation are of."""
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
@@ -92,6 +93,11 @@ def ranking(metrics: Mapping[str, Any]) -> tuple[float, float, float]:
     )
 
 
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """The folder of the checkpoint after `step` updates."""
+    return run_dir / f"{PREFIX}{step:08d}"
+
+
 def save_checkpoint(
     run_dir: Path,
     step: int,
@@ -104,9 +110,9 @@ def save_checkpoint(
     """Write the checkpoint after `step` updates: complete or absent.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; nothing is left behind.
+        UserError: the disk is full or the folder cannot be written; nothing that counts is left.
     """
-    final = run_dir / f"{PREFIX}{step:08d}"
+    final = checkpoint_path(run_dir, step)
     partial = run_dir / f"{PARTIAL}{step:08d}"
     metrics = {"step": step, **metrics}
 
@@ -151,8 +157,9 @@ def _write_sealed(
         for path in partial.iterdir():
             sync(path)
         if final.exists():  # an invalid one of an earlier attempt: valid ones are resumed from
-            shutil.rmtree(final)
+            delete_checkpoint(final)
         move_into_place(partial, final)
+        push(final, last=MANIFEST)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if not isinstance(error, WRITE_ERRORS):
@@ -206,14 +213,47 @@ def prune_checkpoints(run_dir: Path, keep_last: int, pending: Callable[[int], bo
     for checkpoint in saved:
         waits = pending(checkpoint.step) and not checkpoint.validated
         if checkpoint.step not in kept and not waits:
-            shutil.rmtree(checkpoint.path)
+            delete_checkpoint(checkpoint.path)
+
+
+def delete_checkpoint(path: Path) -> None:
+    """Delete a checkpoint, its manifest first: what is left of it then counts nowhere."""
+    remove(path / MANIFEST)
+    remove(path)
+
+
+def pull_run(run_dir: Path) -> None:
+    """Have in the working copy of a URL what the run has there: its checkpoints, and no others.
+
+    One that was not copied to the end was never committed, and is forgotten; logs stay. To be
+    called where nobody writes checkpoints.
+    """
+    kept = kept_at(run_dir)
+    if kept is None:
+        return
+    pull(run_dir, f"{PATTERN}/*", "*.jsonl", "*.yaml", DATA_FILE)
+    for path in run_dir.glob(PATTERN):
+        if not (kept / path.name / MANIFEST).exists():
+            shutil.rmtree(path)
+            continue
+        try:
+            read_checkpoint(path)
+        except UserError:  # of an earlier attempt here, perhaps
+            shutil.rmtree(path)
+            pull(path)
 
 
 def write_validation(checkpoint: Path, metrics: Mapping[str, Any]) -> None:
     """Attach what validation found out to a checkpoint and to its run."""
     write_atomically(checkpoint / VALIDATION, json.dumps(metrics))
+    pull(checkpoint.parent / VALIDATIONS)
     line = json.dumps({"step": step_of(checkpoint), **metrics})
     add_line(checkpoint.parent / VALIDATIONS, line)
+
+
+def pull_validations(run_dir: Path) -> None:
+    """Have what validation found out on other machines in the working copy of a URL."""
+    pull(run_dir, f"*/{VALIDATION}", VALIDATIONS)
 
 
 def validation_video(run_dir: Path, step: int) -> Path:

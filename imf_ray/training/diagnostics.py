@@ -12,9 +12,10 @@ from torch import Tensor
 from imf_ray.agents.diagnostics import depth_weights, velocity_diagnostics
 from imf_ray.agents.imf import IMFVLAAgent
 from imf_ray.agents.vla import VLAAgent
+from imf_ray.files import write_figure
 
 DEPTH_WEIGHTS = "depth_weights.png"
-PICTURE_INCHES, PICTURE_DPI = 6.0, 120
+PICTURE_INCHES = 6.0
 
 
 class GradientNorms:
@@ -78,4 +79,4 @@ def draw_depth_weights(weights: Tensor, path: Path) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, label="mean weight", shrink=0.8)
-    figure.savefig(path, dpi=PICTURE_DPI)
+    write_figure(path, figure)

@@ -8,6 +8,7 @@ a checkpoint, too, and the training goes on until it is gone.
 
 from __future__ import annotations
 
+import logging
 import time
 from enum import IntEnum
 from pathlib import Path
@@ -17,35 +18,45 @@ import ray.train
 import torch
 import torch.distributed
 
-from imf_ray.training.checkpoint import newest_checkpoint
+from imf_ray.errors import UserError
+from imf_ray.places import kept_at, origin, reporting
+from imf_ray.training.checkpoint import MANIFEST, checkpoint_path
 from imf_ray.training.tracking import read_workers
 
 REQUEST = "stop_requested"
-PREEMPTION_CHECK_S = 5.0
-"""How often the ranks ask whether one of their nodes is being drained."""
+log = logging.getLogger(__name__)
+CHECK_S = 5.0
+"""How often the ranks ask whether one of their nodes is being drained, or whether a run that is
+kept at a URL shall stop; in a folder they look after every step."""
 
 
 def request_stop(run_dir: Path) -> None:
     """Ask the run's workers for a checkpoint of the present step, and to end with it."""
-    (run_dir / REQUEST).touch()
+    request = origin(run_dir) / REQUEST
+    with reporting(request, "written"):
+        request.touch()
 
 
 def withdraw_stop(run_dir: Path) -> None:
     """Take back what was asked, if anything was."""
-    (run_dir / REQUEST).unlink(missing_ok=True)
+    request = origin(run_dir) / REQUEST
+    with reporting(request, "deleted"):
+        request.unlink(missing_ok=True)
 
 
 def stop_requested(run_dir: Path) -> bool:
     """Whether a request to stop waits to be answered."""
-    return (run_dir / REQUEST).exists()
+    request = origin(run_dir) / REQUEST
+    with reporting(request, "read"):
+        return request.exists()
 
 
 def is_safe(run_dir: Path, max_steps: int) -> bool:
     """Whether killing the run now loses nothing, after it was asked to stop."""
     if not stop_requested(run_dir) or not read_workers(run_dir):
         return True
-    newest = newest_checkpoint(run_dir)  # a run that is trained waits for validations alone
-    return newest is not None and newest.step >= max_steps
+    # A run that is trained waits for validations alone.
+    return (origin(checkpoint_path(run_dir, max_steps)) / MANIFEST).exists()
 
 
 class Notice(IntEnum):
@@ -66,6 +77,7 @@ class Lookout:
         self._group: Any = None
         if world_size > 1:
             self._group = torch.distributed.new_group(backend="gloo")
+        self._is_copy = kept_at(run_dir) is not None
         self._looked = time.monotonic()
         self._saved_for: set[str] = set()
 
@@ -80,12 +92,20 @@ class Lookout:
         return notice == Notice.LOOK and self._a_node_goes(), False
 
     def _own_notice(self) -> Notice:
-        if stop_requested(self._run_dir):
+        due = time.monotonic() - self._looked >= CHECK_S
+        if (due or not self._is_copy) and self._is_asked():
             return Notice.STOP
-        if time.monotonic() - self._looked < PREEMPTION_CHECK_S:
+        if not due:
             return Notice.NONE
         self._looked = time.monotonic()
         return Notice.LOOK
+
+    def _is_asked(self) -> bool:
+        try:
+            return stop_requested(self._run_dir)
+        except UserError as error:  # a network that fails for a moment must not end a training
+            log.warning("Whether to stop is not known: %s", error)
+            return False
 
     def _agree(self, notice: Notice) -> Notice:
         if self._group is None:

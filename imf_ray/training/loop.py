@@ -33,6 +33,7 @@ from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream
 from imf_ray.data.statistics import Statistics
 from imf_ray.data.windows import Batch
 from imf_ray.errors import UserError
+from imf_ray.places import here
 from imf_ray.schema import Config
 from imf_ray.training.acceleration import compile_loss, require_bf16
 from imf_ray.training.checkpoint import (
@@ -42,6 +43,8 @@ from imf_ray.training.checkpoint import (
     load_trainer_state,
     newest_checkpoint,
     prune_checkpoints,
+    pull_run,
+    pull_validations,
     save_checkpoint,
 )
 from imf_ray.training.diagnostics import GradientNorms, diagnose
@@ -185,8 +188,9 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     config, stream, run_dir = (
         config_from_dict(payload.config),
         payload.stream,
-        Path(payload.run_dir),
+        here(Path(payload.run_dir)),
     )
+    pull_run(run_dir)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     record_worker(run_dir, rank)
@@ -238,6 +242,8 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
             reporter.report(trainer.step, saved)
         if asked_to_stop:
             break
+    if samples is not None:
+        samples.close()
     stopped = trainer.step < config.train.max_steps
     swanlab_run = None
     if tracker is not None:
@@ -267,8 +273,9 @@ class _Reporter:
         """Report a checkpoint, log what is known by now, and delete what is not needed."""
         checkpoint, metrics = None, {"step": step}
         if saved is not None and self._tracker is not None:
-            checkpoint = ray.train.Checkpoint.from_directory(str(saved.path))
+            checkpoint = _in_storage(saved.path)
             # What was found out of earlier checkpoints comes late, and is what ranks trials.
+            pull_validations(self._run_dir)
             metrics |= {**saved.metrics, **self._tracker.log_validations()}
         ray.train.report(
             metrics,
@@ -283,8 +290,8 @@ class _Reporter:
         unknown: list[int] = []
         saved = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(self._run_dir)}
         if self._tracker is not None:
-            known = {entry.checkpoint.path for entry in _reported()}
-            unknown = [step for step, entry in saved.items() if str(entry.path) not in known]
+            known = {Path(entry.checkpoint.path).name for entry in _reported()}
+            unknown = [step for step, entry in saved.items() if entry.path.name not in known]
         for step in ray.train.collective.broadcast_from_rank_zero(unknown):
             self.report(step, saved[step] if self._tracker is not None else None)
 
@@ -292,12 +299,20 @@ class _Reporter:
         """Wait for the validations under way, log them, and delete what waited for them."""
         assert self._tracker is not None
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.VALIDATED)
+        pull_validations(self._run_dir)
         self._tracker.log_validations()
         self._prune()
 
     def _prune(self) -> None:
         if self._tracker is not None:
             prune_checkpoints(self._run_dir, self._keep_last, self._schedule.validated)
+
+
+def _in_storage(checkpoint: Path) -> ray.train.Checkpoint:
+    """A checkpoint of the run as Ray Train names it: by where it is kept."""
+    storage = ray.train.get_context().get_storage()
+    path = f"{storage.experiment_fs_path}/{checkpoint.name}"
+    return ray.train.Checkpoint(path, filesystem=storage.storage_filesystem)
 
 
 def _reported() -> list[ReportedCheckpoint]:

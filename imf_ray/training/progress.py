@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from imf_ray.errors import UserError
+from imf_ray.places import pull
 from imf_ray.rollout.records import describe_success
 from imf_ray.training.tracking import METRICS_FILE
 
@@ -87,6 +89,10 @@ class ProgressBoard:
 
     def _new_lines(self, run_dir: Path) -> list[dict[str, Any]]:
         path = run_dir / METRICS_FILE
+        try:
+            pull(path)
+        except UserError:  # a network that fails for a moment: the next look will tell
+            return []
         if not path.is_file():
             return []
         with path.open() as file:

@@ -45,7 +45,7 @@ def read_status(run_dir: Path, now: float) -> RunStatus:
     lines = read_metrics(log)
     for line in lines:
         metrics |= line
-    age = now - log.stat().st_mtime if lines else None
+    age = now - lines[-1]["time"] if lines else None
     max_steps = int(OmegaConf.load(run_dir / CONFIG).train.max_steps)
     if age is None:
         state = WAITING

@@ -19,6 +19,7 @@ from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
 from imf_ray.files import LineFile, read_lines, write_atomically
 from imf_ray.mp4 import decode_video, encode_gif
+from imf_ray.places import Place, origin, pull, push
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import (
     PATTERN,
@@ -76,6 +77,10 @@ class SampleLog:
     def log(self, step: int, samples: np.ndarray) -> None:
         """Log the sample ids (n,) of the update after `step` updates."""
         self._file.add(json.dumps({"step": step, "samples": samples.tolist()}))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class Tracker:
@@ -144,9 +149,11 @@ class Tracker:
         self._file.close()
         if self._swanlab is not None:
             self._swanlab.finish()
+            push(self._swanlab_dir)
 
     def _show_video(self, step: int) -> None:
         video = validation_video(self._run_dir, step)
+        pull(video)
         if self._swanlab is not None and video.is_file():
             import swanlab
 
@@ -168,7 +175,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def read_workers(run_dir: Path) -> list[dict[str, Any]]:
     """The `WorkerRecord`s that the run's workers left, as plain dictionaries."""
-    return [json.loads(p.read_text()) for p in sorted((run_dir / WORKERS_DIR).glob("*.json"))]
+    folder = origin(run_dir / WORKERS_DIR)
+    files: list[Place] = [*folder.glob("*.json")]
+    return [json.loads(file.read_text()) for file in sorted(files, key=str)]
 
 
 def check_tracking(config: Config) -> None:

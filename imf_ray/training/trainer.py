@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import ray.train
 from omegaconf import OmegaConf
 from ray.train import (
@@ -31,17 +31,19 @@ from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
+from imf_ray.places import kept_at, pull, remove
 from imf_ray.resources import DATA_POOL, TRAIN_POOL, RunResources, in_pool
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import (
+    DATA_FILE,
     newest_checkpoint,
+    pull_run,
 )
 from imf_ray.training.loop import TrainPayload, train_worker
 from imf_ray.training.tracking import WORKERS_DIR, check_tracking, read_workers
 from imf_ray.training.validation import validate, window_spec
 
 CONTROLLER_FAILURE_LIMIT = 3
-DATA_FILE = "data.json"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 FREE_KEYS = (
     "cluster",
@@ -139,6 +141,7 @@ def fit(
         ray.train.TrainingFailedError: it failed for another reason.
     """
     config = run.config
+    pull_run(run_dir)
     plan = claim_run_dir(run, run_dir)
     spec = window_spec(config)
     statistics = compute_statistics(run.train.episodes, spec.selection)
@@ -155,6 +158,7 @@ def fit(
     )
     validation = ValidationTaskConfig(
         fn_kwargs={
+            "run_dir": payload.run_dir,
             "config": payload.config,
             "held_out": [[episode.path, episode.length] for episode in run.held.episodes],
             "actors": resources.rollout_actors,
@@ -168,7 +172,7 @@ def fit(
         scaling_config=scaling_config(resources),
         run_config=RunConfig(
             name=run_dir.name,
-            storage_path=str(run_dir.parent),
+            **_storage_of(run_dir),
             failure_config=FailureConfig(
                 max_failures=config.train.max_failures,
                 controller_failure_limit=CONTROLLER_FAILURE_LIMIT,
@@ -184,9 +188,9 @@ def fit(
     )
     # Ray's own list of checkpoints cannot be read when a folder in it is gone or a write of it was
     # cut off; what counts is on disk, and the loop reports that again.
-    (run_dir / RAY_SNAPSHOT).unlink(missing_ok=True)
+    remove(run_dir / RAY_SNAPSHOT)
     free(worker_groups(run_dir))
-    shutil.rmtree(run_dir / WORKERS_DIR, ignore_errors=True)
+    remove(run_dir / WORKERS_DIR)
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -194,6 +198,7 @@ def fit(
         if cause is not None:
             raise UserError(f"Training stopped: {cause}") from error
         raise
+    pull_run(run_dir)
     ended = result.return_value or {}
     return RunOutcome(
         run_dir,
@@ -234,11 +239,21 @@ def scaling_config(resources: RunResources) -> ScalingConfig:
     )
 
 
+def _storage_of(run_dir: Path) -> dict[str, Any]:
+    """Where Ray Train keeps what it has to remember of a run: beside what we keep."""
+    kept = kept_at(run_dir.parent)
+    if kept is None:
+        return {"storage_path": str(run_dir.parent)}
+    filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(kept.fs))
+    return {"storage_path": kept.path, "storage_filesystem": filesystem}
+
+
 def _validates(config: Config) -> bool:
     return config.train.rollout_val_freq_epochs > 0 or config.train.rollout_validate_on_checkpoint
 
 
 def _start_step(run_dir: Path) -> int:
+    pull_run(run_dir)
     checkpoint = newest_checkpoint(run_dir)
     return 0 if checkpoint is None else checkpoint.step
 
@@ -296,6 +311,7 @@ def claim_run_dir(run: CheckedRun, run_dir: Path) -> SamplePlan:
 def read_held_out(run_dir: Path) -> list[tuple[str, int]]:
     """(path, length) of the episodes held out of a run; empty where they are not to be found."""
     path = run_dir / DATA_FILE
+    pull(path)
     if not path.is_file():
         return []
     episodes = [(str(p), int(length)) for p, length in json.loads(path.read_text())["held_out"]]

@@ -18,11 +18,12 @@ import ray
 import ray.train
 import torch
 
-from imf_ray.agents.pretrained import load_agent
+from imf_ray.agents.pretrained import POLICY_FILES, load_agent
 from imf_ray.config import config_from_dict
 from imf_ray.data.episodes import Selection
 from imf_ray.data.windows import WindowSpec, sample_windows
 from imf_ray.files import write_atomically
+from imf_ray.places import here, pull
 from imf_ray.rollout.actors import RolloutJob, run_episodes
 from imf_ray.rollout.artifacts import VIDEO, Keep
 from imf_ray.rollout.judgement import keep_records
@@ -54,6 +55,7 @@ def window_spec(config: Config) -> WindowSpec:
 
 def validate(
     checkpoint: ray.train.Checkpoint,
+    run_dir: str,
     config: Mapping[str, Any],
     held_out: Sequence[tuple[str, int]],
     actors: int,
@@ -62,19 +64,20 @@ def validate(
     """Metrics of a checkpoint; `validation_error` says what went wrong, if anything did.
 
     Args:
+        run_dir: the run's folder, as the driver names it.
         config: the run's, as a dictionary.
         held_out: (path, length) of the episodes held out of training.
         actors: simulators in parallel.
         options: Ray options of each.
     """
     metrics: dict[str, Any] = {}
+    folder = here(Path(run_dir)) / Path(checkpoint.path).name
     try:
         run = config_from_dict(config)
         if held_out:
             task = _action_error_task.options(**options)
-            pending = task.remote(checkpoint.path, [tuple(e) for e in held_out])
+            pending = task.remote(str(folder), [tuple(e) for e in held_out])
             metrics["action_error"] = ray.get(pending)
-        folder = Path(checkpoint.path)
         first = run.train.rollout_seed
         settings = agent_settings(run, noise_seed=first)
         job = RolloutJob(str(folder), settings, run.evaluate.envs_per_actor)
@@ -91,9 +94,9 @@ def validate(
         metrics["rollout/fps"] = steps / (time.perf_counter() - begun)
         keep_records(folder.parent, folder.name, records)
     except Exception as error:  # the promise above: training goes on, and the report says why
-        log.exception("Validation of %s failed", checkpoint.path)
+        log.exception("Validation of %s failed", folder)
         metrics["validation_error"] = f"{type(error).__name__}: {error}"
-    write_validation(Path(checkpoint.path), metrics)
+    write_validation(folder, metrics)
     return metrics
 
 
@@ -128,4 +131,6 @@ def action_error(folder: Path, held_out: Sequence[tuple[str, int]], ema: bool = 
 @ray.remote(max_retries=2)
 def _action_error_task(folder: str, held_out: Sequence[tuple[str, int]]) -> float:
     torch.set_num_threads(1)
-    return action_error(Path(folder), held_out)
+    checkpoint = here(Path(folder))
+    pull(checkpoint, *POLICY_FILES)
+    return action_error(checkpoint, held_out)

@@ -19,9 +19,10 @@ from imf_ray.data.episodes import Selection, episode_path
 from imf_ray.data.index import build_index
 from imf_ray.data.pipeline import EpisodeStream
 from imf_ray.data.sampling import SamplePlan
-from imf_ray.data.storage import cache_folder, place
+from imf_ray.data.storage import cache_folder
 from imf_ray.data.windows import Batch, WindowSpec
 from imf_ray.errors import UserError
+from imf_ray.places import place
 from tests.conftest import tiny_config
 
 

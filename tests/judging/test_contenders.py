@@ -10,7 +10,6 @@ import pytest
 from imf_ray.config import load_config
 from imf_ray.errors import UserError
 from imf_ray.judging.contenders import choose_checkpoint, enter, enter_all, require_settable
-from imf_ray.launch import absolute
 from imf_ray.rollout.records import EpisodeRecord
 from imf_ray.training.checkpoint import save_checkpoint, write_validation
 from tests.conftest import fresh_agent, tiny_config
@@ -101,7 +100,7 @@ def test_a_corrupted_checkpoint_is_refused(run_dir: Path, tmp_path: Path) -> Non
 
 def test_oracles_stand_beside_the_policies(run_dir: Path, tmp_path: Path) -> None:
     policies = [checkpoint(run_dir, 1), checkpoint(run_dir, 2)]
-    contenders = enter_all(policies, load_config(QUICK), QUICK, tmp_path, absolute)
+    contenders = enter_all(policies, load_config(QUICK), QUICK, tmp_path)
     one, two, expert, untrained = (contender.name for contender in contenders)
     assert (one, two) == (
         f"{run_dir.name}/checkpoint_00000001",
@@ -111,9 +110,9 @@ def test_oracles_stand_beside_the_policies(run_dir: Path, tmp_path: Path) -> Non
     task = contenders[2].judgement.identity.settings["task"]
     assert task["image_size"] == 48  # the expert plays the checkpoint's task
     without = load_config([*QUICK, "compare.oracles=false"])
-    assert len(enter_all(policies, without, QUICK, tmp_path, absolute)) == 2
+    assert len(enter_all(policies, without, QUICK, tmp_path)) == 2
     with pytest.raises(UserError, match="named twice"):
-        enter_all([policies[0], policies[0]], without, QUICK, tmp_path, absolute)
+        enter_all([policies[0], policies[0]], without, QUICK, tmp_path)
 
 
 def _record(seed: int, success: bool) -> EpisodeRecord:
