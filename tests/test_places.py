@@ -194,6 +194,7 @@ def test_a_run_goes_on_on_another_machine(
         *TINY_TRAINING,
         f"data.dataset_dir={demonstrations}",
         "train.save_freq=2",
+        "train.rollout_val_freq_epochs=0",
         f"storage_path={bucket}",
         "run_name=run",
     ]
