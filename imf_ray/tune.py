@@ -84,7 +84,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     console.print(make_table(records, oracles))
     for line in failures(records):
         console.print(f"Failed: {line}", soft_wrap=True)
-    console.print(f"Best checkpoint: {shown(Path(str(best.best_checkpoint)))}", soft_wrap=True)
+    console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
     options = plan_simulators(config, size).options
     videos = _write_videos(sweep_dir, sweep.first_config, str(best.best_checkpoint), options)
     for path in [*files, *videos]:

@@ -22,7 +22,7 @@ from imf_ray.data.episodes import read_actions
 from imf_ray.data.formats import AUTO
 from imf_ray.data.index import check_folder, list_episodes
 from imf_ray.errors import UserError
-from imf_ray.places import here, pull
+from imf_ray.places import here, pull, working_copy
 from imf_ray.rollout.settings import RolloutSettings
 from imf_ray.rollout.timing import Stopwatch
 from imf_ray.sim.experts import EXPERTS, make_expert
@@ -239,12 +239,12 @@ def make_policy(spec: str, settings: RolloutSettings) -> Policy:
     if spec.startswith(REPLAY):
         return ReplayPolicy(Path(spec.removeprefix(REPLAY)), settings.task.action_space)
     if spec.startswith(UNTRAINED):
-        folder = here(Path(spec.removeprefix(UNTRAINED)))
+        folder = here(working_copy(spec.removeprefix(UNTRAINED)))
         pull(folder, *POLICY_FILES)
         agent, config = untrained_agent(folder, settings.device)
         name = f"untrained-{config.agent.name}"
     else:
-        folder = here(Path(spec))
+        folder = here(working_copy(spec))
         pull(folder, *POLICY_FILES)
         agent, config = load_agent(folder, ema=settings.ema, device=settings.device)
         name = weights_digest(folder, ema=settings.ema)

@@ -20,7 +20,7 @@ from ray.tune.schedulers import TrialScheduler
 from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
-from imf_ray.places import origin, pull, remove
+from imf_ray.places import origin, pull, remove, shown
 from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, plan_slots
 from imf_ray.rollout.actors import RolloutJob, run_episodes
 from imf_ray.rollout.policies import EXPERT
@@ -269,7 +269,7 @@ def _record(sweep: Sweep, name: str, error: str | None) -> TrialRecord:
         name,
         sweep.params[name],
         FAILED,
-        run_dir=str(run_dir),
+        run_dir=shown(run_dir),
         workers=read_workers(run_dir),
         error=error or "its driver ended without a word",
     )

@@ -16,7 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from imf_ray.config import config_from_dict
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
-from imf_ray.places import here, origin
+from imf_ray.places import here, origin, shown, working_copy
 from imf_ray.resources import RunResources
 from imf_ray.training.checkpoint import best_checkpoint, pull_run, read_validations
 from imf_ray.training.interruption import stop_requested, withdraw_stop
@@ -66,7 +66,7 @@ def run_trial(params: dict[str, Any]) -> None:
         name=params["name"],
         params=params["params"],
         status=FAILED,
-        run_dir=str(run_dir),
+        run_dir=shown(run_dir),
         driver_pid=os.getpid(),
         driver_host=socket.gethostname(),
     )
@@ -93,13 +93,13 @@ def run_trial(params: dict[str, Any]) -> None:
 
 def _ended(record: TrialRecord, status: str, swanlab_run: str | None) -> TrialRecord:
     """The record of a trial that has ended, with the best checkpoint that its run keeps."""
-    run_dir = Path(record.run_dir)
+    run_dir = working_copy(record.run_dir)
     best = best_checkpoint(run_dir)
     return dataclasses.replace(
         record,
         status=status,
         metrics=dict(best.metrics),
-        best_checkpoint=str(best.path),
+        best_checkpoint=shown(best.path),
         workers=read_workers(run_dir),
         swanlab_run=swanlab_run,
     )
@@ -107,7 +107,7 @@ def _ended(record: TrialRecord, status: str, swanlab_run: str | None) -> TrialRe
 
 def write_trial(record: TrialRecord) -> None:
     """Write a trial's record into its run's folder."""
-    path = Path(record.run_dir) / TRIAL_FILE
+    path = working_copy(record.run_dir) / TRIAL_FILE
     write_atomically(path, json.dumps(dataclasses.asdict(record), indent=1))
 
 
