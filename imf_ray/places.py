@@ -54,9 +54,14 @@ def place(text: str | Place) -> Place:
 
 
 def working_copy(text: str) -> Path:
-    """A folder of this machine, absolute: that which is named, or the working copy of a URL."""
-    if not is_url(text):
-        return Path(text).expanduser().absolute()
+    """A folder of this machine, absolute: that which is named, or the working copy of a URL.
+
+    Raises:
+        UserError: as `place`.
+    """
+    found = place(text)
+    if isinstance(found, Path):
+        return found
     scheme, _, rest = text.rstrip("/").partition("://")
     bucket, *folders = rest.split("/")
     root = quote(f"{scheme}://{bucket}", safe="")
