@@ -117,6 +117,24 @@ def _wait_until_it_answers(head: Head) -> None:
             time.sleep(1)
 
 
+def _submit(head: Head, *command: str) -> subprocess.CompletedProcess[str]:
+    """Submit a job as a user does, who tries again while Ray says that it is not ready yet."""
+    options = ["--submission-id=sweep", "--runtime-env=runtime_env.yaml", "--working-dir=."]
+    deadline = time.monotonic() + START_LIMIT_S
+    while True:
+        submitted = subprocess.run(
+            [RAY, "job", "submit", f"--address={head.url}", *options, "--", *command],
+            cwd=ROOT,
+            env=head.environment,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_LIMIT_S,
+        )
+        if "No available agent" not in submitted.stderr or time.monotonic() > deadline:
+            return submitted
+        time.sleep(1)
+
+
 def test_a_submitted_sweep_runs_and_is_shown(
     head: Head, demonstrations: Path, tmp_path: Path
 ) -> None:
@@ -134,30 +152,16 @@ def test_a_submitted_sweep_runs_and_is_shown(
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    submitted = subprocess.run(
-        [
-            RAY,
-            "job",
-            "submit",
-            f"--address={head.url}",
-            "--submission-id=sweep",
-            "--runtime-env=runtime_env.yaml",
-            "--working-dir=.",
-            "--",
-            *(sys.executable, "-m", "imf_ray.tune"),
-            *options,
-            f"search_space={space}",
-            f"data.dataset_dir={demonstrations}",
-            f"storage_path={tmp_path}/runs",
-            "run_name=job",
-            "train.max_steps=2",
-            "task.max_episode_steps=60",
-        ],
-        cwd=ROOT,
-        env=head.environment,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_LIMIT_S,
+    submitted = _submit(
+        head,
+        *(sys.executable, "-m", "imf_ray.tune"),
+        *options,
+        f"search_space={space}",
+        f"data.dataset_dir={demonstrations}",
+        f"storage_path={tmp_path}/runs",
+        "run_name=job",
+        "train.max_steps=2",
+        "task.max_episode_steps=60",
     )
     ended.set()
     watcher.join()
