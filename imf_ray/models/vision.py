@@ -1,12 +1,19 @@
-"""Image encoders: a ResNet trunk per camera, spatial softmax, and one feature vector per camera."""
+"""Image encoders: a ResNet trunk per camera, spatial softmax, and one feature vector per camera.
+
+torchvision is imported where a trunk is built: it brings torch's compiler along, which takes longer
+to import than torch itself, and most processes of a run build none.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet18_Weights
-from torchvision.models.resnet import BasicBlock, conv1x1
-from torchvision.ops import FrozenBatchNorm2d
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet18_Weights
 
 VISION_BACKBONE_MODES = ("resnet",)
 RESNET18_WIDTHS = (64, 128, 256, 512)
@@ -47,6 +54,8 @@ class ResNetTrunk(nn.Module):
         stage_strides: Sequence[int] = RESNET18_STRIDES,
         pretrained_weights: str | None = None,
     ) -> None:
+        from torchvision.ops import FrozenBatchNorm2d
+
         super().__init__()
         stages = {
             "stage_widths": tuple(stage_widths),
@@ -92,6 +101,8 @@ class ResNetTrunk(nn.Module):
             self.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
 
     def _stage(self, width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+        from torchvision.models.resnet import BasicBlock, conv1x1
+
         downsample = None
         if stride != 1 or width_in != width:
             downsample = nn.Sequential(conv1x1(width_in, width, stride), self._norm(width))
@@ -285,6 +296,8 @@ def _check_is_resnet18(stages: Mapping[str, tuple[int, ...]], weights: str) -> N
 
 
 def _find_weights(name: str) -> ResNet18_Weights:
+    from torchvision.models import ResNet18_Weights
+
     if name not in ResNet18_Weights.__members__:
         raise ValueError(
             f"pretrained_backbone_weights={name!r} is unknown; "

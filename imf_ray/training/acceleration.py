@@ -7,7 +7,6 @@ import shutil
 import socket
 
 import torch
-import torch._dynamo
 
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.errors import UserError
@@ -28,8 +27,10 @@ def compile_loss(agent: VLAAgent, device: torch.device) -> None:
             f"train.compile=true needs a C++ compiler, and {socket.gethostname()} has no "
             f"{compiler}: install it, name another one in CXX, or set train.compile=false."
         )
+    from torch import _dynamo  # takes as long as torch itself
+
     # By default the graph is cut where DDP's buckets of gradients end; a JVP does not survive that.
-    torch._dynamo.config.optimize_ddp = False
+    _dynamo.config.optimize_ddp = False
     parts: list[tuple[torch.nn.Module, str]] = [(agent, "loss_from_draws")]
     if agent.vision_encoder is not None:
         parts.append((agent.vision_encoder, "forward"))
