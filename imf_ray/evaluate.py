@@ -74,7 +74,8 @@ def _report(contender: Contender, records: list[EpisodeRecord], simulators: Simu
     if evaluate.video != "none":
         wanted = [r for r in records if evaluate.video == "all" or not r.success]
         grid = judgement.film(wanted, evaluate.video_episodes, simulators)
-        console.print(f"Video: {grid or 'no such episode'}", soft_wrap=True)
+        video = "no such episode" if grid is None else shown(grid)
+        console.print(f"Video: {video}", soft_wrap=True)
     console.print(f"Records: {shown(judgement.folder)}", soft_wrap=True)
 
 

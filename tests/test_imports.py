@@ -21,49 +21,17 @@ ENTRY_POINTS = {
 }
 
 # What each room may import of ours, besides itself.
+BASICS = {"config", "schema", "errors", "files", "places"}
 ROOMS: dict[str, set[str]] = {
     "models": set(),
     "sim": set(),
     "agents": {"models", "config", "schema", "errors"},
-    "data": {"config", "schema", "errors", "files", "mp4", "places"},
-    "demos": {"sim", "data", "config", "schema", "errors", "files", "places", ""},
-    "rollout": {
-        "agents",
-        "sim",
-        "data",
-        "config",
-        "schema",
-        "errors",
-        "files",
-        "mp4",
-        "places",
-        "",
-    },
-    "training": {
-        "agents",
-        "data",
-        "rollout",
-        "config",
-        "schema",
-        "errors",
-        "files",
-        "mp4",
-        "places",
-        "resources",
-    },
-    "judging": {
-        "agents",
-        "training",
-        "rollout",
-        "sim",
-        "config",
-        "schema",
-        "errors",
-        "files",
-        "places",
-        "resources",
-    },
-    "sweep": {"training", "rollout", "config", "schema", "errors", "files", "places", "resources"},
+    "data": BASICS | {"mp4"},
+    "demos": BASICS | {"sim", "data", ""},
+    "rollout": BASICS | {"agents", "sim", "data", "mp4", ""},
+    "training": BASICS | {"agents", "data", "rollout", "mp4", "resources"},
+    "judging": BASICS | {"agents", "training", "rollout", "sim", "resources"},
+    "sweep": BASICS | {"training", "rollout", "resources"},
 }
 FOREIGN: dict[str, set[str]] = {
     "models": {"torch", "torchvision"},

@@ -33,6 +33,7 @@ from imf_ray.schema import AgentConfig, Config, HeadConfig
 
 WEIGHTS, EMA_WEIGHTS, CONFIG = "model.safetensors", "model_ema.safetensors", "config.yaml"
 POLICY_FILES = ("*.safetensors", "*.yaml")
+"""What of a checkpoint executes its policy."""
 POLICY_SECTIONS = ("agent", "data", "task")
 """What of a configuration belongs to a policy; how its run was carried out does not."""
 UNTRAINED_SEED = 0

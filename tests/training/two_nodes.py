@@ -28,6 +28,8 @@ NODE = {"num_cpus": 2, "num_gpus": 2}
 RESOURCES = RunResources(4, 0.2, 1.0, 1, 0.1, fewest_workers=2)
 CHANGE_AT, NOTICE_S = 5, 30
 STEPS = {"killed": 80, "drained": 400, "added": 100_000}
+SAVE_FREQ = {"killed": 3, "drained": 1000, "added": 20}
+"""Where a node is drained, the notice alone leads to a checkpoint."""
 ENOUGH = 20
 """Updates after those with which the run goes on when a node was added; it is stopped then."""
 RAY = str(Path(sys.executable).parent / "ray")
@@ -86,13 +88,13 @@ def main(run_dir: Path, data: str, mode: str) -> None:
     config = tiny_config(
         data,
         *("cluster.num_workers=2..4", f"train.max_steps={STEPS[mode]}", "train.log_samples=true"),
-        f"train.save_freq={3 if mode == 'killed' else 1000}",
+        f"train.save_freq={SAVE_FREQ[mode]}",
     )
     with contextlib.ExitStack() as at_the_end:
         change: tuple[Any, ...] = (take_away, cluster, node, run_dir, mode == "drained")
         if mode == "added":
             change = (add, cluster, run_dir, at_the_end)
-        changer = threading.Thread(target=change[0], args=change[1:])
+        changer = threading.Thread(target=change[0], args=change[1:], daemon=True)
         changer.start()
         fit(check_run(config), run_dir, RESOURCES)
         changer.join()
