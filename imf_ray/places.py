@@ -99,10 +99,7 @@ def here(path: Path) -> Path:
     Homes, and with them the places of working copies, may differ between machines.
     """
     kept = kept_at(path)
-    if kept is None:
-        return path
-    number = next(n for n, part in enumerate(path.parts) if _SCHEME in part)
-    return working_copy(unquote(path.parts[number])).joinpath(*path.parts[number + 1 :])
+    return path if kept is None else working_copy(str(kept))
 
 
 def push(path: Path, last: str = "") -> None:
