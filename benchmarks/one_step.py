@@ -7,7 +7,8 @@ matching, DDPM) with `imf_ray.train`, judges each at several numbers of network 
 `imf_ray.evaluate` on the same episodes, and writes `docs/results/one_step/RECIPE.md` beside the raw
 records, anew after each row that is judged. What is there is not done again: the same command goes
 on where it was stopped.
-Further `key=value` options go to every training.
+Further `key=value` options go to every training; `--trained iMF=policies/sim_transfer` judges that
+checkpoint instead of training one for the objective.
 """
 
 from __future__ import annotations
@@ -119,6 +120,24 @@ def train(objective: str, output: Path, recipe: str, options: Sequence[str]) -> 
     checkpoint = newest_checkpoint(output / objective)
     assert checkpoint is not None
     return checkpoint.path
+
+
+def read_trained(given: Sequence[str]) -> dict[str, Path]:
+    """`OBJECTIVE=CHECKPOINT` as a mapping.
+
+    Raises:
+        ValueError: one is not of that form, or names no objective of the study.
+    """
+    found = {}
+    for text in given:
+        objective, equals, checkpoint = text.partition("=")
+        if not equals or objective not in OBJECTIVES:
+            raise ValueError(
+                f"--trained {text}: OBJECTIVE=CHECKPOINT is expected, the objective one of "
+                f"{', '.join(OBJECTIVES)}"
+            )
+        found[objective] = Path(checkpoint)
+    return found
 
 
 def judge(row: Row, checkpoint: Path, output: Path, episodes: int) -> list[EpisodeRecord]:
@@ -279,24 +298,37 @@ def main() -> None:
     parser.add_argument("--recipe", default="cpu_transfer")
     parser.add_argument("--output", type=Path, default=Path("runs/one_step"))
     parser.add_argument("--episodes", type=int, default=300, help="paired episodes of each row")
+    parser.add_argument(
+        "--trained",
+        action="append",
+        default=[],
+        metavar="OBJECTIVE=CHECKPOINT",
+        help="judge this checkpoint instead of training one for the objective",
+    )
     parser.add_argument("options", nargs="*", metavar="key=value", help="for every training")
     arguments = parser.parse_args()
+    try:
+        checkpoints = read_trained(arguments.trained)
+    except ValueError as error:
+        parser.error(str(error))
     output = arguments.output.absolute()
     shown = [option for option in arguments.options if not option.startswith("data.dataset_dir=")]
-    options = " ".join([f"--recipe {arguments.recipe}", *shown])
+    trained = [f"--trained {text}" for text in arguments.trained]
+    options = " ".join([f"--recipe {arguments.recipe}", *trained, *shown])
     how = (
         f"`python -m benchmarks.one_step {options}`: iMF, flow matching and DDPM with the same "
         "trunk, head, demonstrations, updates and seed, judged on the same "
         f"{arguments.episodes} episodes (seeds from {FIRST_SEED}). "
         f"Page written by commit {commit()}; torch {torch.__version__}."
     )
-    checkpoints: dict[str, Path] = {}
     heads: dict[str, float] = {}
     judged: dict[str, list[EpisodeRecord]] = {}
     for row in ORDER:
         if row.objective not in checkpoints:
-            trained = train(row.objective, output, arguments.recipe, arguments.options)
-            checkpoints[row.objective] = trained
+            checkpoints[row.objective] = train(
+                row.objective, output, arguments.recipe, arguments.options
+            )
+        if row.name not in heads:
             heads = head_times(checkpoints)
         judged[row.name] = judge(row, checkpoints[row.objective], output, arguments.episodes)
         print(write_results(judged, heads, arguments.recipe, how))
