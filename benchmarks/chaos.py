@@ -46,7 +46,7 @@ from imf_ray.files import read_lines, write_atomically
 from imf_ray.launch import EXIT_BAD_INPUT
 from imf_ray.sweep.runner import TRIALS_DIR
 from imf_ray.sweep.trial import FINISHED, read_trial
-from imf_ray.training.checkpoint import PATTERN, newest_checkpoint, step_of
+from imf_ray.training.checkpoint import MANIFEST, PATTERN, newest_checkpoint, step_of
 from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics, read_workers
 from tests.conftest import TINY_AGENT
 
@@ -88,9 +88,9 @@ class Sweep:
     log: Path
     driver: subprocess.Popen[bytes] | None = None
     drivers: int = 0
-    commits: list[tuple[float, Path]] = field(default_factory=list)
-    """When each checkpoint was first seen."""
-    broken: set[Path] = field(default_factory=set)
+    commits: dict[tuple[Path, int], float] = field(default_factory=dict)
+    """When each checkpoint was first seen; one that is made again is another one."""
+    broken: set[tuple[Path, int]] = field(default_factory=set)
     """Checkpoints that a fault corrupted."""
 
     @property
@@ -116,11 +116,10 @@ class Sweep:
 
     def watch(self) -> None:
         """Note the checkpoints that are new."""
-        known = {path for _, path in self.commits}
         for trial in self.trials:
             for path in sorted(trial.glob(PATTERN)):
-                if path not in known:
-                    self.commits.append((time.time(), path))
+                with contextlib.suppress(FileNotFoundError):  # it was pruned just now
+                    self.commits.setdefault(identity(path), time.time())
 
     def watch_for(self, seconds: float) -> None:
         """Let the sweep go on for a while."""
@@ -138,7 +137,20 @@ class Sweep:
     def running(self) -> list[Path]:
         """The trials whose workers are there."""
         alive = [t for t in self.trials if read_trial(t) is None]
-        return [t for t in alive if any(psutil.pid_exists(w["pid"]) for w in read_workers(t))]
+        return [t for t in alive if any(is_alive(w["pid"]) for w in read_workers(t))]
+
+
+def identity(checkpoint: Path) -> tuple[Path, int]:
+    """A checkpoint and when it was written."""
+    return checkpoint, (checkpoint / MANIFEST).stat().st_mtime_ns
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Faults:
@@ -191,7 +203,7 @@ class Faults:
 
     def _lose_node(self) -> str:
         self._cluster.remove_node(self._node, allow_graceful=False)
-        self._node = self._cluster.add_node(**NODE)
+        self._node = self._cluster.add_node(wait=False, **NODE)  # it waits for half a minute only
         return "and another one started"
 
     def _kill_workers(self, trial: Path) -> None:
@@ -203,12 +215,13 @@ class Faults:
         """Flip a byte of the newest checkpoint, and kill the worker so that it is looked for."""
         for trial in self._sweep.running():
             newest = newest_checkpoint(trial)
-            if newest is None or newest.step < 2 * SAVE_FREQ:
+            # With the last one the trial is trained: nobody would look for it again.
+            if newest is None or not 2 * SAVE_FREQ <= newest.step < STEPS:
                 continue
             path = newest.path / WEIGHTS
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 1
-            self._sweep.broken.add(newest.path)
+            self._sweep.broken.add(identity(newest.path))
             path.write_bytes(content)
             self._kill_workers(trial)
             return f"{trial.name}/{newest.path.name}"
@@ -283,9 +296,9 @@ def lost_steps(sweep: Sweep) -> int:
             if RESTARTS not in start:
                 continue
             held = [
-                step_of(path)
-                for seen, path in sweep.commits
-                if path.parent == trial and seen < start["time"] and path not in sweep.broken
+                step_of(found[0])
+                for found, seen in sweep.commits.items()
+                if found[0].parent == trial and seen < start["time"] and found not in sweep.broken
             ]
             lost += max(0, max(held, default=0) - start["step"])
     return lost

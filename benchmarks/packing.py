@@ -67,8 +67,9 @@ def page(sweep_dir: Path, wall_s: float, cpu_s: float, load: float, how: str) ->
     rows = []
     for record in sorted(records, key=lambda record: record.name):
         times = [line["time"] for line in read_metrics(Path(record.run_dir) / METRICS_FILE)]
+        span = f"{times[-1] - times[0]:.0f}" if times else "never began"
         judged = describe_success(record.metrics) or "not judged"
-        rows.append(f"| {record.name} | {record.status} | {times[-1] - times[0]:.0f} | {judged} |")
+        rows.append(f"| {record.name} | {record.status} | {span} | {judged} |")
     ideal_s = cpu_s / CPUS
     trials = "\n".join(rows)
     return f"""# How well a sweep fills a machine

@@ -121,11 +121,19 @@ def interruptible(
                 request_stop()
                 console.print("Stopping after one more checkpoint; Ctrl-C again stops at once.")
                 told = True
-            elif told and is_safe():
+            elif told and _is_known(is_safe):
                 break
     if asked.is_set():
         raise KeyboardInterrupt(how)
     return outcome.result()
+
+
+def _is_known(condition: Callable[[], bool]) -> bool:
+    """Whether a condition holds, as far as can be seen: storage may fail for a moment."""
+    try:
+        return condition()
+    except UserError:
+        return False
 
 
 @contextmanager

@@ -2,12 +2,18 @@
 
 import threading
 import weakref
+from contextlib import suppress
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from imf_ray.sim import EGL_HELP
+
+# Mesa's software renderer brings an LLVM, and so does triton, which ends the process (SIGSEGV) if
+# it comes second; torch loads it late, when a trunk or an optimizer is made.
+with suppress(ImportError):
+    import triton  # noqa: F401
 
 Image = NDArray[np.uint8]
 

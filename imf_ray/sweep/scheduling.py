@@ -28,6 +28,8 @@ SCHEDULERS: Mapping[str, type[TrialScheduler]] = {
 }
 TOLD = ("time_attr", "metric", "mode", "max_t")
 """What a sweep itself tells its scheduler."""
+DRAWN = ("brackets",)
+"""What would put trials into other groups, drawn at random, when a sweep goes on."""
 Spec = Mapping[str, Mapping[str, Any]]
 """The name of a scheduler and its options; or nothing."""
 
@@ -45,7 +47,7 @@ def check_scheduler(spec: Any, max_steps: int | None = None) -> None:
         names = ", ".join(SCHEDULERS)
         raise UserError(f"`scheduler:` holds one of {names} with its options, not {spec!r}.")
     for name, options in spec.items():
-        known = set(inspect.signature(SCHEDULERS[name]).parameters) - set(TOLD)
+        known = set(inspect.signature(SCHEDULERS[name]).parameters) - {*TOLD, *DRAWN}
         if not isinstance(options, dict) or set(options) - known:
             raise UserError(f"The options of {name} are {', '.join(sorted(known))}.")
         if max_steps is not None:
@@ -68,7 +70,8 @@ def make_scheduler(
         UserError: its options are not possible.
     """
     for name, options in spec.items():
-        return CooperativeScheduler(_inner_scheduler(name, options, max_steps), run_dirs)
+        inner = _inner_scheduler(name, options, max_steps)
+        return CooperativeScheduler(inner, max_steps, run_dirs)
     return None
 
 
@@ -96,9 +99,10 @@ class CooperativeScheduler(FIFOScheduler):
     order in which it was found out then, so that it decides as it did.
     """
 
-    def __init__(self, inner: TrialScheduler, run_dirs: Mapping[str, Path]) -> None:
+    def __init__(self, inner: TrialScheduler, max_steps: int, run_dirs: Mapping[str, Path]) -> None:
         super().__init__()
-        self._inner, self._run_dirs = inner, run_dirs
+        self._inner, self._max_steps, self._run_dirs = inner, max_steps, run_dirs
+        self._heard: set[tuple[str, int]] = set()
         self._trials = {name: _Trial(name) for name in run_dirs}
         self._stopped: set[str] = set()
         for trial in self._trials.values():
@@ -117,9 +121,13 @@ class CooperativeScheduler(FIFOScheduler):
 
     def _judge(self, name: str, result: Mapping[str, Any]) -> None:
         if name not in self._stopped and {VALIDATED_STEP, SUCCESS_RATE} <= result.keys():
-            decision = self._inner.on_trial_result(_Nobody(), self._trials[name], dict(result))
-            if decision == TrialScheduler.STOP:
-                self._stopped.add(name)
+            step = result[VALIDATED_STEP]
+            if (name, step) not in self._heard:
+                self._heard.add((name, step))
+                decision = self._inner.on_trial_result(_Nobody(), self._trials[name], dict(result))
+                # At the last step it says so to a trial that has come to its end.
+                if decision == TrialScheduler.STOP and step < self._max_steps:
+                    self._stopped.add(name)
         # Asked again at every result: the workers that heard it may have died.
         if name in self._stopped and read_trial(self._run_dirs[name]) is None:
             request_stop(self._run_dirs[name])

@@ -16,7 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from imf_ray.config import config_from_dict
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
-from imf_ray.places import here, origin, shown, working_copy
+from imf_ray.places import here, origin, reporting, shown, working_copy
 from imf_ray.resources import RunResources
 from imf_ray.training.checkpoint import best_checkpoint, pull_run, read_validations
 from imf_ray.training.interruption import stop_requested, withdraw_stop
@@ -86,8 +86,8 @@ def run_trial(params: dict[str, Any]) -> None:
         status = STOPPED if outcome.stopped else FINISHED
         record = _ended(record, status, outcome.swanlab_run)
     write_trial(record)
-    # The last validation ends after the last report of the training.
-    for metrics in [{"status": record.status}, *read_validations(run_dir)[-1:]]:
+    # The last validations end after the last report of the training.
+    for metrics in [{"status": record.status}, *read_validations(run_dir)]:
         tune.report(metrics)
 
 
@@ -112,6 +112,11 @@ def write_trial(record: TrialRecord) -> None:
 
 
 def read_trial(run_dir: Path) -> TrialRecord | None:
-    """The record that a trial left, if it ended."""
+    """The record that a trial left, if it ended.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     path = origin(run_dir / TRIAL_FILE)
-    return TrialRecord(**json.loads(path.read_text())) if path.is_file() else None
+    with reporting(path, "read"):
+        return TrialRecord(**json.loads(path.read_text())) if path.is_file() else None

@@ -245,10 +245,11 @@ def pull_run(run_dir: Path) -> None:
 
 def write_validation(checkpoint: Path, metrics: Mapping[str, Any]) -> None:
     """Attach what validation found out to a checkpoint and to its run."""
-    write_atomically(checkpoint / VALIDATION, json.dumps(metrics))
     pull(checkpoint.parent / VALIDATIONS)
     line = json.dumps({"step": step_of(checkpoint), **metrics})
     add_line(checkpoint.parent / VALIDATIONS, line)
+    # Last, since it says that the checkpoint is judged: cut off before, it is judged again.
+    write_atomically(checkpoint / VALIDATION, json.dumps(metrics))
 
 
 def pull_validations(run_dir: Path) -> None:

@@ -33,7 +33,7 @@ from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream
 from imf_ray.data.statistics import Statistics
 from imf_ray.data.windows import Batch
 from imf_ray.errors import UserError
-from imf_ray.places import here
+from imf_ray.places import here, kept_at
 from imf_ray.schema import Config
 from imf_ray.training.acceleration import compile_loss, require_bf16
 from imf_ray.training.checkpoint import (
@@ -190,9 +190,12 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         payload.stream,
         here(Path(payload.run_dir)),
     )
-    pull_run(run_dir)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    if kept_at(run_dir) is not None:  # the ranks of a machine share its working copy
+        if context.get_local_rank() == 0:
+            pull_run(run_dir)
+        ray.train.collective.barrier()
     record_worker(run_dir, rank)
     # Beside busy processes, more threads than CPUs wait for each other and everything collapses.
     torch.set_num_threads(max(1, int(train_loop_config["cpus"])))
@@ -209,7 +212,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         tracker = Tracker(run_dir, config, trainer.step, payload.bad_episodes)
     schedule = CheckpointSchedule(config.train, stream.plan.steps_per_epoch)
     reporter = _Reporter(run_dir, schedule, config.train.keep_last, tracker)
-    reporter.report_what_is_there()
+    reporter.report_what_is_there(trainer.step)
 
     iterator = ray.train.get_dataset_shard(DATASET_NAME)
     batches = stream.batches(iterator, rank, world_size, trainer.step)
@@ -285,15 +288,25 @@ class _Reporter:
         )
         self._prune()
 
-    def report_what_is_there(self) -> None:
-        """Report the checkpoints on disk whose report, or whose validation, was lost."""
+    def report_what_is_there(self, step: int) -> None:
+        """Report the checkpoints on disk whose report, or whose validation, was lost.
+
+        Args:
+            step: at which this rank goes on.
+
+        Raises:
+            RuntimeError: another rank goes on elsewhere; they would wait for each other for ever.
+        """
         unknown: list[int] = []
         saved = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(self._run_dir)}
         if self._tracker is not None:
             known = {Path(entry.checkpoint.path).name for entry in _reported()}
             unknown = [step for step, entry in saved.items() if entry.path.name not in known]
-        for step in ray.train.collective.broadcast_from_rank_zero(unknown):
-            self.report(step, saved[step] if self._tracker is not None else None)
+        first, unknown = ray.train.collective.broadcast_from_rank_zero((step, unknown))
+        if step != first:
+            raise RuntimeError(f"Rank 0 goes on from step {first}, another one from step {step}.")
+        for number in unknown:
+            self.report(number, saved[number] if self._tracker is not None else None)
 
     def wait_for_validations(self) -> None:
         """Wait for the validations under way, log them, and delete what waited for them."""

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
 from imf_ray.files import LineFile, read_lines, write_atomically
 from imf_ray.mp4 import decode_video, encode_gif
-from imf_ray.places import Place, origin, pull, push
+from imf_ray.places import Place, origin, pull, push, reporting
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import (
     PATTERN,
@@ -174,10 +175,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def read_workers(run_dir: Path) -> list[dict[str, Any]]:
-    """The `WorkerRecord`s that the run's workers left, as plain dictionaries."""
+    """The `WorkerRecord`s that the run's workers left, as plain dictionaries.
+
+    Raises:
+        UserError: they cannot be read.
+    """
     folder = origin(run_dir / WORKERS_DIR)
-    files: list[Place] = [*folder.glob("*.json")]
-    return [json.loads(file.read_text()) for file in sorted(files, key=str)]
+    found = []
+    with reporting(folder, "read"):
+        files: list[Place] = [*folder.glob("*.json")]
+        for file in sorted(files, key=str):
+            with suppress(FileNotFoundError):  # a run that starts anew takes them away
+                found.append(json.loads(file.read_text()))
+    return found
 
 
 def check_tracking(config: Config) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from imf_ray.training.loop import TrainPayload, train_worker
 from imf_ray.training.tracking import WORKERS_DIR, check_tracking, read_workers
 from imf_ray.training.validation import validate, window_spec
 
+log = logging.getLogger(__name__)
 CONTROLLER_FAILURE_LIMIT = 3
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 FREE_KEYS = (
@@ -165,34 +167,35 @@ def fit(
             "options": resources.rollout_options,
         }
     )
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"payload": payload, "cpus": resources.cpus_per_worker},
-        torch_config=TorchConfig(backend="nccl" if config.train.device == "cuda" else "gloo"),
-        scaling_config=scaling_config(resources),
-        run_config=RunConfig(
-            name=run_dir.name,
-            **_storage_of(run_dir),
-            failure_config=FailureConfig(
-                max_failures=config.train.max_failures,
-                controller_failure_limit=CONTROLLER_FAILURE_LIMIT,
+
+    def make_trainer() -> TorchTrainer:
+        return TorchTrainer(
+            train_worker,
+            train_loop_config={"payload": payload, "cpus": resources.cpus_per_worker},
+            torch_config=TorchConfig(backend="nccl" if config.train.device == "cuda" else "gloo"),
+            scaling_config=scaling_config(resources),
+            run_config=RunConfig(
+                name=run_dir.name,
+                **_storage_of(run_dir),
+                failure_config=FailureConfig(
+                    max_failures=config.train.max_failures,
+                    # Also of workers that found no place in a minute, or died as they started.
+                    controller_failure_limit=max(
+                        CONTROLLER_FAILURE_LIMIT, config.train.max_failures
+                    ),
+                ),
+                checkpoint_config=CheckpointConfig(num_to_keep=None),  # the loop prunes them
+                callbacks=list(callbacks),
             ),
-            checkpoint_config=CheckpointConfig(num_to_keep=None),  # the loop prunes them
-            callbacks=list(callbacks),
-        ),
-        datasets={DATASET_NAME: stream},  # read by PlannedDataConfig
-        dataset_config=PlannedDataConfig(lambda: _start_step(run_dir)),
-        validation_config=ValidationConfig(
-            validate, validation, ray_remote_kwargs={"num_cpus": 0, "max_retries": -1}
-        ),
-    )
-    # Ray's own list of checkpoints cannot be read when a folder in it is gone or a write of it was
-    # cut off; what counts is on disk, and the loop reports that again.
-    remove(run_dir / RAY_SNAPSHOT)
-    free(worker_groups(run_dir))
-    remove(run_dir / WORKERS_DIR)
+            datasets={DATASET_NAME: stream},  # read by PlannedDataConfig
+            dataset_config=PlannedDataConfig(lambda: _start_step(run_dir)),
+            validation_config=ValidationConfig(
+                validate, validation, ray_remote_kwargs={"num_cpus": 0, "max_retries": -1}
+            ),
+        )
+
     try:
-        result = trainer.fit()
+        result = _fit_in_spite_of_storage(make_trainer, run_dir, config.train.max_failures)
     except ray.train.TrainingFailedError as error:
         cause = _user_error(error)
         if cause is not None:
@@ -205,6 +208,32 @@ def fit(
         swanlab_run=ended.get("swanlab_run"),
         stopped=ended.get("stopped", False),
     )
+
+
+def _fit_in_spite_of_storage(
+    make_trainer: Callable[[], TorchTrainer], run_dir: Path, max_failures: int
+) -> ray.train.Result:
+    """Train; where Ray's controller ends because it could not write, begin again with a new one.
+
+    It keeps a list of checkpoints of its own, and counts a failure to write that (a full disk, a
+    network) as one of the controller's code.
+
+    Raises:
+        ray.train.TrainingFailedError: training failed otherwise, or too often.
+    """
+    while True:
+        # That list cannot be read when a folder in it is gone or a write of it was cut off; what
+        # counts is on disk, and the loop reports that again.
+        remove(run_dir / RAY_SNAPSHOT)
+        free(worker_groups(run_dir))
+        remove(run_dir / WORKERS_DIR)
+        try:
+            return make_trainer().fit()
+        except ray.train.ControllerError as error:
+            max_failures -= 1
+            if max_failures < 0 or not isinstance(error.controller_failure, OSError):
+                raise
+            log.warning("Training in %s begins again: %s", run_dir, error.controller_failure)
 
 
 def worker_groups(run_dir: Path) -> set[str]:

@@ -34,6 +34,8 @@ from imf_ray.training.checkpoint import step_of, validation_video, write_validat
 
 ACTION_ERROR_WINDOWS = 256
 ACTION_ERROR_BATCH = 32
+ACTION_ERROR_LIMIT_S = 1800.0
+"""How long to wait for the action error, for which a cluster may have no room any more."""
 log = logging.getLogger(__name__)
 
 
@@ -77,7 +79,10 @@ def validate(
         if held_out:
             task = _action_error_task.options(**options)
             pending = task.remote(str(folder), [tuple(e) for e in held_out])
-            metrics["action_error"] = ray.get(pending)
+            try:
+                metrics["action_error"] = ray.get(pending, timeout=ACTION_ERROR_LIMIT_S)
+            finally:
+                ray.cancel(pending, force=True)  # one that found no room would wait for ever
         first = run.train.rollout_seed
         settings = agent_settings(run, noise_seed=first)
         job = RolloutJob(str(folder), settings, run.evaluate.envs_per_actor)

@@ -112,11 +112,15 @@ def validated(run_dir: Path, at: float, step: int, success: float) -> None:
 
 
 def test_history_is_told_in_the_order_in_which_it_was_found(tmp_path: Path) -> None:
-    """The first at a rung was kept, whatever came there later; a pending request is made again."""
+    """The first at a rung was kept, whatever came there later; a pending request is made again.
+
+    Who has come to the end is not asked to stop, though the scheduler has done with it.
+    """
     run_dirs = {name: tmp_path / name for name in "abc"}
     validated(run_dirs["b"], at=2.0, step=1000, success=0.5)
     validated(run_dirs["a"], at=1.0, step=1000, success=0.3)
     validated(run_dirs["c"], at=3.0, step=1000, success=0.1)
+    validated(run_dirs["b"], at=4.0, step=6000, success=0.5)
     make_scheduler({"asha": {"grace_period": 1000, "reduction_factor": 2}}, 6000, run_dirs)
     assert [name for name, folder in run_dirs.items() if stop_requested(folder)] == ["c"]
 

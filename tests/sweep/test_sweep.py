@@ -70,6 +70,7 @@ def test_the_quickstart_keeps_three_cameras_and_a_residual_trunk() -> None:
         ("{sample: {train.lr: {choice: [1]}}, num_samples: 0}", "must be at least 1"),
         ("{grid: {train.lr: [1]}, scheduler: {pbt: {}}}", "one of asha, median_stopping"),
         ("{grid: {train.lr: [1]}, scheduler: {asha: {metric: loss}}}", "options of asha are"),
+        ("{grid: {train.lr: [1]}, scheduler: {asha: {brackets: 2}}}", "options of asha are"),
     ],
 )
 def test_bad_search_spaces(tmp_path: Path, content: str, message: str) -> None:

@@ -16,14 +16,33 @@ from safetensors.torch import load_file
 
 from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS
 from imf_ray.resources import ClusterSize, plan_run
+from imf_ray.training.checkpoint import PATTERN, step_of
 from imf_ray.training.tracking import METRICS_FILE, RESTARTS, WORKERS_DIR, read_metrics
 from imf_ray.training.trainer import check_run, fit
 from tests.conftest import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 
 SIZE = ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),))
-STEPS, RANKS = 24, 2
+STEPS, RANKS, TAKEN_OVER_AT = 24, 2, 12
+OPTIONS = (
+    f"train.max_steps={STEPS}",
+    "train.batch_size=48",
+    "train.save_freq=3",
+    "train.keep_last=8",
+    "train.log_samples=true",
+    "agent.vision_backbone.crop_size=40",
+)
 PATIENCE_S = 120.0
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def clean(
+    ray_cluster: None, demonstrations: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run of two ranks, over the end of an epoch, that nothing happens to."""
+    run_dir = tmp_path_factory.mktemp("kills") / "clean"
+    config = tiny_config(demonstrations, *OPTIONS, f"cluster.num_workers={RANKS}")
+    fit(check_run(config), run_dir, plan_run(config, SIZE))
+    return run_dir
 
 
 def samples_of(run_dir: Path, rank: int) -> dict[int, list[int]]:
@@ -56,61 +75,50 @@ def kill_at(run_dir: Path, kills: list[tuple[int, int]], done: list[int]) -> Non
 
 @pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_workers_go_on_with_the_very_next_sample(
-    demonstrations: Path, tmp_path: Path, count: int
+    clean: Path, demonstrations: Path, tmp_path: Path, count: int
 ) -> None:
-    config = tiny_config(
-        demonstrations,
-        f"train.max_steps={STEPS}",
-        "train.save_freq=3",
-        "train.log_samples=true",
-        f"train.max_failures={count + 1}",
-        f"cluster.num_workers={RANKS}",
-        "agent.vision_backbone.crop_size=40",
-    )
-    resources = plan_run(config, SIZE)
-    fit(check_run(config), tmp_path / "clean", resources)
-
     rng = np.random.default_rng(0)
     steps = sorted(rng.choice(np.arange(1, STEPS - 1), count, replace=False).tolist())
     kills = [(step, int(rng.integers(RANKS))) for step in steps]
     killed: list[int] = []
     killer = threading.Thread(target=kill_at, args=(tmp_path / "killed", kills, killed))
+    failures = f"train.max_failures={count + 1}"
+    config = tiny_config(demonstrations, *OPTIONS, f"cluster.num_workers={RANKS}", failures)
     killer.start()
-    fit(check_run(config), tmp_path / "killed", resources)
+    fit(check_run(config), tmp_path / "killed", plan_run(config, SIZE))
     killer.join()
     assert len(killed) == count
     metrics = read_metrics(tmp_path / "killed" / METRICS_FILE)
     assert [line[RESTARTS] for line in metrics if RESTARTS in line] == list(range(count + 1))
 
     for rank in range(RANKS):
-        clean = samples_of(tmp_path / "clean", rank)
-        assert sorted(clean) == list(range(STEPS))
-        assert samples_of(tmp_path / "killed", rank) == clean
+        expected = samples_of(clean, rank)
+        assert sorted(expected) == list(range(STEPS))
+        assert samples_of(tmp_path / "killed", rank) == expected
+    last = f"checkpoint_{STEPS:08d}"
     for name in (WEIGHTS, EMA_WEIGHTS):
-        last = f"checkpoint_{STEPS:08d}"
-        expected = load_file(tmp_path / "clean" / last / name)
-        found = load_file(tmp_path / "killed" / last / name)
-        assert all(torch.equal(expected[key], found[key]) for key in expected)
+        weights, found = (
+            load_file(folder / last / name) for folder in (clean, tmp_path / "killed")
+        )
+        assert all(torch.equal(weights[key], found[key]) for key in weights)
 
 
-def test_global_batches_do_not_depend_on_the_workers(demonstrations: Path, tmp_path: Path) -> None:
-    """Across the end of an epoch: two workers, and one with two readers that takes over."""
-    options = ("train.log_samples=true", "train.save_freq=10", "train.batch_size=48")
-    two, one = (
-        tiny_config(demonstrations, *options, "train.max_steps=20", *workers)
-        for workers in (["cluster.num_workers=2"], ["train.num_workers=2"])
-    )
-    plan = check_run(two).plan
-    assert 10 < plan.steps_per_epoch < 20
-    fit(check_run(two), tmp_path / "two", plan_run(two, SIZE))
-    kept = shutil.ignore_patterns("samples*", "checkpoint_00000020")
-    shutil.copytree(tmp_path / "two", tmp_path / "one", ignore=kept)
-    fit(check_run(one), tmp_path / "one", plan_run(one, SIZE))
+def test_global_batches_do_not_depend_on_the_workers(
+    clean: Path, demonstrations: Path, tmp_path: Path
+) -> None:
+    """Across the end of an epoch: one worker with two readers takes over from two workers."""
+    config = tiny_config(demonstrations, *OPTIONS, "train.num_workers=2")
+    plan = check_run(config).plan
+    assert TAKEN_OVER_AT < plan.steps_per_epoch < STEPS
+    later = [path.name for path in clean.glob(PATTERN) if step_of(path) > TAKEN_OVER_AT]
+    kept = shutil.ignore_patterns("samples*", *later)
+    shutil.copytree(clean, tmp_path / "one", ignore=kept)
+    fit(check_run(config), tmp_path / "one", plan_run(config, SIZE))
 
-    ranks = [samples_of(tmp_path / "two", rank) for rank in range(2)]
+    ranks = [samples_of(clean, rank) for rank in range(RANKS)]
     taken_over = samples_of(tmp_path / "one", 0)
-    assert sorted(taken_over) == list(range(10, 20))
-    for step in range(20):
+    assert sorted(taken_over) == list(range(TAKEN_OVER_AT, STEPS))
+    for step in range(STEPS):
         batch = sorted(ranks[0][step] + ranks[1][step])
         assert batch == sorted(plan.global_batch(step).tolist())
         if step in taken_over:
