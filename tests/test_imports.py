@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
 FOREIGN: dict[str, set[str]] = {
     "models": {"torch", "torchvision"},
     "agents": {"torch", "numpy", "omegaconf", "safetensors", "diffusers"},
-    "sim": {"mujoco", "gymnasium", "numpy", "triton"},
+    "sim": {"mujoco", "gymnasium", "numpy"},
     "data": {"numpy", "h5py", "PIL", "pyarrow", "rich", "ray", "upath", "platformdirs"},
 }
 WITH_RAY = {

@@ -1,5 +1,6 @@
 """Offscreen pictures of named cameras."""
 
+import importlib
 import threading
 import weakref
 from contextlib import suppress
@@ -13,7 +14,7 @@ from imf_ray.sim import EGL_HELP
 # Mesa's software renderer brings an LLVM, and so does triton, which ends the process (SIGSEGV) if
 # it comes second; torch loads it late, when a trunk or an optimizer is made.
 with suppress(ImportError):
-    import triton  # noqa: F401
+    importlib.import_module("triton")
 
 Image = NDArray[np.uint8]
 
