@@ -195,7 +195,7 @@ def fit(
         )
 
     try:
-        result = _fit_in_spite_of_storage(make_trainer, run_dir, config.train.max_failures)
+        result = fit_in_spite_of_storage(make_trainer, run_dir, config.train.max_failures)
     except ray.train.TrainingFailedError as error:
         cause = _user_error(error)
         if cause is not None:
@@ -210,7 +210,7 @@ def fit(
     )
 
 
-def _fit_in_spite_of_storage(
+def fit_in_spite_of_storage(
     make_trainer: Callable[[], TorchTrainer], run_dir: Path, max_failures: int
 ) -> ray.train.Result:
     """Train; where Ray's controller ends because it could not write, begin again with a new one.

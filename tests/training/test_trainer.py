@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from ray import tune
-from ray.train import CheckpointConfig, RunConfig
+from ray.train import CheckpointConfig, ControllerError, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file
 
@@ -33,7 +33,14 @@ from imf_ray.training.checkpoint import (
 )
 from imf_ray.training.diagnostics import DEPTH_WEIGHTS
 from imf_ray.training.loop import Trainer, TrainPayload, to_tensors
-from imf_ray.training.trainer import check_run, claim_run_dir, fit, scaling_config
+from imf_ray.training.trainer import (
+    RAY_SNAPSHOT,
+    check_run,
+    claim_run_dir,
+    fit,
+    fit_in_spite_of_storage,
+    scaling_config,
+)
 from imf_ray.training.validation import window_spec
 from tests.conftest import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 
@@ -89,6 +96,23 @@ def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_pa
     del settings.train.autocast  # an option younger than the run has its default in it
     OmegaConf.save(settings, half / CONFIG)
     claim_run_dir(check_run(config), half)
+
+
+@pytest.mark.parametrize(("error", "times"), [(OSError("full"), 3), (ValueError("wrong"), 1)])
+def test_a_controller_that_could_not_write_is_begun_anew(
+    tmp_path: Path, error: Exception, times: int
+) -> None:
+    tried = []
+
+    class Failing:
+        def fit(self) -> None:
+            tried.append((tmp_path / RAY_SNAPSHOT).exists())
+            (tmp_path / RAY_SNAPSHOT).touch()
+            raise ControllerError(error)
+
+    with pytest.raises(ControllerError, match=str(error)):
+        fit_in_spite_of_storage(Failing, tmp_path, max_failures=2)
+    assert tried == [False] * times
 
 
 def test_gradients_are_averaged_over_ranks(demonstrations: Path, tmp_path: Path) -> None:
