@@ -321,6 +321,8 @@ def main() -> None:
         f"{arguments.episodes} episodes (seeds from {FIRST_SEED}). "
         f"Page written by commit {commit()}; torch {torch.__version__}."
     )
+    if trained:
+        how += " What is named by `--trained` was not trained here, nor with these options."
     heads: dict[str, float] = {}
     judged: dict[str, list[EpisodeRecord]] = {}
     for row in ORDER:
