@@ -35,6 +35,10 @@ Result = TypeVar("Result")
 Main = Callable[..., None]
 
 
+class _Abandoned(KeyboardInterrupt):
+    """An interruption that leaves a thread behind which uses Ray."""
+
+
 def run(
     module: str,
     main: Main,
@@ -73,7 +77,11 @@ def run(
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:
         how = interrupt.args[0] if interrupt.args else "The same command with its run_name goes on."
-        print(f"Interrupted. {how}", file=sys.stderr)
+        print(f"Interrupted. {how}", file=sys.stderr, flush=True)
+        if isinstance(interrupt, _Abandoned):
+            # Ray ends a process with code 1 whose threads come to use it after its farewell. A
+            # cluster of our own dies with us; another one is told by the connection that breaks.
+            os._exit(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     return 0
 
@@ -109,7 +117,7 @@ def interruptible(
 
     def interrupted(signum: int, frame: FrameType | None) -> None:
         if asked.is_set():
-            raise KeyboardInterrupt(how)
+            raise _Abandoned(how)
         asked.set()
 
     threading.Thread(target=carry_out, daemon=True).start()
@@ -124,7 +132,7 @@ def interruptible(
             elif told and _is_known(is_safe):
                 break
     if asked.is_set():
-        raise KeyboardInterrupt(how)
+        raise KeyboardInterrupt(how) if outcome.done() else _Abandoned(how)
     return outcome.result()
 
 

@@ -180,7 +180,7 @@ def test_a_sweep_stops_goes_on_trains_judges_and_records(
         time.sleep(0.1)
     begun.send_signal(signal.SIGINT)
     _, errors = begun.communicate(timeout=COMMAND_LIMIT_S)
-    assert begun.returncode == 130
+    assert begun.returncode == 130, errors
     assert "python -m imf_ray.tune resume=auto run_name=sweep" in errors
     saved = [found for run in find_runs(folder) for found in list_checkpoints(run)]
     assert saved and all(checkpoint.step < 40 for checkpoint in saved)
