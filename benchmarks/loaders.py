@@ -60,7 +60,7 @@ def spec_of(paths: list[Path]) -> WindowSpec:
 
 def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
     """Rows through Ray Data into a worker of TorchTrainer that cuts windows: as `imf_ray.train`."""
-    environment = prepare_environment(own_cluster=True)
+    prepare_environment(own_cluster=True)
 
     import ray
     from ray.train import RunConfig
@@ -96,7 +96,6 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
             address="local",
             include_dashboard=False,
             log_to_driver=False,
-            runtime_env={"env_vars": environment},
             _temp_dir=home,
         )
         TorchTrainer(

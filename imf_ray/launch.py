@@ -174,10 +174,13 @@ def connect(config: Config) -> ClusterSize:
     environment = prepare_environment(own_cluster=address is None)
     import ray  # only now: Ray reads its environment when it is imported
 
-    runtime_env = {"env_vars": environment}
     if address:
         try:
-            ray.init(address=address, runtime_env=runtime_env, log_to_driver=config.debug)
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": environment},
+                log_to_driver=config.debug,
+            )
         except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
             raise UserError(
                 f"No Ray cluster answers at {address} ({error}). Start one with `ray start --head`,"
@@ -191,7 +194,8 @@ def connect(config: Config) -> ClusterSize:
             num_gpus=cluster.num_gpus,
             include_dashboard=cluster.dashboard,
             dashboard_host="127.0.0.1",
-            runtime_env=runtime_env,
+            # Its processes inherit the environment. One given as `runtime_env` would have to be
+            # made first, and the processes that Ray starts ahead of need do not have it.
             log_to_driver=config.debug,  # what workers say is in their logs and on the dashboard
             logging_level=logging.WARNING,
         )

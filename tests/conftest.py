@@ -12,7 +12,7 @@ from pathlib import Path
 
 from imf_ray.environment import prepare_environment
 
-WORKER_ENVIRONMENT = prepare_environment(own_cluster=True)  # before anything imports Ray or MuJoCo
+prepare_environment(own_cluster=True)  # before anything imports Ray or MuJoCo
 
 import pytest
 import ray
@@ -73,7 +73,6 @@ def ray_cluster() -> Iterator[None]:
         num_cpus=LOGICAL_CPUS,
         num_gpus=LOGICAL_GPUS,
         include_dashboard=False,
-        runtime_env={"env_vars": WORKER_ENVIRONMENT},
         log_to_driver=False,
         _temp_dir=folder,
     )

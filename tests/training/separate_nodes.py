@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from imf_ray.places import working_copy
 from imf_ray.resources import RunResources
 from imf_ray.training.trainer import check_run, fit
-from tests.conftest import WORKER_ENVIRONMENT, tiny_config
+from tests.conftest import tiny_config
 
 NODE = {"num_cpus": 2, "num_gpus": 1}
 RESOURCES = RunResources(2, 0.2, 1.0, 1, 0.1)
@@ -33,9 +33,7 @@ def main(url: str, data: str, caches: Path) -> None:
     be("node")
     cluster.add_node(**NODE)
     be("driver")
-    ray.init(
-        address=cluster.address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, log_to_driver=False
-    )
+    ray.init(address=cluster.address, log_to_driver=False)
     config = tiny_config(
         data,
         *("cluster.num_workers=2", "train.max_steps=8", "train.save_freq=2"),

@@ -22,7 +22,7 @@ from imf_ray.training.checkpoint import list_checkpoints
 from imf_ray.training.interruption import request_stop
 from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics
 from imf_ray.training.trainer import check_run, fit
-from tests.conftest import WORKER_ENVIRONMENT, tiny_config
+from tests.conftest import tiny_config
 
 NODE = {"num_cpus": 2, "num_gpus": 2}
 RESOURCES = RunResources(4, 0.2, 1.0, 1, 0.1, fewest_workers=2)
@@ -82,9 +82,7 @@ def main(run_dir: Path, data: str, mode: str) -> None:
     """Carry out the run; it takes up to four workers, and needs two."""
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     node = None if mode == "added" else cluster.add_node(**NODE)
-    ray.init(
-        address=cluster.address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, log_to_driver=False
-    )
+    ray.init(address=cluster.address, log_to_driver=False)
     config = tiny_config(
         data,
         *("cluster.num_workers=2..4", f"train.max_steps={STEPS[mode]}", "train.log_samples=true"),
