@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -94,8 +94,8 @@ def interruptible(
 ) -> Result:
     """Carry out `work`, which leaves what it has reached when it is asked to stop.
 
-    The first Ctrl-C (or SIGTERM, as a cluster sends it) calls `request_stop` and waits until
-    `is_safe` or the work has ended; the second waits for nothing.
+    The first Ctrl-C (or SIGTERM, as a cluster sends it) calls `request_stop`, again while storage
+    fails, and waits until `is_safe` or the work has ended; the second waits for nothing.
 
     Args:
         resume: the command that goes on.
@@ -120,28 +120,29 @@ def interruptible(
             raise _Abandoned(how)
         asked.set()
 
+    def is_requested() -> bool:
+        request_stop()
+        return True
+
     threading.Thread(target=carry_out, daemon=True).start()
     with _handling_signals(interrupted):
-        told = False
-        while not outcome.done():
-            wait([outcome], timeout=WATCH_S)
-            if asked.is_set() and not told:
-                request_stop()
-                console.print("Stopping after one more checkpoint; Ctrl-C again stops at once.")
-                told = True
-            elif told and _is_known(is_safe):
-                break
+        _wait(outcome, asked.is_set)
+        if asked.is_set():
+            console.print("Stopping after one more checkpoint; Ctrl-C again stops at once.")
+            _wait(outcome, is_requested)
+            _wait(outcome, is_safe)
     if asked.is_set():
         raise KeyboardInterrupt(how) if outcome.done() else _Abandoned(how)
     return outcome.result()
 
 
-def _is_known(condition: Callable[[], bool]) -> bool:
-    """Whether a condition holds, as far as can be seen: storage may fail for a moment."""
-    try:
-        return condition()
-    except UserError:
-        return False
+def _wait(outcome: Future[Any], condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, or for the outcome; storage may fail for a moment."""
+    while not outcome.done():
+        with suppress(UserError):
+            if condition():
+                return
+        wait([outcome], timeout=WATCH_S)
 
 
 @contextmanager

@@ -10,12 +10,13 @@ from tests.conftest import COMMAND_LIMIT_S, command_environment
 ENDLESS = """
 import os, signal, sys, threading
 import ray
+from imf_ray.errors import UserError
 from imf_ray.launch import connect, interruptible, run
 
 def main(config, overrides):
     "Work that never ceases to use Ray."
     connect(config)
-    begun = threading.Event()
+    begun, failing = threading.Event(), iter([True, True, False])
 
     def work():
         while True:
@@ -24,7 +25,12 @@ def main(config, overrides):
                 begun.set()
                 os.kill(os.getpid(), signal.SIGINT)
 
-    interruptible(work, request_stop=lambda: None, is_safe=begun.is_set, resume="the command")
+    def request_stop():
+        if next(failing):
+            raise UserError("the bucket does not answer")
+
+    is_safe = lambda: next(failing, None) is None
+    interruptible(work, request_stop, is_safe, resume="the command")
 
 sys.exit(run("endless", main, ["cluster.dashboard=false", "cluster.num_cpus=1"]))
 """

@@ -45,7 +45,9 @@ from imf_ray.training.tracking import WORKERS_DIR, check_tracking, read_workers
 from imf_ray.training.validation import validate, window_spec
 
 log = logging.getLogger(__name__)
-CONTROLLER_FAILURE_LIMIT = 3
+CONTROLLER_FAILURE_LIMIT = 30
+"""Workers that find no place in a minute count as one failure, and a lost node may take a while to
+be replaced."""
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 FREE_KEYS = (
     "cluster",
@@ -179,7 +181,6 @@ def fit(
                 **_storage_of(run_dir),
                 failure_config=FailureConfig(
                     max_failures=config.train.max_failures,
-                    # Also of workers that found no place in a minute, or died as they started.
                     controller_failure_limit=max(
                         CONTROLLER_FAILURE_LIMIT, config.train.max_failures
                     ),
