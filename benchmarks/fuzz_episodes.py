@@ -210,6 +210,13 @@ def other_file(path: Path, rng: np.random.Generator) -> None:
     path.write_bytes(contents[rng.integers(len(contents))])
 
 
+def other_format(path: Path, rng: np.random.Generator) -> None:
+    """A whole episode, but not the one that was indexed."""
+    path.unlink()
+    writers = [write for write in KINDS.values() if write is not write_compressed]
+    writers[rng.integers(len(writers))](path)
+
+
 MUTATIONS: tuple[Mutation, ...] = (
     truncate,
     flip_bits,
@@ -225,6 +232,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     link,
     other_attribute,
     other_file,
+    other_format,
 )
 
 
@@ -248,13 +256,17 @@ def fuzz(folder: Path, mutations: int, seed: int) -> list[tuple[str, str, str]]:
         paths = [episode_path(home, number) for number in range(mutations // len(KINDS))]
         for path in paths:
             shutil.copyfile(home / "original", path)
-        if kind in FOREIGN:  # ours have their digests with them
-            check_folder(home, paths, AUTO)
-        names = []
-        for number, path in enumerate(paths):
-            mutate = MUTATIONS[number % len(MUTATIONS)]
+        mutations_of = [MUTATIONS[number % len(MUTATIONS)] for number in range(len(paths))]
+        names = [mutate.__name__ for mutate in mutations_of]
+        indexed = [
+            path
+            for path, mutate in zip(paths, mutations_of, strict=True)
+            # Ours have their digests with them, unless they are no longer ours.
+            if kind in FOREIGN or mutate is other_format
+        ]
+        check_folder(home, indexed, AUTO)
+        for number, (path, mutate) in enumerate(zip(paths, mutations_of, strict=True)):
             mutate(path, np.random.default_rng([seed, number, place]))
-            names.append(mutate.__name__)
         found = check_folder(home, paths, AUTO)
         outcomes += [
             (kind, name, _outcome(path, found[path], info, contents))
@@ -279,7 +291,7 @@ def _outcome(
 
 def _read(path: Path) -> EpisodeSlice:
     selection = Selection(("r_vis", "top"))
-    return read_slice(str(path), selection, (0, LENGTH), (0, LENGTH))
+    return read_slice(str(path), selection, LENGTH, (0, LENGTH), (0, LENGTH))
 
 
 def _same(one: EpisodeSlice, other: EpisodeSlice) -> bool:
@@ -330,7 +342,7 @@ def main() -> None:
     total = Counter(outcome for _, _, outcome in outcomes)
     table.add_row("all", "", *(str(total[outcome]) for outcome in columns))
     Console(width=110).print(table)
-    if total["different"] or total["hung"]:
+    if total["different"] or total["hung"] or total["killed"]:
         raise SystemExit(1)
 
 

@@ -24,6 +24,8 @@ from imf_ray.errors import UserError
 from imf_ray.places import Place, place
 
 START_LIMIT_S = 120.0
+MOST_CHILDREN = 16
+"""More would share out a disk or a network until each looks as if it hung."""
 LEAST_LIMIT_S, LEAST_BYTES_PER_S = 10.0, 1e6
 """A check that takes longer than the first and a second for so many bytes hangs."""
 MEMORY_BYTES = 16 << 30
@@ -35,7 +37,7 @@ Verdict = EpisodeInfo | str
 
 def check_files(paths: Sequence[Place], format: str) -> Iterator[tuple[Place, Verdict]]:
     """The verdict on each file as it comes."""
-    count = max(1, min(len(os.sched_getaffinity(0)), len(paths)))
+    count = max(1, min(len(os.sched_getaffinity(0)), len(paths), MOST_CHILDREN))
     children = [_Child(format) for _ in range(count)]
     free: queue.SimpleQueue[_Child] = queue.SimpleQueue()
     for child in children:
@@ -80,7 +82,10 @@ class _Child:
 
     def check(self, path: Place) -> Verdict:
         process = self._process or self._start()
-        limit = LEAST_LIMIT_S + path.stat().st_size / LEAST_BYTES_PER_S
+        try:
+            limit = LEAST_LIMIT_S + path.stat().st_size / LEAST_BYTES_PER_S
+        except OSError as error:
+            return str(bad_episode(path, f"it cannot be read ({error})"))
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died: there is no answer either
             process.stdin.write(json.dumps(str(path)).encode() + b"\n")
@@ -132,8 +137,9 @@ def main(format: str) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     soft = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    sys.stdout.buffer.write(READY)
-    sys.stdout.flush()
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what a library prints is no answer
+    answers.write(READY)
     for line in sys.stdin:
         path = place(json.loads(line))
         try:
@@ -143,7 +149,7 @@ def main(format: str) -> None:
         except Exception as error:  # whatever a file brings about is a verdict on it
             reason = f"it cannot be read ({type(error).__name__}: {error})"
             answer = json.dumps({"bad": str(bad_episode(path, reason))})
-        print(answer, flush=True)
+        answers.write(answer.encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ from imf_ray.places import Place
 
 SUFFIX = ".hdf5"
 POSES = "observations/poses"
+POSE_DIM = 7
 QPOS, QVEL = "observations/qpos", "observations/qvel"
 DEFLATE_LEVEL = 4
 """Higher ones take longer and save little (docs/results/data.md)."""
@@ -207,20 +208,29 @@ def check_episode(path: Place, format: str = AUTO) -> EpisodeInfo:
 
 
 def read_slice(
-    path: str, selection: Selection, frames: tuple[int, int], actions: tuple[int, int]
+    path: str,
+    selection: Selection,
+    length: int,
+    frames: tuple[int, int],
+    actions: tuple[int, int],
 ) -> EpisodeSlice:
     """Read frames [frames[0], frames[1]) and actions [actions[0], actions[1]) of one episode.
 
+    Args:
+        length: of the whole episode, as it was indexed.
+
     Raises:
-        UserError: the file cannot be read any more, with the file named.
+        UserError: the file cannot be read any more, or is another one, with the file named.
     """
     try:
         with open_hdf5(path) as file:
             kind = FORMATS[format_of(file, selection.format)]
             action = file[kind.actions[selection.action_space]]
+            if len(action) != length:
+                raise UserError(f"it has {len(action)} steps instead of {length}")
             state = [file[QPOS], *(file[pose_dataset(name)] for name in selection.objects)]
             return EpisodeSlice(
-                length=len(action),
+                length=length,
                 frame_start=frames[0],
                 action_start=actions[0],
                 images={
@@ -231,7 +241,10 @@ def read_slice(
                 action=action[slice(*actions)].astype(np.float32),
             )
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, UserError) as error:
-        raise bad_episode(path, f"it changed since it was indexed ({error})") from error
+        raise UserError(
+            f"Episode {path} cannot be read as it was when it was indexed ({error}). Put back the "
+            "file that was, and the same command goes on; or train another run without it."
+        ) from error
 
 
 def read_actions(path: Place, action_space: str) -> np.ndarray:
@@ -243,7 +256,7 @@ def read_actions(path: Place, action_space: str) -> np.ndarray:
     try:
         with open_hdf5(path) as file:
             return file[FORMATS[format_of(file)].actions[action_space]][:].astype(np.float32)
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = f"its {action_space} actions cannot be read ({error})"
         raise bad_episode(path, reason) from error
 
@@ -273,6 +286,9 @@ def _describe(path: Place, file: h5py.File, asked: str) -> EpisodeInfo:
     if length == 0:
         raise UserError("its /action has no steps")
     moments = {vector: _check_vector(file[vector], length) for vector in vectors}
+    for data in map(pose_dataset, objects):
+        if file[data].shape[1] != POSE_DIM:
+            raise UserError(f"/{data} is {file[data].shape[1]} wide, not {POSE_DIM}")
     cameras = {
         camera: _check_camera(file, kind, camera, length) for camera in file.get(IMAGES) or ()
     }

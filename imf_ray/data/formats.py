@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Protocol
 
 import h5py
@@ -18,6 +19,7 @@ from PIL import Image
 from imf_ray.errors import UserError
 
 AUTO, OURS = "auto", "imf_ray"
+JPEG_END = b"\xff\xd9"
 IMAGES = "observations/images"
 _UNIT_TOLERANCE = 1e-3
 _EE_QUATERNIONS = (slice(3, 7), slice(11, 15))
@@ -142,9 +144,13 @@ class _JpegFrames:
         if dataset.ndim != 2 or dataset.dtype != np.uint8:
             raise UserError(f"{dataset.name} is {dataset.dtype}{dataset.shape}, not padded JPEGs")
         self._dataset = dataset
-        first = self[slice(0, 1)].shape[1:] if len(dataset) else (0, 0, 3)
-        self.shape: tuple[int, ...] = (len(dataset), *first)
         self.dtype = dataset.dtype
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Of the first picture, and as many as there are."""
+        first = self[slice(0, 1)].shape[1:] if len(self._dataset) else (0, 0, 3)
+        return (len(self._dataset), *first)
 
     def __getitem__(self, steps: slice, /) -> np.ndarray:
         pictures = [self._decode(packed) for packed in self._dataset[steps]]
@@ -153,8 +159,11 @@ class _JpegFrames:
         return np.stack(pictures)
 
     def _decode(self, packed: np.ndarray) -> np.ndarray:
+        content = packed.tobytes().rstrip(b"\0")  # the padding
+        if not content.endswith(JPEG_END):  # a decoder would make up the rest
+            raise UserError(f"{self._dataset.name} holds a JPEG that is cut off")
         try:
-            picture = Image.open(io.BytesIO(packed.tobytes()), formats=["JPEG"]).convert("RGB")
+            picture = Image.open(io.BytesIO(content), formats=["JPEG"]).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{self._dataset.name} holds a JPEG that cannot be read") from error
         # OpenCV wrote them from RGB arrays as if they were BGR, and reads them back likewise.

@@ -19,6 +19,7 @@ from rich.progress import track
 
 from imf_ray.data.checking import Verdict, check_files, info_from_dict
 from imf_ray.data.episodes import SUFFIX, EpisodeInfo, bad_episode
+from imf_ray.data.formats import FORMATS
 from imf_ray.data.integrity import DIGEST
 from imf_ray.data.storage import cache_folder, stamp
 from imf_ray.errors import UserError
@@ -39,11 +40,6 @@ class EpisodeIndex:
 
     episodes: tuple[EpisodeInfo, ...]
     skipped: Mapping[str, str]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(E,) steps of each episode."""
-        return np.array([episode.length for episode in self.episodes], dtype=np.int64)
 
     def split(self, val_split: float, seed: int) -> tuple[EpisodeIndex, EpisodeIndex]:
         """Training and held-out episodes, a function of (number of episodes, seed).
@@ -104,26 +100,42 @@ def check_folder(
     always are: what was wrong may have been the disk, or the right to read.
     """
     cache = _Cache(folder, format)
-    stamps = {path: stamp(path) for path in files}  # before reading: a later change shows
-    known = {path: None if again else cache.get(path, stamps[path]) for path in files}
-    verdicts: dict[Place, Verdict] = {
-        path: info for path, info in known.items() if info is not None
-    }
+    stamps: dict[Place, list[Any]] = {}
+    verdicts: dict[Place, Verdict] = {}
+    for path in files:
+        try:
+            stamps[path] = stamp(path)  # before reading: a later change shows
+        except OSError as error:
+            verdicts[path] = str(bad_episode(path, f"it cannot be read ({error})"))
+            continue
+        info = None if again else cache.get(path, stamps[path])
+        if info is not None:
+            verdicts[path] = info
     fresh = [path for path in files if path not in verdicts]
     checked = check_files(fresh, format)
     try:
         for path, found in track(checked, "Checking episodes", len(fresh), disable=not fresh):
-            verdicts[path] = _unless_replaced(path, found, cache.digest(path), folder)
-            if verdicts[path] is found and isinstance(found, EpisodeInfo):
-                cache.put(path, stamps[path], found)
+            verdict = _unless_replaced(path, found, cache.last(path), folder)
+            if isinstance(verdict, EpisodeInfo):
+                cache.put(path, stamps[path], verdict)
+            else:
+                cache.distrust(path)
+            verdicts[path] = verdict
     finally:
         cache.save()
     return {path: verdicts[path] for path in files}
 
 
-def _unless_replaced(path: Place, found: Verdict, known: str | None, folder: Place) -> Verdict:
-    """The verdict, unless a file that has no digest of its own is not the one that was indexed."""
-    if isinstance(found, str) or DIGEST in found.attributes or known in (None, found.digest):
+def _unless_replaced(
+    path: Place, found: Verdict, before: Mapping[str, Any] | None, folder: Place
+) -> Verdict:
+    """The verdict, unless the file is another one than was indexed.
+
+    Files that carry their digests, now as before, vouch for themselves.
+    """
+    if isinstance(found, str) or before is None or before["digest"] == found.digest:
+        return found
+    if DIGEST in found.attributes and DIGEST in before["attributes"]:
         return found
     reason = (
         "its contents are not those that were indexed. If they are meant to have changed, delete "
@@ -166,7 +178,7 @@ class _Cache:
                 self._entries = content["files"]
         except FileNotFoundError:
             pass
-        except (ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("Ignoring the unreadable index cache %s: %s", self._path, error)
 
     def get(self, path: Place, stamp: list[Any]) -> EpisodeInfo | None:
@@ -175,10 +187,15 @@ class _Cache:
             return None
         return info_from_dict(dict(entry["info"], path=str(path)))
 
-    def digest(self, path: Place) -> str | None:
-        """Of the contents that were good last."""
+    def last(self, path: Place) -> Mapping[str, Any] | None:
+        """What is known of the contents that were good last."""
         entry = self._entries.get(path.name)
-        return None if entry is None else entry["info"]["digest"]
+        return None if entry is None else entry["info"]
+
+    def distrust(self, path: Place) -> None:
+        """Have a file checked again; what it was stays known."""
+        if path.name in self._entries:
+            self._entries[path.name]["stamp"] = None
 
     def put(self, path: Place, stamp: list[Any], info: EpisodeInfo) -> None:
         self._entries[path.name] = {
@@ -225,13 +242,14 @@ def _require_agreement(info: EpisodeInfo, config: Config) -> None:
             f"its images are {wrong}, task.image_size={size} asks for ({size}, {size}); "
             "data.resize=true scales them",
         )
-    expected = {
-        "state_dim": config.agent.state_dim,
-        "action_dim": config.agent.action_dim,
+    actions = info.moments[FORMATS[info.format].actions[space]]
+    widths = {
+        "state_dim": (info.state_dim, config.agent.state_dim),
+        "action_dim": (len(actions.mean), config.agent.action_dim),
     }
-    for key, value in expected.items():
-        if getattr(info, key) != value:
-            raise bad_episode(path, f"its {key} is {getattr(info, key)}, agent.{key}={value}")
+    for key, (found, value) in widths.items():
+        if found != value:
+            raise bad_episode(path, f"its {key} is {found}, agent.{key}={value}")
     flags: dict[str, tuple[str, object]] = {
         "task": ("task.env_id", config.task.env_id),
         "shadows": ("task.shadows", config.task.shadows),

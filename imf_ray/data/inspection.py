@@ -94,7 +94,7 @@ def _pictures(
 ) -> dict[str, np.ndarray]:
     space = episode.action_spaces[0]
     selection = Selection(cameras, action_space=space, format=format)
-    images = read_slice(episode.path, selection, steps, (0, 0)).images
+    images = read_slice(episode.path, selection, episode.length, steps, (0, 0)).images
     return {camera: square(frames, TILE) for camera, frames in images.items()}
 
 

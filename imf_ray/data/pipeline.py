@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +70,7 @@ class EpisodeStream:
         """The rank's batches from its dataset's iterator (see `WindowBatcher.batches`)."""
         blocks = iterator.iter_batches(batch_size=None, batch_format="pyarrow")
         batcher = WindowBatcher(self.plan, self.spec, rank, world_size)
-        return batcher.batches(_table_rows(blocks), start_step, self.max_steps)
+        return _one_ahead(batcher.batches(_table_rows(blocks), start_step, self.max_steps))
 
 
 class PlannedDataConfig(ray.train.DataConfig):
@@ -96,6 +97,15 @@ class PlannedDataConfig(ray.train.DataConfig):
             }
             for rank in range(world_size)
         ]
+
+
+def _one_ahead(items: Iterator[Batch]) -> Iterator[Batch]:
+    """The same items, each made in a thread while the one before it is in use."""
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = maker.submit(next, items, None)
+            yield item
 
 
 class _Rest(ExecutionCallback):

@@ -20,6 +20,8 @@ from upath import UPath
 from imf_ray.places import Place, is_url, place
 
 CACHE_DIR = ".imf_ray"
+TELLING = "etag content-md5 digest last-modified lastmodified mtime updated generation versionid"
+"""What servers tell of a file that changes when it does, as fsspec names it in any case."""
 BLOCK_BYTES, BLOCKS = 1 << 18, 64
 """What is fetched from a URL at a time, and how much of a file is kept while it is open."""
 
@@ -42,10 +44,15 @@ def open_hdf5(path: str | Place) -> Iterator[h5py.File]:
 
 
 def stamp(path: Place) -> list[Any]:
-    """Changes when a file does: its name and size, and its time or what its server says of it."""
+    """Changes when a file does: its name and size, and its time or what its server says of it.
+
+    Of a server that tells neither a time nor a tag, only the size is known.
+    """
     if isinstance(path, UPath) and is_url(path):
         info = path.fs.info(path.path)
-        described = json.dumps(info, sort_keys=True, default=str).encode()
+        # Not all of it: the URL that a server redirects to may be signed anew each time.
+        told = {key: value for key, value in info.items() if key.lower() in TELLING.split()}
+        described = json.dumps(told, sort_keys=True, default=str).encode()
         return [path.name, info.get("size"), hashlib.sha256(described).hexdigest()[:16]]
     stat = path.stat()
     return [path.name, stat.st_size, stat.st_mtime_ns]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,16 @@ from imf_ray.data.episodes import EpisodeSlice, Selection, read_slice
 from imf_ray.data.sampling import EpochPlan, SamplePlan
 
 Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
+
+
+class Piece(NamedTuple):
+    """Samples of a batch that are cut out of the same slice."""
+
+    source: EpisodeSlice
+    steps: np.ndarray
+    """(k,) steps of the samples in their episode."""
+    places: np.ndarray
+    """(k,) their places in the batch."""
 
 
 @dataclass(frozen=True)
@@ -42,38 +53,43 @@ class WindowSpec:
         return read_slice(
             path,
             self.selection,
+            length,
             (int(frames.min()), int(frames.max()) + 1),
             (int(actions.min()), int(actions.max()) + 1),
         )
 
-    def cut(self, source: EpisodeSlice, steps: np.ndarray) -> Batch:
-        """Windows of the samples at `steps` (n,).
+    def cut(self, pieces: Sequence[Piece]) -> Batch:
+        """The windows of a batch.
+
+        Args:
+            pieces: their places together are 0 ... n - 1.
 
         Returns:
             `images` {camera: (n, obs_horizon, H, W, 3) uint8}, `qpos` (n, obs_horizon, D),
             `action` (n, pred_horizon, A), `action_is_pad` (n, pred_horizon) bool.
         """
-        frames = np.clip(self.observation_steps(steps), 0, None) - source.frame_start
-        wanted = self.action_steps(steps)
-        actions = np.clip(wanted, 0, source.length - 1) - source.action_start
-        return {
-            "images": {camera: source.images[camera][frames] for camera in self.selection.cameras},
-            "qpos": source.qpos[frames],
-            "action": source.action[actions],
-            "action_is_pad": (wanted < 0) | (wanted >= source.length),
-        }
+        count, first = sum(len(piece.steps) for piece in pieces), pieces[0].source
 
+        def empty(like: np.ndarray, horizon: int) -> np.ndarray:
+            return np.empty((count, horizon, *like.shape[1:]), like.dtype)
 
-def concatenate(batches: Sequence[Batch], order: np.ndarray | None = None) -> Batch:
-    """Join batches along their first axis and put the result into `order` (n,)."""
-    out: Batch = {}
-    for key, first in batches[0].items():
-        if isinstance(first, dict):
-            out[key] = concatenate([b[key] for b in batches], order)  # type: ignore[assignment,misc]
-        else:
-            joined = np.concatenate([b[key] for b in batches])
-            out[key] = joined if order is None else joined[order]
-    return out
+        images = {c: empty(first.images[c], self.obs_horizon) for c in self.selection.cameras}
+        qpos, action = empty(first.qpos, self.obs_horizon), empty(first.action, self.pred_horizon)
+        is_pad = np.empty(action.shape[:2], bool)
+        for source, steps, places in pieces:
+            frames = np.clip(self.observation_steps(steps), 0, None) - source.frame_start
+            wanted = self.action_steps(steps)
+            actions = np.clip(wanted, 0, source.length - 1) - source.action_start
+            if frames.min() < 0 or actions.min() < 0:  # would count from the slice's end
+                raise IndexError(f"Steps {steps} begin before their slice.")
+            qpos[places], action[places] = source.qpos[frames], source.action[actions]
+            is_pad[places] = (wanted < 0) | (wanted >= source.length)
+            for camera, pictures in images.items():
+                # One by one to their places: an index array would copy all of them once more.
+                for place, seen in zip(places, frames, strict=True):
+                    for number, frame in enumerate(seen):
+                        pictures[place, number] = source.images[camera][frame]
+        return {"images": images, "qpos": qpos, "action": action, "action_is_pad": is_pad}
 
 
 def sample_windows(
@@ -87,13 +103,14 @@ def sample_windows(
     offsets = np.cumsum([0] + [length for _, length in episodes])
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.choice(offsets[-1], size=min(count, int(offsets[-1])), replace=False))
-    parts = []
+    pieces = []
     for number, (path, length) in enumerate(episodes):
-        steps = ids[(ids >= offsets[number]) & (ids < offsets[number + 1])] - offsets[number]
-        if len(steps):
+        places = np.flatnonzero((ids >= offsets[number]) & (ids < offsets[number + 1]))
+        if len(places):
+            steps = ids[places] - offsets[number]
             source = spec.read(path, length, int(steps[0]), int(steps[-1]) + 1)
-            parts.append(spec.cut(source, steps))
-    return concatenate(parts)
+            pieces.append(Piece(source, steps, places))
+    return spec.cut(pieces)
 
 
 class WindowBatcher:
@@ -142,13 +159,11 @@ class WindowBatcher:
         rows: np.ndarray,
         steps: np.ndarray,
     ) -> Batch:
-        parts, places = [], []
+        pieces = []
         for row in np.unique(rows):
-            where = np.flatnonzero(rows == row)
-            source = self._row(stream, (epoch, int(row)))
-            parts.append(self._spec.cut(source, steps[where]))
-            places.append(where)
-        batch = concatenate(parts, order=np.argsort(np.concatenate(places)))
+            places = np.flatnonzero(rows == row)
+            pieces.append(Piece(self._row(stream, (epoch, int(row))), steps[places], places))
+        batch = self._spec.cut(pieces)
         batch["sample_id"] = self._plan.sample_offsets[plan.episode[rows]] + steps
         return batch
 

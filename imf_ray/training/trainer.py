@@ -32,7 +32,7 @@ from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
-from imf_ray.places import kept_at, pull, remove
+from imf_ray.places import kept_at, place, pull, remove
 from imf_ray.resources import DATA_POOL, TRAIN_POOL, RunResources, in_pool
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import (
@@ -345,7 +345,7 @@ def read_held_out(run_dir: Path) -> list[tuple[str, int]]:
     if not path.is_file():
         return []
     episodes = [(str(p), int(length)) for p, length in json.loads(path.read_text())["held_out"]]
-    return episodes if all(Path(p).is_file() for p, _ in episodes) else []
+    return episodes if all(place(p).is_file() for p, _ in episodes) else []
 
 
 def _differences(before: Any, after: Any, prefix: str = "") -> list[str]:

@@ -37,10 +37,16 @@ def test_check_describes_and_slices_read_back(demonstrations: Path) -> None:
     info = check_episode(path)
     assert info.length == 400 and info.state_dim == info.action_dim == 16
     assert set(info.cameras) == {"r_vis", "top", "front"}
-    part = read_slice(str(path), Selection(("top",)), (3, 7), (5, 20))
+    part = read_slice(str(path), Selection(("top",)), 400, (3, 7), (5, 20))
     with h5py.File(path) as file:
         np.testing.assert_array_equal(part.images["top"], file["observations/images/top"][3:7])
         np.testing.assert_array_equal(part.action, file["action"][5:20])
+
+
+def test_an_episode_that_has_grown_is_not_the_one_that_was_indexed(demonstrations: Path) -> None:
+    path = str(episode_path(demonstrations, 0))
+    with pytest.raises(UserError, match=r"episode_0.hdf5 cannot be read as .*400 steps instead of"):
+        read_slice(path, Selection(("top",)), 399, (3, 7), (5, 20))
 
 
 def test_deflated_pictures_are_the_same_episode(demonstrations: Path, tmp_path: Path) -> None:
@@ -56,7 +62,7 @@ def test_poses_stand_behind_the_joints(demonstrations: Path) -> None:
     path = episode_path(demonstrations, 0)
     assert check_episode(path).objects == ("cube",)
     cube = Selection(objects=("cube",))
-    state = read_slice(str(path), cube, (3, 7), (3, 4)).qpos
+    state = read_slice(str(path), cube, 400, (3, 7), (3, 4)).qpos
     with h5py.File(path) as file:
         np.testing.assert_array_equal(state[:, :16], file["observations/qpos"][3:7])
         np.testing.assert_array_equal(state[:, 16:], file["observations/poses/cube"][3:7])
@@ -147,9 +153,23 @@ def _not_hdf5(path: Path) -> None:
     path.write_text("hello")
 
 
+def _narrow_poses(path: Path) -> None:
+    with unsealed(path) as file:
+        poses = file["observations/poses/cube"][:]
+        del file["observations/poses/cube"]
+        file["observations/poses/cube"] = poses[:, :6]
+
+
+def _dangling_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
+        (_narrow_poses, "poses/cube is 6 wide, not 7"),
+        (_dangling_link, "cannot be read"),
         (_truncate, "cannot be read"),
         (_not_hdf5, "cannot be read"),
         (_no_qpos, "lacks"),

@@ -85,7 +85,9 @@ def test_known_and_read_alike(
     info = check_episode(path)
     assert (info.format, info.action_spaces, info.length) == (format, spaces, LENGTH)
     assert info.cameras == {"top": (HEIGHT, WIDTH)}
-    part = read_slice(str(path), Selection(("top",), action_space=spaces[0]), (2, 5), (1, 9))
+    part = read_slice(
+        str(path), Selection(("top",), action_space=spaces[0]), LENGTH, (2, 5), (1, 9)
+    )
     with h5py.File(path) as file:
         np.testing.assert_array_equal(part.action, file["action"][1:9].astype(np.float32))
         np.testing.assert_array_equal(part.qpos, file["observations/qpos"][2:5].astype(np.float32))
@@ -125,7 +127,7 @@ def test_other_sizes_are_refused_or_scaled(tmp_path: Path) -> None:
         build_index(tiny_config(tmp_path, *options))
     build_index(tiny_config(tmp_path, *options, "data.resize=true"))
     selection = Selection(("top",), image_size=16)
-    part = read_slice(str(tmp_path / "episode_0.hdf5"), selection, (0, 3), (0, 1))
+    part = read_slice(str(tmp_path / "episode_0.hdf5"), selection, LENGTH, (0, 3), (0, 1))
     assert part.images["top"].shape == (3, 16, 16, 3)
 
 
@@ -139,6 +141,15 @@ def test_the_central_square() -> None:
 
 def _cut_jpeg(file: h5py.File) -> None:
     file["observations/images/top"][3, 40:] = 0
+
+
+def _short_jpeg(file: h5py.File) -> None:
+    length = int(file["compress_len"][0, 3])
+    file["observations/images/top"][3, length - 20 :] = 0  # a decoder shows what is left
+
+
+def _no_jpeg(file: h5py.File) -> None:
+    file["observations/images/top"][3, :40] = 1
 
 
 def _other_size(file: h5py.File) -> None:
@@ -156,7 +167,9 @@ def _float_jpegs(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (_cut_jpeg, "JPEG that cannot be read"),
+        (_cut_jpeg, "JPEG that is cut off"),
+        (_short_jpeg, "JPEG that is cut off"),
+        (_no_jpeg, "JPEG that cannot be read"),
         (_other_size, "changes its size at step 5"),
         (_float_jpegs, "not padded JPEGs"),
     ],

@@ -167,6 +167,42 @@ def test_a_foreign_file_is_the_one_that_was_indexed(tmp_path: Path) -> None:
     assert isinstance(check_folder(tmp_path, [path], "auto")[path], EpisodeInfo)
 
 
+def test_what_check_finds_is_what_training_finds(tmp_path: Path) -> None:
+    """Also if the file looks the same from outside: a flipped bit of a disk keeps the times."""
+    path = tmp_path / "episode_0.hdf5"
+    write_act(path)
+    assert isinstance(check_folder(tmp_path, [path], "auto")[path], EpisodeInfo)
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    with h5py.File(path, "r+") as file:
+        file["action"][3, 2] += 0.5
+    os.utime(path, ns=times)
+    assert isinstance(check_folder(tmp_path, [path], "auto")[path], EpisodeInfo)  # not read again
+    for again in (True, False):
+        verdict = check_folder(tmp_path, [path], "auto", again=again)[path]
+        assert "not those that were indexed" in str(verdict)
+
+
+def test_an_index_that_is_none_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "episode_0.hdf5"
+    write_act(path)
+    (tmp_path / CACHE_DIR).mkdir()
+    (tmp_path / CACHE_DIR / "index.json").write_text("[]")
+    assert isinstance(check_folder(tmp_path, [path], "auto")[path], EpisodeInfo)
+
+
+def test_another_kind_of_file_does_not_vouch_for_itself(
+    own_demonstrations: Path, tmp_path: Path
+) -> None:
+    foreign, ours = tmp_path / "episode_0.hdf5", episode_path(own_demonstrations, 0)
+    write_act(foreign)
+    for path, other in ((foreign, episode_path(own_demonstrations, 1)), (ours, foreign)):
+        check_folder(path.parent, [path], "auto")
+        shutil.copy(other, path)
+        verdict = check_folder(path.parent, [path], "auto")[path]
+        assert "not those that were indexed" in str(verdict)
+        write_act(foreign)
+
+
 def test_ours_may_be_recorded_anew(own_demonstrations: Path) -> None:
     first, second = (episode_path(own_demonstrations, number) for number in range(2))
     check_folder(own_demonstrations, [first], "auto")
