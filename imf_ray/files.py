@@ -101,6 +101,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     push(path)
 
 
+def write_if_changed(path: Path, content: str) -> None:
+    """Write a file atomically, unless that is what it holds: a full disk then does not matter."""
+    if not path.is_file() or path.read_bytes() != content.encode():
+        write_atomically(path, content)
+
+
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure of matplotlib as a PNG; see `write_atomically`."""
     content = io.BytesIO()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from imf_ray.errors import UserError
 from imf_ray.launch import connect, console, interruptible, resume_command, run
 from imf_ray.places import place, shown, working_copy
 from imf_ray.resources import plan_simulators
@@ -26,7 +27,10 @@ def resolve(overrides: Sequence[str]) -> Config:
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:
-    """Train and judge every combination of a search space, and print the ranked table."""
+    """Train and judge every combination of a search space, and print the ranked table.
+
+    Ends with an error if a trial failed.
+    """
     from imf_ray.config import last_of_each
     from imf_ray.rollout.policies import EXPERT
     from imf_ray.sweep.runner import (
@@ -41,6 +45,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     )
     from imf_ray.sweep.search_space import load_search_space
     from imf_ray.sweep.table import UNTRAINED, failures, make_table, rank, write_files
+    from imf_ray.sweep.trial import FAILED
     from imf_ray.training.progress import ProgressBoard, describe_metrics
     from imf_ray.training.tracking import describe_tracking
 
@@ -68,14 +73,15 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     expert = judge_oracle(sweep, resources, EXPERT)
     console.print(f"Expert: {describe_metrics(expert)}", soft_wrap=True)
     max_steps = sweep.first_config.train.max_steps
+    resume = resume_command(
+        "imf_ray.tune", [], resume="auto", run_name=name, storage_path=shown(storage)
+    )
     with ProgressBoard(lambda: sorted(sweep.trials_dir.glob("*")), max_steps, console):
         records = interruptible(
             lambda: run_sweep(sweep, resources, slots),
             request_stop=lambda: stop_sweep(sweep),
             is_safe=lambda: is_stopped(sweep),
-            resume=resume_command(
-                "imf_ray.tune", [], resume="auto", run_name=name, storage_path=shown(storage)
-            ),
+            resume=resume,
         )
     best = rank(records)[0]
     untrained = judge_oracle(sweep, resources, f"{UNTRAINED}:{best.best_checkpoint}")
@@ -89,6 +95,11 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     videos = _write_videos(sweep_dir, sweep.first_config, str(best.best_checkpoint), options)
     for path in [*files, *videos]:
         console.print(shown(path), soft_wrap=True)
+    failed = sum(record.status == FAILED for record in records)
+    if failed:
+        raise UserError(
+            f"{failed} of {len(records)} trials failed, see above. Try them again with:\n  {resume}"
+        )
 
 
 def _write_videos(

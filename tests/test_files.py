@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imf_ray.files import LONGEST_LINE, LineFile, add_line, read_lines
+from imf_ray.files import LONGEST_LINE, LineFile, add_line, read_lines, write_if_changed
 
 LINES = st.lists(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=8), max_size=5)
 
@@ -52,3 +52,13 @@ def test_a_line_that_does_not_fit_is_told_and_dropped(tmp_path: Path) -> None:
     assert path.stat().st_size == 10
     add_line(path, "fits again")
     assert read_lines(path) == ["fits", "fits again"]
+
+
+def test_what_a_file_holds_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    write_if_changed(path, "one")
+    written = path.stat().st_ino
+    write_if_changed(path, "one")
+    assert path.stat().st_ino == written
+    write_if_changed(path, "two")
+    assert path.read_text() == "two"

@@ -19,7 +19,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
-from imf_ray.files import write_atomically
+from imf_ray.files import write_atomically, write_if_changed
 from imf_ray.places import origin, pull, remove, shown
 from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, plan_slots
 from imf_ray.rollout.actors import RolloutJob, run_episodes
@@ -29,7 +29,7 @@ from imf_ray.rollout.settings import agent_settings, scripted_settings
 from imf_ray.schema import Config
 from imf_ray.sweep.scheduling import check_scheduler, make_scheduler
 from imf_ray.sweep.search_space import SearchSpace, trial_name
-from imf_ray.sweep.table import JSON_FILE
+from imf_ray.sweep.table import JSON_FILE, read_sweep
 from imf_ray.sweep.trial import (
     FAILED,
     TRIAL_FILE,
@@ -41,8 +41,9 @@ from imf_ray.training.interruption import is_safe, request_stop, stop_requested,
 from imf_ray.training.tracking import WORKERS_DIR, read_workers
 from imf_ray.training.trainer import check_run, claim_run_dir, free, with_rollouts, worker_groups
 
-MAX_DRIVER_FAILURES = 2
-"""How often a trial whose driver died is started again; it goes on from its checkpoints."""
+MAX_DRIVER_FAILURES = 20
+"""How often a trial whose driver died (of a lost node, mostly) is started again; it goes on from
+its checkpoints."""
 CONTROLLER_ENDS_S = 2.0
 """Ray ends a controller as soon as it learns of the death of the driver that made it."""
 TRIALS_DIR, TUNE_DIR = "trials", "tune"
@@ -86,7 +87,9 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path)
             of another sweep.
     """
     pull(sweep_dir, "*.json", "*.jsonl", "*.yaml")
+    begun = time.time()
     if (sweep_dir / SPACE_FILE).is_file():
+        begun = _begun(sweep_dir / SPACE_FILE)
         before, _ = read_space(sweep_dir)
         if before != space:
             raise UserError(
@@ -104,9 +107,9 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path)
     content = {
         "space": dataclasses.asdict(space),
         "overrides": list(overrides),
-        "begun": time.time(),
+        "begun": begun,
     }
-    write_atomically(sweep_dir / SPACE_FILE, json.dumps(content, indent=1))
+    write_if_changed(sweep_dir / SPACE_FILE, json.dumps(content, indent=1))
     return sweep
 
 
@@ -117,16 +120,26 @@ def read_space(sweep_dir: Path) -> tuple[SearchSpace, list[str]]:
 
 
 def find_sweep(storage: Path, name: str | None) -> Path | None:
-    """The sweep of that name, or else the newest one that has not ended; None if there is none."""
+    """The sweep of that name, or else the newest one of which some trial has not ended well.
+
+    None if there is none.
+    """
     for path in origin(storage).glob(f"*/{SPACE_FILE}") if name is None else ():
         pull(storage / path.parent.name / SPACE_FILE)
         pull(storage / path.parent.name / JSON_FILE)
     if name is not None:
         pull(storage / name / SPACE_FILE)
         return storage / name if (storage / name / SPACE_FILE).is_file() else None
-    spaces = [p for p in storage.glob(f"*/{SPACE_FILE}") if not p.with_name(JSON_FILE).is_file()]
+    spaces = [path for path in storage.glob(f"*/{SPACE_FILE}") if not _has_ended(path.parent)]
     newest = max(spaces, key=_begun, default=None)
     return None if newest is None else newest.parent
+
+
+def _has_ended(sweep_dir: Path) -> bool:
+    if not (sweep_dir / JSON_FILE).is_file():
+        return False
+    records, _ = read_sweep(sweep_dir)
+    return all(record.status != FAILED for record in records)
 
 
 def _begun(space: Path) -> float:

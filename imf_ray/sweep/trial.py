@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from imf_ray.config import config_from_dict
@@ -51,7 +50,8 @@ def run_trial(params: dict[str, Any]) -> None:
     """Train and judge one configuration; the record is written into the run's folder.
 
     A trial that ended in an earlier session of the sweep ends here, and one that was interrupted
-    goes on. Bad input is a failed record; other errors are raised, so that Tune tries again.
+    goes on. Bad input is a failed record; other errors are raised, so that Tune tries again. So is
+    what is wrong with the data now: the sweep has found them good before its first trial.
 
     `params` holds `name`, `params`, `config` and `resources` as plain dictionaries, `sweep_dir` and
     `run_dir`.
@@ -76,8 +76,9 @@ def run_trial(params: dict[str, Any]) -> None:
             write_trial(_ended(record, STOPPED, None))
         withdraw_stop(run_dir)
         return
+    run, reporter = check_run(config), TuneReportCallback()
     try:
-        outcome = fit(check_run(config), run_dir, resources, [TuneReportCallback()])
+        outcome = fit(run, run_dir, resources, [reporter])
     except UserError as error:
         record = dataclasses.replace(record, error=str(error))
     else:
@@ -86,9 +87,10 @@ def run_trial(params: dict[str, Any]) -> None:
         status = STOPPED if outcome.stopped else FINISHED
         record = _ended(record, status, outcome.swanlab_run)
     write_trial(record)
-    # The last validations end after the last report of the training.
+    # The last validations end after the last report of the training. They go the way that this
+    # went: of two ways the one that Tune looks at second can block it for ever (Ray 2.60).
     for metrics in [{"status": record.status}, *read_validations(run_dir)]:
-        tune.report(metrics)
+        reporter.after_report(None, [metrics], None)
 
 
 def _ended(record: TrialRecord, status: str, swanlab_run: str | None) -> TrialRecord:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.fs
 import ray.train
 from omegaconf import OmegaConf
+from ray.exceptions import RayActorError
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -31,7 +32,7 @@ from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
 from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
-from imf_ray.files import write_atomically
+from imf_ray.files import write_if_changed
 from imf_ray.places import kept_at, place, pull, remove
 from imf_ray.resources import DATA_POOL, TRAIN_POOL, RunResources, in_pool
 from imf_ray.schema import Config
@@ -196,7 +197,7 @@ def fit(
         )
 
     try:
-        result = fit_in_spite_of_storage(make_trainer, run_dir, config.train.max_failures)
+        result = fit_in_spite_of_controllers(make_trainer, run_dir, config.train.max_failures)
     except ray.train.TrainingFailedError as error:
         cause = _user_error(error)
         if cause is not None:
@@ -211,16 +212,17 @@ def fit(
     )
 
 
-def fit_in_spite_of_storage(
+def fit_in_spite_of_controllers(
     make_trainer: Callable[[], TorchTrainer], run_dir: Path, max_failures: int
 ) -> ray.train.Result:
-    """Train; where Ray's controller ends because it could not write, begin again with a new one.
+    """Train; where Ray's controller died or could not write, begin again with a new one.
 
     It keeps a list of checkpoints of its own, and counts a failure to write that (a full disk, a
-    network) as one of the controller's code.
+    network), or a worker that dies as it is given its task, as a failure of its own code.
 
     Raises:
         ray.train.TrainingFailedError: training failed otherwise, or too often.
+        ray.exceptions.RayActorError: the controller died too often.
     """
     while True:
         # That list cannot be read when a folder in it is gone or a write of it was cut off; what
@@ -230,11 +232,12 @@ def fit_in_spite_of_storage(
         remove(run_dir / WORKERS_DIR)
         try:
             return make_trainer().fit()
-        except ray.train.ControllerError as error:
+        except (ray.train.ControllerError, RayActorError) as error:
+            cause = getattr(error, "controller_failure", error)
             max_failures -= 1
-            if max_failures < 0 or not isinstance(error.controller_failure, OSError):
+            if max_failures < 0 or not isinstance(cause, (OSError, RayActorError)):
                 raise
-            log.warning("Training in %s begins again: %s", run_dir, error.controller_failure)
+            log.warning("Training in %s begins again: %s", run_dir, cause)
 
 
 def worker_groups(run_dir: Path) -> set[str]:
@@ -328,13 +331,13 @@ def claim_run_dir(run: CheckedRun, run_dir: Path) -> SamplePlan:
         )
         plan = dataclasses.replace(plan, virtual_shards=shards)
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(settings, to_yaml(config))
+    write_if_changed(settings, to_yaml(config))
     record = {
         "episodes": episodes,
         "virtual_shards": plan.virtual_shards,
         "held_out": [[episode.path, episode.length] for episode in run.held.episodes],
     }
-    write_atomically(data, json.dumps(record))
+    write_if_changed(data, json.dumps(record))
     return plan
 
 

@@ -18,7 +18,7 @@ from imf_ray.resources import ClusterSize
 from imf_ray.sweep.runner import find_sweep, plan_sweep, prepare_sweep, read_space, run_sweep
 from imf_ray.sweep.scheduling import make_scheduler
 from imf_ray.sweep.search_space import SearchSpace
-from imf_ray.sweep.trial import FINISHED, STOPPED, TrialRecord, read_trial, write_trial
+from imf_ray.sweep.trial import FAILED, FINISHED, STOPPED, TrialRecord, read_trial, write_trial
 from imf_ray.training.checkpoint import VALIDATIONS, list_checkpoints
 from imf_ray.training.interruption import stop_requested, withdraw_stop
 from imf_ray.training.tracking import METRICS_FILE
@@ -100,8 +100,11 @@ def test_which_sweep_goes_on(tmp_path: Path) -> None:
         (tmp_path / name / "space.json").write_text(json.dumps(content))
         time.sleep(0.02)
     assert find_sweep(tmp_path, None) == tmp_path / "b"
-    (tmp_path / "b" / "sweep.json").touch()
-    assert find_sweep(tmp_path, None) == tmp_path / "a"
+    for status, newest in ((FAILED, "b"), (FINISHED, "a")):
+        ended = TrialRecord("00000-lr_1", {"train.lr": 1}, status)
+        content = {"trials": [dataclasses.asdict(ended)], "oracles": {}}
+        (tmp_path / "b" / "sweep.json").write_text(json.dumps(content))
+        assert find_sweep(tmp_path, None) == tmp_path / newest
     assert find_sweep(tmp_path, "b") == tmp_path / "b"
     assert read_space(tmp_path / "a") == (SPACE, ["train.lr=1"])
 
