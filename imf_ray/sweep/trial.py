@@ -6,11 +6,15 @@ import dataclasses
 import json
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray import tune
+from ray.train import UserCallback
+from ray.util.queue import Empty, Queue
 
 from imf_ray.config import config_from_dict
 from imf_ray.errors import UserError
@@ -20,9 +24,10 @@ from imf_ray.resources import RunResources
 from imf_ray.training.checkpoint import best_checkpoint, pull_run, read_validations
 from imf_ray.training.interruption import stop_requested, withdraw_stop
 from imf_ray.training.tracking import read_workers
-from imf_ray.training.trainer import check_run, fit
+from imf_ray.training.trainer import CheckedRun, RunOutcome, check_run, fit
 
 TRIAL_FILE = "trial.json"
+LISTEN_S = 1.0
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
 
@@ -76,9 +81,9 @@ def run_trial(params: dict[str, Any]) -> None:
             write_trial(_ended(record, STOPPED, None))
         withdraw_stop(run_dir)
         return
-    run, reporter = check_run(config), TuneReportCallback()
+    run = check_run(config)
     try:
-        outcome = fit(run, run_dir, resources, [reporter])
+        outcome = _fit_and_tell(run, run_dir, resources)
     except UserError as error:
         record = dataclasses.replace(record, error=str(error))
     else:
@@ -87,10 +92,38 @@ def run_trial(params: dict[str, Any]) -> None:
         status = STOPPED if outcome.stopped else FINISHED
         record = _ended(record, status, outcome.swanlab_run)
     write_trial(record)
-    # The last validations end after the last report of the training. They go the way that this
-    # went: of two ways the one that Tune looks at second can block it for ever (Ray 2.60).
+    # The last validations end after the last report of the training.
     for metrics in [{"status": record.status}, *read_validations(run_dir)]:
-        reporter.after_report(None, [metrics], None)
+        tune.report(metrics)
+
+
+class _Reports(UserCallback):
+    """Hands what a run reports to the trial, from Ray Train's controller."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        """Pass on what rank 0 says."""
+        self._queue.put(metrics[0])
+
+
+def _fit_and_tell(run: CheckedRun, run_dir: Path, resources: RunResources) -> RunOutcome:
+    """Train, and tell Tune what is reported as it comes; `fit` says what is raised.
+
+    Ray's own callback for this gives Tune a second queue to look into, and Tune's loop waits for
+    itself for ever when a report is in each of the two (Ray 2.60): the end of a trial is one.
+    """
+    reports = Queue(actor_options={"num_cpus": 0})
+    with ThreadPoolExecutor(1) as trainer:
+        running = trainer.submit(fit, run, run_dir, resources, [_Reports(reports)])
+        while not running.done() or not reports.empty():
+            with suppress(Empty):
+                tune.report(reports.get(timeout=LISTEN_S))
+    reports.shutdown()
+    return running.result()
 
 
 def _ended(record: TrialRecord, status: str, swanlab_run: str | None) -> TrialRecord:
