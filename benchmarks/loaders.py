@@ -81,8 +81,10 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
         seed=SEED,
     )
     spec = spec_of(paths)
+    with h5py.File(paths[0]) as file:
+        frame_bytes = sum(frames[0].nbytes for frames in file[IMAGES].values())
     stream = EpisodeStream(
-        plan, spec, tuple(map(str, paths)), arguments.max_batches, arguments.workers
+        plan, spec, tuple(map(str, paths)), frame_bytes, arguments.max_batches, arguments.workers
     )
     options = {key: getattr(arguments, key) for key in ("folder", "seconds", "step_s")}
 

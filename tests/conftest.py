@@ -14,6 +14,7 @@ from imf_ray.environment import prepare_environment
 
 prepare_environment(own_cluster=True)  # before anything imports Ray or MuJoCo
 
+import hypothesis
 import pytest
 import ray
 import torch
@@ -30,6 +31,9 @@ from imf_ray.schema import Config
 COMMAND_LIMIT_S = 400
 LOGICAL_CPUS, LOGICAL_GPUS = 4, 2
 DEMONSTRATIONS = 3
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # time is not what tests ask
+hypothesis.settings.load_profile("any machine")
 
 TINY_AGENT = (
     "agent.vision_backbone.stage_widths=[8,8,16,16]",

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 import ray.train
+from ray.data import ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -27,6 +28,7 @@ from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.windows import Batch, WindowBatcher, WindowSpec
 
 MIN_ROWS_PER_TASK = 4
+POOLS_AHEAD = 2
 MAX_TASKS = 4096
 """Read tasks of one rank; Ray Data handles each one by itself, so long runs get larger ones."""
 DATASET_NAME = "train"
@@ -37,13 +39,15 @@ REST_PER_BLOCK_S, LONGEST_REST_S = 0.001, 0.1
 class EpisodeStream:
     """The training data of a run, whatever its world size.
 
-    `paths` and the plan's lengths describe the same episodes; `readers` is the number of parallel
-    read tasks of each rank, and `options` are Ray's for each.
+    `paths` and the plan's lengths describe the same episodes; `frame_bytes` is what the pictures of
+    one step take; `readers` is the number of parallel read tasks of each rank, and `options` are
+    Ray's for each.
     """
 
     plan: SamplePlan
     spec: WindowSpec
     paths: tuple[str, ...]
+    frame_bytes: int
     max_steps: int
     readers: int
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -59,10 +63,25 @@ class EpisodeStream:
             override_num_blocks=source.num_tasks,
             ray_remote_args=dict(self.options),
         )
-        dataset.context.execution_options.preserve_order = True
+        execution = dataset.context.execution_options
+        execution.preserve_order = True
+        ahead = self.rows_ahead(rank, world_size) * self._row_bytes
+        execution.resource_limits = ExecutionResources(object_store_memory=ahead)
         dataset.context.enable_progress_bars = False
         dataset.context.custom_execution_callback_classes = [_Rest]
         return dataset
+
+    def rows_ahead(self, rank: int, world_size: int) -> int:
+        """How many rows may wait for a rank; by itself, Ray Data fills half of the object store.
+
+        Every shard may need a whole new pool at once, and the next one should then be on its way.
+        """
+        waiting = POOLS_AHEAD * len(self.plan.rank_shards(rank, world_size)) * self.plan.pool_chunks
+        return waiting + self.readers * MIN_ROWS_PER_TASK
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.frame_bytes * (self.plan.chunk_steps + self.spec.obs_horizon - 1)
 
     def batches(
         self, iterator: ray.data.DataIterator, rank: int, world_size: int, start_step: int

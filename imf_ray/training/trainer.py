@@ -154,6 +154,7 @@ def fit(
         plan=plan,
         spec=spec,
         paths=tuple(episode.path for episode in run.train.episodes),
+        frame_bytes=len(config.agent.camera_names) * 3 * config.task.image_size**2,
         max_steps=config.train.max_steps,
         readers=config.train.num_workers,
         options=in_pool(resources.pool_label, DATA_POOL),

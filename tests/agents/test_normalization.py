@@ -16,7 +16,7 @@ def stats_of(data: np.ndarray) -> dict[str, np.ndarray]:
     return {name: getattr(data, name)(axis=0) for name in ("min", "max", "mean", "std")}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=DATA, mode=st.sampled_from(["min_max", "mean_std", "identity"]))
 def test_round_trip(data: np.ndarray, mode: str) -> None:
     normalizer = Normalizer(4, mode, stats_of(data))
@@ -26,7 +26,7 @@ def test_round_trip(data: np.ndarray, mode: str) -> None:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=DATA)
 def test_min_max_ends_at_one(data: np.ndarray) -> None:
     y = Normalizer(4, "min_max", stats_of(data)).normalize(torch.from_numpy(data))

@@ -2,16 +2,22 @@
 
 import dataclasses
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imf_ray.data.episodes import EpisodeSlice
-from imf_ray.data.pipeline import _one_ahead, _table_rows, _to_table
-from imf_ray.data.windows import Batch
+from imf_ray.data.episodes import EpisodeSlice, Selection, episode_path
+from imf_ray.data.pipeline import EpisodeStream, _one_ahead, _table_rows, _to_table
+from imf_ray.data.sampling import SamplePlan
+from imf_ray.data.windows import Batch, WindowSpec
+
+SETTLED_S = 3.0
 
 
 def _slice(frames: int, actions: int) -> EpisodeSlice:
@@ -55,6 +61,35 @@ def test_what_goes_wrong_ahead_is_told_in_its_turn() -> None:
     next(batches)
     with pytest.raises(RuntimeError, match="no more rows"):
         next(batches)
+
+
+@dataclass(frozen=True)
+class _Counted(WindowSpec):
+    """Leaves a file for each row that is read."""
+
+    marks: str = ""
+
+    def read(self, path: str, length: int, start: int, stop: int) -> EpisodeSlice:
+        (Path(self.marks) / f"{Path(path).stem}-{start}").touch()
+        return super().read(path, length, start, stop)
+
+
+def test_readers_wait_for_a_slow_training(
+    demonstrations: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    paths = tuple(str(episode_path(demonstrations, number)) for number in range(3))
+    plan = SamplePlan((400, 400, 400), 8, 1, chunk_steps=10, pool_chunks=2, seed=0)
+    spec = _Counted(Selection(("top",)), 2, 4, str(tmp_path))
+    stream = EpisodeStream(plan, spec, paths, 48 * 48 * 3, plan.steps_per_epoch, readers=1)
+    batches = stream.batches(stream.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
+    next(batches)
+    read, before = len(list(tmp_path.iterdir())), 0
+    while read > before:
+        time.sleep(SETTLED_S)
+        before, read = read, len(list(tmp_path.iterdir()))
+    assert read <= 2 * stream.rows_ahead(0, 1) < 120 // 3
+    assert sum(1 for _ in batches) == plan.steps_per_epoch - 1
+    assert len(list(tmp_path.iterdir())) == 120
 
 
 def test_a_row_that_is_gone_leaves_no_pictures_behind() -> None:

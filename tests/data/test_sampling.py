@@ -33,7 +33,7 @@ def plans(draw: st.DrawFn) -> SamplePlan:
 
 
 @given(plans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_epoch_sees_each_sample_at_most_once_and_leaves_less_than_a_batch(
     plan: SamplePlan,
 ) -> None:
@@ -48,7 +48,7 @@ def test_an_epoch_sees_each_sample_at_most_once_and_leaves_less_than_a_batch(
 
 
 @given(plans(), st.integers(1, 20), st.integers(1, 20), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ranks_together_make_the_global_batch_from_any_step_on(
     plan: SamplePlan, obs_horizon: int, pred_horizon: int, data: st.DataObject
 ) -> None:

@@ -113,7 +113,7 @@ def _batches(folder: str) -> Iterator[Batch]:
     paths = tuple(f"{folder}/episode_{number}.hdf5" for number in range(3))
     plan = SamplePlan((400, 400, 400), 8, 2, chunk_steps=10, pool_chunks=2, seed=0)
     spec = WindowSpec(Selection(("top",)), obs_horizon=2, pred_horizon=4)
-    stream = EpisodeStream(plan, spec, paths, max_steps=6, readers=2)
+    stream = EpisodeStream(plan, spec, paths, 48 * 48 * 3, max_steps=6, readers=2)
     yield from stream.batches(stream.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
 
 

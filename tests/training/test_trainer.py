@@ -145,9 +145,9 @@ def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, to
     """Gradients of the first global batch, computed by that many workers through Ray Train."""
     run = check_run(dataclasses.replace(config))
     spec = window_spec(config)
-    stream = EpisodeStream(
-        run.plan, spec, tuple(e.path for e in run.train.episodes), max_steps=1, readers=1
-    )
+    paths = tuple(episode.path for episode in run.train.episodes)
+    frame_bytes = len(spec.selection.cameras) * 3 * config.task.image_size**2
+    stream = EpisodeStream(run.plan, spec, paths, frame_bytes, max_steps=1, readers=1)
     statistics = compute_statistics(run.train.episodes, spec.selection)
     target = str(folder / f"gradients_{workers}.pt")
 
