@@ -120,11 +120,14 @@ class PlannedDataConfig(ray.train.DataConfig):
 
 def _one_ahead(items: Iterator[Batch]) -> Iterator[Batch]:
     """The same items, each made in a thread while the one before it is in use."""
-    with ThreadPoolExecutor(1) as maker:
+    maker = ThreadPoolExecutor(1)
+    try:
         coming = maker.submit(next, items, None)
         while (item := coming.result()) is not None:
             coming = maker.submit(next, items, None)
             yield item
+    finally:
+        maker.shutdown(wait=False, cancel_futures=True)  # who leaves early need not wait for one
 
 
 class _Rest(ExecutionCallback):

@@ -87,7 +87,7 @@ def test_readers_wait_for_a_slow_training(
     while read > before:
         time.sleep(SETTLED_S)
         before, read = read, len(list(tmp_path.iterdir()))
-    assert read <= 2 * stream.rows_ahead(0, 1) < 120 // 3
+    assert read <= 4 * stream.rows_ahead(0, 1) < 120 // 3  # in whole tasks; some are used up
     assert sum(1 for _ in batches) == plan.steps_per_epoch - 1
     assert len(list(tmp_path.iterdir())) == 120
 
