@@ -6,7 +6,8 @@ Starts two local nodes, collects a few demonstrations, and runs the same sweep t
 second one, faults strike as training comes along: processes are killed, a node is lost, the newest
 checkpoint is corrupted, an episode truncated, the disk filled. A driver that is gone is started
 again by `resume=auto`. In the end both sweeps must have seen the same samples and made the same
-weights. Filling the disk needs the right to mount a file system; without it that fault is left out.
+weights, and no driver or trial may have ended but by a fault that asked for it. Filling the disk
+needs the right to mount a file system; without it that fault is left out.
 """
 
 # ruff: noqa: E402  (the environment is set before Ray is imported)
@@ -16,15 +17,14 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,33 +33,28 @@ from imf_ray.environment import prepare_environment
 prepare_environment(own_cluster=True)
 
 import numpy as np
-import psutil
 import ray
 import torch
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
+from benchmarks.faults import CTRL_C, DRIVER_KILLED, NODE, Faults
 from benchmarks.notes import commit
-from benchmarks.watching import family
+from benchmarks.struck import POLL_S, SAVE_FREQ, SEEDS, STEPS, Sweep
 from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS
 from imf_ray.files import read_lines, write_atomically
-from imf_ray.launch import EXIT_BAD_INPUT
-from imf_ray.sweep.runner import TRIALS_DIR
-from imf_ray.sweep.trial import FINISHED, read_trial
-from imf_ray.training.checkpoint import MANIFEST, PATTERN, newest_checkpoint, step_of
-from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics, read_workers
+from imf_ray.launch import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from imf_ray.training.checkpoint import VALIDATIONS, step_of
+from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics
 from tests.conftest import TINY_AGENT
 
-SEEDS, STEPS, SAVE_FREQ = (1, 2, 3, 4), 120, 20
 ROLLOUT_STEPS = 60
 """Judging whole episodes would take longer than the trainings, and show nothing more."""
-NODE = {"num_cpus": 2}
 DISK_BYTES = 256 * 2**20
-BROKEN_S = 15.0
-"""How long an episode stays truncated, or the disk full."""
 LAST_FAULT = 0.9
 """Share of the training after which no fault strikes."""
-SETTLE_S, POLL_S, MAX_DRIVERS, LONGEST_S = 60.0, 0.1, 60, 7200.0
+SETTLE_S, STUCK_S = 60.0, 1800.0
+"""How long resources may take to be free at the end, and a sweep to show any change."""
 OPTIONS = (
     "agent=resnet_imf_attnres_multitoken",
     *TINY_AGENT,
@@ -79,207 +74,48 @@ OPTIONS = (
 )
 
 
-@dataclass
-class Sweep:
-    """A sweep under way, and what was seen of it."""
-
-    sweep_dir: Path
-    command: list[str]
-    log: Path
-    driver: subprocess.Popen[bytes] | None = None
-    drivers: int = 0
-    commits: dict[tuple[Path, int], float] = field(default_factory=dict)
-    """When each checkpoint was first seen; one that is made again is another one."""
-    broken: set[tuple[Path, int]] = field(default_factory=set)
-    """Checkpoints that a fault corrupted."""
-
-    @property
-    def trials(self) -> list[Path]:
-        """The folders of the trials."""
-        return sorted((self.sweep_dir / TRIALS_DIR).glob("*"))
-
-    def start(self) -> None:
-        """Start the driver, as a person would after finding it dead."""
-        self.drivers += 1
-        if self.drivers > MAX_DRIVERS:
-            raise RuntimeError(f"The sweep does not end; see {self.log}")
-        with self.log.open("ab") as log:
-            self.driver = subprocess.Popen(self.command, stdout=log, stderr=log)
-
-    def progress(self) -> float:
-        """Share of all updates that was made."""
-        made = 0
-        for trial in self.trials:
-            steps = [line["step"] for line in read_metrics(trial / METRICS_FILE) if "loss" in line]
-            made += max(steps, default=0)
-        return made / (len(SEEDS) * STEPS)
-
-    def watch(self) -> None:
-        """Note the checkpoints that are new."""
-        for trial in self.trials:
-            for path in sorted(trial.glob(PATTERN)):
-                with contextlib.suppress(FileNotFoundError):  # it was pruned just now
-                    self.commits.setdefault(identity(path), time.time())
-
-    def watch_for(self, seconds: float) -> None:
-        """Let the sweep go on for a while."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            self.watch()
-            time.sleep(POLL_S)
-
-    def ended(self) -> bool:
-        """Whether every trial is finished."""
-        records = [read_trial(trial) for trial in self.trials]
-        done = [record is not None and record.status == FINISHED for record in records]
-        return len(done) == len(SEEDS) and all(done)
-
-    def running(self) -> list[Path]:
-        """The trials whose workers are there."""
-        alive = [t for t in self.trials if read_trial(t) is None]
-        return [t for t in alive if any(is_alive(w["pid"]) for w in read_workers(t))]
-
-
-def identity(checkpoint: Path) -> tuple[Path, int]:
-    """A checkpoint and when it was written."""
-    return checkpoint, (checkpoint / MANIFEST).stat().st_mtime_ns
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process is there and has not ended."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-class Faults:
-    """What can go wrong: each method breaks something, and says what, or None if it cannot now."""
-
-    def __init__(
-        self, cluster: Cluster, sweep: Sweep, data: Path, disk: Path | None, rng: Any
-    ) -> None:
-        self._cluster, self._sweep, self._data, self._disk = cluster, sweep, data, disk
-        self._rng = rng
-        self._node = cluster.add_node(**NODE)
-
-    def kinds(self) -> dict[str, Callable[[], str | None]]:
-        """The faults by name."""
-        found: dict[str, Callable[[], str | None]] = {
-            "worker killed": lambda: self._kill("ray::RayTrainWorker"),
-            "controller killed": lambda: self._kill("ray::TrainController"),
-            "trial killed": lambda: self._kill("ray::ImplicitFunc"),
-            "simulator killed": lambda: self._kill("ray::RolloutActor"),
-            "driver killed": lambda: self._signal_driver(signal.SIGKILL),
-            "Ctrl-C": lambda: self._signal_driver(signal.SIGINT),
-            "node lost": self._lose_node,
-            "checkpoint corrupted": self._corrupt_checkpoint,
-            "episode truncated": self._truncate_episode,
-        }
-        if self._disk is not None:
-            found["disk full"] = self._fill_disk
-        return found
-
-    def _kill(self, title: str) -> str | None:
-        found = []
-        for process in family(os.getpid()):
-            with contextlib.suppress(psutil.Error):
-                if process.cmdline() and process.cmdline()[0].startswith(title):
-                    found.append(process)
-        if not found:
-            return None
-        victim = found[self._rng.integers(len(found))]
-        with contextlib.suppress(psutil.NoSuchProcess):
-            victim.kill()
-            return f"process {victim.pid}"
-        return None
-
-    def _signal_driver(self, number: int) -> str | None:
-        driver = self._sweep.driver
-        if driver is None or driver.poll() is not None or not self._sweep.running():
-            return None
-        driver.send_signal(number)
-        return f"process {driver.pid}"
-
-    def _lose_node(self) -> str:
-        self._cluster.remove_node(self._node, allow_graceful=False)
-        self._node = self._cluster.add_node(wait=False, **NODE)  # it waits for half a minute only
-        return "and another one started"
-
-    def _kill_workers(self, trial: Path) -> None:
-        for worker in read_workers(trial):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker["pid"], signal.SIGKILL)
-
-    def _corrupt_checkpoint(self) -> str | None:
-        """Flip a byte of the newest checkpoint, and kill the worker so that it is looked for."""
-        for trial in self._sweep.running():
-            newest = newest_checkpoint(trial)
-            # With the last one the trial is trained: nobody would look for it again.
-            if newest is None or not 2 * SAVE_FREQ <= newest.step < STEPS:
-                continue
-            path = newest.path / WEIGHTS
-            content = bytearray(path.read_bytes())
-            content[len(content) // 2] ^= 1
-            self._sweep.broken.add(identity(newest.path))
-            path.write_bytes(content)
-            self._kill_workers(trial)
-            return f"{trial.name}/{newest.path.name}"
-        return None
-
-    def _truncate_episode(self) -> str | None:
-        """Cut an episode off, have all workers start again, and put it back after a while."""
-        if not self._sweep.running():
-            return None
-        episodes = sorted(self._data.glob("*.hdf5"))
-        path = episodes[self._rng.integers(len(episodes))]
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])
-        for trial in self._sweep.running():
-            self._kill_workers(trial)
-        self._sweep.watch_for(BROKEN_S)
-        path.write_bytes(content)
-        return path.name
-
-    def _fill_disk(self) -> str:
-        assert self._disk is not None
-        ballast = self._disk / "ballast"
-        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(2**16))
-        self._sweep.watch_for(BROKEN_S)
-        size = ballast.stat().st_size
-        ballast.unlink()
-        return f"{size / 2**20:.0f} MiB of ballast"
-
-
 def carry_out(sweep: Sweep, faults: Faults | None, count: int, rng: Any) -> list[dict[str, Any]]:
     """Run a sweep to its end while faults strike; returns them with their times."""
     kinds = {} if faults is None else faults.kinds()
-    order = list(itertools.islice(_in_turn(list(kinds), rng), count)) if kinds else []
+    waiting = list(itertools.islice(_in_turn(list(kinds), rng), count)) if kinds else []
+    gap = LAST_FAULT * len(SEEDS) * STEPS / (count + 1)
     struck: list[dict[str, Any]] = []
-    begun = time.monotonic()
+    begun = changed = time.monotonic()
+    state: Any = None
+    due = gap
     sweep.start()
     while True:
-        if time.monotonic() - begun > LONGEST_S:
-            raise RuntimeError(f"The sweep does not end; see {sweep.log}")
         sweep.watch()
-        assert sweep.driver is not None
-        if sweep.driver.poll() is not None:
-            if sweep.driver.returncode == 0 and sweep.ended():
+        steps = sweep.steps()
+        now = steps, len(sweep.commits), len(sweep.codes), _judged(sweep)
+        if now != state:
+            state, changed = now, time.monotonic()
+        if time.monotonic() - changed > STUCK_S:
+            raise RuntimeError(f"The sweep does not go on; see {sweep.log}")
+        if sweep.driver_ended():
+            if sweep.codes[-1] == 0 and sweep.ended():
                 return struck
-            if sweep.driver.returncode == EXIT_BAD_INPUT and not struck:
-                raise RuntimeError(f"The sweep does not begin; see {sweep.log}")
+            if faults is None or (sweep.codes[-1] == EXIT_BAD_INPUT and not struck):
+                raise RuntimeError(f"The sweep failed, left alone; see {sweep.log}")
             sweep.start()
-        due = LAST_FAULT * (len(struck) + 1) / (len(order) + 1)
-        if len(struck) < len(order) and sweep.progress() >= due:
-            kind = order[len(struck)]
-            what = kinds[kind]()
-            if what is not None:
-                at = time.monotonic() - begun
-                struck.append({"kind": kind, "what": what, "at_s": at, "due": due})
-                print(f"{at:6.0f} s  {kind}: {what}", flush=True)
+        if waiting and steps >= due:
+            # The first that is possible now: some need a simulator, or a checkpoint.
+            for kind in dict.fromkeys(waiting):
+                what = kinds[kind]()
+                if what is None:
+                    continue
+                waiting.remove(kind)
+                event = {"kind": kind, "what": what, "at_s": time.monotonic() - begun}
+                struck.append(event | {"steps": steps})
+                print(f"{event['at_s']:6.0f} s  {kind}: {what}", flush=True)
+                # What strikes at once is one fault: training must have come on in between.
+                due = max(due + gap, sweep.steps() + gap / 2)
+                break
         time.sleep(POLL_S)
+
+
+def _judged(sweep: Sweep) -> int:
+    return sum(len(read_lines(trial / VALIDATIONS)) for trial in sweep.trials)
 
 
 def _in_turn(kinds: list[str], rng: Any) -> Iterator[str]:
@@ -297,8 +133,8 @@ def lost_steps(sweep: Sweep) -> int:
                 continue
             held = [
                 step_of(found[0])
-                for found, seen in sweep.commits.items()
-                if found[0].parent == trial and seen < start["time"] and found not in sweep.broken
+                for found in sweep.commits - sweep.broken
+                if found[0].parent == trial and found[1] < 1e9 * start["time"]
             ]
             lost += max(0, max(held, default=0) - start["step"])
     return lost
@@ -364,8 +200,15 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="write the report there, too")
     arguments = parser.parse_args()
     work = (arguments.work or Path(tempfile.mkdtemp(prefix="chaos"))).absolute()
+    if work.exists() and any(work.iterdir()):
+        parser.error(f"--work {work} is not empty: its sweeps would be gone on with")
     with small_disk(work / "disk") as disk:
-        report = run(arguments.seed, arguments.faults, work, disk)
+        try:
+            report = run(arguments.seed, arguments.faults, work, disk)
+        finally:
+            if disk is not None:  # what tells of the sweeps, for it goes with the disk
+                ignored = shutil.ignore_patterns("*.pt", "*.safetensors", "tune", "ballast")
+                shutil.copytree(disk, work / "left", ignore=ignored)
     print(report)
     if arguments.page is not None:
         write_atomically(arguments.page, report)
@@ -400,18 +243,31 @@ def run(seed: int, count: int, work: Path, disk: Path | None) -> str:
     try:
         events = carry_out(struck, faults, count, rng)
     finally:
-        if struck.driver is not None:
-            struck.driver.kill()
+        for under_way in (clean, struck):
+            if under_way.driver is not None:
+                under_way.driver.kill()
     struck_s = time.monotonic() - begun - alone_s
     free_s = settle(total)
-    page = _page(seed, events, clean, struck, {"alone": alone_s, "struck": struck_s}, free_s)
+    walls = {"alone": alone_s, "struck": struck_s}
+    page = _page(seed, count, events, clean, struck, walls, free_s)
+    write_atomically(work / "report.md", page)  # before anything else can go wrong
     ray.shutdown()
     cluster.shutdown()
     return page
 
 
+def unasked_ends(sweep: Sweep, events: Sequence[Mapping[str, Any]]) -> int:
+    """Drivers that ended otherwise than well, or as their fault would have it."""
+    asked = Counter(event["kind"] for event in events)
+    codes = Counter(sweep.codes)
+    killed = min(codes[-signal.SIGKILL], asked[DRIVER_KILLED])
+    interrupted = min(codes[EXIT_INTERRUPTED], asked[CTRL_C])
+    return codes.total() - codes[0] - killed - interrupted
+
+
 def _page(
     seed: int,
+    count: int,
     events: list[dict[str, Any]],
     clean: Sweep,
     struck: Sweep,
@@ -423,12 +279,14 @@ def _page(
     results = {
         "committed steps lost": lost_steps(struck),
         **differences(clean, struck),
+        "drivers that ended unasked": unasked_ends(struck, events),
+        "trials that ended as failed": len(struck.failures),
         "seconds until all resources were free": f"{free_s:.1f}",
     }
     faults = "\n".join(f"| {e['at_s']:.0f} | {e['kind']} | {e['what']} |" for e in events)
     return f"""# A sweep while things break
 
-`python -m benchmarks.chaos --seed {seed} --faults {len(events)}`: {len(SEEDS)} trials of {STEPS} \
+`python -m benchmarks.chaos --seed {seed} --faults {count}`: {len(SEEDS)} trials of {STEPS} \
 updates, two at a time, each checkpoint (every {SAVE_FREQ} updates) validated in simulation, on \
 two local nodes with {NODE["num_cpus"]} logical CPUs each; once left alone and once struck by \
 {len(events)} faults of {len(kinds)} kinds. Commit {commit()}; torch {torch.__version__}, ray \
@@ -437,14 +295,14 @@ two local nodes with {NODE["num_cpus"]} logical CPUs each; once left alone and o
 | result | |
 |---|---|
 {chr(10).join(f"| {name} | {value} |" for name, value in results.items())}
-| drivers started | {struck.drivers} |
+| drivers started | {len(struck.codes)} |
 | times that workers were started (left alone: {len(SEEDS)}) | {starts} |
 | wall time, left alone and struck | {walls["alone"]:.0f} s, {walls["struck"]:.0f} s |
 
 | at s | fault | of what |
 |---|---|---|
 {faults}
-"""
+{"".join(f"{chr(10)}Failed: {failure}" for failure in sorted(struck.failures))}"""
 
 
 if __name__ == "__main__":

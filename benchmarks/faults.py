@@ -1,0 +1,150 @@
+"""What `benchmarks.chaos` does to a sweep: it kills, damages, fills a disk, takes a node away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ray.cluster_utils import Cluster
+
+from benchmarks.struck import SAVE_FREQ, STEPS, Sweep, identity, is_alive
+from benchmarks.watching import family
+from imf_ray.agents.pretrained import WEIGHTS
+from imf_ray.training.checkpoint import newest_checkpoint
+from imf_ray.training.tracking import read_workers
+
+NODE = {"num_cpus": 2}
+DRIVER_KILLED, CTRL_C = "driver killed", "Ctrl-C"
+NODE_TRIES = 5
+BROKEN_S, LONGEST_BROKEN_S = 15.0, 180.0
+"""How long an episode stays truncated after new workers came to read it, or the disk full; and how
+long to wait for such workers."""
+
+
+class Faults:
+    """What can go wrong: each method breaks something, and says what, or None if it cannot now."""
+
+    def __init__(
+        self, cluster: Cluster, sweep: Sweep, data: Path, disk: Path | None, rng: Any
+    ) -> None:
+        self._cluster, self._sweep, self._data, self._disk = cluster, sweep, data, disk
+        self._rng = rng
+        self._node = self._add_node()
+
+    def kinds(self) -> dict[str, Callable[[], str | None]]:
+        """The faults by name."""
+        found: dict[str, Callable[[], str | None]] = {
+            "worker killed": lambda: self._kill("ray::RayTrainWorker"),
+            "controller killed": lambda: self._kill("ray::TrainController"),
+            "trial killed": lambda: self._kill("ray::ImplicitFunc"),
+            "simulator killed": lambda: self._kill("ray::RolloutActor"),
+            DRIVER_KILLED: lambda: self._signal_driver(signal.SIGKILL),
+            CTRL_C: lambda: self._signal_driver(signal.SIGINT),
+            "node lost": self._lose_node,
+            "checkpoint corrupted": self._corrupt_checkpoint,
+            "episode truncated": self._truncate_episode,
+        }
+        if self._disk is not None:
+            found["disk full"] = self._fill_disk
+        return found
+
+    def _add_node(self) -> Any:
+        """Another node; Ray waits for it for half a minute only, and busy cores need longer."""
+        for _ in range(NODE_TRIES):
+            before = set(psutil.Process().children())
+            try:
+                return self._cluster.add_node(wait=False, **NODE)
+            except Exception as error:
+                print(f"A node did not start: {error}", flush=True)
+                for child in set(psutil.Process().children()) - before:
+                    child.kill()
+        raise RuntimeError(f"No node started in {NODE_TRIES} tries.")
+
+    def _kill(self, title: str) -> str | None:
+        found = []
+        for process in family(os.getpid()):
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline() and process.cmdline()[0].startswith(title):
+                    found.append(process)
+        if not found:
+            return None
+        victim = found[self._rng.integers(len(found))]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+            return f"process {victim.pid}"
+        return None
+
+    def _signal_driver(self, number: int) -> str | None:
+        driver = self._sweep.driver
+        if driver is None or driver.poll() is not None or not self._sweep.training():
+            return None
+        driver.send_signal(number)
+        return f"process {driver.pid}"
+
+    def _lose_node(self) -> str:
+        self._sweep.watch()
+        self._cluster.remove_node(self._node, allow_graceful=False)
+        self._node = self._add_node()
+        return "and another one started"
+
+    def _kill_workers(self, trial: Path) -> set[int]:
+        pids = {worker["pid"] for worker in read_workers(trial)}
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return pids
+
+    def _corrupt_checkpoint(self) -> str | None:
+        """Flip a byte of the newest checkpoint, and kill the worker so that it is looked for."""
+        for trial in self._sweep.training():
+            newest = newest_checkpoint(trial)
+            # With the last one the trial is trained: nobody would look for it again.
+            if newest is None or not 2 * SAVE_FREQ <= newest.step < STEPS:
+                continue
+            path = newest.path / WEIGHTS
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            self._sweep.broken.add(identity(newest.path))
+            path.write_bytes(content)
+            self._kill_workers(trial)
+            return f"{trial.name}/{newest.path.name}"
+        return None
+
+    def _truncate_episode(self) -> str | None:
+        """Cut an episode off, kill all workers, and put it back when new ones have met with it."""
+        trials = self._sweep.training()
+        if not trials:
+            return None
+        episodes = sorted(self._data.glob("*.hdf5"))
+        path = episodes[self._rng.integers(len(episodes))]
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        killed = set().union(*(self._kill_workers(trial) for trial in trials))
+        until = time.monotonic() + LONGEST_BROKEN_S
+        while time.monotonic() < until:
+            workers = [worker for trial in trials for worker in read_workers(trial)]
+            if any(w["pid"] not in killed and is_alive(w["pid"]) for w in workers):
+                break
+            self._sweep.watch_for(1.0)
+        self._sweep.watch_for(BROKEN_S)
+        path.write_bytes(content)
+        return path.name
+
+    def _fill_disk(self) -> str | None:
+        if not self._sweep.training():
+            return None
+        assert self._disk is not None
+        ballast = self._disk / "ballast"
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(2**16))
+        self._sweep.watch_for(BROKEN_S)
+        size = ballast.stat().st_size
+        ballast.unlink()
+        return f"{size / 2**20:.0f} MiB of ballast"

@@ -1,0 +1,114 @@
+"""A sweep that `benchmarks.chaos` runs and watches."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from imf_ray.sweep.runner import TRIALS_DIR
+from imf_ray.sweep.trial import FAILED, FINISHED, read_trial
+from imf_ray.training.checkpoint import MANIFEST, PATTERN, newest_checkpoint
+from imf_ray.training.tracking import METRICS_FILE, read_metrics, read_workers
+
+SEEDS, STEPS, SAVE_FREQ = (1, 2, 3, 4), 600, 100
+POLL_S, MAX_DRIVERS = 0.1, 60
+
+
+@dataclass
+class Sweep:
+    """A sweep under way, and what was seen of it."""
+
+    sweep_dir: Path
+    command: list[str]
+    log: Path
+    driver: subprocess.Popen[bytes] | None = None
+    codes: list[int] = field(default_factory=list)
+    """Exit codes of the drivers so far."""
+    failures: set[str] = field(default_factory=set)
+    """Trials that had ended as failed when a driver ended, with their errors."""
+    commits: set[tuple[Path, int]] = field(default_factory=set)
+    """Every checkpoint that was seen; one that is made again is another one."""
+    broken: set[tuple[Path, int]] = field(default_factory=set)
+    """Checkpoints that a fault corrupted."""
+
+    @property
+    def trials(self) -> list[Path]:
+        """The folders of the trials."""
+        return sorted((self.sweep_dir / TRIALS_DIR).glob("*"))
+
+    def start(self) -> None:
+        """Start the driver, as a person would after finding it dead."""
+        if len(self.codes) > MAX_DRIVERS:
+            raise RuntimeError(f"The sweep does not end; see {self.log}")
+        with self.log.open("ab") as log:
+            self.driver = subprocess.Popen(self.command, stdout=log, stderr=log)
+
+    def driver_ended(self) -> bool:
+        """Whether the driver has ended; how, and what it left, is noted."""
+        if self.driver is None or self.driver.poll() is None:
+            return False
+        self.codes.append(self.driver.returncode)
+        for trial in self.trials:
+            record = read_trial(trial)
+            if record is not None and record.status == FAILED:
+                self.failures.add(f"{record.name}: {record.error}")
+        self.driver = None
+        return True
+
+    def steps(self) -> int:
+        """Updates that all trials together have made."""
+        made = 0
+        for trial in self.trials:
+            steps = [line["step"] for line in read_metrics(trial / METRICS_FILE) if "loss" in line]
+            made += max(steps, default=0)
+        return made
+
+    def watch(self) -> None:
+        """Note the checkpoints that are new."""
+        for trial in self.trials:
+            for path in sorted(trial.glob(PATTERN)):
+                with contextlib.suppress(FileNotFoundError):  # it was pruned just now
+                    self.commits.add(identity(path))
+
+    def watch_for(self, seconds: float) -> None:
+        """Let the sweep go on for a while."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.watch()
+            time.sleep(POLL_S)
+
+    def ended(self) -> bool:
+        """Whether every trial is finished."""
+        records = [read_trial(trial) for trial in self.trials]
+        done = [record is not None and record.status == FINISHED for record in records]
+        return len(done) == len(SEEDS) and all(done)
+
+    def training(self) -> list[Path]:
+        """The trials that are being trained now."""
+        found = []
+        for trial in self.trials:
+            if read_trial(trial) is not None:
+                continue
+            newest = newest_checkpoint(trial)
+            alive = any(is_alive(worker["pid"]) for worker in read_workers(trial))
+            if alive and (newest is None or newest.step < STEPS):
+                found.append(trial)
+        return found
+
+
+def identity(checkpoint: Path) -> tuple[Path, int]:
+    """A checkpoint and when it was written."""
+    return checkpoint, (checkpoint / MANIFEST).stat().st_mtime_ns
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
