@@ -29,7 +29,7 @@ from pathlib import Path
 import h5py
 
 from benchmarks.consume import BATCH, BEGIN, END
-from benchmarks.notes import note, read_notes
+from benchmarks.notes import commit, note, read_notes
 from benchmarks.watching import cpu_times, proportional_bytes, stop
 from imf_ray.data.episodes import DEFLATE_LEVEL, episode_path
 from imf_ray.data.formats import IMAGES
@@ -41,6 +41,10 @@ POLL_S = 0.5
 LIMIT_S = 1800
 LOADERS = ("memory", "imf_ray", "h5py")
 LEROBOT = ("lerobot-image", "lerobot-video")
+
+
+class CaseError(Exception):
+    """A case did not come to its end; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,11 @@ def prepare(work: Path, case: Case, real: int, lerobot: str | None) -> Path:
 
 
 def measure(case: Case, data: Path, seconds: float, lerobot: str | None) -> Measured:
-    """Run a case and watch it."""
+    """Run a case and watch it.
+
+    Raises:
+        CaseError: it ended before it should have, or not at all.
+    """
     if case.loader in LEROBOT:
         assert lerobot is not None
         command = [lerobot, "-m", "benchmarks.lerobot_loader", "load", str(data)]
@@ -130,7 +138,7 @@ def measure(case: Case, data: Path, seconds: float, lerobot: str | None) -> Meas
             while not (Path(folder) / END).exists():
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
-                    raise SystemExit(f"{case} failed:\n{log.read().decode()[-3000:]}")
+                    raise CaseError(log.read().decode()[-3000:])
                 times |= cpu_times(process.pid)
                 if begun is None and (Path(folder) / BEGIN).exists():
                     begun = dict(times)
@@ -207,7 +215,8 @@ def _environment() -> dict[str, str]:
 
 def _call(*command: str) -> None:
     print("$", *command, flush=True)
-    subprocess.run(command, cwd=ROOT, env=_environment(), check=True, stdout=sys.stderr)
+    if subprocess.run(command, cwd=ROOT, env=_environment(), stdout=sys.stderr).returncode:
+        raise CaseError(f"{' '.join(command)} failed")
 
 
 def main() -> None:
@@ -223,15 +232,25 @@ def main() -> None:
     arguments = parser.parse_args()
     work = arguments.work.absolute()
     log = work / "measured.jsonl"
+    if arguments.lerobot:
+        _call(arguments.lerobot, "-c", "import h5py, lerobot, torchcodec.decoders")
     found = read_notes(log, Case, Measured)
+    failed: dict[Case, CaseError] = {}
     for case in cases(arguments.sizes, arguments.episodes, arguments.lerobot is not None):
         if case in found:
             continue
-        data = prepare(work, case, arguments.real, arguments.lerobot)
-        found[case] = measure(case, data, arguments.seconds, arguments.lerobot)
+        try:
+            data = prepare(work, case, arguments.real, arguments.lerobot)
+            found[case] = measure(case, data, arguments.seconds, arguments.lerobot)
+        except CaseError as error:  # the others do not depend on it
+            failed[case] = error
+            print(case, "failed:", error, flush=True)
+            continue
         note(log, case, found[case])
         print(case, found[case], flush=True)
-    print(loading_table(found), step_table(found), sep="\n\n")
+    print(loading_table(found), step_table(found), f"Commit {commit()}.", sep="\n\n")
+    if failed:
+        raise SystemExit(f"{len(failed)} cases failed: {'; '.join(map(str, failed))}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ a torch DataLoader over open files, `memory` from arrays that were read before.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,7 +36,7 @@ from imf_ray.schema import DataConfig
 
 SEED = 0
 MEMORY_BYTES = 6e9
-"""Of the pictures that `memory` holds: as many of the episodes as fit."""
+"""Of the pictures that `memory` holds."""
 
 
 def lengths_of(paths: list[Path]) -> list[int]:
@@ -154,23 +155,37 @@ def h5py_batches(paths: list[Path], workers: int) -> Iterator[dict[str, Any]]:
         yield from loader
 
 
-def memory_batches(paths: list[Path], spec: WindowSpec, size: int = BATCH) -> Iterator[Batch]:
-    """The limit: windows are copied out of arrays in this very process, and nothing else."""
+def memory_batches(
+    paths: list[Path],
+    spec: WindowSpec,
+    size: int = BATCH,
+    seed: int = SEED,
+    most_bytes: float = MEMORY_BYTES,
+) -> Iterator[Batch]:
+    """The limit: windows are copied out of arrays in this very process, and nothing else.
+
+    Args:
+        most_bytes: of pictures; as many of the episodes are held as that is enough for.
+    """
     cameras = spec.selection.cameras
     sources, held = [], 0
     for path, length in zip(paths, lengths_of(paths), strict=True):
         sources.append(spec.read(str(path), length, 0, length))
         held += sum(frames.nbytes for frames in sources[-1].images.values())
-        if held > MEMORY_BYTES:
+        if held > most_bytes:
             break
-    images = {camera: np.concatenate([s.images[camera] for s in sources]) for camera in cameras}
+    pictures_of = [dict(source.images) for source in sources]
+    sources = [dataclasses.replace(source, images={}) for source in sources]
+    images = {
+        camera: np.concatenate([pictures.pop(camera) for pictures in pictures_of])
+        for camera in cameras
+    }
     qpos, action = (
         np.concatenate([getattr(s, key) for s in sources]) for key in ("qpos", "action")
     )
     steps = np.concatenate([np.arange(source.length) for source in sources])
     lengths = np.concatenate([np.full(source.length, source.length) for source in sources])
-    del sources
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(steps))
         for start in range(0, len(order) - size + 1, size):

@@ -3,8 +3,9 @@
     python -m benchmarks.train data.dataset_dir=data/cpu_transfer
 
 For a narrow and a ResNet-18 agent, eager and compiled: `imf_ray.train` as a user types it (Ray, its
-own cluster, reads, logs) against one process that draws the same kind of windows from memory and
-makes the same updates (forward, backward, clipping, AdamW, average). Samples per second after a
+own cluster, reads, logs) against as many bare processes, which draw the same kind of windows from
+memory and make the same updates together (gloo; forward, backward, clipping, AdamW, average), each
+with as many threads as a worker has. Samples per second after a
 warm-up, CPU-milliseconds per sample, the share of time spent waiting for data, and which processes
 the CPU time went to. What is recorded under `--work` is not done again.
 """
@@ -16,18 +17,20 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+import torch.multiprocessing
 
-from benchmarks.loaders import memory_batches
-from benchmarks.notes import note, read_notes
+from benchmarks.loaders import MEMORY_BYTES, memory_batches
+from benchmarks.notes import commit, note, read_notes
 from benchmarks.watching import cpu_times, stop
 from imf_ray.config import load_config
 from imf_ray.data.statistics import compute_statistics
@@ -58,6 +61,7 @@ AGENTS = {
 STEPS = {"narrow": (20, 100), "resnet18": (5, 25)}
 """Updates of the warm-up, and in all."""
 POLL_S = 0.2
+IDLE = "IDLE"
 LIMIT_S = 3600
 
 
@@ -69,6 +73,8 @@ class Case:
     compiled: bool
     path: str
     """`imf_ray` or `bare`."""
+    options: str = ""
+    """Given for every run."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +116,19 @@ def measure(case: Case, work: Path, given: Sequence[str]) -> Measured:
     deadline = time.monotonic() + LIMIT_S
     try:
         while True:
+            has_ended = process.poll() is not None
             now = cpu_times(process.pid)
             times |= now
-            names |= {pid: _name(pid) for pid in now if pid not in names or begun is None}
+            for pid in now:  # between its tasks a process is idle by name
+                name = _name(pid)
+                if pid not in names or IDLE not in name:
+                    names[pid] = name
             lines = list(_losses(run_dir / METRICS_FILE))
             if begun is None and lines and lines[-1]["step"] >= warm:
                 begun = dict(times)
             if lines and lines[-1]["step"] >= last:
                 break
-            if process.poll() not in (None, 0) or time.monotonic() > deadline:
+            if has_ended or time.monotonic() > deadline:
                 raise SystemExit(f"{case} failed.")
             time.sleep(POLL_S)
     finally:
@@ -139,23 +149,38 @@ def measure(case: Case, work: Path, given: Sequence[str]) -> Measured:
 
 
 def run_bare(options: Sequence[str]) -> None:
-    """The same updates in one process, with windows from memory and all cores."""
+    """The same updates in processes that know nothing of Ray, with windows from memory."""
+    config = load_config(options)
+    check_run(config)  # the index is made once
+    world_size = config.cluster.num_workers
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (world_size, list(options), f"file://{folder}/meeting")
+        torch.multiprocessing.spawn(_bare_rank, arguments, nprocs=world_size)
+
+
+def _bare_rank(rank: int, world_size: int, options: Sequence[str], meeting: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=world_size
+    )
     config = load_config(options)
     run = check_run(config)
     spec = window_spec(config)
     statistics = compute_statistics(run.train.episodes, spec.selection)
     trainer = Trainer(config, statistics, torch.device(config.train.device))
+    trainer.module = torch.nn.parallel.DistributedDataParallel(trainer.agent)
     log = Path(config.storage_path) / str(config.run_name) / METRICS_FILE
     log.parent.mkdir(parents=True, exist_ok=True)
     paths = [Path(episode.path) for episode in run.train.episodes]
     waited, since = 0.0, time.perf_counter()
-    batches = memory_batches(paths, spec, config.train.batch_size)
+    size = config.train.batch_size // world_size
+    batches = memory_batches(paths, spec, size, seed=rank, most_bytes=MEMORY_BYTES / world_size)
     while trainer.step < config.train.max_steps:
         start = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - start
-        loss, _ = trainer.update(to_tensors(batch, config, 0, trainer.device))
-        if trainer.step % config.train.log_freq == 0:
+        loss, _ = trainer.update(to_tensors(batch, config, 0, trainer.device, world_size))
+        if rank == 0 and trainer.step % config.train.log_freq == 0:
             now = time.perf_counter()
             entry = {"step": trainer.step, "time": time.time(), "loss": float(loss)}
             entry["data_wait"] = waited / (now - since)
@@ -170,7 +195,7 @@ def table(found: dict[Case, Measured]) -> str:
     columns += ["CPU time by process"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for case, seen in found.items():
-        bare = found.get(Case(case.agent, case.compiled, "bare"))
+        bare = found.get(replace(case, path="bare"))
         ratio = "" if bare is None else f"{seen.samples_per_s / bare.samples_per_s:.2f}"
         shares = ", ".join(f"{name} {share:.2f}" for name, share in seen.cpu_shares.items())
         cells = [case.agent, "compiled" if case.compiled else "eager", case.path]
@@ -211,11 +236,12 @@ def main() -> None:
     log = work / "measured.jsonl"
     found = read_notes(log, Case, Measured)
     for agent in [arguments.agent] if arguments.agent else AGENTS:
-        for case in (Case(agent, c, path) for c in (False, True) for path in ("bare", "imf_ray")):
+        kinds = [(compiled, path) for compiled in (False, True) for path in ("bare", "imf_ray")]
+        for case in (Case(agent, *kind, " ".join(arguments.options)) for kind in kinds):
             if case not in found:
                 found[case] = measure(case, work, arguments.options)
                 note(log, case, found[case])
-    print(table(found))
+    print(table(found), f"Commit {commit()}.", sep="\n\n")
 
 
 if __name__ == "__main__":
