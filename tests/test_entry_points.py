@@ -13,16 +13,21 @@ import pytest
 
 from imf_ray.data.episodes import episode_path
 from imf_ray.launch import run
+from imf_ray.training.tracking import read_metrics
 from tests.conftest import TINY_AGENT, TINY_TRAINING, run_command
 
 
 def test_train_then_evaluate_with_relative_paths(demonstrations: Path, tmp_path: Path) -> None:
-    """RoboIMI's smoke line, made small; relative paths are the caller's."""
-    (tmp_path / "demos").symlink_to(demonstrations)
+    """RoboIMI's smoke line, made small; relative paths are the caller's; a bad file is counted."""
+    (tmp_path / "demos").mkdir()
+    for path in demonstrations.glob("*.hdf5"):
+        (tmp_path / "demos" / path.name).symlink_to(path)
+    (tmp_path / "demos/episode_99.hdf5").write_text("no episode")
     done = run_command(
         "train",
         "agent=resnet_imf_attnres",
         "data.dataset_dir=demos",
+        "data.on_bad_episode=skip",
         "data.camera_names=[r_vis,top,front]",
         *TINY_AGENT,
         *TINY_TRAINING,
@@ -41,6 +46,8 @@ def test_train_then_evaluate_with_relative_paths(demonstrations: Path, tmp_path:
     assert (checkpoint / "model_ema.safetensors").is_file()
     assert (checkpoint / "config.yaml").is_file()
     assert "step 2/2" in done.stdout and str(checkpoint) in done.stdout
+    assert "1 bad ones skipped" in done.stdout and "episode_99.hdf5" in done.stderr
+    assert read_metrics(tmp_path / "runs/smoke/metrics.jsonl")[0]["bad_episodes"] == 1
 
     judged = run_command(
         "evaluate",
