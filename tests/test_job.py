@@ -25,7 +25,7 @@ from tests.conftest import COMMAND_LIMIT_S, TINY_AGENT, TINY_TRAINING
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
-START_LIMIT_S = 120
+START_LIMIT_S = 600
 PROMETHEUS_TARGETS = "prom_metrics_service_discovery.json"
 """What the head writes for Prometheus."""
 SPACE = """
