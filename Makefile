@@ -44,7 +44,7 @@ lint: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(BIN)/python -m pytest --durations=30
+	$(BIN)/python -m pytest --timeout=1800 --durations=30
 
 slow-test: setup
 	$(BIN)/python -m pytest -m slow
