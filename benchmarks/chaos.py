@@ -38,9 +38,9 @@ import torch
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
-from benchmarks.faults import CTRL_C, DRIVER_KILLED, NODE, Faults
+from benchmarks.chaos_faults import CTRL_C, DRIVER_KILLED, NODE, Faults
+from benchmarks.chaos_sweep import POLL_S, SAVE_FREQ, SEEDS, STEPS, Sweep
 from benchmarks.notes import commit
-from benchmarks.struck import POLL_S, SAVE_FREQ, SEEDS, STEPS, Sweep
 from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS
 from imf_ray.files import read_lines, write_atomically
 from imf_ray.launch import EXIT_BAD_INPUT, EXIT_INTERRUPTED

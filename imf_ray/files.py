@@ -103,7 +103,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def write_if_changed(path: Path, content: str) -> None:
     """Write a file atomically, unless that is what it holds: a full disk then does not matter."""
-    if not path.is_file() or path.read_bytes() != content.encode():
+    if path.is_file() and path.read_bytes() == content.encode():
+        push(path)  # which may have failed when it was written
+    else:
         write_atomically(path, content)
 
 

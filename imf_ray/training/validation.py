@@ -28,7 +28,7 @@ from imf_ray.places import here, pull
 from imf_ray.rollout.actors import RolloutJob, run_episodes
 from imf_ray.rollout.artifacts import VIDEO, Keep
 from imf_ray.rollout.judgement import keep_records
-from imf_ray.rollout.records import EpisodeRecord, summarize
+from imf_ray.rollout.records import summarize
 from imf_ray.rollout.settings import agent_settings
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import step_of, validation_video, write_validation
@@ -76,7 +76,6 @@ def validate(
     """
     metrics: dict[str, Any] = {}
     folder = here(Path(run_dir)) / Path(checkpoint.path).name
-    records: list[EpisodeRecord] = []
     try:
         run = config_from_dict(config)
         if held_out:
@@ -91,7 +90,7 @@ def validate(
         job = RolloutJob(str(folder), settings, run.evaluate.envs_per_actor)
         seeds = range(first, first + run.train.rollout_num_episodes)
         keep = {first: Keep(video=run.train.rollout_video)}
-        begun = time.perf_counter()
+        begun, records = time.perf_counter(), []
         for played in run_episodes(job, seeds, actors, options, keep):
             records.append(played.record)
             if VIDEO in played.files:
@@ -100,11 +99,10 @@ def validate(
         metrics |= summarize(records).metrics()
         steps = sum(record.steps for record in records)
         metrics["rollout/fps"] = steps / (time.perf_counter() - begun)
+        _insist(lambda: keep_records(folder.parent, folder.name, records))
     except Exception as error:  # the promise above: training goes on, and the report says why
         log.exception("Validation of %s failed", folder)
         metrics["validation_error"] = f"{type(error).__name__}: {error}"
-    if "validation_error" not in metrics:
-        _insist(lambda: keep_records(folder.parent, folder.name, records))
     _insist(lambda: write_validation(folder, metrics))
     return metrics
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from benchmarks.struck import SAVE_FREQ, STEPS, Sweep, identity, is_alive
+from benchmarks.chaos_sweep import SAVE_FREQ, STEPS, Sweep, identity, is_alive
 from benchmarks.watching import family
 from imf_ray.agents.pretrained import WEIGHTS
 from imf_ray.training.checkpoint import newest_checkpoint
