@@ -38,8 +38,9 @@ from imf_ray.sweep.trial import (
     run_trial,
 )
 from imf_ray.training.interruption import is_safe, request_stop, stop_requested, withdraw_stop
+from imf_ray.training.placement import free, place_of
 from imf_ray.training.tracking import WORKERS_DIR, read_workers
-from imf_ray.training.trainer import check_run, claim_run_dir, free, with_rollouts, worker_groups
+from imf_ray.training.trainer import check_run, claim_run_dir, with_rollouts
 
 MAX_DRIVER_FAILURES = 20
 """How often a trial whose driver died (of a lost node, mostly) is started again; it goes on from
@@ -259,8 +260,8 @@ class _Attendant(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Free the trial's workers, once the controller that could start new ones is gone."""
-        groups = worker_groups(self._sweep.run_dir(_name_of(trial)))
-        threading.Timer(CONTROLLER_ENDS_S, free, [groups]).start()
+        group = place_of(self._sweep.run_dir(_name_of(trial)))
+        threading.Timer(CONTROLLER_ENDS_S, free, [group]).start()
 
 
 def _forget_requests(sweep: Sweep) -> None:

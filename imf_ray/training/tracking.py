@@ -44,8 +44,6 @@ class WorkerRecord:
     host: str
     gpu_ids: list[int]
     log_path: str
-    placement_group: str | None
-    """Hex id of the placement group that holds the run's workers."""
 
 
 def record_worker(run_dir: Path, rank: int) -> None:
@@ -59,7 +57,6 @@ def record_worker(run_dir: Path, rank: int) -> None:
         host=socket.gethostname(),
         gpu_ids=[int(i) for i in context.get_accelerator_ids().get("GPU", [])],
         log_path=str(logs[0]) if logs else str(folder),
-        placement_group=context.get_placement_group_id(),
     )
     path = run_dir / WORKERS_DIR / f"rank_{rank}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from ray.train import (
     ValidationTaskConfig,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from imf_ray.agents.pretrained import CONFIG, build_agent
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
@@ -42,7 +41,8 @@ from imf_ray.training.checkpoint import (
     pull_run,
 )
 from imf_ray.training.loop import TrainPayload, train_worker
-from imf_ray.training.tracking import WORKERS_DIR, check_tracking, read_workers
+from imf_ray.training.placement import PlaceKeeper, free, place_of
+from imf_ray.training.tracking import WORKERS_DIR, check_tracking
 from imf_ray.training.validation import validate, window_spec
 
 log = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def fit(
                     ),
                 ),
                 checkpoint_config=CheckpointConfig(num_to_keep=None),  # the loop prunes them
-                callbacks=list(callbacks),
+                callbacks=[*callbacks, PlaceKeeper(run_dir)],
             ),
             datasets={DATASET_NAME: stream},  # read by PlannedDataConfig
             dataset_config=PlannedDataConfig(lambda: _start_step(run_dir)),
@@ -229,7 +229,7 @@ def fit_in_spite_of_controllers(
         # That list cannot be read when a folder in it is gone or a write of it was cut off; what
         # counts is on disk, and the loop reports that again.
         remove(run_dir / RAY_SNAPSHOT)
-        free(worker_groups(run_dir))
+        free(place_of(run_dir))
         remove(run_dir / WORKERS_DIR)
         try:
             return make_trainer().fit()
@@ -239,21 +239,6 @@ def fit_in_spite_of_controllers(
             if max_failures < 0 or not isinstance(cause, (OSError, RayActorError)):
                 raise
             log.warning("Training in %s begins again: %s", run_dir, cause)
-
-
-def worker_groups(run_dir: Path) -> set[str]:
-    """The placement groups of the run's workers, as far as these came to write it down."""
-    return {worker["placement_group"] for worker in read_workers(run_dir)} - {None}
-
-
-def free(groups: Iterable[str]) -> None:
-    """Remove placement groups whose driver was killed.
-
-    One lives as long as the job that made it. Ray Train removes that of a driver which was killed
-    with the help of the dashboard, which need not be there.
-    """
-    for group in groups:
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
 
 
 def scaling_config(resources: RunResources) -> ScalingConfig:

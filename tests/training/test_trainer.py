@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from omegaconf import OmegaConf
 from ray import tune
 from ray.exceptions import ActorDiedError
 from ray.train import CheckpointConfig, ControllerError, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from safetensors.torch import load_file
 
 from imf_ray.agents.pretrained import CONFIG, EMA_WEIGHTS, WEIGHTS, load_agent
@@ -121,6 +125,28 @@ def test_a_controller_that_died_or_could_not_write_is_begun_anew(
     with pytest.raises(type(error)):
         fit_in_spite_of_controllers(Failing, tmp_path, max_failures=2)
     assert tried == [False] * times
+
+
+def test_a_worker_that_dies_before_its_task_holds_no_place(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    killed = str(tmp_path / "killed")
+
+    class Kill(WorkerGroupCallback):
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            if not Path(killed).exists():
+                os.kill(worker_group.get_workers()[0].metadata.pid, signal.SIGKILL)
+                Path(killed).touch()
+
+    def held() -> set[str]:
+        table = ray.util.placement_group_table()
+        return {key for key, group in table.items() if group["state"] != "REMOVED"}
+
+    before = held()
+    config = tiny_config(demonstrations, "train.max_steps=2", "train.max_failures=1")
+    fit(check_run(config), tmp_path / "run", plan_run(config, SIZE), [Kill()])
+    assert Path(killed).exists()
+    assert held() == before
 
 
 def test_gradients_are_averaged_over_ranks(demonstrations: Path, tmp_path: Path) -> None:
