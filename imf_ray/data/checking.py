@@ -63,7 +63,7 @@ def check_files(paths: Sequence[Place], format: str) -> Iterator[tuple[Place, Ve
 def info_from_dict(values: dict[str, Any]) -> EpisodeInfo:
     """An index row from what JSON made of it."""
     sizes = {camera: tuple(size) for camera, size in values["cameras"].items()}
-    lists = {name: tuple(values[name]) for name in ("action_spaces", "objects")}
+    lists = {name: tuple(values[name]) for name in ("action_spaces", "objects", "unread")}
     moments = {
         name: Moments(
             found["count"], *(tuple(found[key]) for key in ("min", "max", "mean", "squares"))

@@ -104,6 +104,8 @@ class EpisodeInfo:
     """Of the contents, see `integrity.digest_of`."""
     attributes: Mapping[str, Any]
     """Root attributes as plain values; empty for files without them."""
+    unread: tuple[str, ...]
+    """Datasets that nothing is made of, such as the moves of a mobile base."""
 
 
 @dataclass(frozen=True)
@@ -307,7 +309,15 @@ def _describe(path: Place, file: h5py.File, asked: str) -> EpisodeInfo:
         moments=moments,
         digest=digest,
         attributes={name: _plain(value) for name, value in file.attrs.items()},
+        unread=_unread(file, {*vectors, kind.bookkeeping}),
     )
+
+
+def _unread(file: h5py.File, used: set[str | None]) -> tuple[str, ...]:
+    """The datasets beside those in use and the pictures."""
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append(name) if _is_dataset(file, name) else None)
+    return tuple(name for name in names if name not in used and not name.startswith(f"{IMAGES}/"))
 
 
 def _check_vector(dataset: h5py.Dataset, length: int) -> Moments:

@@ -27,7 +27,7 @@ from imf_ray.files import write_atomically
 from imf_ray.places import Place, place
 from imf_ray.schema import Config
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 log = logging.getLogger(__name__)
 
 
@@ -88,6 +88,9 @@ def build_index(config: Config) -> EpisodeIndex:
     if not episodes:
         first = next(iter(skipped.values()))
         raise UserError(f"All {len(files)} episodes of {folder} are bad. The first: {first}")
+    unread = sorted({f"/{name}" for episode in episodes for name in episode.unread})
+    if unread:
+        log.warning("Nothing is made of %s in the episodes of %s", ", ".join(unread), folder)
     return EpisodeIndex(tuple(episodes), skipped)
 
 

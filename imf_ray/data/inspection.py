@@ -36,8 +36,8 @@ def verdict_table(verdicts: Mapping[Place, EpisodeInfo | str]) -> Table:
 
 
 def episode_table(episodes: Sequence[EpisodeInfo]) -> Table:
-    """A line for each episode: length, outcome, seed and cameras."""
-    table = Table("file", "format", "steps", "success", "seed", "cameras", box=None)
+    """A line for each episode: length, outcome, seed, cameras, and datasets that are not used."""
+    table = Table("file", "format", "steps", "success", "seed", "cameras", "not read", box=None)
     for episode in episodes:
         sizes = (f"{name} {height}x{width}" for name, (height, width) in episode.cameras.items())
         table.add_row(
@@ -47,6 +47,7 @@ def episode_table(episodes: Sequence[EpisodeInfo]) -> Table:
             str(episode.attributes.get("success", "-")),
             str(episode.attributes.get("seed", "-")),
             ", ".join(sizes) or "-",
+            ", ".join(episode.unread) or "-",
         )
     return table
 

@@ -84,7 +84,7 @@ def test_known_and_read_alike(
     write(path)
     info = check_episode(path)
     assert (info.format, info.action_spaces, info.length) == (format, spaces, LENGTH)
-    assert info.cameras == {"top": (HEIGHT, WIDTH)}
+    assert info.cameras == {"top": (HEIGHT, WIDTH)} and info.unread == ()
     part = read_slice(
         str(path), Selection(("top",), action_space=spaces[0]), LENGTH, (2, 5), (1, 9)
     )
@@ -98,6 +98,18 @@ def test_known_and_read_alike(
 def test_ours_are_known(demonstrations: Path) -> None:
     info = check_episode(demonstrations / "episode_0.hdf5")
     assert info.format == "imf_ray" and info.action_spaces == ("joint", "ee")
+    assert info.unread == ()
+
+
+def test_what_is_not_learned_from_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_act(tmp_path / "episode_0.hdf5", dim=16)
+    with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
+        file["base_action"] = np.zeros((LENGTH, 2))
+    options = ["data.camera_names=[top]", "train.val_split=0.0", "data.resize=true"]
+    for _ in range(2):  # the second from the cache
+        caplog.clear()
+        build_index(tiny_config(tmp_path, *options))
+        assert f"Nothing is made of /base_action in the episodes of {tmp_path}" in caplog.text
 
 
 def test_a_format_may_be_asked_for(tmp_path: Path) -> None:
