@@ -1,4 +1,4 @@
-"""Twelve traps of Ray 2.60 that this package goes around, each as Ray itself springs it.
+"""Thirteen traps of Ray 2.60 that this package goes around, each as Ray itself springs it.
 
 When one of these fails after an upgrade, the trap is gone or has changed: look at the way around it
 that the docstring names. The slow ones run under `make slow-test`.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ import ray.train
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.train import Checkpoint, Result, RunConfig, ScalingConfig, ValidationConfig
+from ray.train._internal.session import get_session
 from ray.train.v2._internal import constants
 from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.callback import UserCallback
@@ -226,3 +228,34 @@ def test_12_without_a_checkpoint_a_result_has_no_metrics(tmp_path: Path) -> None
 
     result = train(loop, tmp_path)
     assert result.metrics is None and result.return_value == 7
+
+
+@pytest.mark.slow
+def test_13_two_ways_of_telling_tune_something_block_each_other(tmp_path: Path) -> None:
+    """Around it: what a run reports goes to Tune by `tune.report` alone (sweep/trial.py)."""
+    folder = str(tmp_path)
+
+    def trial(params: dict[str, Any]) -> None:
+        (Path(folder) / "pid").write_text(str(os.getpid()))
+        session = get_session()
+        queue = session._get_or_create_inter_actor_queue()  # as TuneReportCallback does
+
+        def tell_too() -> None:
+            while not session.result_queue.full():
+                time.sleep(0.001)
+            queue.put({"from": "the run"})
+
+        threading.Thread(target=tell_too, daemon=True).start()
+        tune.report({"from": "the trial"})
+        (Path(folder) / "told").touch()
+
+    tuner = tune.Tuner(
+        tune.with_resources(trial, {"CPU": 0.1}),
+        run_config=tune.RunConfig(name="deadlock", storage_path=folder, verbose=0),
+    )
+    running = threading.Thread(target=tuner.fit)
+    running.start()
+    assert wait_for((tmp_path / "told").exists)
+    assert not wait_for(lambda: not running.is_alive(), SHORT_S)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    running.join()
