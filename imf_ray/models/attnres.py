@@ -65,10 +65,10 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns the pairs (x0, x1), (x2, x3), ... of x (..., T, head_dim) by their position's angles.
 
     cos and sin are (T, head_dim / 2). The real form of the rotation, since compilers have no
-    complex kernels.
+    complex kernels, in two products: forward-mode AD works out each one with a constant in Python.
     """
-    a, b = _at_least_float32(x).unflatten(-1, (-1, 2)).unbind(dim=-1)
-    rotated = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    pairs = _at_least_float32(x).unflatten(-1, (-1, 2))
+    rotated = pairs * cos.unsqueeze(-1) + pairs.flip(-1) * torch.stack((-sin, sin), dim=-1)
     return rotated.flatten(-2).to(x.dtype)
 
 
