@@ -32,7 +32,8 @@ POOLS_AHEAD = 2
 MAX_TASKS = 4096
 """Read tasks of one rank; Ray Data handles each one by itself, so long runs get larger ones."""
 DATASET_NAME = "train"
-REST_PER_BLOCK_S, LONGEST_REST_S = 0.001, 0.1
+LOOP_SHARE, LONGEST_REST_S = 0.1, 0.1
+"""Of a core, that Ray Data's scheduling loop may take."""
 
 
 @dataclass(frozen=True)
@@ -131,15 +132,23 @@ def _one_ahead(items: Iterator[Batch]) -> Iterator[Batch]:
 
 
 class _Rest(ExecutionCallback):
-    """Rests between the steps of Ray Data's scheduling loop, the longer the more blocks are queued.
+    """Rests after a step of Ray Data's scheduling loop while blocks are queued, nine times as long
+    as the step kept its core.
 
     A read task whose output is held back counts as ready at once, so that the loop, which runs in
     the training process, would otherwise turn without a pause and take half of its core.
     """
 
+    def __init__(self) -> None:
+        self._spent_s = 0.0
+
     def on_execution_step(self, executor: Any) -> None:
+        spent_s = time.thread_time()
+        rest_s = (spent_s - self._spent_s) * (1 / LOOP_SHARE - 1)
+        self._spent_s = spent_s
         _, output = executor._output_node  # no public name for it (Ray 2.60)
-        time.sleep(min(LONGEST_REST_S, REST_PER_BLOCK_S * len(output.output_queue)))
+        if len(output.output_queue):
+            time.sleep(min(LONGEST_REST_S, rest_s))
 
 
 class _RowSource(Datasource):
