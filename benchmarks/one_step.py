@@ -32,7 +32,6 @@ from imf_ray.agents.pretrained import load_agent, load_config_of
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.files import write_atomically
 from imf_ray.judging.comparison import Comparison, compare
-from imf_ray.judging.display import latency
 from imf_ray.rollout.records import EpisodeRecord, summarize
 from imf_ray.rollout.store import EPISODES, read_records
 from imf_ray.schema import Config
@@ -156,20 +155,31 @@ def judge(row: Row, checkpoint: Path, output: Path, episodes: int) -> list[Episo
     return [records[seed] for seed in range(FIRST_SEED, FIRST_SEED + episodes)]
 
 
-def head_times(checkpoints: Mapping[str, Path]) -> dict[str, float]:
-    """Median milliseconds that a chunk's network calls take without the encoders, by row.
+@dataclass(frozen=True)
+class CallTimes:
+    """Milliseconds that a policy takes for a chunk."""
 
-    Of the objectives that have a checkpoint. One sample, one thread; all rows in turn, so that
-    the machine's moods meet all of them.
+    head: float
+    """Of the network calls without the encoders, the median."""
+    p50: float
+    """Of the whole, encoders included."""
+    p95: float
+
+
+def time_calls(checkpoints: Mapping[str, Path]) -> dict[str, CallTimes]:
+    """How long a chunk takes, by row, of the objectives that have a checkpoint.
+
+    One sample, one thread; all rows in turn, so that the machine's moods meet all of them.
     """
     torch.set_num_threads(1)
     rows = [row for row in ROWS if row.objective in checkpoints]
     agents = {objective: load_agent(path)[0] for objective, path in checkpoints.items()}
-    conds = {
-        objective: agent._build_cond(_blank_observation(agent, load_config_of(path)))
-        for (objective, path), agent in zip(checkpoints.items(), agents.values(), strict=True)
+    observations = {
+        objective: _blank_observation(agents[objective], load_config_of(path))
+        for objective, path in checkpoints.items()
     }
-    found: dict[str, list[float]] = {row.name: [] for row in rows}
+    heads: dict[str, list[float]] = {row.name: [] for row in rows}
+    wholes: dict[str, list[float]] = {row.name: [] for row in rows}
     generator = torch.Generator().manual_seed(0)
     for number in range(WARM_UP_CALLS + TIMED_CALLS):
         for row in rows:
@@ -177,12 +187,19 @@ def head_times(checkpoints: Mapping[str, Path]) -> dict[str, float]:
             agent.inference_steps = row.steps
             shape = (1, agent.pred_horizon, agent.action_dim)
             noise = torch.randn(shape, generator=generator)
-            start = time.perf_counter()
+            begun = time.perf_counter()
             with torch.no_grad():
-                agent._sample_actions(noise, conds[row.objective])
+                cond = agent._build_cond(observations[row.objective])
+                encoded = time.perf_counter()
+                agent._sample_actions(noise, cond)
+            ended = time.perf_counter()
             if number >= WARM_UP_CALLS:
-                found[row.name].append(1e3 * (time.perf_counter() - start))
-    return {name: float(np.median(times)) for name, times in found.items()}
+                heads[row.name].append(1e3 * (ended - encoded))
+                wholes[row.name].append(1e3 * (ended - begun))
+    return {
+        name: CallTimes(float(np.median(heads[name])), *np.percentile(wholes[name], (50, 95)))
+        for name in heads
+    }
 
 
 def _blank_observation(agent: VLAAgent, config: Config) -> dict[str, Any]:
@@ -193,7 +210,7 @@ def _blank_observation(agent: VLAAgent, config: Config) -> dict[str, Any]:
     return {"images": images, "qpos": state}
 
 
-def table(judged: Mapping[str, Sequence[EpisodeRecord]], heads: Mapping[str, float]) -> str:
+def table(judged: Mapping[str, Sequence[EpisodeRecord]], times: Mapping[str, CallTimes]) -> str:
     """The results as Markdown, one line a row of the study."""
     stages = range(1, next(iter(judged.values()))[0].num_stages + 1)
     columns = [
@@ -209,7 +226,6 @@ def table(judged: Mapping[str, Sequence[EpisodeRecord]], heads: Mapping[str, flo
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for name, records in judged.items():
         summary = summarize(records)
-        chunk = latency(records)
         difference = "reference"
         if name != REFERENCE.name:
             against = versus_reference(name, judged)
@@ -220,9 +236,9 @@ def table(judged: Mapping[str, Sequence[EpisodeRecord]], heads: Mapping[str, flo
             difference,
             f"{summary.reward_sum:.1f}",
             " / ".join(f"{summary.stage_shares[stage]:.2f}" for stage in stages),
-            f"{heads[name]:.2f}",
-            f"{heads[name] / heads[REFERENCE.name]:.3f}",
-            f"{chunk['inference_ms_p50']:.1f} / {chunk['inference_ms_p95']:.1f}",
+            f"{times[name].head:.2f}",
+            f"{times[name].head / times[REFERENCE.name].head:.3f}",
+            f"{times[name].p50:.1f} / {times[name].p95:.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -247,11 +263,11 @@ McNemar p = {one.p_value:.3g}. The target, a lower bound of at least {-LARGEST_L
 ({REFERENCE.name}: {reference.success_rate:.3f})."""
 
 
-def head_verdict(heads: Mapping[str, float]) -> str:
+def head_verdict(times: Mapping[str, CallTimes]) -> str:
     """What one step of iMF costs of the reference's head time, in words."""
-    if "iMF-1" not in heads:
+    if "iMF-1" not in times:
         return f"* Head time of one-step iMF / {REFERENCE.name}: not measured yet."
-    ratio = heads["iMF-1"] / heads[REFERENCE.name]
+    ratio = times["iMF-1"].head / times[REFERENCE.name].head
     return (
         f"* Head time of one-step iMF / {REFERENCE.name}: {ratio:.3f} "
         f"(target: at most {LARGEST_HEAD_RATIO})."
@@ -260,7 +276,7 @@ def head_verdict(heads: Mapping[str, float]) -> str:
 
 def write_results(
     judged: Mapping[str, Sequence[EpisodeRecord]],
-    heads: Mapping[str, float],
+    times: Mapping[str, CallTimes],
     recipe: str,
     how: str,
 ) -> Path:
@@ -277,15 +293,14 @@ def write_results(
 
 {how}
 
-{table(judged, heads)}
+{table(judged, times)}
 
 {verdict(judged)}
-{head_verdict(heads)}
+{head_verdict(times)}
 * Each objective was trained once, with one seed; what they have in common was chosen for iMF.
 * Rows still to be judged: {", ".join(missing) or "none"}.
-* "head ms": the network calls of one chunk without the encoders, one sample, one thread, median \
-of {TIMED_CALLS}, all rows in turn. "chunk ms": a whole call of the policy in the rollouts, \
-encoders included, one thread, for `evaluate.compute_batch` rows; medians over the episodes.
+* "head ms": the network calls of one chunk without the encoders, the median; "chunk ms": all of \
+it, encoders included. One sample, one thread, {TIMED_CALLS} times, all rows in turn.
 * Raw records: `{recipe}/*.jsonl.gz`, one line an episode.
 """
     path = RESULTS / f"{recipe}.md"
@@ -323,17 +338,17 @@ def main() -> None:
     )
     if trained:
         how += " What is named by `--trained` was not trained here, nor with these options."
-    heads: dict[str, float] = {}
+    times: dict[str, CallTimes] = {}
     judged: dict[str, list[EpisodeRecord]] = {}
     for row in ORDER:
         if row.objective not in checkpoints:
             checkpoints[row.objective] = train(
                 row.objective, output, arguments.recipe, arguments.options
             )
-        if row.name not in heads:
-            heads = head_times(checkpoints)
+        if row.name not in times:
+            times = time_calls(checkpoints)
         judged[row.name] = judge(row, checkpoints[row.objective], output, arguments.episodes)
-        print(write_results(judged, heads, arguments.recipe, how))
+        print(write_results(judged, times, arguments.recipe, how))
 
 
 if __name__ == "__main__":
