@@ -309,11 +309,11 @@ def _describe(path: Place, file: h5py.File, asked: str) -> EpisodeInfo:
         moments=moments,
         digest=digest,
         attributes={name: _plain(value) for name, value in file.attrs.items()},
-        unread=_unread(file, {*vectors, kind.bookkeeping}),
+        unread=_unread(file, {*vectors, *kind.bookkeeping}),
     )
 
 
-def _unread(file: h5py.File, used: set[str | None]) -> tuple[str, ...]:
+def _unread(file: h5py.File, used: set[str]) -> tuple[str, ...]:
     """The datasets beside those in use and the pictures."""
     names: list[str] = []
     file.visititems(lambda name, item: names.append(name) if _is_dataset(file, name) else None)

@@ -45,8 +45,8 @@ class EpisodeFormat(Protocol):
 
     actions: Mapping[str, str]
     """The dataset of each action space, `joint` and `ee`, that its files may hold."""
-    bookkeeping: str | None
-    """A dataset of theirs that is not needed to read them."""
+    bookkeeping: tuple[str, ...]
+    """Datasets of theirs that are not needed to read them."""
 
     def recognizes(self, file: h5py.File) -> bool:
         """Whether this is such a file, judged by what is in it."""
@@ -62,7 +62,7 @@ class ActFormat:
     """
 
     actions: Mapping[str, str] = {"joint": "action"}
-    bookkeeping: str | None = None
+    bookkeeping: tuple[str, ...] = ()
 
     def recognizes(self, file: h5py.File) -> bool:
         return True
@@ -83,7 +83,7 @@ class ImfRayFormat(ActFormat):
 class ActPlusPlusFormat(ActFormat):
     """act-plus-plus files: each picture is a JPEG, padded with zeros to the longest."""
 
-    bookkeeping: str | None = "compress_len"
+    bookkeeping: tuple[str, ...] = ("compress_len",)
 
     def recognizes(self, file: h5py.File) -> bool:
         return bool(file.attrs.get("compress", False)) or "compress_len" in file

@@ -32,11 +32,11 @@ class PlaceKeeper(WorkerGroupCallback):
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._run_dir = str(run_dir)
+        self._run_dir = run_dir
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
         """Free what the last workers may have held."""
-        run_dir = here(Path(self._run_dir))
+        run_dir = here(self._run_dir)
         try:
             free(place_of(run_dir))
             remove(run_dir / WORKERS_DIR)
@@ -47,7 +47,7 @@ class PlaceKeeper(WorkerGroupCallback):
         """Note the place of workers that are there; it adds nothing to their context."""
         group = ray.get(workers[0].execute_async(_own_placement_group))
         try:
-            write_atomically(here(Path(self._run_dir)) / PLACE, group)
+            write_atomically(here(self._run_dir) / PLACE, group)
         except (UserError, OSError) as error:
             log.warning("The place of the workers is not noted: %s", error)
         return {}

@@ -41,8 +41,8 @@ from imf_ray.training.checkpoint import (
     pull_run,
 )
 from imf_ray.training.loop import TrainPayload, train_worker
-from imf_ray.training.placement import PlaceKeeper, free, place_of
-from imf_ray.training.tracking import WORKERS_DIR, check_tracking
+from imf_ray.training.placement import PlaceKeeper
+from imf_ray.training.tracking import check_tracking
 from imf_ray.training.validation import validate, window_spec
 
 log = logging.getLogger(__name__)
@@ -229,8 +229,6 @@ def fit_in_spite_of_controllers(
         # That list cannot be read when a folder in it is gone or a write of it was cut off; what
         # counts is on disk, and the loop reports that again.
         remove(run_dir / RAY_SNAPSHOT)
-        free(place_of(run_dir))
-        remove(run_dir / WORKERS_DIR)
         try:
             return make_trainer().fit()
         except (ray.train.ControllerError, RayActorError) as error:
