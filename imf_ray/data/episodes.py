@@ -249,15 +249,15 @@ def read_slice(
         ) from error
 
 
-def read_actions(path: Place, action_space: str) -> np.ndarray:
-    """All actions (T, D) float32 of one episode.
+def read_actions(path: Place, format: str, action_space: str) -> np.ndarray:
+    """All actions (T, D) float32 of one episode of a format.
 
     Raises:
         UserError: the file cannot be read, or has no actions in that space.
     """
     try:
         with open_hdf5(path) as file:
-            return file[FORMATS[format_of(file)].actions[action_space]][:].astype(np.float32)
+            return file[FORMATS[format].actions[action_space]][:].astype(np.float32)
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = f"its {action_space} actions cannot be read ({error})"
         raise bad_episode(path, reason) from error

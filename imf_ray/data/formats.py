@@ -120,7 +120,7 @@ FORMATS: dict[str, EpisodeFormat] = {
 """By name, in the order in which they are tried."""
 
 
-def format_of(file: h5py.File, name: str = AUTO) -> str:
+def format_of(file: h5py.File, name: str) -> str:
     """The name of a file's format: the first that recognizes it, or the one that was asked for."""
     if name != AUTO:
         return name

@@ -84,7 +84,7 @@ def enter(
         task, evaluate = config.task, config.evaluate
         action_space = "joint" if policy == EXPERT else task.action_space
         limits = evaluate.stop_on_success, evaluate.episode_limit_s
-        settings = scripted_settings(task, action_space, *limits)
+        settings = scripted_settings(task, action_space, *limits, config.data.format)
     else:
         pull(path)
         _require_whole(path)

@@ -19,7 +19,6 @@ from imf_ray.agents.pretrained import POLICY_FILES, load_agent, untrained_agent,
 from imf_ray.agents.queues import ChunkQueue
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.data.episodes import read_actions
-from imf_ray.data.formats import AUTO
 from imf_ray.data.index import check_folder, list_episodes
 from imf_ray.errors import UserError
 from imf_ray.places import here, pull, working_copy
@@ -206,17 +205,17 @@ class ReplayPolicy(_OpenPolicy):
         UserError: no episode at `path`, a bad one, or one without the action space.
     """
 
-    def __init__(self, path: Path, action_space: str) -> None:
+    def __init__(self, path: Path, format: str, action_space: str) -> None:
         files = list_episodes(path) if path.is_dir() else [path]
         if not files or not files[0].is_file():
             raise UserError(f"{path} holds no episode to play back.")
         digest = hashlib.sha256()
         self._actions: list[np.ndarray] = []
         self._by_seed: dict[int, np.ndarray] = {}
-        for file, info in check_folder(files[0].parent, files, AUTO).items():
+        for file, info in check_folder(files[0].parent, files, format).items():
             if isinstance(info, str):
                 raise UserError(info)
-            actions = read_actions(file, action_space)
+            actions = read_actions(file, info.format, action_space)
             digest.update(actions.tobytes())
             self._actions.append(actions)
             if "seed" in info.attributes:
@@ -237,7 +236,8 @@ def make_policy(spec: str, settings: RolloutSettings) -> Policy:
     if spec == EXPERT:
         return ExpertPolicy(settings.task.env_id)
     if spec.startswith(REPLAY):
-        return ReplayPolicy(Path(spec.removeprefix(REPLAY)), settings.task.action_space)
+        path = Path(spec.removeprefix(REPLAY))
+        return ReplayPolicy(path, settings.data_format, settings.task.action_space)
     if spec.startswith(UNTRAINED):
         folder = here(working_copy(spec.removeprefix(UNTRAINED)))
         pull(folder, *POLICY_FILES)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import imf_ray
+from imf_ray.data.formats import AUTO
 from imf_ray.schema import Config, EvaluateConfig, TaskConfig
 from imf_ray.sim.world import World, make_world
 
@@ -34,6 +35,8 @@ class RolloutSettings:
     stop_on_success: bool = False
     episode_limit_s: float = EvaluateConfig.episode_limit_s
     """An episode whose own time exceeds this has failed."""
+    data_format: str = AUTO
+    """Of the episodes that a replay plays back."""
 
 
 def agent_settings(config: Config, noise_seed: int) -> RolloutSettings:
@@ -59,19 +62,24 @@ def scripted_settings(
     action_space: str = "joint",
     stop_on_success: bool = False,
     episode_limit_s: float = EvaluateConfig.episode_limit_s,
+    data_format: str = AUTO,
 ) -> RolloutSettings:
     """How a policy that looks at nothing, such as the expert, is executed."""
     return RolloutSettings(
         task=replace(task, action_space=action_space),
         stop_on_success=stop_on_success,
         episode_limit_s=episode_limit_s,
+        data_format=data_format,
     )
 
 
 def execution_settings(settings: RolloutSettings, world: World) -> Mapping[str, Any]:
-    """The plain values that go into every record; the time limit changes no finished episode."""
+    """The plain values that go into every record.
+
+    The time limit changes no finished episode; how a replay's files are read shows in its name.
+    """
     values = asdict(settings)
-    del values["episode_limit_s"]
+    del values["episode_limit_s"], values["data_format"]
     return {
         **values,
         "camera_names": list(settings.camera_names),

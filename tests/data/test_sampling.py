@@ -70,6 +70,25 @@ def test_ranks_together_make_the_global_batch_from_any_step_on(
                 _assert_window(plan, spec, part, place, int(sample))
 
 
+@given(plans(), st.integers(1, 20), st.integers(0, 20))
+@settings(max_examples=60)
+def test_every_action_of_every_episode_is_asked_for(
+    plan: SamplePlan, obs_horizon: int, more: int
+) -> None:
+    """The samples of an epoch and those that it leaves out, together."""
+    spec = WindowSpec(Selection(), obs_horizon, obs_horizon + more)
+    epoch = np.concatenate([plan.global_batch(step) for step in range(plan.steps_per_epoch)])
+    left = np.setdiff1d(np.arange(plan.num_samples), epoch)
+    assert len(left) == plan.num_samples - len(epoch)
+    samples = np.concatenate((epoch, left))
+    episode = np.searchsorted(plan.sample_offsets, samples, side="right") - 1
+    wanted = spec.action_steps(samples - plan.sample_offsets[episode])
+    for number, length in enumerate(plan.lengths):
+        targets = wanted[episode == number]
+        inside = targets[(targets >= 0) & (targets < length)]
+        assert set(inside.tolist()) == set(range(length))
+
+
 def test_the_order_differs_between_epochs_and_seeds() -> None:
     plan = SamplePlan((100,), 10, 2, 5, 2, seed=0)
     other = SamplePlan((100,), 10, 2, 5, 2, seed=1)

@@ -220,6 +220,9 @@ def test_oracles(demonstrations: Path, job: RolloutJob) -> None:
     assert not record.success and record.policy.startswith("untrained-")
     with pytest.raises(UserError, match="no episode to play back"):
         make_policy(f"replay:{demonstrations / 'none'}", settings)
+    as_roboimi = replace(settings, data_format="roboimi")  # whose actions are the end effectors'
+    with pytest.raises(UserError, match=r"episode_0.*joint actions cannot be read"):
+        make_policy(f"replay:{demonstrations}", as_roboimi)
 
 
 def test_files_of_an_episode(job: RolloutJob) -> None:
