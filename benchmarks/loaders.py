@@ -28,7 +28,7 @@ from benchmarks.consume import (
     consume,
     loader_options,
 )
-from imf_ray.data.episodes import QPOS, Selection, episode_path
+from imf_ray.data.episodes import QPOS, Selection, episode_path, identity_of
 from imf_ray.data.formats import IMAGES
 from imf_ray.data.windows import Batch, WindowSpec
 from imf_ray.environment import prepare_environment
@@ -46,6 +46,15 @@ def lengths_of(paths: list[Path]) -> list[int]:
         with h5py.File(path) as file:
             lengths.append(len(file["action"]))
     return lengths
+
+
+def identities_of(paths: list[Path]) -> list[str]:
+    """What each episode is known again by."""
+    identities = []
+    for path in paths:
+        with h5py.File(path) as file:
+            identities.append(identity_of(path, file))
+    return identities
 
 
 def cameras_of(path: Path) -> tuple[str, ...]:
@@ -85,7 +94,13 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
     with h5py.File(paths[0]) as file:
         frame_bytes = sum(frames[0].nbytes for frames in file[IMAGES].values())
     stream = EpisodeStream(
-        plan, spec, tuple(map(str, paths)), frame_bytes, arguments.max_batches, arguments.workers
+        plan=plan,
+        spec=spec,
+        paths=tuple(map(str, paths)),
+        identities=tuple(identities_of(paths)),
+        frame_bytes=frame_bytes,
+        max_steps=arguments.max_batches,
+        readers=arguments.workers,
     )
     options = {key: getattr(arguments, key) for key in ("folder", "seconds", "step_s")}
 

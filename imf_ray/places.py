@@ -202,7 +202,7 @@ def _download(fs: Any, name: str, file: Path) -> None:
 
 @contextmanager
 def reporting(kept: Place, what: str) -> Iterator[None]:
-    """Name what cannot be read, written or deleted.
+    """Name what cannot be read, written, listed or deleted.
 
     Raises:
         UserError: the block failed.

@@ -72,6 +72,7 @@ def inspect(config: Config, folder: Place) -> None:
         console.print(range_table(episodes, selection))
     cameras = sorted(set.intersection(*(set(episode.cameras) for episode in good)))
     if not cameras:
+        console.print("No camera is in all of them: no pictures.")
         return
     output = working_copy(config.storage_path) / "inspections" / folder.name
     video = f"{Path(good[0].path).stem}.mp4"

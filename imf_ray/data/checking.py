@@ -20,6 +20,7 @@ from typing import Any
 
 from imf_ray.data.episodes import EpisodeInfo, bad_episode, check_episode
 from imf_ray.data.moments import Moments
+from imf_ray.data.storage import size_of
 from imf_ray.errors import UserError
 from imf_ray.places import Place, place
 
@@ -55,7 +56,10 @@ def check_files(paths: Sequence[Place], format: str) -> Iterator[tuple[Place, Ve
         for done in as_completed([pool.submit(check, path) for path in paths]):
             yield done.result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in children:
+            child.kill()  # whoever leaves early need not wait for a slow file
+        pool.shutdown(wait=True)
         for child in children:
             child.close()
 
@@ -81,9 +85,11 @@ class _Child:
         self._process: subprocess.Popen[bytes] | None = None
 
     def check(self, path: Place) -> Verdict:
+        if self._process is not None and self._process.poll() is not None:
+            self.close()  # it died between two files: neither is to blame
         process = self._process or self._start()
         try:
-            limit = LEAST_LIMIT_S + path.stat().st_size / LEAST_BYTES_PER_S
+            limit = LEAST_LIMIT_S + size_of(path) / LEAST_BYTES_PER_S
         except OSError as error:
             return str(bad_episode(path, f"it cannot be read ({error})"))
         assert process.stdin is not None
@@ -99,6 +105,10 @@ class _Child:
             reason = f"reading it killed the reader (exit code {process.wait()})"
         self.close()
         return str(bad_episode(path, reason))
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
 
     def close(self) -> None:
         if self._process is None:

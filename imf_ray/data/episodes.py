@@ -38,10 +38,10 @@ from imf_ray.data.formats import (
 )
 from imf_ray.data.integrity import DIGEST, digest_of, require_plain_storage
 from imf_ray.data.moments import Moments, moments_of
-from imf_ray.data.storage import open_hdf5
+from imf_ray.data.storage import open_hdf5, stamp
 from imf_ray.errors import UserError
 from imf_ray.files import move_into_place
-from imf_ray.places import Place
+from imf_ray.places import Place, place
 
 SUFFIX = ".hdf5"
 POSES = "observations/poses"
@@ -102,6 +102,9 @@ class EpisodeInfo:
     """Of the steps of each vector dataset, by its name."""
     digest: str
     """Of the contents, see `integrity.digest_of`."""
+    identity: str
+    """What shows without reading a file that it is the same: the digest that it carries, or else
+    its size and time."""
     attributes: Mapping[str, Any]
     """Root attributes as plain values; empty for files without them."""
     unread: tuple[str, ...]
@@ -215,11 +218,12 @@ def read_slice(
     length: int,
     frames: tuple[int, int],
     actions: tuple[int, int],
+    identity: str | None = None,
 ) -> EpisodeSlice:
     """Read frames [frames[0], frames[1]) and actions [actions[0], actions[1]) of one episode.
 
     Args:
-        length: of the whole episode, as it was indexed.
+        length, identity: of the whole episode, as it was indexed.
 
     Raises:
         UserError: the file cannot be read any more, or is another one, with the file named.
@@ -228,6 +232,11 @@ def read_slice(
         with open_hdf5(path) as file:
             kind = FORMATS[format_of(file, selection.format)]
             action = file[kind.actions[selection.action_space]]
+            if identity not in (None, identity_of(path, file)):
+                raise UserError(
+                    "it was changed; a copy of a file without a digest must keep its time, as "
+                    "cp -p and rsync -t do"
+                )
             if len(action) != length:
                 raise UserError(f"it has {len(action)} steps instead of {length}")
             state = [file[QPOS], *(file[pose_dataset(name)] for name in selection.objects)]
@@ -271,12 +280,19 @@ def bad_episode(path: str | Place, reason: str) -> UserError:
     )
 
 
+def identity_of(path: str | Place, file: h5py.File) -> str:
+    """What shows, without reading a file, that it is the same one."""
+    return str(file.attrs[DIGEST]) if DIGEST in file.attrs else json.dumps(stamp(place(path)))
+
+
 def _describe(path: Place, file: h5py.File, asked: str) -> EpisodeInfo:
     name = format_of(file, asked)
     kind = FORMATS[name]
     actions = {space: data for space, data in kind.actions.items() if _is_dataset(file, data)}
-    if "action" not in actions.values() or not _is_dataset(file, QPOS):
-        raise UserError(f"it lacks the dataset /action or /{QPOS}")
+    main = next(iter(kind.actions.values()))
+    for needed in (main, QPOS):
+        if not _is_dataset(file, needed):
+            raise UserError(f"it lacks the dataset /{needed}")
     strange = set(file.attrs) - {field.name for field in fields(EpisodeAttributes)} - {DIGEST}
     if name == OURS and strange:  # the digest, maybe, under a damaged name
         raise UserError(f"it has an attribute that is not ours: {', '.join(sorted(strange))}")
@@ -284,9 +300,10 @@ def _describe(path: Place, file: h5py.File, asked: str) -> EpisodeInfo:
     vectors = [*actions.values(), QPOS, *map(pose_dataset, objects)]
     if _is_dataset(file, QVEL):
         vectors.append(QVEL)
-    length = len(file["action"]) if file["action"].ndim else 0
+    action = file[main]
+    length = len(action) if action.ndim else 0
     if length == 0:
-        raise UserError("its /action has no steps")
+        raise UserError(f"its {action.name} has no steps")
     moments = {vector: _check_vector(file[vector], length) for vector in vectors}
     for data in map(pose_dataset, objects):
         if file[data].shape[1] != POSE_DIM:
@@ -302,12 +319,13 @@ def _describe(path: Place, file: h5py.File, asked: str) -> EpisodeInfo:
         length=int(length),
         cameras=cameras,
         state_dim=int(file[QPOS].shape[1]),
-        action_dim=int(file["action"].shape[1]),
+        action_dim=int(action.shape[1]),
         format=name,
         action_spaces=tuple(actions),
         objects=objects,
         moments=moments,
         digest=digest,
+        identity=identity_of(path, file),
         attributes={name: _plain(value) for name, value in file.attrs.items()},
         unread=_unread(file, {*vectors, *kind.bookkeeping}),
     )

@@ -44,7 +44,7 @@ class EpisodeFormat(Protocol):
     """One kind of file."""
 
     actions: Mapping[str, str]
-    """The dataset of each action space, `joint` and `ee`, that its files may hold."""
+    """The dataset of each action space, `joint` and `ee`; the first one every file must hold."""
     bookkeeping: tuple[str, ...]
     """Datasets of theirs that are not needed to read them."""
 

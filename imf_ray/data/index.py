@@ -24,10 +24,10 @@ from imf_ray.data.integrity import DIGEST
 from imf_ray.data.storage import cache_folder, stamp
 from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
-from imf_ray.places import Place, place
+from imf_ray.places import Place, place, reporting
 from imf_ray.schema import Config
 
-CACHE_VERSION = 5
+CACHE_VERSION = 6
 log = logging.getLogger(__name__)
 
 
@@ -164,8 +164,14 @@ def require_episodes(folder: Place) -> list[Place]:
 
 
 def list_episodes(folder: Place) -> list[Place]:
-    """The episode files of a folder, by number."""
-    return sorted(folder.glob(f"episode_*{SUFFIX}"), key=lambda path: (_number(path), path.name))
+    """The episode files of a folder, by number.
+
+    Raises:
+        UserError: the folder cannot be listed.
+    """
+    with reporting(folder, "listed"):
+        files: list[Place] = list(folder.glob(f"episode_*{SUFFIX}"))
+    return sorted(files, key=lambda path: (_number(path), path.name))
 
 
 class _Cache:

@@ -29,6 +29,8 @@ from imf_ray.data.windows import Batch, WindowBatcher, WindowSpec
 
 MIN_ROWS_PER_TASK = 4
 POOLS_AHEAD = 2
+LEAST_AHEAD_BYTES = 1 << 20
+"""For rows without pictures: to Ray, zero would be a limit, too."""
 MAX_TASKS = 4096
 """Read tasks of one rank; Ray Data handles each one by itself, so long runs get larger ones."""
 DATASET_NAME = "train"
@@ -40,14 +42,15 @@ LOOP_SHARE, LONGEST_REST_S = 0.1, 0.1
 class EpisodeStream:
     """The training data of a run, whatever its world size.
 
-    `paths` and the plan's lengths describe the same episodes; `frame_bytes` is what the pictures of
-    one step take; `readers` is the number of parallel read tasks of each rank, and `options` are
-    Ray's for each.
+    `paths`, `identities` and the plan's lengths describe the same episodes; `frame_bytes` is what
+    the pictures of one step take; `readers` is the number of parallel read tasks of each rank, and
+    `options` are Ray's for each.
     """
 
     plan: SamplePlan
     spec: WindowSpec
     paths: tuple[str, ...]
+    identities: tuple[str, ...]
     frame_bytes: int
     max_steps: int
     readers: int
@@ -66,7 +69,7 @@ class EpisodeStream:
         )
         execution = dataset.context.execution_options
         execution.preserve_order = True
-        ahead = self.rows_ahead(rank, world_size) * self._row_bytes
+        ahead = max(LEAST_AHEAD_BYTES, self.rows_ahead(rank, world_size) * self._row_bytes)
         execution.resource_limits = ExecutionResources(object_store_memory=ahead)
         dataset.context.enable_progress_bars = False
         dataset.context.custom_execution_callback_classes = [_Rest]
@@ -188,6 +191,7 @@ def _read_task(stream: EpisodeStream, epoch: int, numbers: np.ndarray) -> ReadTa
             stream.plan.lengths[plan.episode[number]],
             int(plan.start[number]),
             int(plan.stop[number]),
+            stream.identities[plan.episode[number]],
         )
         for number in numbers
     ]
@@ -196,10 +200,10 @@ def _read_task(stream: EpisodeStream, epoch: int, numbers: np.ndarray) -> ReadTa
 
 
 def _read_rows(
-    spec: WindowSpec, epoch: int, rows: list[tuple[int, str, int, int, int]]
+    spec: WindowSpec, epoch: int, rows: list[tuple[int, str, int, int, int, str]]
 ) -> Iterator[pa.Table]:
-    for number, path, length, start, stop in rows:
-        yield _to_table(epoch, number, spec.read(path, length, start, stop))
+    for number, path, length, start, stop, identity in rows:
+        yield _to_table(epoch, number, spec.read(path, length, start, stop, identity))
 
 
 def _to_table(epoch: int, number: int, source: EpisodeSlice) -> pa.Table:

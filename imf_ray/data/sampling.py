@@ -144,7 +144,8 @@ class SamplePlan:
 
 
 def choose_virtual_shards(batch_size: int, world_size: int, wanted: int | None) -> int:
-    """The number of virtual shards: as asked, or 8, or another where batch and workers need it.
+    """The number of virtual shards: as asked, or 8, fewer if the batch needs it, more if the
+    workers do.
 
     Args:
         world_size: the largest of the run.
@@ -153,8 +154,8 @@ def choose_virtual_shards(batch_size: int, world_size: int, wanted: int | None) 
         UserError: no number of shards fits both the batch and the workers.
     """
     shards = wanted or math.gcd(batch_size, DEFAULT_VIRTUAL_SHARDS)
-    if wanted is None and shards % world_size and batch_size % world_size == 0:
-        shards = world_size  # equal shares
+    if wanted is None and shards < world_size <= batch_size:
+        shards = next(n for n in range(world_size, batch_size + 1) if batch_size % n == 0)
     if shards < world_size or batch_size % shards:
         raise UserError(
             f"train.batch_size={batch_size} cannot be dealt to {shards} virtual shards and "

@@ -17,6 +17,7 @@ import h5py
 from platformdirs import user_cache_path
 from upath import UPath
 
+from imf_ray.errors import UserError
 from imf_ray.places import Place, is_url, place
 
 CACHE_DIR = ".imf_ray"
@@ -28,7 +29,11 @@ BLOCK_BYTES, BLOCKS = 1 << 18, 64
 
 @contextlib.contextmanager
 def open_hdf5(path: str | Place) -> Iterator[h5py.File]:
-    """A file, open for reading."""
+    """A file, open for reading.
+
+    Raises:
+        OSError: it cannot be opened or read; h5py has other exceptions besides.
+    """
     if not is_url(path):
         with h5py.File(path, "r") as file:
             yield file
@@ -37,6 +42,7 @@ def open_hdf5(path: str | Place) -> Iterator[h5py.File]:
     assert isinstance(source, UPath)
     options = {"cache_type": "blockcache", "cache_options": {"maxblocks": BLOCKS}}
     with (
+        _as_os_errors(),
         source.fs.open(source.path, "rb", block_size=BLOCK_BYTES, **options) as stream,
         h5py.File(stream, "r") as file,
     ):
@@ -47,9 +53,13 @@ def stamp(path: Place) -> list[Any]:
     """Changes when a file does: its name and size, and its time or what its server says of it.
 
     Of a server that tells neither a time nor a tag, only the size is known.
+
+    Raises:
+        OSError: it cannot be told.
     """
     if isinstance(path, UPath) and is_url(path):
-        info = path.fs.info(path.path)
+        with _as_os_errors():
+            info = path.fs.info(path.path)
         # Not all of it: the URL that a server redirects to may be signed anew each time.
         told = {key: value for key, value in info.items() if key.lower() in TELLING.split()}
         described = json.dumps(told, sort_keys=True, default=str).encode()
@@ -58,9 +68,30 @@ def stamp(path: Place) -> list[Any]:
     return [path.name, stat.st_size, stat.st_mtime_ns]
 
 
+def size_of(path: Place) -> int:
+    """Bytes of a file.
+
+    Raises:
+        OSError: they cannot be told.
+    """
+    with _as_os_errors():
+        return int(path.stat().st_size)
+
+
 def cache_folder(folder: Place) -> Path:
     """Where what is known of a data set is kept: in its folder, or on this machine for a URL."""
     if not is_url(folder):
         return Path(str(folder)) / CACHE_DIR
     key = hashlib.sha256(str(folder).rstrip("/").encode()).hexdigest()[:16]
     return user_cache_path("imf_ray") / "data" / key
+
+
+@contextlib.contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """What a file system raises that is none of Python's own exceptions, as an `OSError`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or type(error).__module__ == "builtins":
+            raise
+        raise OSError(f"{type(error).__name__}: {error}") from error

@@ -45,8 +45,17 @@ class WindowSpec:
         """(n, pred_horizon) steps predicted by samples at `steps` (n,); some lie outside."""
         return steps[:, None] + np.arange(self.pred_horizon) + 1 - self.obs_horizon
 
-    def read(self, path: str, length: int, start: int, stop: int) -> EpisodeSlice:
-        """Read all that windows at sample starts [start, stop) of an episode need."""
+    def read(
+        self, path: str, length: int, start: int, stop: int, identity: str | None = None
+    ) -> EpisodeSlice:
+        """Read all that windows at sample starts [start, stop) of an episode need.
+
+        Args:
+            length, identity: see `read_slice`.
+
+        Raises:
+            UserError: as `read_slice`.
+        """
         ends = np.array([start, stop - 1])
         frames = np.clip(self.observation_steps(ends), 0, length - 1)
         actions = np.clip(self.action_steps(ends), 0, length - 1)
@@ -56,6 +65,7 @@ class WindowSpec:
             length,
             (int(frames.min()), int(frames.max()) + 1),
             (int(actions.min()), int(actions.max()) + 1),
+            identity,
         )
 
     def cut(self, pieces: Sequence[Piece]) -> Batch:
@@ -106,10 +116,10 @@ def sample_windows(
     pieces = []
     for number, (path, length) in enumerate(episodes):
         places = np.flatnonzero((ids >= offsets[number]) & (ids < offsets[number + 1]))
-        if len(places):
-            steps = ids[places] - offsets[number]
-            source = spec.read(path, length, int(steps[0]), int(steps[-1]) + 1)
-            pieces.append(Piece(source, steps, places))
+        for place in places:  # each by itself: between them may lie a whole episode
+            step = int(ids[place] - offsets[number])
+            source = spec.read(path, length, step, step + 1)
+            pieces.append(Piece(source, np.array([step]), np.array([place])))
     return spec.cut(pieces)
 
 

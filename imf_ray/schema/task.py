@@ -35,8 +35,9 @@ class DataConfig:
     pool_chunks: int = 4
     """Rows of one virtual shard whose windows are shuffled together in a worker."""
     virtual_shards: int | None = None
-    """Virtual shards of the batch order: a divisor of the batch and a multiple of the workers.
-    null is 8, or fewer for a batch that 8 does not divide. Fixed for the life of a run."""
+    """Virtual shards of the batch order: a divisor of the batch, and at least as many as the
+    workers, whose shares are equal if it is a multiple of them. null is 8, fewer for a batch that 8
+    does not divide, more for more workers. Fixed for the life of a run."""
 
     def __post_init__(self) -> None:
         require_choice("data.format", self.format, EPISODE_FORMATS)

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.fs
 import ray.train
 from omegaconf import OmegaConf
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -154,6 +154,7 @@ def fit(
         plan=plan,
         spec=spec,
         paths=tuple(episode.path for episode in run.train.episodes),
+        identities=tuple(episode.identity for episode in run.train.episodes),
         frame_bytes=len(config.agent.camera_names) * 3 * config.task.image_size**2,
         max_steps=config.train.max_steps,
         readers=config.train.num_workers,
@@ -280,6 +281,8 @@ def _user_error(error: BaseException) -> UserError | None:
     for failure in getattr(error, "worker_failures", {}).values():
         cause: BaseException | None = failure
         while cause is not None:
+            if isinstance(cause, RayTaskError):  # reads as a traceback, whatever it was
+                cause = cause.cause
             if isinstance(cause, UserError):
                 return cause
             cause = cause.__cause__ or getattr(cause, "base_exc", None)

@@ -3,15 +3,25 @@
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 
 import imf_ray.data.checking as checking
-from imf_ray.data.episodes import EpisodeInfo, check_episode, episode_path
+from imf_ray.data.episodes import (
+    EpisodeInfo,
+    Selection,
+    check_episode,
+    episode_path,
+    read_slice,
+)
 from imf_ray.data.index import check_folder
 from imf_ray.data.integrity import DIGEST, digest_of
 from imf_ray.data.storage import CACHE_DIR
@@ -142,10 +152,26 @@ def test_a_reader_that_dies_or_hangs_is_a_verdict(
     monkeypatch.undo()
     assert isinstance(child.check(paths[1]), EpisodeInfo)  # by a new process
     os.kill(child._process.pid, signal.SIGSTOP)
+    dead = threading.Timer(0.2, os.kill, (child._process.pid, signal.SIGKILL))
+    dead.start()
+    assert "killed the reader (exit code -9)" in str(child.check(paths[1]))
+    assert isinstance(child.check(paths[0]), EpisodeInfo)
     os.kill(child._process.pid, signal.SIGKILL)
-    dead = child.check(paths[1])
-    assert "killed the reader (exit code -9)" in str(dead)
+    child._process.wait()  # it died while it had nothing to read
+    assert isinstance(child.check(paths[1]), EpisodeInfo)
     child.close()
+
+
+def test_who_leaves_does_not_wait_for_a_file_that_hangs(own_demonstrations: Path) -> None:
+    paths = [episode_path(own_demonstrations, number) for number in range(3)]
+    coming = checking.check_files(paths, "auto")
+    next(coming)
+    for process in psutil.Process().children():
+        if checking.__name__ in process.cmdline():
+            process.suspend()
+    begun = time.monotonic()
+    coming.close()
+    assert time.monotonic() - begun < checking.LEAST_LIMIT_S
 
 
 def test_a_foreign_file_is_the_one_that_was_indexed(tmp_path: Path) -> None:
@@ -165,6 +191,27 @@ def test_a_foreign_file_is_the_one_that_was_indexed(tmp_path: Path) -> None:
         file["action"][3, 2] += 0.5
     (tmp_path / CACHE_DIR / "index.json").unlink()
     assert isinstance(check_folder(tmp_path, [path], "auto")[path], EpisodeInfo)
+
+
+def test_a_file_that_changed_is_not_trained_on(own_demonstrations: Path, tmp_path: Path) -> None:
+    """Though it is as long as before."""
+    foreign, ours = tmp_path / "episode_0.hdf5", episode_path(own_demonstrations, 0)
+    write_act(foreign)
+    for path in (foreign, ours):
+        info = check_episode(path, "auto")
+        read = partial(read_slice, str(path), Selection(), info.length, (0, 1), (0, 1))
+        read(info.identity)
+        content = path.read_bytes()
+        if path == ours:
+            shutil.copy(episode_path(own_demonstrations, 1), path)
+        else:
+            with h5py.File(path, "r+") as file:
+                file["action"][3, 2] += 0.5
+        with pytest.raises(UserError, match=rf"{path.name} cannot be read as it was.*was changed"):
+            read(info.identity)
+        path.write_bytes(content)
+        if path == ours:
+            read(info.identity)  # a copy need not have the same time
 
 
 def test_what_check_finds_is_what_training_finds(tmp_path: Path) -> None:

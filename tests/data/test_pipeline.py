@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.loaders import identities_of
 from imf_ray.data.episodes import EpisodeSlice, Selection, episode_path
 from imf_ray.data.pipeline import EpisodeStream, _one_ahead, _table_rows, _to_table
 from imf_ray.data.sampling import SamplePlan
@@ -69,25 +70,38 @@ class _Counted(WindowSpec):
 
     marks: str = ""
 
-    def read(self, path: str, length: int, start: int, stop: int) -> EpisodeSlice:
+    def read(
+        self, path: str, length: int, start: int, stop: int, identity: str | None = None
+    ) -> EpisodeSlice:
         (Path(self.marks) / f"{Path(path).stem}-{start}").touch()
-        return super().read(path, length, start, stop)
+        return super().read(path, length, start, stop, identity)
 
 
+@pytest.mark.parametrize("cameras", [("top",), ()], ids=["a camera", "states only"])
 def test_readers_wait_for_a_slow_training(
-    demonstrations: Path, tmp_path: Path, ray_cluster: None
+    demonstrations: Path, tmp_path: Path, ray_cluster: None, cameras: tuple[str, ...]
 ) -> None:
-    paths = tuple(str(episode_path(demonstrations, number)) for number in range(3))
+    paths = [episode_path(demonstrations, number) for number in range(3)]
     plan = SamplePlan((400, 400, 400), 8, 1, chunk_steps=10, pool_chunks=2, seed=0)
-    spec = _Counted(Selection(("top",)), 2, 4, str(tmp_path))
-    stream = EpisodeStream(plan, spec, paths, 48 * 48 * 3, plan.steps_per_epoch, readers=1)
+    stream = EpisodeStream(
+        plan=plan,
+        spec=_Counted(Selection(cameras), 2, 4, str(tmp_path)),
+        paths=tuple(map(str, paths)),
+        identities=tuple(identities_of(paths)),
+        frame_bytes=48 * 48 * 3 * len(cameras),
+        max_steps=plan.steps_per_epoch,
+        readers=1,
+    )
     batches = stream.batches(stream.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
     next(batches)
     read, before = len(list(tmp_path.iterdir())), 0
     while read > before:
         time.sleep(SETTLED_S)
         before, read = read, len(list(tmp_path.iterdir()))
-    assert read <= 4 * stream.rows_ahead(0, 1) < 120 // 3  # in whole tasks; some are used up
+    if cameras:
+        assert read <= 4 * stream.rows_ahead(0, 1) < 120 // 3  # in whole tasks; some are used up
+    else:
+        assert read == 120  # they take nothing
     assert sum(1 for _ in batches) == plan.steps_per_epoch - 1
     assert len(list(tmp_path.iterdir())) == 120
 

@@ -99,14 +99,18 @@ def test_the_order_differs_between_epochs_and_seeds() -> None:
 def test_virtual_shards_follow_the_batch_and_the_workers() -> None:
     assert choose_virtual_shards(80, 2, None) == 8
     assert choose_virtual_shards(4, 2, None) == 4
+    assert {choose_virtual_shards(48, workers, None) for workers in range(1, 9)} == {8}
+    assert choose_virtual_shards(96, 16, None) == 16
+    assert choose_virtual_shards(96, 10, None) == 12
     assert choose_virtual_shards(6, 3, None) == 3
+    assert choose_virtual_shards(12, 5, None) == 6
     assert choose_virtual_shards(64, 4, 16) == 16
     assert choose_virtual_shards(64, 3, 16) == 16  # shares of 5, 5 and 6
     assert choose_virtual_shards(40, 6, None) == 8
     with pytest.raises(UserError, match="cannot be dealt to 4 virtual shards"):
         choose_virtual_shards(64, 8, 4)
     with pytest.raises(UserError, match="cannot be dealt to 4 virtual shards"):
-        choose_virtual_shards(12, 5, None)
+        choose_virtual_shards(4, 5, None)
 
 
 def _numbers(plan: SamplePlan, episode: int) -> np.ndarray:
@@ -134,6 +138,7 @@ def _read_slice(
     length: int,
     frames: tuple[int, int],
     actions: tuple[int, int],
+    identity: str | None,
 ) -> EpisodeSlice:
     """In place of the reader, which must be asked for what is there: an episode of `values`."""
     for first, last in (frames, actions):

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
+from benchmarks.loaders import identities_of
 from imf_ray.collect import main as collect
 from imf_ray.data.episodes import Selection, episode_path
 from imf_ray.data.index import build_index
@@ -29,9 +30,23 @@ from tests.conftest import tiny_config
 class _Ranges(SimpleHTTPRequestHandler):
     """Answers `Range: bytes=A-B`, as every object store does, and keeps what was asked for."""
 
-    served: list[int]
+    served: list[int] = []  # noqa: RUF012  (each test sets its own)
+    down: list[str] = []  # noqa: RUF012
+    """Paths with these words in them are answered by an error."""
+
+    def do_HEAD(self) -> None:
+        if not self._is_down():
+            super().do_HEAD()
+
+    def _is_down(self) -> bool:
+        found = any(word in self.path for word in self.down)
+        if found:
+            self.send_error(503)
+        return found
 
     def do_GET(self) -> None:
+        if self._is_down():
+            return
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
         if wanted is None or not path.is_file():
@@ -62,9 +77,10 @@ def served(
     """The URL of the demonstrations, and the sizes of the parts that were fetched."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     sizes: list[int] = []
-    handler = type("Handler", (_Ranges,), {"served": sizes})
+    monkeypatch.setattr(_Ranges, "served", sizes)
+    monkeypatch.setattr(_Ranges, "down", [])
     server = ThreadingHTTPServer(
-        ("127.0.0.1", 0), lambda *a: handler(*a, directory=str(own_demonstrations))
+        ("127.0.0.1", 0), lambda *a: _Ranges(*a, directory=str(own_demonstrations))
     )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -100,7 +116,10 @@ def test_batches_of_a_url_are_those_of_its_folder(
 ) -> None:
     url, sizes = served
     whole = sum(path.stat().st_size for path in own_demonstrations.glob("*.hdf5"))
-    local, remote = (list(_batches(str(folder))) for folder in (own_demonstrations, url))
+    identities = identities_of([episode_path(own_demonstrations, number) for number in range(3)])
+    local, remote = (
+        list(_batches(str(folder), tuple(identities))) for folder in (own_demonstrations, url)
+    )
     assert len(local) == len(remote) == 6
     for expected, found in zip(local, remote, strict=True):
         np.testing.assert_array_equal(found["sample_id"], expected["sample_id"])
@@ -109,12 +128,22 @@ def test_batches_of_a_url_are_those_of_its_folder(
     assert 0 < sum(sizes) < whole / 2  # only what was needed was fetched
 
 
-def _batches(folder: str) -> Iterator[Batch]:
+def _batches(folder: str, identities: tuple[str, ...]) -> Iterator[Batch]:
     paths = tuple(f"{folder}/episode_{number}.hdf5" for number in range(3))
     plan = SamplePlan((400, 400, 400), 8, 2, chunk_steps=10, pool_chunks=2, seed=0)
     spec = WindowSpec(Selection(("top",)), obs_horizon=2, pred_horizon=4)
-    stream = EpisodeStream(plan, spec, paths, 48 * 48 * 3, max_steps=6, readers=2)
+    stream = EpisodeStream(plan, spec, paths, identities, 48 * 48 * 3, max_steps=6, readers=2)
     yield from stream.batches(stream.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
+
+
+def test_what_a_server_does_not_give_is_named(served: tuple[str, list[int]]) -> None:
+    url, _ = served
+    _Ranges.down.append("episode_1")
+    with pytest.raises(UserError, match=r"http://.*/episode_1.hdf5: it cannot be read"):
+        build_index(tiny_config(url))
+    _Ranges.down.append("/")
+    with pytest.raises(UserError, match=r"http://.* cannot be listed: ClientResponseError: 503"):
+        build_index(tiny_config(url))
 
 
 def test_nothing_is_recorded_into_a_url() -> None:

@@ -172,8 +172,9 @@ def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, to
     run = check_run(dataclasses.replace(config))
     spec = window_spec(config)
     paths = tuple(episode.path for episode in run.train.episodes)
+    identities = tuple(episode.identity for episode in run.train.episodes)
     frame_bytes = len(spec.selection.cameras) * 3 * config.task.image_size**2
-    stream = EpisodeStream(run.plan, spec, paths, frame_bytes, max_steps=1, readers=1)
+    stream = EpisodeStream(run.plan, spec, paths, identities, frame_bytes, max_steps=1, readers=1)
     statistics = compute_statistics(run.train.episodes, spec.selection)
     target = str(folder / f"gradients_{workers}.pt")
 
