@@ -1,12 +1,12 @@
 """Damages episode files in every way, and sees that each is read as it was or refused.
 
-    python -m benchmarks.fuzz_episodes --mutations 1000
+    python -m benchmarks.fuzz_episodes --mutations 1040
 
-The mutations are of a file of ours, raw and deflated, and of one in ACT's and in act-plus-plus'
-format, which have been indexed before. The outcome of each: `equal` (what is read is what was
-written), `refused` (with the file named), `different` (a silent change), `hung` or `killed` (the
-child process that reads was stopped after its time limit, or died: the file is refused then as
-well, and training goes on).
+The mutations are of a file of ours, raw and deflated, and of one in ACT's, act-plus-plus' and
+RoboIMI's format, which have been indexed before. The outcome of each: `equal` (what is read is what
+was written), `refused` (by `check`, with the file named, and by training), `different` (a silent
+change), `trained on` (though `check` refuses it), `hung` or `killed` (the child process that reads
+was stopped after its time limit, or died: the file is refused then as well, and training goes on).
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.notes import commit
+from imf_ray.config import load_config
 from imf_ray.data.episodes import (
+    POSE_DIM,
+    POSES,
     Episode,
     EpisodeAttributes,
     EpisodeInfo,
@@ -38,17 +40,20 @@ from imf_ray.data.episodes import (
     write_episode,
 )
 from imf_ray.data.formats import AUTO
-from imf_ray.data.index import check_folder
+from imf_ray.data.index import build_index, check_folder
+from imf_ray.schema import Config
 
-LENGTH, SIZE, STATE = 20, 16, 16
+LENGTH, SIZE, STATE, OBJECT = 20, 16, 16, "cube"
 HEADER_BYTES = 2048
+GOOD, BAD = ("equal", "refused"), ("different", "trained on", "hung", "killed")
 Mutation = Callable[[Path, np.random.Generator], None]
 
 
 def write_ours(path: Path, compress: bool = False) -> None:
     """A small episode as `imf_ray.collect` writes it."""
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(3, LENGTH, STATE)).astype(np.float32)
+    vectors = rng.normal(size=(4, LENGTH, STATE)).astype(np.float32)
+    poses = {OBJECT: rng.normal(size=(LENGTH, POSE_DIM)).astype(np.float32)}
     images = {
         camera: rng.integers(0, 256, (LENGTH, SIZE, SIZE, 3), dtype=np.uint8)
         for camera in ("r_vis", "top")
@@ -65,7 +70,7 @@ def write_ours(path: Path, compress: bool = False) -> None:
         multisampling=False,
         version="0",
     )
-    episode = Episode(images, vectors[0], vectors[1], vectors[2], None, {}, attributes)
+    episode = Episode(images, *vectors, poses, attributes)
     write_episode(path, episode, compress)
 
 
@@ -103,12 +108,23 @@ def write_act(path: Path) -> None:
     write_ours(ours)
     with h5py.File(ours) as source, h5py.File(path, "w") as file:
         file.attrs["sim"] = True
-        for name in ("action", "observations/qpos", "observations/qvel"):
+        for name in ("action", "observations/qpos", "observations/qvel", f"{POSES}/{OBJECT}"):
             file[name] = source[name][:]
         for camera, frames in source["observations/images"].items():
             chunks = (1, SIZE, SIZE, 3)
             file.create_dataset(f"observations/images/{camera}", data=frames[:], chunks=chunks)
     ours.unlink()
+
+
+def write_roboimi(path: Path) -> None:
+    """As ACT's, in double precision, with end-effector targets, as RoboIMI writes it."""
+    write_act(path)
+    with h5py.File(path, "r+") as file:
+        action = file["action"][:].astype(np.float64)
+        for place in (slice(3, 7), slice(11, 15)):
+            action[:, place] /= np.linalg.norm(action[:, place], axis=1, keepdims=True)
+        del file["action"]
+        file["action"] = action
 
 
 def truncate(path: Path, rng: np.random.Generator) -> None:
@@ -164,9 +180,21 @@ def other_shape(path: Path, rng: np.random.Generator) -> None:
 
 def bad_number(path: Path, rng: np.random.Generator) -> None:
     with h5py.File(path, "r+") as file:
-        dataset = file[str(rng.choice(["action", "observations/qpos", "observations/qvel"]))]
+        names = ["action", "observations/qpos", "observations/qvel", f"{POSES}/{OBJECT}"]
+        dataset = file[str(rng.choice(names))]
         value = rng.choice([np.nan, np.inf, -np.inf, 1e30])
-        dataset[rng.integers(len(dataset)), rng.integers(STATE)] = value
+        dataset[rng.integers(len(dataset)), rng.integers(dataset.shape[1])] = value
+
+
+def no_steps(path: Path, rng: np.random.Generator) -> None:
+    """An episode that agrees with itself, of length zero."""
+    with h5py.File(path, "r+") as file:
+        names: list[str] = []
+        file.visititems(lambda name, _: names.append(name))
+        for name in [name for name in names if isinstance(file[name], h5py.Dataset)]:
+            empty = file[name][:0]
+            del file[name]
+            file[name] = empty
 
 
 def missing_part(path: Path, rng: np.random.Generator) -> None:
@@ -227,6 +255,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     other_dtype,
     other_shape,
     bad_number,
+    no_steps,
     missing_part,
     huge_claim,
     link,
@@ -241,8 +270,9 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "compressed": write_compressed,
     "ACT": write_act,
     "JPEG": write_jpegs,
+    "RoboIMI": write_roboimi,
 }
-FOREIGN = ("ACT", "JPEG")
+FOREIGN = ("ACT", "JPEG", "RoboIMI")
 
 
 def fuzz(folder: Path, mutations: int, seed: int) -> list[tuple[str, str, str]]:
@@ -252,7 +282,8 @@ def fuzz(folder: Path, mutations: int, seed: int) -> list[tuple[str, str, str]]:
         home = folder / kind
         home.mkdir(parents=True)
         write(home / "original")
-        info, contents = check_episode(home / "original"), _read(home / "original")
+        info = check_episode(home / "original")
+        contents = _read(home / "original", info)
         paths = [episode_path(home, number) for number in range(mutations // len(KINDS))]
         for path in paths:
             shutil.copyfile(home / "original", path)
@@ -267,31 +298,66 @@ def fuzz(folder: Path, mutations: int, seed: int) -> list[tuple[str, str, str]]:
         check_folder(home, indexed, AUTO)
         for number, (path, mutate) in enumerate(zip(paths, mutations_of, strict=True)):
             mutate(path, np.random.default_rng([seed, number, place]))
-        found = check_folder(home, paths, AUTO)
+        found = check_folder(home, paths, AUTO, again=True)  # as `imf_ray.data check` does
+        trained = {episode.path for episode in build_index(_training(home, kind)).episodes}
         outcomes += [
-            (kind, name, _outcome(path, found[path], info, contents))
+            (kind, name, _outcome(path, found[path], info, contents, str(path) in trained))
             for name, path in zip(names, paths, strict=True)
         ]
     return outcomes
 
 
-def _outcome(
-    path: Path, found: EpisodeInfo | str, original: EpisodeInfo, contents: EpisodeSlice
-) -> str:
-    if isinstance(found, str):
-        assert path.name in found, found
-        if "takes more than" in found:
-            return "hung"
-        return "killed" if "killed the reader" in found else "refused"
-    described = {**asdict(found), "path": original.path}
-    return (
-        "equal" if described == asdict(original) and _same(_read(path), contents) else "different"
+def _training(home: Path, kind: str) -> Config:
+    """A training on what is good there."""
+    return load_config(
+        [
+            "agent=resnet_imf_attnres",
+            f"data.dataset_dir={home}",
+            "data.camera_names=[r_vis,top]",
+            "agent.camera_names=[r_vis,top]",
+            f"agent.target_pose_objects=[{OBJECT}]",
+            f"task.image_size={SIZE}",
+            f"task.action_space={'ee' if kind == 'RoboIMI' else 'joint'}",
+            "agent.vision_backbone.crop_size=14",
+            "data.on_bad_episode=skip",
+        ]
     )
 
 
-def _read(path: Path) -> EpisodeSlice:
-    selection = Selection(("r_vis", "top"))
-    return read_slice(str(path), selection, LENGTH, (0, LENGTH), (0, LENGTH))
+def _outcome(
+    path: Path,
+    found: EpisodeInfo | str,
+    original: EpisodeInfo,
+    contents: list[EpisodeSlice],
+    is_trained_on: bool,
+) -> str:
+    if isinstance(found, str):
+        assert path.name in found, found
+        if is_trained_on:
+            return "trained on"
+        if "takes more than" in found:
+            return "hung"
+        return "killed" if "killed the reader" in found else "refused"
+    described = {**asdict(found), "path": original.path, "identity": original.identity}
+    read = _read(path, found)
+    same = len(read) == len(contents) and all(map(_same, read, contents))
+    return "equal" if described == asdict(original) and same else "different"
+
+
+def _read(path: Path, info: EpisodeInfo) -> list[EpisodeSlice]:
+    """All of an episode, as the state and the actions of each action space."""
+    every = (0, LENGTH)
+    return [
+        read_slice(
+            str(path),
+            Selection(tuple(info.cameras), info.objects, space),
+            LENGTH,
+            every,
+            every,
+            info.identity,
+        )
+        for space in info.action_spaces
+    ]
 
 
 def _same(one: EpisodeSlice, other: EpisodeSlice) -> bool:
@@ -333,16 +399,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         outcomes = fuzz(Path(folder), arguments.mutations, arguments.seed)
     counts = Counter(outcomes)
-    columns = ("equal", "refused", "different", "hung", "killed")
-    table = Table("file", "mutation", *columns, box=None)
-    for kind in KINDS:
-        for mutate in MUTATIONS:
-            cells = (str(counts[kind, mutate.__name__, outcome]) for outcome in columns)
-            table.add_row(kind, mutate.__name__, *cells)
+    heads = (f"{kind}: equal | refused" for kind in KINDS)
+    print(f"| mutation | {' | '.join(heads)} |", "|---" * (1 + 2 * len(KINDS)) + "|", sep="\n")
+    for mutate in MUTATIONS:
+        name = mutate.__name__
+        cells = (f"{counts[kind, name, outcome]}" for kind in KINDS for outcome in GOOD)
+        print(f"| `{name}` | {' | '.join(cells)} |")
     total = Counter(outcome for _, _, outcome in outcomes)
-    table.add_row("all", "", *(str(total[outcome]) for outcome in columns))
-    Console(width=110).print(table)
-    if total["different"] or total["hung"] or total["killed"]:
+    bad = {outcome: total[outcome] for outcome in BAD}
+    print(f"\n{len(outcomes)} files: {dict(total)}; {bad}. Commit {commit()}.")
+    if any(bad.values()):
         raise SystemExit(1)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import threading
 import time
@@ -11,22 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray.train
 import torch
 from safetensors.torch import load_file
 
 from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS
 from imf_ray.resources import ClusterSize, plan_run
-from imf_ray.training.checkpoint import PATTERN, step_of
 from imf_ray.training.tracking import METRICS_FILE, RESTARTS, WORKERS_DIR, read_metrics
 from imf_ray.training.trainer import check_run, fit
 from tests.conftest import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 
 SIZE = ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),))
-STEPS, RANKS, TAKEN_OVER_AT = 24, 2, 12
+STEPS, RANKS, SAVE_FREQ, KILLED_AT = 24, 2, 3, 20
 OPTIONS = (
     f"train.max_steps={STEPS}",
     "train.batch_size=48",
-    "train.save_freq=3",
+    f"train.save_freq={SAVE_FREQ}",
     "train.keep_last=8",
     "train.log_samples=true",
     "agent.vision_backbone.crop_size=40",
@@ -103,23 +102,36 @@ def test_killed_workers_go_on_with_the_very_next_sample(
         assert all(torch.equal(weights[key], found[key]) for key in weights)
 
 
+@pytest.mark.parametrize("workers", [1, 3])
 def test_global_batches_do_not_depend_on_the_workers(
-    clean: Path, demonstrations: Path, tmp_path: Path
+    ray_cluster: None, demonstrations: Path, tmp_path: Path, workers: int
 ) -> None:
-    """Across the end of an epoch: one worker with two readers takes over from two workers."""
-    config = tiny_config(demonstrations, *OPTIONS, "train.num_workers=2")
+    """Killed in its second epoch, a run of two goes on as one or three, with two readers each."""
+    run_dir = tmp_path / "run"
+    config = tiny_config(
+        demonstrations, *OPTIONS, f"cluster.num_workers={RANKS}", "train.max_failures=0"
+    )
     plan = check_run(config).plan
-    assert TAKEN_OVER_AT < plan.steps_per_epoch < STEPS
-    later = [path.name for path in clean.glob(PATTERN) if step_of(path) > TAKEN_OVER_AT]
-    kept = shutil.ignore_patterns("samples*", *later)
-    shutil.copytree(clean, tmp_path / "one", ignore=kept)
-    fit(check_run(config), tmp_path / "one", plan_run(config, SIZE))
+    assert plan.steps_per_epoch < KILLED_AT - SAVE_FREQ
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_at, args=(run_dir, [(KILLED_AT, 1)], killed))
+    killer.start()
+    with pytest.raises(ray.train.TrainingFailedError):
+        fit(check_run(config), run_dir, plan_run(config, SIZE))
+    killer.join()
+    assert len(killed) == 1
+    before = [samples_of(run_dir, rank) for rank in range(RANKS)]
+    for path in run_dir.glob("samples_rank_*"):
+        path.unlink()
 
-    ranks = [samples_of(clean, rank) for rank in range(RANKS)]
-    taken_over = samples_of(tmp_path / "one", 0)
-    assert sorted(taken_over) == list(range(TAKEN_OVER_AT, STEPS))
+    config = tiny_config(
+        demonstrations, *OPTIONS, f"cluster.num_workers={workers}", "train.num_workers=2"
+    )
+    fit(check_run(config), run_dir, plan_run(config, SIZE))
+    after = [samples_of(run_dir, rank) for rank in range(workers)]
+    start = min(after[0])
+    assert KILLED_AT - SAVE_FREQ <= start <= max(before[0])
     for step in range(STEPS):
-        batch = sorted(ranks[0][step] + ranks[1][step])
-        assert batch == sorted(plan.global_batch(step).tolist())
-        if step in taken_over:
-            assert sorted(taken_over[step]) == batch
+        ranks = before if step < start else after
+        batch = [sample for samples in ranks for sample in samples[step]]
+        assert batch == plan.global_batch(step).tolist()
