@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ OPTIONS = (
     "task.image_size=48",
     "tune.max_concurrent_trials=2",
 )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of it."""
+
+    page: str
+    failings: list[str]
 
 
 def carry_out(sweep: Sweep, faults: Faults | None, count: int, rng: Any) -> list[dict[str, Any]]:
@@ -209,13 +218,15 @@ def main() -> None:
             if disk is not None:  # what tells of the sweeps, for it goes with the disk
                 ignored = shutil.ignore_patterns("*.pt", "*.safetensors", "tune", "ballast")
                 shutil.copytree(disk, work / "left", ignore=ignored)
-    print(report)
+    print(report.page)
     if arguments.page is not None:
-        write_atomically(arguments.page, report)
+        write_atomically(arguments.page, report.page)
+    if report.failings:
+        raise SystemExit(f"Failed: {', '.join(report.failings)}")
 
 
-def run(seed: int, count: int, work: Path, disk: Path | None) -> str:
-    """Both sweeps and their comparison, as a page."""
+def run(seed: int, count: int, work: Path, disk: Path | None) -> Report:
+    """Both sweeps and their comparison."""
     rng = np.random.default_rng(seed)
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": True})
     ray.init(address=cluster.address, log_to_driver=False)
@@ -249,11 +260,11 @@ def run(seed: int, count: int, work: Path, disk: Path | None) -> str:
     struck_s = time.monotonic() - begun - alone_s
     free_s = settle(total)
     walls = {"alone": alone_s, "struck": struck_s}
-    page = _page(seed, count, events, clean, struck, walls, free_s)
-    write_atomically(work / "report.md", page)  # before anything else can go wrong
+    report = _report(seed, count, events, clean, struck, walls, free_s)
+    write_atomically(work / "report.md", report.page)  # before anything else can go wrong
     ray.shutdown()
     cluster.shutdown()
-    return page
+    return report
 
 
 def unasked_ends(sweep: Sweep, events: Sequence[Mapping[str, Any]]) -> int:
@@ -265,7 +276,7 @@ def unasked_ends(sweep: Sweep, events: Sequence[Mapping[str, Any]]) -> int:
     return codes.total() - codes[0] - killed - interrupted
 
 
-def _page(
+def _report(
     seed: int,
     count: int,
     events: list[dict[str, Any]],
@@ -273,7 +284,7 @@ def _page(
     struck: Sweep,
     walls: dict[str, float],
     free_s: float,
-) -> str:
+) -> Report:
     kinds = Counter(event["kind"] for event in events)
     starts = sum(RESTARTS in e for t in struck.trials for e in read_metrics(t / METRICS_FILE))
     results = {
@@ -281,10 +292,13 @@ def _page(
         **differences(clean, struck),
         "drivers that ended unasked": unasked_ends(struck, events),
         "trials that ended as failed": len(struck.failures),
-        "seconds until all resources were free": f"{free_s:.1f}",
+        "faults that found no moment to strike": count - len(events),
     }
+    failings = [name for name, number in results.items() if number]
+    if free_s == float("inf"):
+        failings.append(f"resources were not free after {SETTLE_S:.0f} s")
     faults = "\n".join(f"| {e['at_s']:.0f} | {e['kind']} | {e['what']} |" for e in events)
-    return f"""# A sweep while things break
+    page = f"""# A sweep while things break
 
 `python -m benchmarks.chaos --seed {seed} --faults {count}`: {len(SEEDS)} trials of {STEPS} \
 updates, two at a time, each checkpoint (every {SAVE_FREQ} updates) validated in simulation, on \
@@ -295,6 +309,7 @@ two local nodes with {NODE["num_cpus"]} logical CPUs each; once left alone and o
 | result | |
 |---|---|
 {chr(10).join(f"| {name} | {value} |" for name, value in results.items())}
+| seconds until all resources were free | {free_s:.1f} |
 | drivers started | {len(struck.codes)} |
 | times that workers were started (left alone: {len(SEEDS)}) | {starts} |
 | wall time, left alone and struck | {walls["alone"]:.0f} s, {walls["struck"]:.0f} s |
@@ -303,6 +318,7 @@ two local nodes with {NODE["num_cpus"]} logical CPUs each; once left alone and o
 |---|---|---|
 {faults}
 {"".join(f"{chr(10)}Failed: {failure}" for failure in sorted(struck.failures))}"""
+    return Report(page, failings)
 
 
 if __name__ == "__main__":

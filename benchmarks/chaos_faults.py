@@ -18,6 +18,7 @@ from benchmarks.watching import family
 from imf_ray.agents.pretrained import WEIGHTS
 from imf_ray.training.checkpoint import newest_checkpoint
 from imf_ray.training.tracking import read_workers
+from imf_ray.training.trainer import read_held_out
 
 NODE = {"num_cpus": 2}
 DRIVER_KILLED, CTRL_C = "driver killed", "Ctrl-C"
@@ -121,19 +122,22 @@ class Faults:
         trials = self._sweep.training()
         if not trials:
             return None
-        episodes = sorted(self._data.glob("*.hdf5"))
+        held_out = {Path(path) for path, _ in read_held_out(trials[0])}  # no worker reads those
+        episodes = sorted(set(self._data.glob("*.hdf5")) - held_out)
         path = episodes[self._rng.integers(len(episodes))]
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
-        killed = set().union(*(self._kill_workers(trial) for trial in trials))
-        until = time.monotonic() + LONGEST_BROKEN_S
-        while time.monotonic() < until:
-            workers = [worker for trial in trials for worker in read_workers(trial)]
-            if any(w["pid"] not in killed and is_alive(w["pid"]) for w in workers):
-                break
-            self._sweep.watch_for(1.0)
-        self._sweep.watch_for(BROKEN_S)
-        path.write_bytes(content)
+        try:
+            killed = set().union(*(self._kill_workers(trial) for trial in trials))
+            until = time.monotonic() + LONGEST_BROKEN_S
+            while time.monotonic() < until:
+                workers = [worker for trial in trials for worker in read_workers(trial)]
+                if any(w["pid"] not in killed and is_alive(w["pid"]) for w in workers):
+                    break
+                self._sweep.watch_for(1.0)
+            self._sweep.watch_for(BROKEN_S)
+        finally:
+            path.write_bytes(content)
         return path.name
 
     def _fill_disk(self) -> str | None:

@@ -10,11 +10,12 @@ import io
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from imf_ray.errors import UserError
-from imf_ray.places import kept_at, push
+from imf_ray.errors import StorageError
+from imf_ray.places import kept_at, push, reporting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,9 +24,27 @@ FIGURE_DPI = 120
 PUSH_S, PUSH_SHARE = 5.0, 0.05
 """A file that grows in a working copy is copied to its URL so often, and for no larger share of the
 time."""
+AGAIN_S = (1.0, 10.0, 60.0, 300.0)
+"""Pauses before what could not be written is written again."""
 LONGEST_LINE = 2**20
 """Bytes from the end of a file in which a line that was cut off is looked for."""
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+def insist(write: Callable[[], Result]) -> Result:
+    """What `write` returns; it is called again while a disk is full, or a network away.
+
+    Raises:
+        StorageError, OSError: it still cannot be written after the last pause.
+    """
+    for pause in AGAIN_S:
+        try:
+            return write()
+        except (OSError, StorageError) as error:
+            log.warning("Again in %.0f s: %s", pause, error)
+            time.sleep(pause)
+    return write()
 
 
 class LineFile:
@@ -48,11 +67,14 @@ class LineFile:
         """Write a line, which is then in the file whenever the process dies.
 
         Raises:
-            OSError: it does not fit on the disk.
+            StorageError: it does not fit on the disk; the file is as it was.
         """
         content = f"{line}\n".encode()
-        if self._file.write(content) != len(content):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        with reporting(self._path, "written"):
+            end = self._file.seek(0, os.SEEK_END)
+            if self._file.write(content) != len(content):
+                self._file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self._is_copy and time.monotonic() >= self._next_push:
             self._push()
 
@@ -61,7 +83,7 @@ class LineFile:
         begun = time.monotonic()
         try:
             push(self._path)
-        except UserError as error:
+        except StorageError as error:
             log.warning("Later: %s", error)
         now = time.monotonic()
         self._next_push = now + max(PUSH_S, (now - begun) / PUSH_SHARE)
@@ -90,14 +112,19 @@ def read_lines(path: Path) -> list[str]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name, sync it, and rename it into place; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file under a temporary name, sync it, and rename it into place; folders are made.
+
+    Raises:
+        StorageError: it cannot be written; what was there before is there.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        move_into_place(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with reporting(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            move_into_place(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     push(path)
 
 

@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote
 from platformdirs import user_cache_path
 from upath import UPath
 
-from imf_ray.errors import UserError
+from imf_ray.errors import StorageError, UserError
 
 Place = Path | UPath
 GROWS = ".jsonl"
@@ -205,9 +205,9 @@ def reporting(kept: Place, what: str) -> Iterator[None]:
     """Name what cannot be read, written, listed or deleted.
 
     Raises:
-        UserError: the block failed.
+        StorageError: the block failed.
     """
     try:
         yield
     except Exception as error:  # each file system has exceptions of its own
-        raise UserError(f"{kept} cannot be {what}: {type(error).__name__}: {error}") from error
+        raise StorageError(f"{kept} cannot be {what}: {type(error).__name__}: {error}") from error

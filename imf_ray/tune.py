@@ -121,8 +121,9 @@ def _write_videos(
     for name, job in jobs.items():
         path = sweep_dir / VIDEO_FILES[name]
         for episode in run_episodes(job, [seed], 1, options, {seed: Keep(video=True)}):
-            write_atomically(path, episode.files[VIDEO])
-        paths.append(path)
+            if VIDEO in episode.files:  # or it ended in an error
+                write_atomically(path, episode.files[VIDEO])
+                paths.append(path)
     return paths
 
 

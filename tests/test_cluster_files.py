@@ -54,6 +54,8 @@ def test_nodes_are_set_up_as_the_readme_says(name: str) -> None:
     for kind in ("head", "worker"):
         start = "\n".join(config[f"{kind}_start_ray_commands"])
         assert "RAY_AUTH_MODE=token" in start and "RAY_AUTH_MODE=token" in readme
+    # Without it a node that comes later could not join.
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "--dashboard-host=127.0.0.1" in "\n".join(config["head_start_ray_commands"])
     assert not {"/data", "/runs", ".git"} - set(config["rsync_exclude"])
 
@@ -84,6 +86,12 @@ def test_kuberay_accepts_the_job() -> None:
     config = load_config(overrides)
     label = config.cluster.pool_label
     assert config.resume == "auto" and {g["labels"][label] for g in groups} == set(POOLS)
+
+
+def test_machines_of_ones_own_are_in_a_pool() -> None:
+    start = "\n".join(read("cluster.yaml")["worker_start_ray_commands"])
+    label = load_config(["cluster=pools"]).cluster.pool_label
+    assert f"--labels={label}=$(cat ~/imf_ray_pool || echo train)" in start
 
 
 def test_pools_on_aws_are_those_of_the_configuration() -> None:

@@ -22,7 +22,7 @@ from imf_ray.data.episodes import SUFFIX, EpisodeInfo, bad_episode
 from imf_ray.data.formats import FORMATS
 from imf_ray.data.integrity import DIGEST
 from imf_ray.data.storage import cache_folder, stamp
-from imf_ray.errors import UserError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.files import write_atomically
 from imf_ray.places import Place, place, reporting
 from imf_ray.schema import Config
@@ -216,7 +216,7 @@ class _Cache:
         content = json.dumps({"version": CACHE_VERSION, "files": self._entries})
         try:
             write_atomically(self._path, content)
-        except OSError as error:
+        except StorageError as error:
             log.warning("The index is not cached (%s): files will be checked at each start", error)
 
 

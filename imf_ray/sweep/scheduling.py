@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from imf_ray.errors import UserError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.rollout.records import SUCCESS_RATE
 from imf_ray.sweep.trial import read_trial
 from imf_ray.training.checkpoint import VALIDATED_STEP
@@ -30,6 +31,7 @@ TOLD = ("time_attr", "metric", "mode", "max_t")
 """What a sweep itself tells its scheduler."""
 DRAWN = ("brackets",)
 """What would put trials into other groups, drawn at random, when a sweep goes on."""
+log = logging.getLogger(__name__)
 Spec = Mapping[str, Mapping[str, Any]]
 """The name of a scheduler and its options; or nothing."""
 
@@ -129,8 +131,11 @@ class CooperativeScheduler(FIFOScheduler):
                 if decision == TrialScheduler.STOP and step < self._max_steps:
                     self._stopped.add(name)
         # Asked again at every result: the workers that heard it may have died.
-        if name in self._stopped and read_trial(self._run_dirs[name]) is None:
-            request_stop(self._run_dirs[name])
+        try:
+            if name in self._stopped and read_trial(self._run_dirs[name]) is None:
+                request_stop(self._run_dirs[name])
+        except StorageError as error:  # for a moment, perhaps; Tune's loop must not end by it
+            log.warning("%s is asked to stop later: %s", name, error)
 
 
 class _Nobody:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
 
 from imf_ray.config import config_from_dict
-from imf_ray.errors import UserError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.files import write_atomically
 from imf_ray.places import here, origin, reporting, shown, working_copy
 from imf_ray.resources import RunResources
@@ -28,6 +30,7 @@ from imf_ray.training.trainer import CheckedRun, RunOutcome, check_run, fit
 
 TRIAL_FILE = "trial.json"
 LISTEN_S = 1.0
+log = logging.getLogger(__name__)
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
 
@@ -55,8 +58,9 @@ def run_trial(params: dict[str, Any]) -> None:
     """Train and judge one configuration; the record is written into the run's folder.
 
     A trial that ended in an earlier session of the sweep ends here, and one that was interrupted
-    goes on. Bad input is a failed record; other errors are raised, so that Tune tries again. So is
-    what is wrong with the data now: the sweep has found them good before its first trial.
+    goes on. Bad input is a failed record; other errors are raised, so that Tune tries again: a full
+    disk, a crash, and what is wrong with the data now, which the sweep has found good before its
+    first trial.
 
     `params` holds `name`, `params`, `config` and `resources` as plain dictionaries, `sweep_dir` and
     `run_dir`.
@@ -84,6 +88,8 @@ def run_trial(params: dict[str, Any]) -> None:
     run = check_run(config)
     try:
         outcome = _fit_and_tell(run, run_dir, resources)
+    except StorageError:  # which says nothing of the trial
+        raise
     except UserError as error:
         record = dataclasses.replace(record, error=str(error))
     else:
@@ -107,7 +113,10 @@ class _Reports(UserCallback):
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         """Pass on what rank 0 says."""
-        self._queue.put(metrics[0])
+        try:
+            self._queue.put(metrics[0])
+        except RayActorError as error:  # what is lost is told again when the trial ends
+            log.warning("A report did not reach Tune: %s", error)
 
 
 def _fit_and_tell(run: CheckedRun, run_dir: Path, resources: RunResources) -> RunOutcome:
@@ -116,7 +125,8 @@ def _fit_and_tell(run: CheckedRun, run_dir: Path, resources: RunResources) -> Ru
     Ray's own callback for this gives Tune a second queue to look into, and Tune's loop waits for
     itself for ever when a report is in each of the two (Ray 2.60): the end of a trial is one.
     """
-    reports = Queue(actor_options={"num_cpus": 0})
+    again = {"max_restarts": -1, "max_task_retries": -1}  # its node may be lost
+    reports = Queue(actor_options={"num_cpus": 0, **again})
     with ThreadPoolExecutor(1) as trainer:
         running = trainer.submit(fit, run, run_dir, resources, [_Reports(reports)])
         while not running.done() or not reports.empty():

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from imf_ray.agents.pretrained import save_agent, save_policy
 from imf_ray.agents.vla import VLAAgent
-from imf_ray.errors import UserError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.files import add_line, move_into_place, read_lines, sync, write_atomically
 from imf_ray.places import kept_at, pull, push, remove
 from imf_ray.rollout.records import SUCCESS_RATE
@@ -110,7 +110,7 @@ def save_checkpoint(
     """Write the checkpoint after `step` updates: complete or absent.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; nothing that counts is left.
+        StorageError: the disk is full or the folder cannot be written; nothing that counts is left.
     """
     final = checkpoint_path(run_dir, step)
     partial = run_dir / f"{PARTIAL}{step:08d}"
@@ -165,7 +165,7 @@ def _write_sealed(
         if not isinstance(error, WRITE_ERRORS):
             raise
         free = shutil.disk_usage(final.parent).free / 2**20
-        raise UserError(
+        raise StorageError(
             f"The checkpoint {final} cannot be written: {error}. {free:.0f} MiB are free there; "
             "older checkpoints are as they were."
         ) from error

@@ -6,6 +6,7 @@ its forward is the loss, so that gradients are averaged although they pass a JVP
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream
 from imf_ray.data.statistics import Statistics
 from imf_ray.data.windows import Batch
 from imf_ray.errors import UserError
+from imf_ray.files import insist
 from imf_ray.places import here, kept_at
 from imf_ray.schema import Config
 from imf_ray.training.acceleration import compile_loss, require_bf16
@@ -241,7 +243,8 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         if schedule.due(trainer.step) or urgent:
             saved = None
             if tracker is not None:
-                saved = trainer.save(run_dir, {"epoch": progress, **metrics})
+                found = {"epoch": progress, **metrics}
+                saved = insist(functools.partial(trainer.save, run_dir, found))
             reporter.report(trainer.step, saved)
         if asked_to_stop:
             break

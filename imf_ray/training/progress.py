@@ -22,7 +22,7 @@ from rich.progress import (
 from imf_ray.errors import UserError
 from imf_ray.places import pull
 from imf_ray.rollout.records import describe_success
-from imf_ray.training.tracking import METRICS_FILE
+from imf_ray.training.tracking import METRICS_FILE, latest_metrics
 
 POLL_S = 1.0
 TRAINING_FORMATS = {
@@ -84,7 +84,7 @@ class ProgressBoard:
     def _poll(self) -> None:
         for run_dir in self._run_dirs():
             for metrics in self._new_lines(run_dir):
-                self._latest[run_dir] = self._latest.get(run_dir, {}) | metrics
+                self._latest[run_dir] = latest_metrics(self._latest.get(run_dir, {}), metrics)
                 self._show(run_dir, metrics)
 
     def _new_lines(self, run_dir: Path) -> list[dict[str, Any]]:
@@ -104,19 +104,20 @@ class ProgressBoard:
         return lines
 
     def _show(self, run_dir: Path, metrics: dict[str, Any]) -> None:
-        step = int(metrics["step"])
-        text = describe_metrics(self._latest[run_dir])
+        latest = self._latest[run_dir]
+        text = describe_metrics(latest)
         if not self._console.is_terminal:
             if line := describe_metrics(metrics):  # diagnostics alone are not shown
                 self._console.print(
-                    f"{run_dir.name}  step {step}/{self._max_steps}  {line}", soft_wrap=True
+                    f"{run_dir.name}  step {metrics['step']}/{self._max_steps}  {line}",
+                    soft_wrap=True,
                 )
             return
         if run_dir not in self._bars:
             self._bars[run_dir] = self._progress.add_task(
                 run_dir.name, total=self._max_steps, text=text
             )
-        self._progress.update(self._bars[run_dir], completed=step, text=text)
+        self._progress.update(self._bars[run_dir], completed=latest["step"], text=text)
 
 
 def describe_metrics(metrics: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 
 from imf_ray.agents.pretrained import CONFIG
 from imf_ray.training.checkpoint import PATTERN, step_of
-from imf_ray.training.tracking import METRICS_FILE, read_metrics
+from imf_ray.training.tracking import METRICS_FILE, latest_metrics, read_metrics
 
 SILENT_S = 300.0
 """A run that has said nothing for so long is not called running."""
@@ -41,10 +42,8 @@ def is_run(folder: Path) -> bool:
 
 def read_status(run_dir: Path, now: float) -> RunStatus:
     """What a run's folder says at the time `now`, in seconds since the epoch."""
-    log, metrics = run_dir / METRICS_FILE, {"step": 0}
-    lines = read_metrics(log)
-    for line in lines:
-        metrics |= line
+    lines = read_metrics(run_dir / METRICS_FILE)
+    metrics = functools.reduce(latest_metrics, lines, {"step": 0})
     age = now - lines[-1]["time"] if lines else None
     max_steps = int(OmegaConf.load(run_dir / CONFIG).train.max_steps)
     if age is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
+import logging
 import os
 import socket
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,7 +21,7 @@ import ray
 
 from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
-from imf_ray.files import LineFile, read_lines, write_atomically
+from imf_ray.files import LineFile, insist, read_lines, write_atomically
 from imf_ray.mp4 import decode_video, encode_gif
 from imf_ray.places import Place, origin, pull, push, reporting
 from imf_ray.schema import Config
@@ -33,6 +36,9 @@ from imf_ray.training.gauges import Gauges
 
 METRICS_FILE, WORKERS_DIR, SWANLAB_DIR = "metrics.jsonl", "workers", "swanlab"
 RESTARTS = "restarts"
+RUN_ID = "run_id"
+"""In `SWANLAB_DIR`: what names the run at SwanLab, where it is online."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Tracker:
         self._config = config
         self._run_dir = run_dir
         before = read_metrics(run_dir / METRICS_FILE)
-        self._logged = {int(line["step"]) for line in before if "validated" in line}
+        self._logged = {_judged(line) for line in before if "validated" in line}
         starts = [line for line in before if RESTARTS in line]
         self._gauges = Gauges(run_dir.name)
         self._file = LineFile(run_dir / METRICS_FILE)
@@ -118,15 +124,16 @@ class Tracker:
         self._write(step, found)
 
     def log_validations(self) -> dict[str, Any]:
-        """Log what validation found out since the last call, each checkpoint once.
+        """Log what validation found out since the last call: of each checkpoint once, or twice
+        where it had failed.
 
         Returns the metrics of the latest one that is new, if any is.
         """
         latest: dict[str, Any] = {}
         for metrics in read_validations(self._run_dir):
             step = metrics[VALIDATED_STEP]
-            if step not in self._logged:
-                self._logged.add(step)
+            if _judged(metrics) not in self._logged:
+                self._logged.add(_judged(metrics))
                 self._write(step, {"validated": 1.0, **metrics})
                 self._show_video(step)
                 latest = metrics
@@ -159,16 +166,28 @@ class Tracker:
             self._swanlab.log({"rollout/video": frames}, step=step)
 
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
-        self._file.add(json.dumps({"step": step, "time": time.time(), **values}))
+        line = json.dumps({"step": step, "time": time.time(), **values})
+        insist(lambda: self._file.add(line))
         self._gauges.set(values)
         if self._swanlab is not None:
             numbers = {name: v for name, v in values.items() if isinstance(v, (int, float))}
             self._swanlab.log(numbers, step=step)
 
 
+def _judged(metrics: Mapping[str, Any]) -> tuple[int, bool]:
+    """The step of a checkpoint that was judged, and whether that failed."""
+    return int(metrics[VALIDATED_STEP]), "validation_error" in metrics
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`, which need not be there yet."""
     return [json.loads(line) for line in read_lines(path)]
+
+
+def latest_metrics(before: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
+    """The latest value of each; `step` is that of the training, not of what was judged late."""
+    step = before.get("step", 0) if "validated" in line else line["step"]
+    return {**before, **line, "step": step}
 
 
 def read_workers(run_dir: Path) -> list[dict[str, Any]]:
@@ -219,14 +238,27 @@ def describe_tracking(config: Config) -> str:
 
 
 def _start_swanlab(run_dir: Path, config: Config) -> Any:
+    """A SwanLab run: online the same one at every start, offline if that cannot be reached."""
     import swanlab
 
     folder = run_dir / SWANLAB_DIR
     folder.mkdir(parents=True, exist_ok=True)
-    return swanlab.init(
+    start = functools.partial(
+        swanlab.init,
         project=config.train.swanlab_project,
         name=run_dir.name,
         config=config_to_dict(config),
-        mode=swanlab_mode(config),
         log_dir=str(folder),
     )
+    mode = swanlab_mode(config)
+    if mode != "online":
+        return start(mode=mode)
+    name = folder / RUN_ID
+    pull(name)
+    if not name.is_file():
+        write_atomically(name, uuid.uuid4().hex)
+    try:
+        return start(mode=mode, id=name.read_text(), resume="allow")
+    except Exception as error:  # whatever the network brings; training does not need it
+        log.warning("SwanLab is offline from here on: %s: %s", type(error).__name__, error)
+        return start(mode="offline", reinit=True)

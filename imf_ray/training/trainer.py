@@ -30,7 +30,7 @@ from imf_ray.data.index import EpisodeIndex, build_index
 from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
 from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.statistics import compute_statistics
-from imf_ray.errors import UserError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.files import write_if_changed
 from imf_ray.places import kept_at, place, pull, remove
 from imf_ray.resources import DATA_POOL, TRAIN_POOL, RunResources, in_pool
@@ -46,6 +46,8 @@ from imf_ray.training.tracking import check_tracking
 from imf_ray.training.validation import validate, window_spec
 
 log = logging.getLogger(__name__)
+CONTROLLER_TROUBLE = (OSError, StorageError, RayActorError)
+"""What ends a controller and says nothing of the training."""
 CONTROLLER_FAILURE_LIMIT = 30
 """Workers that find no place in a minute count as one failure, and a lost node may take a while to
 be replaced."""
@@ -203,7 +205,8 @@ def fit(
     except ray.train.TrainingFailedError as error:
         cause = _user_error(error)
         if cause is not None:
-            raise UserError(f"Training stopped: {cause}") from error
+            kind = StorageError if isinstance(cause, StorageError) else UserError
+            raise kind(f"Training stopped: {cause}") from error
         raise
     pull_run(run_dir)
     ended = result.return_value or {}
@@ -235,7 +238,7 @@ def fit_in_spite_of_controllers(
         except (ray.train.ControllerError, RayActorError) as error:
             cause = getattr(error, "controller_failure", error)
             max_failures -= 1
-            if max_failures < 0 or not isinstance(cause, (OSError, RayActorError)):
+            if max_failures < 0 or not isinstance(cause, CONTROLLER_TROUBLE):
                 raise
             log.warning("Training in %s begins again: %s", run_dir, cause)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ from imf_ray.agents.pretrained import POLICY_FILES, load_agent
 from imf_ray.config import config_from_dict
 from imf_ray.data.episodes import Selection
 from imf_ray.data.windows import WindowSpec, sample_windows
-from imf_ray.errors import UserError
-from imf_ray.files import write_atomically
+from imf_ray.files import insist, write_atomically
 from imf_ray.places import here, pull
 from imf_ray.rollout.actors import RolloutJob, run_episodes
 from imf_ray.rollout.artifacts import VIDEO, Keep
@@ -37,7 +36,6 @@ ACTION_ERROR_WINDOWS = 256
 ACTION_ERROR_BATCH = 32
 ACTION_ERROR_LIMIT_S = 1800.0
 """How long to wait for the action error, for which a cluster may have no room any more."""
-WRITE_AGAIN_S = (1.0, 10.0, 60.0, 300.0)
 log = logging.getLogger(__name__)
 
 
@@ -99,25 +97,12 @@ def validate(
         metrics |= summarize(records).metrics()
         steps = sum(record.steps for record in records)
         metrics["rollout/fps"] = steps / (time.perf_counter() - begun)
-        _insist(lambda: keep_records(folder.parent, folder.name, records))
+        insist(lambda: keep_records(folder.parent, folder.name, records))
     except Exception as error:  # the promise above: training goes on, and the report says why
         log.exception("Validation of %s failed", folder)
         metrics["validation_error"] = f"{type(error).__name__}: {error}"
-    _insist(lambda: write_validation(folder, metrics))
+    insist(lambda: write_validation(folder, metrics))
     return metrics
-
-
-def _insist(write: Callable[[], object]) -> None:
-    """Write what took so long to find out, though a disk may be full, or a network away."""
-    for pause in WRITE_AGAIN_S:
-        try:
-            write()
-        except (OSError, UserError) as error:
-            log.warning("Again in %.0f s: %s", pause, error)
-            time.sleep(pause)
-        else:
-            return
-    write()
 
 
 def action_error(folder: Path, held_out: Sequence[tuple[str, int]], ema: bool = True) -> float:
