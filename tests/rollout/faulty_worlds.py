@@ -16,6 +16,7 @@ import numpy as np
 from imf_ray.sim.transfer import SimTransferEnv
 
 ENV_ID = "tests.rollout.faulty_worlds:tests/FaultyTransfer-v0"
+NEVER_MADE = "tests.rollout.faulty_worlds:tests/NeverMade-v0"
 RAISES, RETURNS_NAN, REWARDS_NAN, DIES, HANGS = range(9000, 9005)
 FAULTY_STEP = 3
 
@@ -45,3 +46,10 @@ class FaultyTransferEnv(SimTransferEnv):
 
 
 gymnasium.register(id="tests/FaultyTransfer-v0", entry_point=FaultyTransferEnv)
+
+
+def _never_made(**_: Any) -> gymnasium.Env:
+    raise OSError("the scene is missing")
+
+
+gymnasium.register(id="tests/NeverMade-v0", entry_point=_never_made)

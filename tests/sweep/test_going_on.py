@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import threading
 import time
@@ -151,3 +152,24 @@ def test_the_scheduler_stops_who_falls_behind_and_takes_any_report(
     withdraw_stop(run_dirs["c"])
     scheduler.on_trial_result(None, "c", {"loss": 1.0})
     assert not stop_requested(run_dirs["c"])
+
+
+def no_space(_: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_storage_that_fails_for_a_moment_does_not_end_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dirs = {name: tmp_path / name for name in "ab"}
+    for folder in run_dirs.values():
+        folder.mkdir()
+    spec = {"asha": {"grace_period": 1, "reduction_factor": 2}}
+    scheduler = make_scheduler(spec, 100, run_dirs)
+    monkeypatch.setattr("pathlib.Path.touch", no_space)
+    for name, success in (("a", 0.9), ("b", 0.1)):
+        report = {"validated_step": 1, "rollout/success_rate": success}
+        assert scheduler.on_trial_result(None, name, report) == "CONTINUE"
+    monkeypatch.undo()
+    assert scheduler.on_trial_result(None, "b", {"loss": 1.0}) == "CONTINUE"
+    assert stop_requested(run_dirs["b"])

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from imf_ray.errors import UserError
@@ -20,8 +21,8 @@ from imf_ray.sweep.search_space import load_search_space, short_names, trial_nam
 from imf_ray.sweep.status import find_runs, read_all
 from imf_ray.sweep.table import rank
 from imf_ray.sweep.trial import TrialRecord
-from imf_ray.training.checkpoint import list_checkpoints
-from imf_ray.training.tracking import METRICS_FILE, read_metrics
+from imf_ray.training.checkpoint import newest_checkpoint
+from imf_ray.training.tracking import METRICS_FILE, read_metrics, read_workers
 from tests.conftest import (
     COMMAND_LIMIT_S,
     TINY_AGENT,
@@ -139,6 +140,31 @@ def logs_of(sweep_dir: Path) -> list[list[dict[str, Any]]]:
     return [read_metrics(path) for path in sorted(sweep_dir.glob(f"trials/*/{METRICS_FILE}"))]
 
 
+def begin(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """Start the command of a sweep."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "imf_ray.tune", *options],
+        cwd=folder,
+        env=command_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(step: int, sweep_dir: Path, command: subprocess.Popen[str]) -> None:
+    """Wait until both trials have made that many updates."""
+    while sum(any(line["step"] >= step for line in log) for log in logs_of(sweep_dir)) < 2:
+        assert command.poll() is None
+        time.sleep(0.1)
+
+
+def newest_steps(sweep_dir: Path) -> list[int]:
+    """Of each trial, the updates that are in its newest checkpoint."""
+    found = [newest_checkpoint(run) for run in find_runs(sweep_dir)]
+    return [0 if checkpoint is None else checkpoint.step for checkpoint in found]
+
+
 SPACE = """
 fixed:
   agent: resnet_imf_attnres_multitoken
@@ -153,7 +179,7 @@ grid:
 def test_a_sweep_stops_goes_on_trains_judges_and_records(
     demonstrations: Path, tmp_path: Path
 ) -> None:
-    """The command as a user types it, Ctrl-C, the command that goes on, and what tells of it."""
+    """The command as a user types it, Ctrl-C, a driver that is killed, and what tells of it all."""
     (tmp_path / "tiny.yaml").write_text(SPACE)
     varied = ("agent.head.n_emb", "agent.head.n_layer", "agent.head.n_head", "train.max_steps")
     options = [o for o in (*TINY_AGENT, *TINY_TRAINING) if not o.startswith(varied)]
@@ -165,32 +191,36 @@ def test_a_sweep_stops_goes_on_trains_judges_and_records(
         "train.swanlab_mode=offline",
         "task.max_episode_steps=60",
         "run_name=sweep",
+        "train.save_freq=10",
     ]
     folder = tmp_path / "runs/sweep"
-    begun = subprocess.Popen(
-        [sys.executable, "-m", "imf_ray.tune", *options],
-        cwd=tmp_path,
-        env=command_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not any(line["step"] >= 5 for log in logs_of(folder) for line in log):
-        assert begun.poll() is None
-        time.sleep(0.1)
+    begun = begin(tmp_path, *options)
+    wait_for_step(5, folder, begun)
     begun.send_signal(signal.SIGINT)
     _, errors = begun.communicate(timeout=COMMAND_LIMIT_S)
     assert begun.returncode == 130, errors
     assert "python -m imf_ray.tune resume=auto run_name=sweep" in errors
-    saved = [found for run in find_runs(folder) for found in list_checkpoints(run)]
-    assert saved and all(checkpoint.step < 40 for checkpoint in saved)
+    saved = newest_steps(folder)
+    made = [{line["step"] for line in log if "loss" in line} for log in logs_of(folder)]
+    assert [max(steps, default=0) for steps in made] == saved  # nothing is lost by Ctrl-C
+
+    killed = begin(tmp_path, "resume=auto")
+    wait_for_step(max(saved) + 1, folder, killed)
+    killed.kill()
+    killed.communicate(timeout=COMMAND_LIMIT_S)
+    workers = [worker["pid"] for run in find_runs(folder) for worker in read_workers(run)]
+    while any(map(psutil.pid_exists, workers)):
+        time.sleep(0.1)
+    starts = [saved, newest_steps(folder)]
 
     done = run_command("tune", "resume=auto", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Going on with" in done.stdout
     assert "2 trials, 2 at a time" in done.stdout and "SwanLab: offline" in done.stdout
-    for log in logs_of(folder):  # no update was made twice
-        assert [line["step"] for line in log if "loss" in line] == list(range(1, 41))
+    for trial, log in enumerate(logs_of(folder)):  # no update of a checkpoint was made twice
+        assert {line["step"] for line in log if "loss" in line} == set(range(1, 41))
+        found = [line["step"] for line in log if "restarts" in line]
+        assert found == [0, *(steps[trial] for steps in starts)]
     content = json.loads((folder / "sweep.json").read_text())
     for oracle in ("expert", "untrained"):
         assert content["oracles"][oracle]["rollout/episodes"] == 2

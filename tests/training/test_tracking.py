@@ -1,13 +1,18 @@
 """What a run writes down about itself."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from imf_ray.agents.pretrained import CONFIG
+from imf_ray.config import to_yaml
+from imf_ray.files import add_line
 from imf_ray.mp4 import decode_video, encode_gif, encode_video
 from imf_ray.training.checkpoint import VALIDATIONS
 from imf_ray.training.gauges import GAUGES
+from imf_ray.training.status import TRAINED, read_status
 from imf_ray.training.tracking import METRICS_FILE, SampleLog, Tracker, read_metrics
 from tests.training.conftest import config_of
 
@@ -39,6 +44,30 @@ def test_validations_are_logged_once_and_the_latest_is_told(tmp_path: Path) -> N
     assert again.log_validations() == {}
     lines = read_metrics(tmp_path / METRICS_FILE)
     assert [line["step"] for line in lines if "validated" in line] == [2, 4]
+
+
+def test_a_judgement_that_failed_may_be_followed_by_one_that_did_not(tmp_path: Path) -> None:
+    for line in ('{"step": 2, "validation_error": "lost"}', '{"step": 2, "a": 1}'):
+        add_line(tmp_path / VALIDATIONS, line)
+        for _ in range(2):
+            tracker = Tracker(tmp_path, config_of(), 2, 0)
+            tracker.log_validations()
+            tracker.close()
+    judged = [line for line in read_metrics(tmp_path / METRICS_FILE) if "validated" in line]
+    assert ["validation_error" in line for line in judged] == [True, False]
+
+
+def test_a_late_judgement_does_not_turn_back_the_step(tmp_path: Path) -> None:
+    config = config_of("train.max_steps=6")
+    (tmp_path / CONFIG).write_text(to_yaml(config))
+    tracker = Tracker(tmp_path, config, 0, 0)
+    tracker.log(6, {"loss": 0.5})
+    add_line(tmp_path / VALIDATIONS, '{"step": 5, "rollout/success_rate": 0.5}')
+    tracker.log_validations()
+    tracker.close()
+    status = read_status(tmp_path, time.time())
+    assert (status.step, status.state) == (6, TRAINED)
+    assert status.metrics["rollout/success_rate"] == 0.5
 
 
 def test_samples_are_there_as_soon_as_they_are_logged(tmp_path: Path) -> None:

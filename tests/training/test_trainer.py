@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import ray
 import torch
@@ -38,6 +39,7 @@ from imf_ray.training.checkpoint import (
 )
 from imf_ray.training.diagnostics import DEPTH_WEIGHTS
 from imf_ray.training.loop import Trainer, TrainPayload, to_tensors
+from imf_ray.training.tracking import METRICS_FILE, read_metrics
 from imf_ray.training.trainer import (
     RAY_SNAPSHOT,
     check_run,
@@ -48,6 +50,7 @@ from imf_ray.training.trainer import (
 )
 from imf_ray.training.validation import window_spec
 from tests.conftest import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
+from tests.rollout import faulty_worlds
 
 SIZE = ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),))
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -147,6 +150,55 @@ def test_a_worker_that_dies_before_its_task_holds_no_place(
     fit(check_run(config), tmp_path / "run", plan_run(config, SIZE), [Kill()])
     assert Path(killed).exists()
     assert held() == before
+
+
+@pytest.mark.parametrize("env_id", [faulty_worlds.ENV_ID, faulty_worlds.NEVER_MADE])
+def test_whatever_a_simulator_does_training_goes_on(
+    demonstrations: Path, tmp_path: Path, env_id: str
+) -> None:
+    """One that raises, dies or hangs costs its episode; one that does not start, the judgement."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for source in demonstrations.glob("*.hdf5"):
+        shutil.copy(source, data)
+        with h5py.File(data / source.name, "r+") as file:  # which say that they are of another task
+            for name in list(file.attrs):
+                del file.attrs[name]
+    config = tiny_config(
+        data,
+        f"task.env_id={env_id}",
+        "task.max_episode_steps=20",
+        f"train.rollout_seed={faulty_worlds.RAISES}",
+        f"train.rollout_num_episodes={faulty_worlds.HANGS - faulty_worlds.RAISES + 1}",
+        "train.rollout_validate_on_checkpoint=true",
+        "train.save_freq=2",
+        "train.max_failures=0",
+        "evaluate.episode_limit_s=5",
+    )
+    outcome = fit(check_run(config), tmp_path / "run", plan_run(config, SIZE))
+    assert not outcome.stopped
+    assert [c.step for c in list_checkpoints(tmp_path / "run")] == [2, 4]
+    judged = [line for line in read_metrics(tmp_path / "run" / METRICS_FILE) if "validated" in line]
+    assert [line["step"] for line in judged] == [2, 4]
+    for line in judged:
+        if env_id == faulty_worlds.NEVER_MADE:
+            assert "the scene is missing" in line["validation_error"]
+        else:
+            assert line["rollout/episodes"] == line["rollout/failed"] == 5
+            assert "validation_error" not in line
+
+
+def test_a_file_that_changes_while_training_reads_ends_it_in_one_message(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(demonstrations, tmp_path / "data")
+    config = tiny_config(tmp_path / "data", "train.max_failures=0")
+    run = check_run(config)
+    for episode in run.train.episodes:
+        content = Path(episode.path).read_bytes()
+        Path(episode.path).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"^Training stopped: Episode .*episode_\d.hdf5 cannot be"):
+        fit(run, tmp_path / "run", plan_run(config, SIZE))
 
 
 def test_gradients_are_averaged_over_ranks(demonstrations: Path, tmp_path: Path) -> None:
