@@ -45,7 +45,7 @@ COMMON = (
     "train.save_freq=1000000",
     "train.rollout_val_freq_epochs=0",
     "cluster.dashboard=false",
-    "cluster.cpus_per_worker=1",
+    "cluster.cpus_per_worker=0.9",  # one thread, as the bare processes
 )
 AGENTS = {
     "narrow": ("recipe=cpu_transfer",),

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import yaml
+from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from imf_ray.config import load_config
@@ -100,6 +102,17 @@ def test_pools_on_aws_are_those_of_the_configuration() -> None:
     assert {kind["labels"][label] for kind in kinds if "labels" in kind} == set(POOLS)
 
 
-def test_a_submission_does_not_upload_data() -> None:
+def test_a_submission_does_not_upload_data(tmp_path: Path) -> None:
+    """What Ray packs of such a folder, as it reads the patterns."""
+    code = ["imf_ray/tune.py", "imf_ray/data/index.py", "search_spaces/asha.yaml"]
+    rest = ["data/a/episode_0.hdf5", "data/notes.txt", "runs/a/metrics.jsonl", "x/episode_1.hdf5"]
+    rest += [".git/HEAD", ".venv/bin/python", "docs/log.md", "tests/test_x.py"]
+    for name in (*code, *rest):
+        path = tmp_path / "here" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     excludes = read("runtime_env.yaml")["excludes"]
-    assert {".git", ".venv", "*.hdf5", "/data/", "/runs/"} <= set(excludes)
+    package = tmp_path / "package.zip"
+    create_package(str(tmp_path / "here"), package, include_gitignore=True, excludes=excludes)
+    names = {name for name in ZipFile(package).namelist() if not name.endswith("/")}
+    assert names == set(code)

@@ -8,6 +8,7 @@ newest valid one wherever a run goes on. What validation found out is added to t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -198,7 +199,13 @@ def _valid(paths: Iterable[Path]) -> Iterator[SavedCheckpoint]:
         try:
             yield read_checkpoint(path)
         except UserError as error:
-            log.warning("Passed over: %s", error)
+            _warn_once(f"Passed over: {error}")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Every look at a run's checkpoints meets with a bad one again."""
+    log.warning(message)
 
 
 def prune_checkpoints(run_dir: Path, keep_last: int, pending: Callable[[int], bool]) -> None:
