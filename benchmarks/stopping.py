@@ -4,8 +4,8 @@
 
 Each case has a cluster of its own, with and without the dashboard. Ours: `imf_ray.tune` as a user
 types it, whose first trial is asked to stop after its first checkpoint, as a scheduler asks it.
-Tune alone: a trial that runs a `TorchTrainer`, and is stopped by `stop=`. Measured is the time until
-the workers' placement group is gone.
+Tune alone: a trial that runs a `TorchTrainer`, and is stopped by `stop=`. Measured is the time
+until the workers' placement group is gone.
 """
 
 from __future__ import annotations
