@@ -15,7 +15,7 @@ from imf_ray.sweep.trial import FAILED, FINISHED, read_trial
 from imf_ray.training.checkpoint import MANIFEST, PATTERN, newest_checkpoint
 from imf_ray.training.tracking import METRICS_FILE, read_metrics, read_workers
 
-SEEDS, STEPS, SAVE_FREQ = (1, 2, 3, 4), 600, 100
+SEEDS, STEPS, SAVE_FREQ = (1, 2, 3, 4), 300, 50
 POLL_S, MAX_DRIVERS = 0.1, 60
 
 
