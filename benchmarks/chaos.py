@@ -69,7 +69,8 @@ OPTIONS = (
     "train.max_failures=1000",
     "train.rollout_num_episodes=2",
     "train.rollout_validate_on_checkpoint=true",
-    "train.val_split=0.2",
+    "train.val_split=0.0",
+    "cluster.rollout_actors=1",
     "task.image_size=48",
     "tune.max_concurrent_trials=2",
 )
