@@ -132,7 +132,7 @@ def _fit_and_tell(run: CheckedRun, run_dir: Path, resources: RunResources) -> Ru
         while not running.done() or not reports.empty():
             with suppress(Empty):
                 tune.report(reports.get(timeout=LISTEN_S))
-    reports.shutdown()
+    reports.shutdown(force=True)  # asked to end, it would be started again
     return running.result()
 
 
