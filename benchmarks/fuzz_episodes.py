@@ -5,8 +5,9 @@
 The mutations are of a file of ours, raw and deflated, and of one in ACT's, act-plus-plus' and
 RoboIMI's format, which have been indexed before. The outcome of each: `equal` (what is read is what
 was written), `refused` (by `check`, with the file named, and by training), `different` (a silent
-change), `trained on` (though `check` refuses it), `hung` or `killed` (the child process that reads
-was stopped after its time limit, or died: the file is refused then as well, and training goes on).
+change), `trained on` or `not trained on` (other than `check` has it), `hung` or `killed` (the child
+process that reads was stopped after its time limit, or died: the file is refused then as well, and
+training goes on).
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ from imf_ray.schema import Config
 
 LENGTH, SIZE, STATE, OBJECT = 20, 16, 16, "cube"
 HEADER_BYTES = 2048
-GOOD, BAD = ("equal", "refused"), ("different", "trained on", "hung", "killed")
+GOOD = ("equal", "refused")
+BAD = ("different", "trained on", "not trained on", "hung", "killed")
 Mutation = Callable[[Path, np.random.Generator], None]
 
 
@@ -338,6 +340,8 @@ def _outcome(
         if "takes more than" in found:
             return "hung"
         return "killed" if "killed the reader" in found else "refused"
+    if not is_trained_on:
+        return "not trained on"
     described = {**asdict(found), "path": original.path, "identity": original.identity}
     read = _read(path, found)
     same = len(read) == len(contents) and all(map(_same, read, contents))

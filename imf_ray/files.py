@@ -60,21 +60,21 @@ class LineFile:
         end = self._file.seek(0, os.SEEK_END)
         start = self._file.seek(max(0, end - LONGEST_LINE))
         tail = self._file.read()
-        self._file.truncate(start + tail.rfind(b"\n") + 1)
+        self._end = start + tail.rfind(b"\n") + 1
         self._is_copy, self._next_push = kept_at(path) is not None, time.monotonic() + PUSH_S
 
     def add(self, line: str) -> None:
         """Write a line, which is then in the file whenever the process dies.
 
         Raises:
-            StorageError: it does not fit on the disk; the file is as it was.
+            StorageError: it does not fit on the disk; what is there of it is no line.
         """
         content = f"{line}\n".encode()
         with reporting(self._path, "written"):
-            end = self._file.seek(0, os.SEEK_END)
+            self._file.truncate(self._end)
             if self._file.write(content) != len(content):
-                self._file.truncate(end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._end += len(content)
         if self._is_copy and time.monotonic() >= self._next_push:
             self._push()
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imf_ray.errors import StorageError
-from imf_ray.files import LONGEST_LINE, LineFile, add_line, read_lines, write_if_changed
+from imf_ray.files import LONGEST_LINE, LineFile, add_line, insist, read_lines, write_if_changed
 
 LINES = st.lists(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=8), max_size=5)
 
@@ -50,9 +50,27 @@ def test_a_line_that_does_not_fit_is_told_and_dropped(tmp_path: Path) -> None:
             add_line(path, "does not fit")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert path.read_text() == "fits\n"
+    assert read_lines(path) == ["fits"]
     add_line(path, "fits again")
     assert read_lines(path) == ["fits", "fits again"]
+
+
+def test_a_write_is_insisted_on_until_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[Exception] = [StorageError("full"), OSError("away")]
+
+    def write() -> str:
+        if errors:
+            raise errors.pop()
+        return "written"
+
+    monkeypatch.setattr("imf_ray.files.AGAIN_S", (0.0, 0.0))
+    assert insist(write) == "written"
+    errors = [StorageError("full")] * 3
+    with pytest.raises(StorageError, match="full"):
+        insist(write)
+    errors = [ValueError("wrong")]  # no matter of storage
+    with pytest.raises(ValueError, match="wrong"):
+        insist(write)
 
 
 def test_what_a_file_holds_is_not_written_again(tmp_path: Path) -> None:

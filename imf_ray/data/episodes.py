@@ -20,6 +20,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ from imf_ray.data.integrity import DIGEST, digest_of, require_plain_storage
 from imf_ray.data.moments import Moments, moments_of
 from imf_ray.data.storage import open_hdf5, stamp
 from imf_ray.errors import UserError
-from imf_ray.files import move_into_place
-from imf_ray.places import Place, place
+from imf_ray.files import insist, move_into_place
+from imf_ray.places import Place, is_url, place
 
 SUFFIX = ".hdf5"
 POSES = "observations/poses"
@@ -228,34 +229,46 @@ def read_slice(
     Raises:
         UserError: the file cannot be read any more, or is another one, with the file named.
     """
+    read = partial(_read_slice, path, selection, length, frames, actions, identity)
     try:
-        with open_hdf5(path) as file:
-            kind = FORMATS[format_of(file, selection.format)]
-            action = file[kind.actions[selection.action_space]]
-            if identity not in (None, identity_of(path, file)):
-                raise UserError(
-                    "it was changed; a copy of a file without a digest must keep its time, as "
-                    "cp -p and rsync -t do"
-                )
-            if len(action) != length:
-                raise UserError(f"it has {len(action)} steps instead of {length}")
-            state = [file[QPOS], *(file[pose_dataset(name)] for name in selection.objects)]
-            return EpisodeSlice(
-                length=length,
-                frame_start=frames[0],
-                action_start=actions[0],
-                images={
-                    camera: _pictures(kind.frames(file, camera), frames, selection.image_size)
-                    for camera in selection.cameras
-                },
-                qpos=np.hstack([part[slice(*frames)] for part in state]).astype(np.float32),
-                action=action[slice(*actions)].astype(np.float32),
-            )
+        return insist(read) if is_url(path) else read()  # a network may fail for a moment
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, UserError) as error:
         raise UserError(
             f"Episode {path} cannot be read as it was when it was indexed ({error}). Put back the "
             "file that was, and the same command goes on; or train another run without it."
         ) from error
+
+
+def _read_slice(
+    path: str,
+    selection: Selection,
+    length: int,
+    frames: tuple[int, int],
+    actions: tuple[int, int],
+    identity: str | None,
+) -> EpisodeSlice:
+    with open_hdf5(path) as file:
+        kind = FORMATS[format_of(file, selection.format)]
+        action = file[kind.actions[selection.action_space]]
+        if identity not in (None, identity_of(path, file)):
+            raise UserError(
+                "it was changed; a copy of a file without a digest must keep its time, as "
+                "cp -p and rsync -t do"
+            )
+        if len(action) != length:
+            raise UserError(f"it has {len(action)} steps instead of {length}")
+        state = [file[QPOS], *(file[pose_dataset(name)] for name in selection.objects)]
+        return EpisodeSlice(
+            length=length,
+            frame_start=frames[0],
+            action_start=actions[0],
+            images={
+                camera: _pictures(kind.frames(file, camera), frames, selection.image_size)
+                for camera in selection.cameras
+            },
+            qpos=np.hstack([part[slice(*frames)] for part in state]).astype(np.float32),
+            action=action[slice(*actions)].astype(np.float32),
+        )
 
 
 def read_actions(path: Place, format: str, action_space: str) -> np.ndarray:

@@ -24,7 +24,7 @@ from imf_ray.data.integrity import DIGEST
 from imf_ray.data.storage import cache_folder, stamp
 from imf_ray.errors import StorageError, UserError
 from imf_ray.files import write_atomically
-from imf_ray.places import Place, place, reporting
+from imf_ray.places import Place, is_url, place, reporting
 from imf_ray.schema import Config
 
 CACHE_VERSION = 6
@@ -109,6 +109,8 @@ def check_folder(
         try:
             stamps[path] = stamp(path)  # before reading: a later change shows
         except OSError as error:
+            if is_url(path) and not isinstance(error, FileNotFoundError):  # says nothing of it
+                raise StorageError(f"{path} cannot be read: {error}") from error
             verdicts[path] = str(bad_episode(path, f"it cannot be read ({error})"))
             continue
         info = None if again else cache.get(path, stamps[path])

@@ -92,6 +92,7 @@ def _as_os_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) or type(error).__module__ == "builtins":
+        known = isinstance(error, (UserError, MemoryError))
+        if known or type(error).__module__ == "builtins":
             raise
         raise OSError(f"{type(error).__name__}: {error}") from error

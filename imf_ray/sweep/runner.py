@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -19,8 +18,8 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from imf_ray.config import config_to_dict
-from imf_ray.errors import StorageError, UserError
-from imf_ray.files import write_atomically, write_if_changed
+from imf_ray.errors import UserError
+from imf_ray.files import insist, write_atomically, write_if_changed
 from imf_ray.places import origin, pull, remove, shown
 from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, plan_slots
 from imf_ray.rollout.actors import RolloutJob, run_episodes
@@ -48,7 +47,6 @@ MAX_DRIVER_FAILURES = 20
 its checkpoints."""
 CONTROLLER_ENDS_S = 2.0
 """Ray ends a controller as soon as it learns of the death of the driver that made it."""
-log = logging.getLogger(__name__)
 TRIALS_DIR, TUNE_DIR = "trials", "tune"
 SPACE_FILE, ORACLES_FILE = "space.json", "oracles.json"
 
@@ -262,12 +260,8 @@ class _Attendant(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Free the trial's workers, once the controller that could start new ones is gone."""
-        try:
-            group = place_of(self._sweep.run_dir(_name_of(trial)))
-        except StorageError as error:  # Tune's loop must not end by it
-            log.warning("The place of %s is freed when it goes on: %s", _name_of(trial), error)
-        else:
-            threading.Timer(CONTROLLER_ENDS_S, free, [group]).start()
+        run_dir = self._sweep.run_dir(_name_of(trial))
+        threading.Timer(CONTROLLER_ENDS_S, lambda: free(insist(lambda: place_of(run_dir)))).start()
 
 
 def _forget_requests(sweep: Sweep) -> None:

@@ -19,7 +19,7 @@ from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
 
 from imf_ray.config import config_from_dict
-from imf_ray.errors import StorageError, UserError
+from imf_ray.errors import UserError
 from imf_ray.files import write_atomically
 from imf_ray.places import here, origin, reporting, shown, working_copy
 from imf_ray.resources import RunResources
@@ -58,9 +58,9 @@ def run_trial(params: dict[str, Any]) -> None:
     """Train and judge one configuration; the record is written into the run's folder.
 
     A trial that ended in an earlier session of the sweep ends here, and one that was interrupted
-    goes on. Bad input is a failed record; other errors are raised, so that Tune tries again: a full
-    disk, a crash, and what is wrong with the data now, which the sweep has found good before its
-    first trial.
+    goes on. Bad input is a failed record, and so is storage that failed for long; the next session
+    of the sweep tries again. Other errors are raised, so that Tune does, at once; so is what is
+    wrong with the data before training begins, since the sweep has found them good.
 
     `params` holds `name`, `params`, `config` and `resources` as plain dictionaries, `sweep_dir` and
     `run_dir`.
@@ -88,8 +88,6 @@ def run_trial(params: dict[str, Any]) -> None:
     run = check_run(config)
     try:
         outcome = _fit_and_tell(run, run_dir, resources)
-    except StorageError:  # which says nothing of the trial
-        raise
     except UserError as error:
         record = dataclasses.replace(record, error=str(error))
     else:

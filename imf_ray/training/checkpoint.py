@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from imf_ray.agents.pretrained import save_agent, save_policy
 from imf_ray.agents.vla import VLAAgent
@@ -37,8 +37,8 @@ VALIDATION, VALIDATIONS = "validation.json", "validations.jsonl"
 VIDEOS, DATA_FILE = "videos", "data.json"
 VALIDATED_STEP = "validated_step"
 """Among metrics: the step of the checkpoint that those of validation are of."""
-WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
-"""What a full disk raises in Python, in safetensors and in torch."""
+NO_ROOM = re.compile("PytorchStreamWriter|unexpected pos|No space left|os error|I/O error")
+"""What torch and safetensors, which raise errors of their own, say of a full disk."""
 log = logging.getLogger(__name__)
 
 
@@ -108,7 +108,7 @@ def save_checkpoint(
     ema: Mapping[str, torch.Tensor] | None,
     trainer_state: Mapping[str, Any],
 ) -> SavedCheckpoint:
-    """Write the checkpoint after `step` updates: complete or absent.
+    """Write the checkpoint after `step` updates into the run's folder: complete or absent.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written; nothing that counts is left.
@@ -123,6 +123,15 @@ def save_checkpoint(
 
     _write_sealed(partial, final, metrics, write)
     return SavedCheckpoint(final, metrics)
+
+
+def push_checkpoint(checkpoint: Path) -> None:
+    """Have a checkpoint where its run is kept; there, too, it is complete or absent.
+
+    Raises:
+        StorageError: it cannot be written there.
+    """
+    push(checkpoint, last=MANIFEST)
 
 
 def export_policy(checkpoint: Path, folder: Path) -> SavedCheckpoint:
@@ -141,6 +150,7 @@ def export_policy(checkpoint: Path, folder: Path) -> SavedCheckpoint:
         metrics,
         lambda partial: save_policy(partial, checkpoint),
     )
+    push_checkpoint(folder)
     return SavedCheckpoint(folder, metrics)
 
 
@@ -160,10 +170,9 @@ def _write_sealed(
         if final.exists():  # an invalid one of an earlier attempt: valid ones are resumed from
             delete_checkpoint(final)
         move_into_place(partial, final)
-        push(final, last=MANIFEST)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if not isinstance(error, WRITE_ERRORS):
+        if not isinstance(error, OSError) and not NO_ROOM.search(str(error)):
             raise
         free = shutil.disk_usage(final.parent).free / 2**20
         raise StorageError(

@@ -7,6 +7,7 @@ its forward is the loss, so that gradients are averaged although they pass a JVP
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from imf_ray.data.draws import crop_places, sample_draws
 from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream
 from imf_ray.data.statistics import Statistics
 from imf_ray.data.windows import Batch
-from imf_ray.errors import UserError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.files import insist
 from imf_ray.places import here, kept_at
 from imf_ray.schema import Config
@@ -47,6 +48,7 @@ from imf_ray.training.checkpoint import (
     prune_checkpoints,
     pull_run,
     pull_validations,
+    push_checkpoint,
     save_checkpoint,
 )
 from imf_ray.training.diagnostics import GradientNorms, diagnose
@@ -55,6 +57,7 @@ from imf_ray.training.optimizer import WeightAverage, make_optimizer, make_sched
 from imf_ray.training.tracking import SampleLog, Tracker, record_worker
 
 COMMIT_TIMEOUT_S = 30.0
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -196,9 +199,9 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     if kept_at(run_dir) is not None:  # the ranks of a machine share its working copy
         if context.get_local_rank() == 0:
-            pull_run(run_dir)
+            insist(lambda: pull_run(run_dir))
         ray.train.collective.barrier()
-    record_worker(run_dir, rank)
+    insist(lambda: record_worker(run_dir, rank))
     # Beside busy processes, more threads than CPUs wait for each other and everything collapses.
     torch.set_num_threads(max(1, int(train_loop_config["cpus"])))
 
@@ -245,6 +248,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
             if tracker is not None:
                 found = {"epoch": progress, **metrics}
                 saved = insist(functools.partial(trainer.save, run_dir, found))
+                insist(functools.partial(push_checkpoint, saved.path))
             reporter.report(trainer.step, saved)
         if asked_to_stop:
             break
@@ -253,7 +257,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     stopped = trainer.step < config.train.max_steps
     swanlab_run = None
     if tracker is not None:
-        withdraw_stop(run_dir)  # answered: what there is to save is saved
+        insist(lambda: withdraw_stop(run_dir))  # answered: what there is to save is saved
         if not stopped:
             reporter.wait_for_validations()
         swanlab_run = tracker.swanlab_run
@@ -281,7 +285,7 @@ class _Reporter:
         if saved is not None and self._tracker is not None:
             checkpoint = _in_storage(saved.path)
             # What was found out of earlier checkpoints comes late, and is what ranks trials.
-            pull_validations(self._run_dir)
+            insist(lambda: pull_validations(self._run_dir))
             metrics |= {**saved.metrics, **self._tracker.log_validations()}
         ray.train.report(
             metrics,
@@ -315,13 +319,17 @@ class _Reporter:
         """Wait for the validations under way, log them, and delete what waited for them."""
         assert self._tracker is not None
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.VALIDATED)
-        pull_validations(self._run_dir)
+        insist(lambda: pull_validations(self._run_dir))
         self._tracker.log_validations()
         self._prune()
 
     def _prune(self) -> None:
-        if self._tracker is not None:
+        if self._tracker is None:
+            return
+        try:
             prune_checkpoints(self._run_dir, self._keep_last, self._schedule.validated)
+        except StorageError as error:  # the next time will do
+            log.warning("Older checkpoints are kept for now: %s", error)
 
 
 def _in_storage(checkpoint: Path) -> ray.train.Checkpoint:

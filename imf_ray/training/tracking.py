@@ -102,7 +102,7 @@ class Tracker:
         self._logged = {_judged(line) for line in before if "validated" in line}
         starts = [line for line in before if RESTARTS in line]
         self._gauges = Gauges(run_dir.name)
-        self._file = LineFile(run_dir / METRICS_FILE)
+        self._file = insist(lambda: LineFile(run_dir / METRICS_FILE))
         self._swanlab_dir = run_dir / SWANLAB_DIR
         self._swanlab = _start_swanlab(run_dir, config) if config.train.use_swanlab else None
         self._last_step, self._last_time = start_step, time.monotonic()
@@ -151,10 +151,10 @@ class Tracker:
 
     def close(self) -> None:
         """Flush everything."""
-        self._file.close()
+        insist(self._file.close)
         if self._swanlab is not None:
             self._swanlab.finish()
-            push(self._swanlab_dir)
+            insist(lambda: push(self._swanlab_dir))
 
     def _show_video(self, step: int) -> None:
         video = validation_video(self._run_dir, step)
@@ -254,10 +254,10 @@ def _start_swanlab(run_dir: Path, config: Config) -> Any:
     if mode != "online":
         return start(mode=mode)
     name = folder / RUN_ID
-    pull(name)
-    if not name.is_file():
-        write_atomically(name, uuid.uuid4().hex)
     try:
+        pull(name)
+        if not name.is_file():
+            write_atomically(name, uuid.uuid4().hex)
         return start(mode=mode, id=name.read_text(), resume="allow")
     except Exception as error:  # whatever the network brings; training does not need it
         log.warning("SwanLab is offline from here on: %s: %s", type(error).__name__, error)

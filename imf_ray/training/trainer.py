@@ -31,7 +31,7 @@ from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
 from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import StorageError, UserError
-from imf_ray.files import write_if_changed
+from imf_ray.files import insist, write_if_changed
 from imf_ray.places import kept_at, place, pull, remove
 from imf_ray.resources import DATA_POOL, TRAIN_POOL, RunResources, in_pool
 from imf_ray.schema import Config
@@ -131,6 +131,13 @@ def check_run(config: Config) -> CheckedRun:
         pool_chunks=config.data.pool_chunks,
         seed=config.train.seed,
     )
+    if plan.virtual_shards % config.cluster.num_workers:
+        log.warning(
+            "%d workers share %d virtual shards unequally, and wait for those with most; with a "
+            "multiple of the workers, data.virtual_shards=N, shares are equal",
+            config.cluster.num_workers,
+            plan.virtual_shards,
+        )
     return CheckedRun(config, train, held, plan)
 
 
@@ -148,7 +155,7 @@ def fit(
         ray.train.TrainingFailedError: it failed for another reason.
     """
     config = run.config
-    pull_run(run_dir)
+    insist(lambda: pull_run(run_dir))
     plan = claim_run_dir(run, run_dir)
     spec = window_spec(config)
     statistics = compute_statistics(run.train.episodes, spec.selection)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def validate(
             records.append(played.record)
             if VIDEO in played.files:
                 video = validation_video(folder.parent, step_of(folder))
-                write_atomically(video, played.files[VIDEO])
+                insist(partial(write_atomically, video, played.files[VIDEO]))
         metrics |= summarize(records).metrics()
         steps = sum(record.steps for record in records)
         metrics["rollout/fps"] = steps / (time.perf_counter() - begun)

@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from benchmarks.chaos_sweep import is_alive
 from imf_ray.errors import UserError
 from imf_ray.sweep.scheduling import SCHEDULERS, make_scheduler
 from imf_ray.sweep.search_space import load_search_space, short_names, trial_name
@@ -152,11 +153,13 @@ def begin(folder: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_step(step: int, sweep_dir: Path, command: subprocess.Popen[str]) -> None:
-    """Wait until both trials have made that many updates."""
-    while sum(any(line["step"] >= step for line in log) for log in logs_of(sweep_dir)) < 2:
+def wait_for_steps(steps: Sequence[int], sweep_dir: Path, command: subprocess.Popen[str]) -> None:
+    """Wait until each trial has made that many updates."""
+    made: list[int] = []
+    while len(made) < len(steps) or any(m < s for m, s in zip(made, steps, strict=True)):
         assert command.poll() is None
         time.sleep(0.1)
+        made = [max((e["step"] for e in log), default=0) for log in logs_of(sweep_dir)]
 
 
 def newest_steps(sweep_dir: Path) -> list[int]:
@@ -169,7 +172,7 @@ SPACE = """
 fixed:
   agent: resnet_imf_attnres_multitoken
   agent.head.n_head: 2
-  train.max_steps: 40
+  train.max_steps: 200
 grid:
   agent.head.n_emb: [16, 32]
   agent.head.n_layer: [1]
@@ -195,7 +198,7 @@ def test_a_sweep_stops_goes_on_trains_judges_and_records(
     ]
     folder = tmp_path / "runs/sweep"
     begun = begin(tmp_path, *options)
-    wait_for_step(5, folder, begun)
+    wait_for_steps([5, 5], folder, begun)
     begun.send_signal(signal.SIGINT)
     _, errors = begun.communicate(timeout=COMMAND_LIMIT_S)
     assert begun.returncode == 130, errors
@@ -205,11 +208,11 @@ def test_a_sweep_stops_goes_on_trains_judges_and_records(
     assert [max(steps, default=0) for steps in made] == saved  # nothing is lost by Ctrl-C
 
     killed = begin(tmp_path, "resume=auto")
-    wait_for_step(max(saved) + 1, folder, killed)
+    wait_for_steps([steps + 1 for steps in saved], folder, killed)
     killed.kill()
     killed.communicate(timeout=COMMAND_LIMIT_S)
     workers = [worker["pid"] for run in find_runs(folder) for worker in read_workers(run)]
-    while any(map(psutil.pid_exists, workers)):
+    while any(map(is_alive, workers)):
         time.sleep(0.1)
     starts = [saved, newest_steps(folder)]
 
@@ -218,7 +221,7 @@ def test_a_sweep_stops_goes_on_trains_judges_and_records(
     assert "Going on with" in done.stdout
     assert "2 trials, 2 at a time" in done.stdout and "SwanLab: offline" in done.stdout
     for trial, log in enumerate(logs_of(folder)):  # no update of a checkpoint was made twice
-        assert {line["step"] for line in log if "loss" in line} == set(range(1, 41))
+        assert {line["step"] for line in log if "loss" in line} == set(range(1, 201))
         found = [line["step"] for line in log if "restarts" in line]
         assert found == [0, *(steps[trial] for steps in starts)]
     content = json.loads((folder / "sweep.json").read_text())
