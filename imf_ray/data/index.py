@@ -109,7 +109,7 @@ def check_folder(
         try:
             stamps[path] = stamp(path)  # before reading: a later change shows
         except OSError as error:
-            if is_url(path) and not isinstance(error, FileNotFoundError):  # says nothing of it
+            if is_url(path):  # it was listed just now: this says nothing of the file
                 raise StorageError(f"{path} cannot be read: {error}") from error
             verdicts[path] = str(bad_episode(path, f"it cannot be read ({error})"))
             continue

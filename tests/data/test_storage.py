@@ -139,7 +139,7 @@ def _batches(folder: str, identities: tuple[str, ...]) -> Iterator[Batch]:
 def test_what_a_server_does_not_give_is_named(served: tuple[str, list[int]]) -> None:
     url, _ = served
     _Ranges.down.append("episode_1")
-    with pytest.raises(UserError, match=r"http://.*/episode_1.hdf5 cannot be read: .*503"):
+    with pytest.raises(UserError, match=r"http://.*/episode_1.hdf5 cannot be read: "):
         build_index(tiny_config(url))
     _Ranges.down.append("/")
     with pytest.raises(UserError, match=r"http://.* cannot be listed: ClientResponseError: 503"):
