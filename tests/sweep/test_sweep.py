@@ -194,7 +194,7 @@ def test_a_sweep_stops_goes_on_trains_judges_and_records(
         "train.swanlab_mode=offline",
         "task.max_episode_steps=60",
         "run_name=sweep",
-        "train.save_freq=10",
+        "train.save_freq=100",  # every checkpoint is judged, which takes longer than training
     ]
     folder = tmp_path / "runs/sweep"
     begun = begin(tmp_path, *options)
