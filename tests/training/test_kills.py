@@ -21,7 +21,7 @@ from imf_ray.training.trainer import check_run, fit
 from tests.conftest import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 
 SIZE = ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),))
-STEPS, RANKS, SAVE_FREQ, KILLED_AT = 24, 2, 3, 20
+STEPS, RANKS, SAVE_FREQ, KILLED_AT = 30, 2, 3, 20
 OPTIONS = (
     f"train.max_steps={STEPS}",
     "train.batch_size=48",
