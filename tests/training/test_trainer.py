@@ -188,6 +188,19 @@ def test_whatever_a_simulator_does_training_goes_on(
             assert "validation_error" not in line
 
 
+def test_a_file_that_changes_while_training_reads_ends_it_in_one_message(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(demonstrations, tmp_path / "data")
+    config = tiny_config(tmp_path / "data", "train.max_failures=0")
+    run = check_run(config)
+    for episode in run.train.episodes:
+        content = Path(episode.path).read_bytes()
+        Path(episode.path).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"^Training stopped: Episode .*episode_\d.hdf5 cannot be"):
+        fit(run, tmp_path / "run", plan_run(config, SIZE))
+
+
 def test_gradients_are_averaged_over_ranks(demonstrations: Path, tmp_path: Path) -> None:
     options = ("train.batch_size=16", "train.grad_clip=1e9")
     one, two = (
