@@ -7,18 +7,24 @@ RoboIMI's format, which have been indexed before. The outcome of each: `equal` (
 was written), `refused` (by `check`, with the file named, and by training), `different` (a silent
 change), `trained on` or `not trained on` (other than `check` has it), `hung` or `killed` (the child
 process that reads was stopped after its time limit, or died: the file is refused then as well, and
-training goes on).
+training goes on). Each file is damaged behind the back of a training, too, whose reader knows it
+from the index: `read` with what went wrong, if it neither reads what was there nor refuses the
+file by name within ten seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import multiprocessing
+import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -42,12 +48,15 @@ from imf_ray.data.episodes import (
 )
 from imf_ray.data.formats import AUTO
 from imf_ray.data.index import build_index, check_folder
+from imf_ray.data.storage import stamp
+from imf_ray.errors import UserError
 from imf_ray.schema import Config
 
 LENGTH, SIZE, STATE, OBJECT = 20, 16, 16, "cube"
 HEADER_BYTES = 2048
 GOOD = ("equal", "refused")
 BAD = ("different", "trained on", "not trained on", "hung", "killed")
+READER_LIMIT_S, READER_START_S = 10.0, 120.0
 Mutation = Callable[[Path, np.random.Generator], None]
 
 
@@ -280,12 +289,13 @@ FOREIGN = ("ACT", "JPEG", "RoboIMI")
 def fuzz(folder: Path, mutations: int, seed: int) -> list[tuple[str, str, str]]:
     """(kind of file, mutation, outcome) of each of `mutations` damaged files, made in `folder`."""
     outcomes = []
+    reader = _Reader()
     for place, (kind, write) in enumerate(KINDS.items()):
         home = folder / kind
         home.mkdir(parents=True)
         write(home / "original")
         info = check_episode(home / "original")
-        contents = _read(home / "original", info)
+        contents = _read(info)
         paths = [episode_path(home, number) for number in range(mutations // len(KINDS))]
         for path in paths:
             shutil.copyfile(home / "original", path)
@@ -298,15 +308,49 @@ def fuzz(folder: Path, mutations: int, seed: int) -> list[tuple[str, str, str]]:
             if kind in FOREIGN or mutate is other_format
         ]
         check_folder(home, indexed, AUTO)
+        trouble = []
         for number, (path, mutate) in enumerate(zip(paths, mutations_of, strict=True)):
+            known = replace(info, path=str(path), stamp=stamp(path))
             mutate(path, np.random.default_rng([seed, number, place]))
+            trouble.append(reader.trouble(known, contents))
         found = check_folder(home, paths, AUTO, again=True)  # as `imf_ray.data check` does
         trained = {episode.path for episode in build_index(_training(home, kind)).episodes}
         outcomes += [
-            (kind, name, _outcome(path, found[path], info, contents, str(path) in trained))
-            for name, path in zip(names, paths, strict=True)
+            (kind, name, bad or _outcome(path, found[path], info, contents, str(path) in trained))
+            for name, path, bad in zip(names, paths, trouble, strict=True)
         ]
+    reader.close()
     return outcomes
+
+
+class _Reader:
+    """A process that reads as training does."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self._pool.submit(os.getpid).result(READER_START_S)
+
+    def close(self) -> None:
+        for process in list(self._pool._processes.values()):  # no public way to end one that hangs
+            process.kill()
+        self._pool.shutdown()
+
+    def trouble(self, info: EpisodeInfo, contents: list[EpisodeSlice]) -> str | None:
+        """What is wrong with how a file that was indexed is read now, if anything."""
+        try:
+            read = self._pool.submit(_read, info).result(READER_LIMIT_S)
+        except UserError as error:
+            return None if Path(info.path).name in str(error) else "read: not named"
+        except (TimeoutError, BrokenProcessPool) as error:
+            self.close()
+            self._start()
+            return "read: hung" if isinstance(error, TimeoutError) else "read: killed"
+        except Exception as error:
+            return f"read: {type(error).__name__}"
+        return None if all(map(_same, read, contents)) else "read: different"
 
 
 def _training(home: Path, kind: str) -> Config:
@@ -342,26 +386,17 @@ def _outcome(
         return "killed" if "killed the reader" in found else "refused"
     if not is_trained_on:
         return "not trained on"
-    described = {**asdict(found), "path": original.path, "identity": original.identity}
-    read = _read(path, found)
+    described = replace(found, path=original.path, stamp=original.stamp)
+    read = _read(found)
     same = len(read) == len(contents) and all(map(_same, read, contents))
-    return "equal" if described == asdict(original) and same else "different"
+    return "equal" if described == original and same else "different"
 
 
-def _read(path: Path, info: EpisodeInfo) -> list[EpisodeSlice]:
+def _read(info: EpisodeInfo) -> list[EpisodeSlice]:
     """All of an episode, as the state and the actions of each action space."""
     every = (0, LENGTH)
-    return [
-        read_slice(
-            str(path),
-            Selection(tuple(info.cameras), info.objects, space),
-            LENGTH,
-            every,
-            every,
-            info.identity,
-        )
-        for space in info.action_spaces
-    ]
+    selections = [Selection(tuple(info.cameras), info.objects, s) for s in info.action_spaces]
+    return [read_slice(info.source, selection, every, every) for selection in selections]
 
 
 def _same(one: EpisodeSlice, other: EpisodeSlice) -> bool:
@@ -410,7 +445,7 @@ def main() -> None:
         cells = (f"{counts[kind, name, outcome]}" for kind in KINDS for outcome in GOOD)
         print(f"| `{name}` | {' | '.join(cells)} |")
     total = Counter(outcome for _, _, outcome in outcomes)
-    bad = {outcome: total[outcome] for outcome in BAD}
+    bad = {outcome: total[outcome] for outcome in {*BAD, *total} - set(GOOD)}
     print(f"\n{len(outcomes)} files: {dict(total)}; {bad}. Commit {commit()}.")
     if any(bad.values()):
         raise SystemExit(1)

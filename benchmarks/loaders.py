@@ -28,8 +28,10 @@ from benchmarks.consume import (
     consume,
     loader_options,
 )
-from imf_ray.data.episodes import QPOS, Selection, episode_path, identity_of
-from imf_ray.data.formats import IMAGES
+from imf_ray.data.episodes import QPOS, EpisodeSource, Selection, episode_path
+from imf_ray.data.formats import IMAGES, OURS
+from imf_ray.data.integrity import DIGEST
+from imf_ray.data.storage import stamp
 from imf_ray.data.windows import Batch, WindowSpec
 from imf_ray.environment import prepare_environment
 from imf_ray.schema import DataConfig
@@ -39,22 +41,14 @@ MEMORY_BYTES = 6e9
 """Of the pictures that `memory` holds."""
 
 
-def lengths_of(paths: list[Path]) -> list[int]:
-    """Steps of each episode."""
-    lengths = []
+def sources_of(paths: list[Path]) -> tuple[EpisodeSource, ...]:
+    """Episodes of ours, as an index would have them."""
+    sources = []
     for path in paths:
         with h5py.File(path) as file:
-            lengths.append(len(file["action"]))
-    return lengths
-
-
-def identities_of(paths: list[Path]) -> list[str]:
-    """What each episode is known again by."""
-    identities = []
-    for path in paths:
-        with h5py.File(path) as file:
-            identities.append(identity_of(path, file))
-    return identities
+            length, digest = len(file["action"]), file.attrs[DIGEST]
+        sources.append(EpisodeSource(str(path), length, OURS, stamp(path), digest))
+    return tuple(sources)
 
 
 def cameras_of(path: Path) -> tuple[str, ...]:
@@ -82,8 +76,9 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
     from imf_ray.training.trainer import scaling_config
 
     defaults = DataConfig()
+    episodes = sources_of(paths)
     plan = SamplePlan(
-        lengths=tuple(lengths_of(paths)),
+        lengths=tuple(episode.length for episode in episodes),
         batch_size=BATCH,
         virtual_shards=choose_virtual_shards(BATCH, 1, defaults.virtual_shards),
         chunk_steps=defaults.chunk_steps,
@@ -96,8 +91,7 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
     stream = EpisodeStream(
         plan=plan,
         spec=spec,
-        paths=tuple(map(str, paths)),
-        identities=tuple(identities_of(paths)),
+        episodes=episodes,
         frame_bytes=frame_bytes,
         max_steps=arguments.max_batches,
         readers=arguments.workers,
@@ -131,7 +125,8 @@ class WindowDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """A window an item, from files that stay open: the loader that everyone writes first."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self._paths, self._lengths = paths, lengths_of(paths)
+        self._paths = paths
+        self._lengths = [episode.length for episode in sources_of(paths)]
         self._ends = np.cumsum(self._lengths)
         self._cameras = cameras_of(paths[0])
         self._open: dict[int, h5py.File] = {}
@@ -184,8 +179,8 @@ def memory_batches(
     """
     cameras = spec.selection.cameras
     sources, held = [], 0
-    for path, length in zip(paths, lengths_of(paths), strict=True):
-        sources.append(spec.read(str(path), length, 0, length))
+    for episode in sources_of(paths):
+        sources.append(spec.read(episode, 0, episode.length))
         held += sum(frames.nbytes for frames in sources[-1].images.values())
         if held > most_bytes:
             break

@@ -52,13 +52,12 @@ def inspect(config: Config, folder: Place) -> None:
     Raises:
         UserError: there is no good file.
     """
-    from imf_ray.data.episodes import Selection
     from imf_ray.data.index import check_folder, require_episodes
     from imf_ray.data.inspection import contact_sheet, episode_table, episode_video, range_table
     from imf_ray.files import write_atomically
 
-    files, format = require_episodes(folder), config.data.format
-    verdicts = check_folder(folder, files, format)
+    files = require_episodes(folder)
+    verdicts = check_folder(folder, files, config.data.format)
     good = [found for path in files if isinstance(found := verdicts[path], EpisodeInfo)]
     for path in files:
         if isinstance(verdicts[path], str):
@@ -66,25 +65,24 @@ def inspect(config: Config, folder: Place) -> None:
     if not good:
         raise UserError(f"None of the {len(files)} files of {folder} is good.")
     console.print(episode_table(good))
-    # Files of several kinds have tables of their own.
-    for key, group in groupby(sorted(good, key=_vectors), key=_vectors):
-        episodes, selection = list(group), Selection(action_space=key[0], format=format)
-        console.print(range_table(episodes, selection))
+    # Files with other datasets have tables of their own.
+    for _, group in groupby(sorted(good, key=_vectors), key=_vectors):
+        console.print(range_table(list(group)))
     cameras = sorted(set.intersection(*(set(episode.cameras) for episode in good)))
     if not cameras:
         console.print("No camera is in all of them: no pictures.")
         return
     output = working_copy(config.storage_path) / "inspections" / folder.name
     video = f"{Path(good[0].path).stem}.mp4"
-    write_atomically(output / "contact_sheet.png", contact_sheet(good, cameras, format))
-    write_atomically(output / video, episode_video(good[0], cameras, format))
+    write_atomically(output / "contact_sheet.png", contact_sheet(good, cameras))
+    write_atomically(output / video, episode_video(good[0], cameras))
     for name in ("contact_sheet.png", video):
         console.print(shown(output / name), soft_wrap=True)
 
 
-def _vectors(episode: EpisodeInfo) -> tuple[str, int, int]:
-    """What the state and the actions of an episode are like."""
-    return episode.action_spaces[0], episode.state_dim, episode.action_dim
+def _vectors(episode: EpisodeInfo) -> list[tuple[str, int]]:
+    """The datasets of vectors of an episode, and their widths."""
+    return sorted((name, len(found.mean)) for name, found in episode.moments.items())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,20 @@ class Episode:
 
 
 @dataclass(frozen=True)
+class EpisodeSource:
+    """An indexed file, as whoever reads it again knows it."""
+
+    path: str
+    length: int
+    format: str
+    """A name in `formats.FORMATS`."""
+    stamp: str
+    """See `storage.stamp`: where it is another one now, the contents are held to the digest."""
+    digest: str
+    """Of the contents, see `integrity.digest_of`."""
+
+
+@dataclass(frozen=True)
 class EpisodeInfo:
     """What a checked file holds: an index row."""
 
@@ -101,15 +115,19 @@ class EpisodeInfo:
     """Objects whose poses are recorded."""
     moments: Mapping[str, Moments]
     """Of the steps of each vector dataset, by its name."""
+    stamp: str
+    """See `storage.stamp`; from before the file was read."""
     digest: str
     """Of the contents, see `integrity.digest_of`."""
-    identity: str
-    """What shows without reading a file that it is the same: the digest that it carries, or else
-    its size and time."""
     attributes: Mapping[str, Any]
     """Root attributes as plain values; empty for files without them."""
     unread: tuple[str, ...]
     """Datasets that nothing is made of, such as the moves of a mobile base."""
+
+    @property
+    def source(self) -> EpisodeSource:
+        """What reading the file again takes."""
+        return EpisodeSource(self.path, self.length, self.format, self.stamp, self.digest)
 
 
 @dataclass(frozen=True)
@@ -122,8 +140,6 @@ class Selection:
     action_space: str = "joint"
     image_size: int | None = None
     """Side of the pictures; those of another size give their central square, scaled."""
-    format: str = AUTO
-    """A name in `formats.FORMATS`, or `auto`: the file itself decides."""
 
 
 @dataclass(frozen=True)
@@ -196,16 +212,17 @@ def check_episode(path: Place, format: str = AUTO) -> EpisodeInfo:
     """Read the whole file once and describe it.
 
     Args:
-        format: see `Selection`.
+        format: a name in `formats.FORMATS`, or `auto`: the file itself decides.
 
     Raises:
         UserError: the file cannot be read, or a shape, dtype, length or value in it is wrong; the
             message names the file and the reason.
     """
     try:
+        before = stamp(path)
         with open_hdf5(path) as file:
             require_plain_storage(file)
-            return _describe(path, file, format)
+            return _describe(path, before, file, format)
     except UserError as error:
         raise bad_episode(path, str(error)) from error
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:
@@ -214,52 +231,36 @@ def check_episode(path: Place, format: str = AUTO) -> EpisodeInfo:
 
 
 def read_slice(
-    path: str,
-    selection: Selection,
-    length: int,
-    frames: tuple[int, int],
-    actions: tuple[int, int],
-    identity: str | None = None,
+    source: EpisodeSource, selection: Selection, frames: tuple[int, int], actions: tuple[int, int]
 ) -> EpisodeSlice:
     """Read frames [frames[0], frames[1]) and actions [actions[0], actions[1]) of one episode.
 
-    Args:
-        length, identity: of the whole episode, as it was indexed.
-
     Raises:
-        UserError: the file cannot be read any more, or is another one, with the file named.
+        UserError: the file cannot be read any more, or holds something else than when it was
+            indexed, with the file named.
     """
-    read = partial(_read_slice, path, selection, length, frames, actions, identity)
+    read = partial(_read_slice, source, selection, frames, actions)
     try:
-        return insist(read) if is_url(path) else read()  # a network may fail for a moment
+        return insist(read) if is_url(source.path) else read()  # a network may fail for a moment
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, UserError) as error:
         raise UserError(
-            f"Episode {path} cannot be read as it was when it was indexed ({error}). Put back the "
-            "file that was, and the same command goes on; or train another run without it."
+            f"Episode {source.path} cannot be read as it was when it was indexed ({error}). Put "
+            "back the file that was, and the same command goes on; or train another run without it."
         ) from error
 
 
 def _read_slice(
-    path: str,
-    selection: Selection,
-    length: int,
-    frames: tuple[int, int],
-    actions: tuple[int, int],
-    identity: str | None,
+    source: EpisodeSource, selection: Selection, frames: tuple[int, int], actions: tuple[int, int]
 ) -> EpisodeSlice:
-    with open_hdf5(path) as file:
-        kind = FORMATS[format_of(file, selection.format)]
-        action = file[kind.actions[selection.action_space]]
-        if identity not in (None, identity_of(path, file)):
-            raise UserError(
-                "it was changed; a copy of a file without a digest must keep its time, as "
-                "cp -p and rsync -t do"
-            )
-        if len(action) != length:
-            raise UserError(f"it has {len(action)} steps instead of {length}")
+    now = stamp(place(source.path))
+    # A copy on another machine has another time, and a file that was edited its old digest.
+    if now != source.stamp and _digest_at(source.path, now) != source.digest:
+        raise UserError("it was changed")
+    with open_hdf5(source.path) as file:
+        kind = FORMATS[source.format]
         state = [file[QPOS], *(file[pose_dataset(name)] for name in selection.objects)]
         return EpisodeSlice(
-            length=length,
+            length=source.length,
             frame_start=frames[0],
             action_start=actions[0],
             images={
@@ -267,8 +268,16 @@ def _read_slice(
                 for camera in selection.cameras
             },
             qpos=np.hstack([part[slice(*frames)] for part in state]).astype(np.float32),
-            action=action[slice(*actions)].astype(np.float32),
+            action=file[kind.actions[selection.action_space]][slice(*actions)].astype(np.float32),
         )
+
+
+@cache
+def _digest_at(path: str, stamp: str) -> str:
+    """The digest of a file's contents, read once a process for each of its stamps."""
+    with open_hdf5(path) as file:
+        require_plain_storage(file)  # or it might take for ever
+        return digest_of(file)
 
 
 def read_actions(path: Place, format: str, action_space: str) -> np.ndarray:
@@ -293,12 +302,7 @@ def bad_episode(path: str | Place, reason: str) -> UserError:
     )
 
 
-def identity_of(path: str | Place, file: h5py.File) -> str:
-    """What shows, without reading a file, that it is the same one."""
-    return str(file.attrs[DIGEST]) if DIGEST in file.attrs else json.dumps(stamp(place(path)))
-
-
-def _describe(path: Place, file: h5py.File, asked: str) -> EpisodeInfo:
+def _describe(path: Place, stamp: str, file: h5py.File, asked: str) -> EpisodeInfo:
     name = format_of(file, asked)
     kind = FORMATS[name]
     actions = {space: data for space, data in kind.actions.items() if _is_dataset(file, data)}
@@ -337,8 +341,8 @@ def _describe(path: Place, file: h5py.File, asked: str) -> EpisodeInfo:
         action_spaces=tuple(actions),
         objects=objects,
         moments=moments,
+        stamp=stamp,
         digest=digest,
-        identity=identity_of(path, file),
         attributes={name: _plain(value) for name, value in file.attrs.items()},
         unread=_unread(file, {*vectors, *kind.bookkeeping}),
     )

@@ -27,7 +27,7 @@ from imf_ray.files import write_atomically
 from imf_ray.places import Place, is_url, place, reporting
 from imf_ray.schema import Config
 
-CACHE_VERSION = 6
+CACHE_VERSION = 7
 log = logging.getLogger(__name__)
 
 
@@ -103,17 +103,16 @@ def check_folder(
     always are: what was wrong may have been the disk, or the right to read.
     """
     cache = _Cache(folder, format)
-    stamps: dict[Place, list[Any]] = {}
     verdicts: dict[Place, Verdict] = {}
     for path in files:
         try:
-            stamps[path] = stamp(path)  # before reading: a later change shows
+            now = stamp(path)
         except OSError as error:
             if is_url(path):  # it was listed just now: this says nothing of the file
                 raise StorageError(f"{path} cannot be read: {error}") from error
             verdicts[path] = str(bad_episode(path, f"it cannot be read ({error})"))
             continue
-        info = None if again else cache.get(path, stamps[path])
+        info = None if again else cache.get(path, now)
         if info is not None:
             verdicts[path] = info
     fresh = [path for path in files if path not in verdicts]
@@ -122,7 +121,7 @@ def check_folder(
         for path, found in track(checked, "Checking episodes", len(fresh), disable=not fresh):
             verdict = _unless_replaced(path, found, cache.last(path), folder)
             if isinstance(verdict, EpisodeInfo):
-                cache.put(path, stamps[path], verdict)
+                cache.put(path, verdict)
             else:
                 cache.distrust(path)
             verdicts[path] = verdict
@@ -192,9 +191,9 @@ class _Cache:
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("Ignoring the unreadable index cache %s: %s", self._path, error)
 
-    def get(self, path: Place, stamp: list[Any]) -> EpisodeInfo | None:
+    def get(self, path: Place, stamp: str) -> EpisodeInfo | None:
         entry = self._entries.get(path.name)
-        if entry is None or entry["stamp"] != [*stamp, self._format]:
+        if entry is None or entry["good"] != [stamp, self._format]:
             return None
         return info_from_dict(dict(entry["info"], path=str(path)))
 
@@ -206,11 +205,11 @@ class _Cache:
     def distrust(self, path: Place) -> None:
         """Have a file checked again; what it was stays known."""
         if path.name in self._entries:
-            self._entries[path.name]["stamp"] = None
+            self._entries[path.name]["good"] = None
 
-    def put(self, path: Place, stamp: list[Any], info: EpisodeInfo) -> None:
+    def put(self, path: Place, info: EpisodeInfo) -> None:
         self._entries[path.name] = {
-            "stamp": [*stamp, self._format],
+            "good": [info.stamp, self._format],
             "info": dataclasses.asdict(info),
         }
 

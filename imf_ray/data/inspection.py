@@ -12,7 +12,7 @@ from rich.table import Table
 
 from imf_ray.data.episodes import EpisodeInfo, Selection, read_slice
 from imf_ray.data.formats import square
-from imf_ray.data.statistics import compute_statistics
+from imf_ray.data.moments import merge
 from imf_ray.mp4 import encode_video
 from imf_ray.places import Place
 
@@ -36,10 +36,12 @@ def verdict_table(verdicts: Mapping[Place, EpisodeInfo | str]) -> Table:
 
 
 def episode_table(episodes: Sequence[EpisodeInfo]) -> Table:
-    """A line for each episode: length, outcome, seed, cameras, and datasets that are not used."""
-    table = Table("file", "format", "steps", "success", "seed", "cameras", "not read", box=None)
+    """A line for each episode: length, outcome, seed, shapes, and datasets that are not used."""
+    columns = ("file", "format", "steps", "success", "seed", "cameras", "vectors", "not read")
+    table = Table(*columns, box=None)
     for episode in episodes:
         sizes = (f"{name} {height}x{width}" for name, (height, width) in episode.cameras.items())
+        widths = (f"{name} {len(found.mean)}" for name, found in episode.moments.items())
         table.add_row(
             Path(episode.path).name,
             episode.format,
@@ -47,22 +49,24 @@ def episode_table(episodes: Sequence[EpisodeInfo]) -> Table:
             str(episode.attributes.get("success", "-")),
             str(episode.attributes.get("seed", "-")),
             ", ".join(sizes) or "-",
+            ", ".join(widths),
             ", ".join(episode.unread) or "-",
         )
     return table
 
 
-def range_table(episodes: Sequence[EpisodeInfo], selection: Selection) -> Table:
-    """Minimum, mean, maximum and deviation of each dimension of state and action."""
+def range_table(episodes: Sequence[EpisodeInfo]) -> Table:
+    """Minimum, mean, maximum and deviation of each dimension of each dataset of vectors."""
     table = Table("dimension", "min", "mean", "max", "std", box=None)
-    for name, values in compute_statistics(episodes, selection).items():
-        for number in range(len(values["min"])):
-            cells = (f"{values[key][number]:.4f}" for key in ("min", "mean", "max", "std"))
-            table.add_row(f"{name}[{number}]", *cells)
+    for name in episodes[0].moments:
+        found = merge([episode.moments[name] for episode in episodes])
+        columns = zip(found.min, found.mean, found.max, found.std, strict=True)
+        for number, row in enumerate(columns):
+            table.add_row(f"{name}[{number}]", *(f"{value:.4f}" for value in row))
     return table
 
 
-def contact_sheet(episodes: Sequence[EpisodeInfo], cameras: Sequence[str], format: str) -> bytes:
+def contact_sheet(episodes: Sequence[EpisodeInfo], cameras: Sequence[str]) -> bytes:
     """PNG with a row for each of up to `SHEET_EPISODES` episodes, evenly chosen: what each camera
     sees at `SHEET_MOMENTS` moments."""
     chosen = [episodes[n] for n in _evenly(len(episodes), SHEET_EPISODES)]
@@ -75,7 +79,7 @@ def contact_sheet(episodes: Sequence[EpisodeInfo], cameras: Sequence[str], forma
             camera = cameras[column // SHEET_MOMENTS]
             moments = _evenly(episode.length, SHEET_MOMENTS)
             step = moments[min(column % SHEET_MOMENTS, len(moments) - 1)]
-            picture = _pictures(episode, (camera,), (step, step + 1), format)[camera][0]
+            picture = _pictures(episode, (camera,), (step, step + 1))[camera][0]
             sheet.paste(Image.fromarray(picture), (column * TILE, top + CAPTION_HEIGHT))
             caption = f"{Path(episode.path).stem} {camera} {step}"
             draw.text((column * TILE + 2, top), caption, fill="white")
@@ -84,18 +88,17 @@ def contact_sheet(episodes: Sequence[EpisodeInfo], cameras: Sequence[str], forma
     return file.getvalue()
 
 
-def episode_video(episode: EpisodeInfo, cameras: Sequence[str], format: str) -> bytes:
+def episode_video(episode: EpisodeInfo, cameras: Sequence[str]) -> bytes:
     """MP4 of an episode, its cameras side by side."""
-    pictures = _pictures(episode, tuple(cameras), (0, episode.length), format)
+    pictures = _pictures(episode, tuple(cameras), (0, episode.length))
     return encode_video(np.concatenate([pictures[camera] for camera in cameras], axis=2))
 
 
 def _pictures(
-    episode: EpisodeInfo, cameras: tuple[str, ...], steps: tuple[int, int], format: str
+    episode: EpisodeInfo, cameras: tuple[str, ...], steps: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    space = episode.action_spaces[0]
-    selection = Selection(cameras, action_space=space, format=format)
-    images = read_slice(episode.path, selection, episode.length, steps, (0, 0)).images
+    selection = Selection(cameras, action_space=episode.action_spaces[0])
+    images = read_slice(episode.source, selection, steps, (0, 0)).images
     return {camera: square(frames, TILE) for camera, frames in images.items()}
 
 

@@ -23,7 +23,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from imf_ray.data.episodes import EpisodeSlice
+from imf_ray.data.episodes import EpisodeSlice, EpisodeSource
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.windows import Batch, WindowBatcher, WindowSpec
 
@@ -42,15 +42,14 @@ LOOP_SHARE, LONGEST_REST_S = 0.1, 0.1
 class EpisodeStream:
     """The training data of a run, whatever its world size.
 
-    `paths`, `identities` and the plan's lengths describe the same episodes; `frame_bytes` is what
+    `episodes` are those of the plan's lengths, in that order; `frame_bytes` is what
     the pictures of one step take; `readers` is the number of parallel read tasks of each rank, and
     `options` are Ray's for each.
     """
 
     plan: SamplePlan
     spec: WindowSpec
-    paths: tuple[str, ...]
-    identities: tuple[str, ...]
+    episodes: tuple[EpisodeSource, ...]
     frame_bytes: int
     max_steps: int
     readers: int
@@ -187,11 +186,9 @@ def _read_task(stream: EpisodeStream, epoch: int, numbers: np.ndarray) -> ReadTa
     rows = [
         (
             int(number),
-            stream.paths[plan.episode[number]],
-            stream.plan.lengths[plan.episode[number]],
+            stream.episodes[plan.episode[number]],
             int(plan.start[number]),
             int(plan.stop[number]),
-            stream.identities[plan.episode[number]],
         )
         for number in numbers
     ]
@@ -200,10 +197,10 @@ def _read_task(stream: EpisodeStream, epoch: int, numbers: np.ndarray) -> ReadTa
 
 
 def _read_rows(
-    spec: WindowSpec, epoch: int, rows: list[tuple[int, str, int, int, int, str]]
+    spec: WindowSpec, epoch: int, rows: list[tuple[int, EpisodeSource, int, int]]
 ) -> Iterator[pa.Table]:
-    for number, path, length, start, stop, identity in rows:
-        yield _to_table(epoch, number, spec.read(path, length, start, stop, identity))
+    for number, episode, start, stop in rows:
+        yield _to_table(epoch, number, spec.read(episode, start, stop))
 
 
 def _to_table(epoch: int, number: int, source: EpisodeSlice) -> pa.Table:

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import h5py
 from platformdirs import user_cache_path
@@ -49,7 +48,7 @@ def open_hdf5(path: str | Place) -> Iterator[h5py.File]:
         yield file
 
 
-def stamp(path: Place) -> list[Any]:
+def stamp(path: Place) -> str:
     """Changes when a file does: its name and size, and its time or what its server says of it.
 
     Of a server that tells neither a time nor a tag, only the size is known.
@@ -63,9 +62,9 @@ def stamp(path: Place) -> list[Any]:
         # Not all of it: the URL that a server redirects to may be signed anew each time.
         told = {key: value for key, value in info.items() if key.lower() in TELLING.split()}
         described = json.dumps(told, sort_keys=True, default=str).encode()
-        return [path.name, info.get("size"), hashlib.sha256(described).hexdigest()[:16]]
+        return f"{path.name} {info.get('size')} {hashlib.sha256(described).hexdigest()[:16]}"
     stat = path.stat()
-    return [path.name, stat.st_size, stat.st_mtime_ns]
+    return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def size_of(path: Place) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imf_ray.data.episodes import EpisodeSlice, Selection, read_slice
+from imf_ray.data.episodes import EpisodeSlice, EpisodeSource, Selection, read_slice
 from imf_ray.data.sampling import EpochPlan, SamplePlan
 
 Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
@@ -45,27 +45,20 @@ class WindowSpec:
         """(n, pred_horizon) steps predicted by samples at `steps` (n,); some lie outside."""
         return steps[:, None] + np.arange(self.pred_horizon) + 1 - self.obs_horizon
 
-    def read(
-        self, path: str, length: int, start: int, stop: int, identity: str | None = None
-    ) -> EpisodeSlice:
+    def read(self, episode: EpisodeSource, start: int, stop: int) -> EpisodeSlice:
         """Read all that windows at sample starts [start, stop) of an episode need.
-
-        Args:
-            length, identity: see `read_slice`.
 
         Raises:
             UserError: as `read_slice`.
         """
         ends = np.array([start, stop - 1])
-        frames = np.clip(self.observation_steps(ends), 0, length - 1)
-        actions = np.clip(self.action_steps(ends), 0, length - 1)
+        frames = np.clip(self.observation_steps(ends), 0, episode.length - 1)
+        actions = np.clip(self.action_steps(ends), 0, episode.length - 1)
         return read_slice(
-            path,
+            episode,
             self.selection,
-            length,
             (int(frames.min()), int(frames.max()) + 1),
             (int(actions.min()), int(actions.max()) + 1),
-            identity,
         )
 
     def cut(self, pieces: Sequence[Piece]) -> Batch:
@@ -103,22 +96,18 @@ class WindowSpec:
 
 
 def sample_windows(
-    episodes: Sequence[tuple[str, int]], spec: WindowSpec, count: int, seed: int
+    episodes: Sequence[EpisodeSource], spec: WindowSpec, count: int, seed: int
 ) -> Batch:
-    """Up to `count` windows drawn without replacement from all steps of `episodes`.
-
-    Args:
-        episodes: pairs (path, length).
-    """
-    offsets = np.cumsum([0] + [length for _, length in episodes])
+    """Up to `count` windows drawn without replacement from all steps of `episodes`."""
+    offsets = np.cumsum([0] + [episode.length for episode in episodes])
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.choice(offsets[-1], size=min(count, int(offsets[-1])), replace=False))
     pieces = []
-    for number, (path, length) in enumerate(episodes):
+    for number, episode in enumerate(episodes):
         places = np.flatnonzero((ids >= offsets[number]) & (ids < offsets[number + 1]))
         for place in places:  # each by itself: between them may lie a whole episode
             step = int(ids[place] - offsets[number])
-            source = spec.read(path, length, step, step + 1)
+            source = spec.read(episode, step, step + 1)
             pieces.append(Piece(source, np.array([step]), np.array([place])))
     return spec.cut(pieces)
 

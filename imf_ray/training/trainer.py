@@ -26,6 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from imf_ray.agents.pretrained import CONFIG, build_agent
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
+from imf_ray.data.episodes import EpisodeSource
 from imf_ray.data.index import EpisodeIndex, build_index
 from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
 from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
@@ -51,6 +52,7 @@ CONTROLLER_TROUBLE = (OSError, StorageError, RayActorError)
 CONTROLLER_FAILURE_LIMIT = 30
 """Workers that find no place in a minute count as one failure, and a lost node may take a while to
 be replaced."""
+HELD_OUT = "held_out_files"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 FREE_KEYS = (
     "cluster",
@@ -162,8 +164,7 @@ def fit(
     stream = EpisodeStream(
         plan=plan,
         spec=spec,
-        paths=tuple(episode.path for episode in run.train.episodes),
-        identities=tuple(episode.identity for episode in run.train.episodes),
+        episodes=tuple(episode.source for episode in run.train.episodes),
         frame_bytes=len(config.agent.camera_names) * 3 * config.task.image_size**2,
         max_steps=config.train.max_steps,
         readers=config.train.num_workers,
@@ -176,7 +177,7 @@ def fit(
         fn_kwargs={
             "run_dir": payload.run_dir,
             "config": payload.config,
-            "held_out": [[episode.path, episode.length] for episode in run.held.episodes],
+            "held_out": [episode.source for episode in run.held.episodes],
             "actors": resources.rollout_actors,
             "options": resources.rollout_options,
         }
@@ -332,20 +333,20 @@ def claim_run_dir(run: CheckedRun, run_dir: Path) -> SamplePlan:
     record = {
         "episodes": episodes,
         "virtual_shards": plan.virtual_shards,
-        "held_out": [[episode.path, episode.length] for episode in run.held.episodes],
+        HELD_OUT: [dataclasses.asdict(episode.source) for episode in run.held.episodes],
     }
     write_if_changed(data, json.dumps(record))
     return plan
 
 
-def read_held_out(run_dir: Path) -> list[tuple[str, int]]:
-    """(path, length) of the episodes held out of a run; empty where they are not to be found."""
+def read_held_out(run_dir: Path) -> list[EpisodeSource]:
+    """The episodes held out of a run; empty where they are not to be found."""
     path = run_dir / DATA_FILE
     pull(path)
     if not path.is_file():
         return []
-    episodes = [(str(p), int(length)) for p, length in json.loads(path.read_text())["held_out"]]
-    return episodes if all(place(p).is_file() for p, _ in episodes) else []
+    episodes = [EpisodeSource(**row) for row in json.loads(path.read_text()).get(HELD_OUT, [])]
+    return episodes if all(place(episode.path).is_file() for episode in episodes) else []
 
 
 def _differences(before: Any, after: Any, prefix: str = "") -> list[str]:

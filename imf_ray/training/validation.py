@@ -21,7 +21,7 @@ import torch
 
 from imf_ray.agents.pretrained import POLICY_FILES, load_agent
 from imf_ray.config import config_from_dict
-from imf_ray.data.episodes import Selection
+from imf_ray.data.episodes import EpisodeSource, Selection
 from imf_ray.data.windows import WindowSpec, sample_windows
 from imf_ray.files import insist, write_atomically
 from imf_ray.places import here, pull
@@ -47,7 +47,6 @@ def window_spec(config: Config) -> WindowSpec:
         objects=config.agent.recorded_objects,
         action_space=config.task.action_space,
         image_size=config.task.image_size,
-        format=config.data.format,
     )
     return WindowSpec(
         selection,
@@ -60,7 +59,7 @@ def validate(
     checkpoint: ray.train.Checkpoint,
     run_dir: str,
     config: Mapping[str, Any],
-    held_out: Sequence[tuple[str, int]],
+    held_out: Sequence[EpisodeSource],
     actors: int,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def validate(
     Args:
         run_dir: the run's folder, as the driver names it.
         config: the run's, as a dictionary.
-        held_out: (path, length) of the episodes held out of training.
+        held_out: the episodes held out of training.
         actors: simulators in parallel.
         options: Ray options of each.
     """
@@ -79,7 +78,7 @@ def validate(
         run = config_from_dict(config)
         if held_out:
             task = _action_error_task.options(**options)
-            pending = task.remote(str(folder), [tuple(e) for e in held_out])
+            pending = task.remote(str(folder), list(held_out))
             try:
                 metrics["action_error"] = ray.get(pending, timeout=ACTION_ERROR_LIMIT_S)
             finally:
@@ -106,7 +105,7 @@ def validate(
     return metrics
 
 
-def action_error(folder: Path, held_out: Sequence[tuple[str, int]], ema: bool = True) -> float:
+def action_error(folder: Path, held_out: Sequence[EpisodeSource], ema: bool = True) -> float:
     """Mean absolute error of predicted actions on held-out windows, at fixed noise.
 
     In units of the normalized action (a dimension's range is 2), over valid actions; the windows
@@ -135,7 +134,7 @@ def action_error(folder: Path, held_out: Sequence[tuple[str, int]], ema: bool = 
 
 
 @ray.remote(max_retries=2)
-def _action_error_task(folder: str, held_out: Sequence[tuple[str, int]]) -> float:
+def _action_error_task(folder: str, held_out: Sequence[EpisodeSource]) -> float:
     torch.set_num_threads(1)
     checkpoint = here(Path(folder))
     pull(checkpoint, *POLICY_FILES)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 from PIL import Image
 
 from imf_ray.data.episodes import episode_path
@@ -27,7 +28,13 @@ def test_inspect_shows_the_good_ones(own_demonstrations: Path, tmp_path: Path) -
     path.write_bytes(path.read_bytes()[:5000])
     done = run_command("data", "inspect", str(own_demonstrations), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Left out: Bad episode" in done.stdout and "qpos[15]" in done.stdout
+    assert "Left out: Bad episode" in done.stdout
+    vectors = ("observations/qpos", "observations/qvel", "action", "action_ee")
+    for shown in ("400", "True", "top 48x48", *(f"{name}[15]" for name in vectors)):
+        assert shown in done.stdout
+    with h5py.File(episode_path(own_demonstrations, 0)) as file:
+        assert str(file.attrs["seed"]) in done.stdout
+        assert f"{file['action'][:, 0].max():.4f}" in done.stdout
     output = tmp_path / "runs" / "inspections" / own_demonstrations.name
     with Image.open(output / "contact_sheet.png") as sheet:
         rows = DEMONSTRATIONS - 1

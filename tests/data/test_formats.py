@@ -85,9 +85,7 @@ def test_known_and_read_alike(
     info = check_episode(path)
     assert (info.format, info.action_spaces, info.length) == (format, spaces, LENGTH)
     assert info.cameras == {"top": (HEIGHT, WIDTH)} and info.unread == ()
-    part = read_slice(
-        str(path), Selection(("top",), action_space=spaces[0]), LENGTH, (2, 5), (1, 9)
-    )
+    part = read_slice(info.source, Selection(("top",), action_space=spaces[0]), (2, 5), (1, 9))
     with h5py.File(path) as file:
         np.testing.assert_array_equal(part.action, file["action"][1:9].astype(np.float32))
         np.testing.assert_array_equal(part.qpos, file["observations/qpos"][2:5].astype(np.float32))
@@ -137,9 +135,8 @@ def test_other_sizes_are_refused_or_scaled(tmp_path: Path) -> None:
     options = ["data.camera_names=[top]", "task.image_size=16"]
     with pytest.raises(UserError, match=r"\(24, 32\).*data.resize=true"):
         build_index(tiny_config(tmp_path, *options))
-    build_index(tiny_config(tmp_path, *options, "data.resize=true"))
-    selection = Selection(("top",), image_size=16)
-    part = read_slice(str(tmp_path / "episode_0.hdf5"), selection, LENGTH, (0, 3), (0, 1))
+    (info,) = build_index(tiny_config(tmp_path, *options, "data.resize=true")).episodes
+    part = read_slice(info.source, Selection(("top",), image_size=16), (0, 3), (0, 1))
     assert part.images["top"].shape == (3, 16, 16, 3)
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import h5py
@@ -194,24 +195,29 @@ def test_a_foreign_file_is_the_one_that_was_indexed(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changed_is_not_trained_on(own_demonstrations: Path, tmp_path: Path) -> None:
-    """Though it is as long as before."""
+    """Though it is as long as before, and carries the digest of what it was."""
     foreign, ours = tmp_path / "episode_0.hdf5", episode_path(own_demonstrations, 0)
     write_act(foreign)
-    for path in (foreign, ours):
+    for path, change in product((foreign, ours), (_edit, _exchange)):
         info = check_episode(path, "auto")
-        read = partial(read_slice, str(path), Selection(), info.length, (0, 1), (0, 1))
-        read(info.identity)
+        read = partial(read_slice, info.source, Selection(), (0, 1), (0, 1))
+        read()
         content = path.read_bytes()
-        if path == ours:
-            shutil.copy(episode_path(own_demonstrations, 1), path)
-        else:
-            with h5py.File(path, "r+") as file:
-                file["action"][3, 2] += 0.5
+        change(path)
         with pytest.raises(UserError, match=rf"{path.name} cannot be read as it was.*was changed"):
-            read(info.identity)
+            read()
         path.write_bytes(content)
-        if path == ours:
-            read(info.identity)  # a copy need not have the same time
+        read()  # a copy need not have the same time
+
+
+def _edit(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["action"][3, 2] += 0.5
+
+
+def _exchange(path: Path) -> None:
+    path.unlink()
+    write_act(path, np.float64)
 
 
 def test_what_check_finds_is_what_training_finds(tmp_path: Path) -> None:

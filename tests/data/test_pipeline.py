@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.loaders import identities_of
-from imf_ray.data.episodes import EpisodeSlice, Selection, episode_path
+from benchmarks.loaders import sources_of
+from imf_ray.data.episodes import EpisodeSlice, EpisodeSource, Selection, episode_path
 from imf_ray.data.pipeline import EpisodeStream, _one_ahead, _table_rows, _to_table
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.windows import Batch, WindowSpec
@@ -70,11 +70,9 @@ class _Counted(WindowSpec):
 
     marks: str = ""
 
-    def read(
-        self, path: str, length: int, start: int, stop: int, identity: str | None = None
-    ) -> EpisodeSlice:
-        (Path(self.marks) / f"{Path(path).stem}-{start}").touch()
-        return super().read(path, length, start, stop, identity)
+    def read(self, episode: EpisodeSource, start: int, stop: int) -> EpisodeSlice:
+        (Path(self.marks) / f"{Path(episode.path).stem}-{start}").touch()
+        return super().read(episode, start, stop)
 
 
 @pytest.mark.parametrize("cameras", [("top",), ()], ids=["a camera", "states only"])
@@ -86,8 +84,7 @@ def test_readers_wait_for_a_slow_training(
     stream = EpisodeStream(
         plan=plan,
         spec=_Counted(Selection(cameras), 2, 4, str(tmp_path)),
-        paths=tuple(map(str, paths)),
-        identities=tuple(identities_of(paths)),
+        episodes=sources_of(paths),
         frame_bytes=48 * 48 * 3 * len(cameras),
         max_steps=plan.steps_per_epoch,
         readers=1,

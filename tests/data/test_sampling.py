@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imf_ray.data.episodes import EpisodeSlice, Selection
+from imf_ray.data.episodes import EpisodeSlice, EpisodeSource, Selection
+from imf_ray.data.formats import OURS
 from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.windows import WindowBatcher, WindowSpec
 from imf_ray.errors import UserError
@@ -127,24 +128,23 @@ def _read_rows(plan, spec, rank, world, start, max_steps):
             values = _numbers(plan, episode)[:, None]
             start_step, stop_step = int(epoch_plan.start[row]), int(epoch_plan.stop[row])
             with mock.patch("imf_ray.data.windows.read_slice", partial(_read_slice, values)):
-                source = spec.read("", plan.lengths[episode], start_step, stop_step)
+                of = EpisodeSource("", plan.lengths[episode], OURS, stamp="", digest="")
+                source = spec.read(of, start_step, stop_step)
             yield epoch, int(row), source
 
 
 def _read_slice(
     values: np.ndarray,
-    path: str,
+    episode: EpisodeSource,
     selection: Selection,
-    length: int,
     frames: tuple[int, int],
     actions: tuple[int, int],
-    identity: str | None,
 ) -> EpisodeSlice:
     """In place of the reader, which must be asked for what is there: an episode of `values`."""
     for first, last in (frames, actions):
-        assert 0 <= first < last <= length == len(values)
+        assert 0 <= first < last <= episode.length == len(values)
     return EpisodeSlice(
-        length=length,
+        length=episode.length,
         frame_start=frames[0],
         action_start=actions[0],
         images={CAMERA: values[slice(*frames)]},

@@ -14,9 +14,8 @@ import h5py
 import numpy as np
 import pytest
 
-from benchmarks.loaders import identities_of
 from imf_ray.collect import main as collect
-from imf_ray.data.episodes import Selection, episode_path
+from imf_ray.data.episodes import EpisodeSource, Selection, episode_path
 from imf_ray.data.index import build_index
 from imf_ray.data.pipeline import EpisodeStream
 from imf_ray.data.sampling import SamplePlan
@@ -116,10 +115,12 @@ def test_batches_of_a_url_are_those_of_its_folder(
 ) -> None:
     url, sizes = served
     whole = sum(path.stat().st_size for path in own_demonstrations.glob("*.hdf5"))
-    identities = identities_of([episode_path(own_demonstrations, number) for number in range(3)])
     local, remote = (
-        list(_batches(str(folder), tuple(identities))) for folder in (own_demonstrations, url)
+        [episode.source for episode in build_index(tiny_config(folder)).episodes[:3]]
+        for folder in (own_demonstrations, url)
     )
+    sizes.clear()
+    local, remote = (list(_batches(tuple(episodes))) for episodes in (local, remote))
     assert len(local) == len(remote) == 6
     for expected, found in zip(local, remote, strict=True):
         np.testing.assert_array_equal(found["sample_id"], expected["sample_id"])
@@ -128,11 +129,10 @@ def test_batches_of_a_url_are_those_of_its_folder(
     assert 0 < sum(sizes) < whole / 2  # only what was needed was fetched
 
 
-def _batches(folder: str, identities: tuple[str, ...]) -> Iterator[Batch]:
-    paths = tuple(f"{folder}/episode_{number}.hdf5" for number in range(3))
+def _batches(episodes: tuple[EpisodeSource, ...]) -> Iterator[Batch]:
     plan = SamplePlan((400, 400, 400), 8, 2, chunk_steps=10, pool_chunks=2, seed=0)
     spec = WindowSpec(Selection(("top",)), obs_horizon=2, pred_horizon=4)
-    stream = EpisodeStream(plan, spec, paths, identities, 48 * 48 * 3, max_steps=6, readers=2)
+    stream = EpisodeStream(plan, spec, episodes, 48 * 48 * 3, max_steps=6, readers=2)
     yield from stream.batches(stream.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
 
 

@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from imf_ray.agents.pretrained import load_config_of, save_agent
 from imf_ray.agents.vla import VLAAgent
-from imf_ray.data.episodes import EpisodeSlice, Selection
+from imf_ray.data.episodes import EpisodeSlice, EpisodeSource, Selection
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.data.windows import Batch, WindowBatcher, sample_windows
 from imf_ray.schema import Config
@@ -36,7 +37,7 @@ def test_an_agent_overfits_two_episodes(demonstrations: Path, tmp_path: Path) ->
     )
     run = check_run(config)
     assert len(run.train.episodes) == 2
-    episodes = [(episode.path, episode.length) for episode in run.train.episodes]
+    episodes = [episode.source for episode in run.train.episodes]
     statistics = compute_statistics(run.train.episodes, Selection())
     trainer = Trainer(config, statistics, torch.device("cpu"))
 
@@ -65,7 +66,7 @@ def _batches(run: CheckedRun, config: Config) -> Iterator[Batch]:
             for number in numbers:
                 episode = run.train.episodes[rows.episode[number]]
                 start, stop = int(rows.start[number]), int(rows.stop[number])
-                yield epoch, int(number), spec.read(episode.path, episode.length, start, stop)
+                yield epoch, int(number), spec.read(episode.source, start, stop)
 
     return WindowBatcher(plan, spec, 0, 1).batches(rows(), 0, config.train.max_steps)
 
@@ -74,11 +75,13 @@ PREDICT = """
 import json, sys, torch
 from pathlib import Path
 from imf_ray.agents.pretrained import load_agent
+from imf_ray.data.episodes import EpisodeSource
 from imf_ray.data.windows import sample_windows
 from imf_ray.training.validation import window_spec
 torch.set_num_threads(1)
 agent, config = load_agent(Path(sys.argv[1]), ema=False)
-windows = sample_windows(json.loads(sys.argv[2]), window_spec(config), 4, seed=3)
+episodes = [EpisodeSource(**row) for row in json.loads(sys.argv[2])]
+windows = sample_windows(episodes, window_spec(config), 4, seed=3)
 observation = {
     "images": {name: torch.from_numpy(v) for name, v in windows["images"].items()},
     "qpos": torch.from_numpy(windows["qpos"]),
@@ -89,10 +92,16 @@ print(actions.numpy().tobytes().hex())
 
 
 def _assert_same_in_a_new_process(
-    agent: VLAAgent, folder: Path, episodes: list[tuple[str, int]]
+    agent: VLAAgent, folder: Path, episodes: list[EpisodeSource]
 ) -> None:
     """A process that loads the saved agent predicts the bits that this one predicts."""
-    command = [sys.executable, "-c", PREDICT, str(folder), json.dumps(episodes)]
+    command = [
+        sys.executable,
+        "-c",
+        PREDICT,
+        str(folder),
+        json.dumps([asdict(e) for e in episodes]),
+    ]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     windows = sample_windows(episodes, window_spec(load_config_of(folder)), 4, seed=3)
     observation = {

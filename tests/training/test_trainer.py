@@ -223,10 +223,9 @@ def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, to
     """Gradients of the first global batch, computed by that many workers through Ray Train."""
     run = check_run(dataclasses.replace(config))
     spec = window_spec(config)
-    paths = tuple(episode.path for episode in run.train.episodes)
-    identities = tuple(episode.identity for episode in run.train.episodes)
+    episodes = tuple(episode.source for episode in run.train.episodes)
     frame_bytes = len(spec.selection.cameras) * 3 * config.task.image_size**2
-    stream = EpisodeStream(run.plan, spec, paths, identities, frame_bytes, max_steps=1, readers=1)
+    stream = EpisodeStream(run.plan, spec, episodes, frame_bytes, max_steps=1, readers=1)
     statistics = compute_statistics(run.train.episodes, spec.selection)
     target = str(folder / f"gradients_{workers}.pt")
 
