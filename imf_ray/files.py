@@ -25,26 +25,29 @@ PUSH_S, PUSH_SHARE = 5.0, 0.05
 """A file that grows in a working copy is copied to its URL so often, and for no larger share of the
 time."""
 AGAIN_S = (1.0, 10.0, 60.0, 300.0)
-"""Pauses before what could not be written is written again."""
+"""Pauses before what a disk or a network did not let through is tried again."""
 LONGEST_LINE = 2**20
 """Bytes from the end of a file in which a line that was cut off is looked for."""
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-def insist(write: Callable[[], Result]) -> Result:
-    """What `write` returns; it is called again while a disk is full, or a network away.
+def insist(attempt: Callable[[], Result]) -> Result:
+    """What `attempt` returns; it is called again while a disk is full, or a network away.
 
     Raises:
-        StorageError, OSError: it still cannot be written after the last pause.
+        FileNotFoundError: at once; waiting does not bring a file back.
+        StorageError, OSError: it still fails after the last pause.
     """
     for pause in AGAIN_S:
         try:
-            return write()
+            return attempt()
         except (OSError, StorageError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
             log.warning("Again in %.0f s: %s", pause, error)
             time.sleep(pause)
-    return write()
+    return attempt()
 
 
 class LineFile:
@@ -115,7 +118,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file under a temporary name, sync it, and rename it into place; folders are made.
 
     Raises:
-        StorageError: it cannot be written; what was there before is there.
+        StorageError: it cannot be written, and what was there before is there; or it is written
+            here, but not at the URL of this working copy.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with reporting(path, "written"):

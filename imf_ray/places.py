@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
@@ -109,7 +109,7 @@ def push(path: Path, last: str = "") -> None:
         last: name of the file that is copied after all others, since it says that they are there.
 
     Raises:
-        UserError: it cannot be written there.
+        StorageError: it cannot be written there.
     """
     if kept_at(path) is None:
         return
@@ -130,7 +130,7 @@ def pull(path: Path, *patterns: str) -> None:
         patterns: only files whose path ends like one of these; all without any.
 
     Raises:
-        UserError: it cannot be read.
+        StorageError: it cannot be read.
     """
     kept = kept_at(path)
     if kept is None:
@@ -153,17 +153,44 @@ def remove(path: Path) -> None:
     """Delete a file or a folder, and what is kept of it at its URL; it need not be there.
 
     Raises:
-        UserError: it cannot be deleted there.
+        StorageError: it cannot be deleted.
     """
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    with reporting(path, "deleted"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     kept = kept_at(path)
     if kept is not None:
-        with reporting(kept, "deleted"):
-            if kept.exists():
-                kept.fs.rm(kept.path, recursive=True)
+        with reporting(kept, "deleted"), suppress(FileNotFoundError):
+            kept.fs.rm(kept.path, recursive=True)
+
+
+def exists(path: Place) -> bool:
+    """Whether a file is there. Some file systems' own methods say no when they are out of reach.
+
+    Raises:
+        StorageError: it cannot be told.
+    """
+    with reporting(path, "read"):
+        try:
+            path.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def read_if_there(path: Place) -> str | None:
+    """What stands in a file; None if there is none.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    with reporting(path, "read"):
+        try:
+            return path.read_text()
+        except FileNotFoundError:
+            return None
 
 
 def _is_current(file: Path, size: int) -> bool:

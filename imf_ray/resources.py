@@ -204,21 +204,31 @@ def plan_slots(config: Config, size: ClusterSize) -> int:
     """How many trials run at a time: as configured, or as many as the GPUs or CPUs allow.
 
     Raises:
-        UserError: not even one trial fits.
+        UserError: what is configured makes no sense. That one trial fits is `plan_run`'s to say.
     """
     if config.tune.max_concurrent_trials is not None:
         slots = config.tune.max_concurrent_trials
         if slots < 1:
             raise UserError(f"tune.max_concurrent_trials={slots} must be at least 1.")
         return slots
-    size = size.pool(TRAIN_POOL)
+    trainers = size.pool(TRAIN_POOL)
     if config.train.device == "cuda":
-        places = gpu_places(size, config.cluster.gpus_per_worker)
-        return max(1, places // config.cluster.num_workers)
-    wanted = config.tune.cpus_per_trial
-    if config.cluster.cpus_per_worker is not None:
-        wanted = max(wanted, config.cluster.num_workers * config.cluster.cpus_per_worker)
-    return max(1, math.floor(size.cpus / wanted + GRAIN))
+        places = gpu_places(trainers, config.cluster.gpus_per_worker)
+        most = places // config.cluster.num_workers
+    else:
+        wanted = config.tune.cpus_per_trial
+        if config.cluster.cpus_per_worker is not None:
+            wanted = max(wanted, config.cluster.num_workers * config.cluster.cpus_per_worker)
+        most = math.floor(trainers.cpus / wanted + GRAIN)
+    return next((slots for slots in range(most, 1, -1) if _fits(config, size, slots)), 1)
+
+
+def _fits(config: Config, size: ClusterSize, slots: int) -> bool:
+    try:
+        plan_run(config, size, slots)
+    except UserError:
+        return False
+    return True
 
 
 def gpu_places(size: ClusterSize, gpus_per_worker: float) -> int:
@@ -242,8 +252,8 @@ def _require_gpus(workers: int, gpus_per_worker: float, slots: int, size: Cluste
         raise UserError(
             f"This asks for {workers} worker(s) x {gpus_per_worker:g} GPU{at_a_time} = "
             f"{workers * gpus_per_worker * slots:g} GPUs, and the cluster has {size.gpus:g}, with "
-            f"room for {places} such worker(s) ({size}). Lower cluster.num_workers or "
-            "cluster.gpus_per_worker, or set train.device=cpu."
+            f"room for {places} such worker(s) ({size}). Lower {_of_slots(slots)}"
+            "cluster.num_workers or cluster.gpus_per_worker, or set train.device=cpu."
         )
 
 
@@ -252,8 +262,8 @@ def _require_fit(run: RunResources, size: ClusterSize, slots: int) -> None:
     if run.cpus * slots > size.cpus + GRAIN:
         raise UserError(
             f"This asks for {run}{at_a_time} = {run.cpus * slots:g} CPUs, and the cluster has "
-            f"{size.cpus:g} ({size}). Lower cluster.cpus_per_worker, cluster.num_workers or "
-            "cluster.cpus_per_rollout_actor, or leave them null."
+            f"{size.cpus:g} ({size}). Lower {_of_slots(slots)}cluster.cpus_per_worker, "
+            "cluster.num_workers or cluster.cpus_per_rollout_actor, or leave them null."
         )
     if min(run.cpus_per_worker, run.cpus_per_rollout_actor) <= 0.0:
         raise UserError(
@@ -276,8 +286,13 @@ def _require_fit(run: RunResources, size: ClusterSize, slots: int) -> None:
         if places < count * slots:
             raise UserError(
                 f"Only {places} of {count * slots} {what} with {cpus_of_one:g} CPUs find a node "
-                f"({nodes}). Lower the CPUs of one in cluster.*, or cluster.{key}."
+                f"({nodes}). Lower {_of_slots(slots)}the CPUs of one in cluster.*, or "
+                f"cluster.{key}."
             )
+
+
+def _of_slots(slots: int) -> str:
+    return "tune.max_concurrent_trials, " if slots > 1 else ""
 
 
 def _round_down(value: float) -> float:

@@ -41,6 +41,26 @@ def test_gpus_make_the_slots() -> None:
     assert plan_slots(wasteful, ClusterSize(((8.0, 2.0),))) == 4
 
 
+@pytest.mark.parametrize(
+    ("options", "node", "slots"),
+    [
+        (["cluster.cpus_per_rollout_actor=2"], (8.0, 0.0), 1),
+        (["cluster.cpus_per_rollout_actor=0.5", "cluster.rollout_actors=2"], (2.0, 0.0), 1),
+        (["train.device=cuda", "cluster.cpus_per_worker=4"], (8.0, 8.0), 1),
+        (["train.device=cuda", "cluster.cpus_per_worker=2"], (16.0, 8.0), 7),
+    ],
+)
+def test_what_is_given_leaves_fewer_slots(
+    options: list[str], node: tuple[float, float], slots: int
+) -> None:
+    size = ClusterSize((node,))
+    config = load_config(options)
+    assert plan_slots(config, size) == slots
+    plan_run(config, size, slots)
+    with pytest.raises(UserError, match=r"Lower tune\.max_concurrent_trials|Nothing is left"):
+        plan_run(config, size, slots + 1)
+
+
 def test_the_default_fits_a_cluster_of_small_nodes() -> None:
     for nodes in (((4.0, 0.0),) * 4, ((2.0, 0.0),) * 2):
         run = plan_run(load_config([]), ClusterSize(nodes))

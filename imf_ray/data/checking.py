@@ -13,6 +13,7 @@ import resource
 import select
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
@@ -21,8 +22,8 @@ from typing import Any
 from imf_ray.data.episodes import EpisodeInfo, bad_episode, check_episode
 from imf_ray.data.moments import Moments
 from imf_ray.data.storage import size_of
-from imf_ray.errors import UserError
-from imf_ray.places import Place, place
+from imf_ray.errors import StorageError, UserError
+from imf_ray.places import Place, is_url, place
 
 START_LIMIT_S = 120.0
 MOST_CHILDREN = 16
@@ -37,7 +38,13 @@ Verdict = EpisodeInfo | str
 
 
 def check_files(paths: Sequence[Place], format: str) -> Iterator[tuple[Place, Verdict]]:
-    """The verdict on each file as it comes."""
+    """The verdict on each file as it comes.
+
+    Raises:
+        StorageError: that of a URL is out of reach.
+    """
+    if not paths:
+        return
     count = max(1, min(len(os.sched_getaffinity(0)), len(paths), MOST_CHILDREN))
     children = [_Child(format) for _ in range(count)]
     free: queue.SimpleQueue[_Child] = queue.SimpleQueue()
@@ -83,6 +90,7 @@ class _Child:
     def __init__(self, format: str) -> None:
         self._command = [sys.executable, "-m", "imf_ray.data.checking", format]
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting, self._is_over = threading.Lock(), False
 
     def check(self, path: Place) -> Verdict:
         if self._process is not None and self._process.poll() is not None:
@@ -91,6 +99,8 @@ class _Child:
         try:
             limit = LEAST_LIMIT_S + size_of(path) / LEAST_BYTES_PER_S
         except OSError as error:
+            if is_url(path):
+                raise StorageError(f"{path} cannot be read: {error}") from error
             return str(bad_episode(path, f"it cannot be read ({error})"))
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died: there is no answer either
@@ -107,8 +117,12 @@ class _Child:
         return str(bad_episode(path, reason))
 
     def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
+        """End what it is doing for somebody else, and let nobody start it again."""
+        with self._starting:
+            self._is_over = True
+            process = self._process
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
         if self._process is None:
@@ -121,17 +135,20 @@ class _Child:
         self._process = None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self._process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            start_new_session=True,  # Ctrl-C is for the parent
-        )
-        if self._line(self._process, START_LIMIT_S) != READY:
+        with self._starting:
+            if self._is_over:
+                raise RuntimeError("The check was ended.")
+            process = self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                start_new_session=True,  # Ctrl-C is for the parent
+            )
+        if self._line(process, START_LIMIT_S) != READY:
             self.close()
             raise RuntimeError(f"The reader does not start: {' '.join(self._command)}")
-        return self._process
+        return process
 
     @staticmethod
     def _line(process: subprocess.Popen[bytes], limit_s: float) -> bytes | None:

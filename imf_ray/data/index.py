@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,9 +116,9 @@ def check_folder(
         if info is not None:
             verdicts[path] = info
     fresh = [path for path in files if path not in verdicts]
-    checked = check_files(fresh, format)
+    checked = track(check_files(fresh, format), "Checking episodes", len(fresh), disable=not fresh)
     try:
-        for path, found in track(checked, "Checking episodes", len(fresh), disable=not fresh):
+        for path, found in _in_doubt_twice(checked, format):
             verdict = _unless_replaced(path, found, cache.last(path), folder)
             if isinstance(verdict, EpisodeInfo):
                 cache.put(path, verdict)
@@ -128,6 +128,19 @@ def check_folder(
     finally:
         cache.save()
     return {path: verdicts[path] for path in files}
+
+
+def _in_doubt_twice(
+    checked: Iterable[tuple[Place, Verdict]], format: str
+) -> Iterator[tuple[Place, Verdict]]:
+    """The same, but what is bad under a URL is checked again: it may have been the network."""
+    doubtful = []
+    for path, found in checked:
+        if is_url(path) and isinstance(found, str):
+            doubtful.append(path)
+        else:
+            yield path, found
+    yield from check_files(doubtful, format)
 
 
 def _unless_replaced(

@@ -12,6 +12,7 @@ evenly as that divides.
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,6 +107,21 @@ class SamplePlan:
         """The virtual shards that a rank owns: equally many, or one more on some ranks."""
         first, last = (r * self.virtual_shards // world_size for r in (rank, rank + 1))
         return range(first, last)
+
+    def position(self, step: int) -> dict[str, int | str]:
+        """Where in the samples a run is after `step` updates: those to come follow from it."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return {
+            "epoch": epoch,
+            "batch": batch,
+            "batch_size": self.batch_size,
+            "virtual_shards": self.virtual_shards,
+            "chunk_steps": self.chunk_steps,
+            "pool_chunks": self.pool_chunks,
+            "seed": self.seed,
+            "samples": self.num_samples,
+            "lengths": hashlib.sha256(repr(self.lengths).encode()).hexdigest()[:16],
+        }
 
     def epoch(self, epoch: int) -> EpochPlan:
         """The plan of one epoch."""

@@ -83,8 +83,13 @@ def enter(
         name = EXPERT if policy == EXPERT else f"replay-{path.stem}"
         task, evaluate = config.task, config.evaluate
         action_space = "joint" if policy == EXPERT else task.action_space
-        limits = evaluate.stop_on_success, evaluate.episode_limit_s
-        settings = scripted_settings(task, action_space, *limits, config.data.format)
+        settings = scripted_settings(
+            task,
+            action_space,
+            stop_on_success=evaluate.stop_on_success,
+            episode_limit_s=evaluate.episode_limit_s,
+            data_format=config.data.format,
+        )
     else:
         pull(path)
         _require_whole(path)

@@ -163,10 +163,13 @@ class _Judge:
         while self._busy and (self._waiting or self._suspects or self._any_playing()):
             calls = {simulator.call: simulator for simulator in self._busy}
             patience = min(simulator.deadline for simulator in self._busy) - time.monotonic()
-            done, _ = ray.wait(list(calls), num_returns=1, timeout=max(0.0, patience))
+            ray.wait(list(calls), num_returns=1, timeout=max(0.0, patience))
+            # Before anything is handed over: whoever takes it may take longer than the time limit.
+            done, under_way = ray.wait(list(calls), num_returns=len(calls), timeout=0.0)
+            late = [calls[c] for c in under_way if time.monotonic() > calls[c].deadline]
             for call in done:
                 yield from self._collect(calls[call])
-            for simulator in [s for s in self._busy if time.monotonic() > s.deadline]:
+            for simulator in late:
                 yield from self._replace(simulator, "it did not come back in time", final=True)
             self._hand_out()
 

@@ -86,7 +86,9 @@ class Judgement:
         shown = [record for record in failures_first(records) if record.error is None][:limit]
         keep = {record.seed: Keep(video=True) for record in shown}
         played = {p.record.seed: p for p in self._run(list(keep), simulators, keep)}
-        clips = [Clip(played[seed].record, played[seed].files[VIDEO]) for seed in keep]
+        again = [played[seed] for seed in keep]
+        # An episode may end in an error this time, or its simulator.
+        clips = [Clip(p.record, p.files[VIDEO]) for p in again if VIDEO in p.files]
         if not clips:
             return None
         path = self.folder / GRID

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from imf_ray.config import config_to_dict
-from imf_ray.errors import UserError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.files import insist, write_atomically, write_if_changed
 from imf_ray.places import origin, pull, remove, shown
 from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, plan_slots
@@ -49,6 +50,7 @@ CONTROLLER_ENDS_S = 2.0
 """Ray ends a controller as soon as it learns of the death of the driver that made it."""
 TRIALS_DIR, TUNE_DIR = "trials", "tune"
 SPACE_FILE, ORACLES_FILE = "space.json", "oracles.json"
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +263,16 @@ class _Attendant(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Free the trial's workers, once the controller that could start new ones is gone."""
         run_dir = self._sweep.run_dir(_name_of(trial))
-        threading.Timer(CONTROLLER_ENDS_S, lambda: free(insist(lambda: place_of(run_dir)))).start()
+        timer = threading.Timer(CONTROLLER_ENDS_S, _free_place, [run_dir])
+        timer.daemon = True  # what it frees is freed with the sweep at the latest
+        timer.start()
+
+
+def _free_place(run_dir: Path) -> None:
+    try:
+        free(insist(lambda: place_of(run_dir)))
+    except StorageError as error:
+        log.warning("The place of the workers of %s may not be free: %s", run_dir.name, error)
 
 
 def _forget_requests(sweep: Sweep) -> None:

@@ -10,6 +10,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from ray.util.queue import Empty, Queue
 
 from imf_ray.config import config_from_dict
 from imf_ray.errors import UserError
-from imf_ray.files import write_atomically
-from imf_ray.places import here, origin, reporting, shown, working_copy
+from imf_ray.files import insist, write_atomically
+from imf_ray.places import here, origin, read_if_there, shown, working_copy
 from imf_ray.resources import RunResources
 from imf_ray.training.checkpoint import best_checkpoint, pull_run, read_validations
 from imf_ray.training.interruption import stop_requested, withdraw_stop
@@ -69,7 +70,7 @@ def run_trial(params: dict[str, Any]) -> None:
     run_dir = here(Path(params["run_dir"]))
     resources = RunResources(**params["resources"])
     sweep_dir = here(Path(params["sweep_dir"]))
-    if read_trial(run_dir) is not None:
+    if insist(lambda: read_trial(run_dir)) is not None:
         return
     record = TrialRecord(
         name=params["name"],
@@ -81,8 +82,8 @@ def run_trial(params: dict[str, Any]) -> None:
     )
     if stop_requested(run_dir) or stop_requested(sweep_dir):
         if not stop_requested(sweep_dir):  # by the scheduler, before it could begin to go on
-            pull_run(run_dir)
-            write_trial(_ended(record, STOPPED, None))
+            insist(lambda: pull_run(run_dir))
+            insist(partial(write_trial, insist(partial(_ended, record, STOPPED, None))))
         withdraw_stop(run_dir)
         return
     run = check_run(config)
@@ -94,8 +95,8 @@ def run_trial(params: dict[str, Any]) -> None:
         if outcome.stopped and stop_requested(sweep_dir):
             return
         status = STOPPED if outcome.stopped else FINISHED
-        record = _ended(record, status, outcome.swanlab_run)
-    write_trial(record)
+        record = insist(partial(_ended, record, status, outcome.swanlab_run))
+    insist(partial(write_trial, record))
     # The last validations end after the last report of the training.
     for metrics in [{"status": record.status}, *read_validations(run_dir)]:
         tune.report(metrics)
@@ -158,8 +159,16 @@ def read_trial(run_dir: Path) -> TrialRecord | None:
     """The record that a trial left, if it ended.
 
     Raises:
-        UserError: it cannot be read.
+        StorageError: it cannot be read.
+        UserError: it is none.
     """
     path = origin(run_dir / TRIAL_FILE)
-    with reporting(path, "read"):
-        return TrialRecord(**json.loads(path.read_text())) if path.is_file() else None
+    text = read_if_there(path)
+    if text is None:
+        return None
+    try:
+        return TrialRecord(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is not the record of a trial ({error}): remove it to judge the trial again."
+        ) from error

@@ -26,7 +26,7 @@ from imf_ray.agents.pretrained import save_agent, save_policy
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.errors import StorageError, UserError
 from imf_ray.files import add_line, move_into_place, read_lines, sync, write_atomically
-from imf_ray.places import kept_at, pull, push, remove
+from imf_ray.places import exists, kept_at, pull, push, remove
 from imf_ray.rollout.records import SUCCESS_RATE
 from imf_ray.schema import Config, TrainConfig
 
@@ -249,7 +249,7 @@ def pull_run(run_dir: Path) -> None:
         return
     pull(run_dir, f"{PATTERN}/*", "*.jsonl", "*.yaml", DATA_FILE)
     for path in run_dir.glob(PATTERN):
-        if not (kept / path.name / MANIFEST).exists():
+        if not exists(kept / path.name / MANIFEST):
             shutil.rmtree(path)
             continue
         try:

@@ -12,7 +12,7 @@ from torch import Tensor
 from imf_ray.agents.diagnostics import depth_weights, velocity_diagnostics
 from imf_ray.agents.imf import IMFVLAAgent
 from imf_ray.agents.vla import VLAAgent
-from imf_ray.files import write_figure
+from imf_ray.files import insist, write_figure
 
 DEPTH_WEIGHTS = "depth_weights.png"
 PICTURE_INCHES = 6.0
@@ -79,4 +79,4 @@ def draw_depth_weights(weights: Tensor, path: Path) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, label="mean weight", shrink=0.8)
-    write_figure(path, figure)
+    insist(lambda: write_figure(path, figure))

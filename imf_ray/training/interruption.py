@@ -18,8 +18,8 @@ import ray.train
 import torch
 import torch.distributed
 
-from imf_ray.errors import UserError
-from imf_ray.places import kept_at, origin, reporting
+from imf_ray.errors import StorageError
+from imf_ray.places import exists, kept_at, origin, reporting
 from imf_ray.training.checkpoint import MANIFEST, checkpoint_path
 from imf_ray.training.tracking import read_workers
 
@@ -46,9 +46,7 @@ def withdraw_stop(run_dir: Path) -> None:
 
 def stop_requested(run_dir: Path) -> bool:
     """Whether a request to stop waits to be answered."""
-    request = origin(run_dir) / REQUEST
-    with reporting(request, "read"):
-        return request.exists()
+    return exists(origin(run_dir) / REQUEST)
 
 
 def is_safe(run_dir: Path, max_steps: int) -> bool:
@@ -56,7 +54,7 @@ def is_safe(run_dir: Path, max_steps: int) -> bool:
     if not stop_requested(run_dir) or not read_workers(run_dir):
         return True
     # A run that is trained waits for validations alone.
-    return (origin(checkpoint_path(run_dir, max_steps)) / MANIFEST).exists()
+    return exists(origin(checkpoint_path(run_dir, max_steps)) / MANIFEST)
 
 
 class Notice(IntEnum):
@@ -103,7 +101,7 @@ class Lookout:
     def _is_asked(self) -> bool:
         try:
             return stop_requested(self._run_dir)
-        except UserError as error:  # a network that fails for a moment must not end a training
+        except StorageError as error:  # a network that fails for a moment must not end a training
             log.warning("Whether to stop is not known: %s", error)
             return False
 

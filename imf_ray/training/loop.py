@@ -32,6 +32,7 @@ from imf_ray.agents.vla import VLAAgent
 from imf_ray.config import config_from_dict
 from imf_ray.data.draws import crop_places, sample_draws
 from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream
+from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.statistics import Statistics
 from imf_ray.data.windows import Batch
 from imf_ray.errors import StorageError, UserError
@@ -57,6 +58,8 @@ from imf_ray.training.optimizer import WeightAverage, make_optimizer, make_sched
 from imf_ray.training.tracking import SampleLog, Tracker, record_worker
 
 COMMIT_TIMEOUT_S = 30.0
+POSITION = "position"
+"""In the trainer's state: see `SamplePlan.position`."""
 log = logging.getLogger(__name__)
 
 
@@ -96,19 +99,32 @@ class Trainer:
         """Wrap the agent for data parallelism; its gradients are averaged from here on."""
         self.module = ray.train.torch.prepare_model(self.agent, move_to_device=False)
 
-    def restore(self, checkpoint: SavedCheckpoint) -> None:
-        """Go on from a checkpoint: the run that follows is the one that would have been."""
+    def restore(self, checkpoint: SavedCheckpoint, plan: SamplePlan) -> None:
+        """Go on from a checkpoint: the run that follows is the one that would have been.
+
+        Raises:
+            UserError: the checkpoint is not from this place in the plan's samples.
+        """
+        state = load_trainer_state(checkpoint.path, str(self.device))
+        position, expected = state.get(POSITION), plan.position(checkpoint.step)
+        if position != expected:
+            raise UserError(
+                f"{checkpoint.path} was saved at {position} of its data, and here the data are at "
+                f"{expected}: the run folder was put together of two runs."
+            )
         self.step = checkpoint.step
         self.agent.load_state_dict(load_file(checkpoint.path / WEIGHTS))
         if self.average is not None:
             self.average.load(load_file(checkpoint.path / EMA_WEIGHTS))
-        state = load_trainer_state(checkpoint.path, str(self.device))
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
 
-    def save(self, run_dir: Path, metrics: Mapping[str, float]) -> SavedCheckpoint:
+    def save(
+        self, run_dir: Path, metrics: Mapping[str, float], plan: SamplePlan
+    ) -> SavedCheckpoint:
         """Write a checkpoint of the present step, with the metrics to remember."""
         state = {
+            POSITION: plan.position(self.step),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
@@ -210,7 +226,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     trainer = Trainer(config, payload.statistics, device)
     start = newest_checkpoint(run_dir)
     if start is not None:
-        trainer.restore(start)
+        trainer.restore(start, stream.plan)
     trainer.distribute()
     tracker = None
     if rank == 0:
@@ -247,7 +263,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
             saved = None
             if tracker is not None:
                 found = {"epoch": progress, **metrics}
-                saved = insist(functools.partial(trainer.save, run_dir, found))
+                saved = insist(functools.partial(trainer.save, run_dir, found, stream.plan))
                 insist(functools.partial(push_checkpoint, saved.path))
             reporter.report(trainer.step, saved)
         if asked_to_stop:

@@ -15,9 +15,9 @@ import ray
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from imf_ray.errors import UserError
+from imf_ray.errors import StorageError
 from imf_ray.files import write_atomically
-from imf_ray.places import here, origin, remove, reporting
+from imf_ray.places import here, origin, read_if_there, remove
 from imf_ray.training.tracking import WORKERS_DIR
 
 PLACE = f"{WORKERS_DIR}/placement_group"
@@ -40,7 +40,7 @@ class PlaceKeeper(WorkerGroupCallback):
         try:
             free(place_of(run_dir))
             remove(run_dir / WORKERS_DIR)
-        except (UserError, OSError) as error:  # a place that is lost must not end a training
+        except StorageError as error:  # a place that is lost must not end a training
             log.warning("The place of earlier workers may not be free: %s", error)
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
@@ -48,7 +48,7 @@ class PlaceKeeper(WorkerGroupCallback):
         group = ray.get(workers[0].execute_async(_own_placement_group))
         try:
             write_atomically(here(self._run_dir) / PLACE, group)
-        except (UserError, OSError) as error:
+        except StorageError as error:
             log.warning("The place of the workers is not noted: %s", error)
         return {}
 
@@ -63,11 +63,9 @@ def place_of(run_dir: Path) -> str | None:
     """Hex id of the placement group of the run's workers, once there are any.
 
     Raises:
-        UserError: it cannot be read.
+        StorageError: it cannot be read.
     """
-    path = origin(run_dir / PLACE)
-    with reporting(path, "read"):
-        return path.read_text() if path.is_file() else None
+    return read_if_there(origin(run_dir / PLACE))
 
 
 def free(group: str | None) -> None:

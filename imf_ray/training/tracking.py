@@ -11,7 +11,6 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
 from imf_ray.files import LineFile, insist, read_lines, write_atomically
 from imf_ray.mp4 import decode_video, encode_gif
-from imf_ray.places import Place, origin, pull, push, reporting
+from imf_ray.places import Place, origin, pull, push, read_if_there, reporting
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import (
     PATTERN,
@@ -80,11 +79,12 @@ class SampleLog:
 
     def log(self, step: int, samples: np.ndarray) -> None:
         """Log the sample ids (n,) of the update after `step` updates."""
-        self._file.add(json.dumps({"step": step, "samples": samples.tolist()}))
+        line = json.dumps({"step": step, "samples": samples.tolist()})
+        insist(lambda: self._file.add(line))
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        insist(self._file.close)
 
 
 class Tracker:
@@ -157,9 +157,11 @@ class Tracker:
             insist(lambda: push(self._swanlab_dir))
 
     def _show_video(self, step: int) -> None:
+        if self._swanlab is None:
+            return
         video = validation_video(self._run_dir, step)
-        pull(video)
-        if self._swanlab is not None and video.is_file():
+        insist(lambda: pull(video))
+        if video.is_file():
             import swanlab
 
             frames = swanlab.Video(encode_gif(decode_video(video.read_bytes())))
@@ -186,23 +188,25 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def latest_metrics(before: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
     """The latest value of each; `step` is that of the training, not of what was judged late."""
-    step = before.get("step", 0) if "validated" in line else line["step"]
-    return {**before, **line, "step": step}
+    if "validated" not in line:
+        return {**before, **line}
+    known = {name: value for name, value in before.items() if name != "validation_error"}
+    return {**known, **line, "step": before.get("step", 0)}
 
 
 def read_workers(run_dir: Path) -> list[dict[str, Any]]:
     """The `WorkerRecord`s that the run's workers left, as plain dictionaries.
 
     Raises:
-        UserError: they cannot be read.
+        StorageError: they cannot be read.
     """
     folder = origin(run_dir / WORKERS_DIR)
     found = []
-    with reporting(folder, "read"):
+    with reporting(folder, "listed"):
         files: list[Place] = [*folder.glob("*.json")]
-        for file in sorted(files, key=str):
-            with suppress(FileNotFoundError):  # a run that starts anew takes them away
-                found.append(json.loads(file.read_text()))
+    for file in sorted(files, key=str):
+        if (text := read_if_there(file)) is not None:  # a run that starts anew takes them away
+            found.append(json.loads(text))
     return found
 
 

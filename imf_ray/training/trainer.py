@@ -31,9 +31,9 @@ from imf_ray.data.index import EpisodeIndex, build_index
 from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
 from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.statistics import compute_statistics
-from imf_ray.errors import StorageError, UserError
+from imf_ray.errors import UserError
 from imf_ray.files import insist, write_if_changed
-from imf_ray.places import kept_at, place, pull, remove
+from imf_ray.places import exists, kept_at, place, pull, remove
 from imf_ray.resources import DATA_POOL, TRAIN_POOL, RunResources, in_pool
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import (
@@ -47,8 +47,6 @@ from imf_ray.training.tracking import check_tracking
 from imf_ray.training.validation import validate, window_spec
 
 log = logging.getLogger(__name__)
-CONTROLLER_TROUBLE = (OSError, StorageError, RayActorError)
-"""What ends a controller and says nothing of the training."""
 CONTROLLER_FAILURE_LIMIT = 30
 """Workers that find no place in a minute count as one failure, and a lost node may take a while to
 be replaced."""
@@ -133,13 +131,6 @@ def check_run(config: Config) -> CheckedRun:
         pool_chunks=config.data.pool_chunks,
         seed=config.train.seed,
     )
-    if plan.virtual_shards % config.cluster.num_workers:
-        log.warning(
-            "%d workers share %d virtual shards unequally, and wait for those with most; with a "
-            "multiple of the workers, data.virtual_shards=N, shares are equal",
-            config.cluster.num_workers,
-            plan.virtual_shards,
-        )
     return CheckedRun(config, train, held, plan)
 
 
@@ -158,7 +149,8 @@ def fit(
     """
     config = run.config
     insist(lambda: pull_run(run_dir))
-    plan = claim_run_dir(run, run_dir)
+    plan = insist(lambda: claim_run_dir(run, run_dir))
+    _tell_of_unequal_shares(plan, config.cluster.num_workers)
     spec = window_spec(config)
     statistics = compute_statistics(run.train.episodes, spec.selection)
     stream = EpisodeStream(
@@ -213,10 +205,9 @@ def fit(
     except ray.train.TrainingFailedError as error:
         cause = _user_error(error)
         if cause is not None:
-            kind = StorageError if isinstance(cause, StorageError) else UserError
-            raise kind(f"Training stopped: {cause}") from error
+            raise UserError(f"Training stopped: {cause}") from error
         raise
-    pull_run(run_dir)
+    insist(lambda: pull_run(run_dir))
     ended = result.return_value or {}
     return RunOutcome(
         run_dir,
@@ -231,23 +222,24 @@ def fit_in_spite_of_controllers(
     """Train; where Ray's controller died or could not write, begin again with a new one.
 
     It keeps a list of checkpoints of its own, and counts a failure to write that (a full disk, a
-    network), or a worker that dies as it is given its task, as a failure of its own code.
+    network, with the exceptions of its file system), or a worker that dies as it is given its task,
+    as a failure of its own code. It says nothing of the training.
 
     Raises:
-        ray.train.TrainingFailedError: training failed otherwise, or too often.
+        ray.train.TrainingFailedError: training failed, or the controller too often.
         ray.exceptions.RayActorError: the controller died too often.
     """
     while True:
         # That list cannot be read when a folder in it is gone or a write of it was cut off; what
         # counts is on disk, and the loop reports that again.
-        remove(run_dir / RAY_SNAPSHOT)
+        insist(lambda: remove(run_dir / RAY_SNAPSHOT))
         try:
             return make_trainer().fit()
         except (ray.train.ControllerError, RayActorError) as error:
-            cause = getattr(error, "controller_failure", error)
             max_failures -= 1
-            if max_failures < 0 or not isinstance(cause, CONTROLLER_TROUBLE):
+            if max_failures < 0:
                 raise
+            cause = getattr(error, "controller_failure", error)
             log.warning("Training in %s begins again: %s", run_dir, cause)
 
 
@@ -277,12 +269,22 @@ def _storage_of(run_dir: Path) -> dict[str, Any]:
     return {"storage_path": kept.path, "storage_filesystem": filesystem}
 
 
+def _tell_of_unequal_shares(plan: SamplePlan, workers: int) -> None:
+    if plan.virtual_shards % workers:
+        log.warning(
+            "%d workers share %d virtual shards unequally, and wait for those with most; with a "
+            "multiple of the workers, data.virtual_shards=N, shares of a new run are equal",
+            workers,
+            plan.virtual_shards,
+        )
+
+
 def _validates(config: Config) -> bool:
     return config.train.rollout_val_freq_epochs > 0 or config.train.rollout_validate_on_checkpoint
 
 
 def _start_step(run_dir: Path) -> int:
-    pull_run(run_dir)
+    insist(lambda: pull_run(run_dir))
     checkpoint = newest_checkpoint(run_dir)
     return 0 if checkpoint is None else checkpoint.step
 
@@ -346,7 +348,7 @@ def read_held_out(run_dir: Path) -> list[EpisodeSource]:
     if not path.is_file():
         return []
     episodes = [EpisodeSource(**row) for row in json.loads(path.read_text()).get(HELD_OUT, [])]
-    return episodes if all(place(episode.path).is_file() for episode in episodes) else []
+    return episodes if all(exists(place(episode.path)) for episode in episodes) else []
 
 
 def _differences(before: Any, after: Any, prefix: str = "") -> list[str]:

@@ -1,8 +1,8 @@
 """Judging a checkpoint beside training: rollouts in simulation and the held-out action error.
 
 `validate` is what Ray Train calls with a reported checkpoint. It only coordinates: simulators are
-actors of their own, the action error is a task of its own, and every failure becomes a metric,
-because a validation that raises would end the training.
+actors of their own, the action error is a task of its own, and every failure becomes a metric that
+says why: Ray Train would only count it as failed.
 """
 
 from __future__ import annotations
@@ -89,14 +89,17 @@ def validate(
         seeds = range(first, first + run.train.rollout_num_episodes)
         keep = {first: Keep(video=run.train.rollout_video)}
         begun, records = time.perf_counter(), []
+        videos: list[bytes] = []  # at most one: written once nobody's time limit runs
         for played in run_episodes(job, seeds, actors, options, keep):
             records.append(played.record)
             if VIDEO in played.files:
-                video = validation_video(folder.parent, step_of(folder))
-                insist(partial(write_atomically, video, played.files[VIDEO]))
+                videos.append(played.files[VIDEO])
         metrics |= summarize(records).metrics()
         steps = sum(record.steps for record in records)
         metrics["rollout/fps"] = steps / (time.perf_counter() - begun)
+        for video in videos:
+            path = validation_video(folder.parent, step_of(folder))
+            insist(partial(write_atomically, path, video))
         insist(lambda: keep_records(folder.parent, folder.name, records))
     except Exception as error:  # the promise above: training goes on, and the report says why
         log.exception("Validation of %s failed", folder)
