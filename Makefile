@@ -47,7 +47,7 @@ unit: setup
 	$(BIN)/python -m pytest --timeout=1800 --durations=30
 
 slow-test: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --timeout=1800
 
 chaos: setup
 	$(BIN)/python -m benchmarks.chaos --faults 5

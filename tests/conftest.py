@@ -141,6 +141,18 @@ def run_command(module: str, *arguments: str, cwd: Path) -> subprocess.Completed
     )
 
 
+def begin_command(module: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """The same under way; what it prints is dropped, but for its errors."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"imf_ray.{module}", *arguments],
+        cwd=cwd,
+        env=command_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def command_environment() -> dict[str, str]:
     """What the package's commands find: this checkout, and no cluster."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

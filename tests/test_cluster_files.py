@@ -91,9 +91,20 @@ def test_kuberay_accepts_the_job() -> None:
 
 
 def test_machines_of_ones_own_are_in_a_pool() -> None:
-    start = "\n".join(read("cluster.yaml")["worker_start_ray_commands"])
-    label = load_config(["cluster=pools"]).cluster.pool_label
-    assert f"--labels={label}=$(cat ~/imf_ray_pool || echo train)" in start
+    config, label = read("cluster.yaml"), load_config(["cluster=pools"]).cluster.pool_label
+    for kind in ("head", "worker"):
+        start = "\n".join(config[f"{kind}_start_ray_commands"])
+        assert f"--labels={label}=$(cat ~/imf_ray_pool || echo train)" in start
+    assert 1 + len(config["provider"]["worker_ips"]) >= len(POOLS)  # none of them stays empty
+
+
+def test_the_image_is_set_up_alike_and_holds_no_data() -> None:
+    dockerfile = (ROOT / "deploy/Dockerfile").read_text()
+    for library in SYSTEM_LIBRARIES.split():
+        assert library in dockerfile
+    assert "RUN make setup VENV=/opt/venv" in dockerfile
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".git", ".venv", "data", "runs"} <= set(ignored)
 
 
 def test_pools_on_aws_are_those_of_the_configuration() -> None:

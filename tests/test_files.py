@@ -68,9 +68,10 @@ def test_a_write_is_insisted_on_until_there_is_room(monkeypatch: pytest.MonkeyPa
     errors = [StorageError("full")] * 3
     with pytest.raises(StorageError, match="full"):
         insist(write)
-    errors = [ValueError("wrong")]  # no matter of storage
-    with pytest.raises(ValueError, match="wrong"):
-        insist(write)
+    for wrong in (ValueError("no matter of storage"), FileNotFoundError("waiting does not help")):
+        errors = [wrong]
+        with pytest.raises(type(wrong)):
+            insist(write)
 
 
 def test_what_a_file_holds_is_not_written_again(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.conftest import COMMAND_LIMIT_S, TINY_AGENT, TINY_TRAINING
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
 START_LIMIT_S = 600
+GAUGE, TRIAL = "ray_imf_ray_", "00000-n_emb_16"
 PROMETHEUS_TARGETS = "prom_metrics_service_discovery.json"
 """What the head writes for Prometheus."""
 SPACE = """
@@ -52,15 +53,15 @@ class Head:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
-    def gauges(self) -> set[str]:
-        """The names of our gauges that Prometheus would find now."""
+    def gauges(self, run: str) -> set[str]:
+        """The names of our gauges of a run that Prometheus would find now."""
         found = set()
         for group in json.loads((self.folder / PROMETHEUS_TARGETS).read_text()):
             for target in group["targets"]:
                 with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as answer:
                     lines = answer.read().decode().splitlines()
-                found |= {line.partition("{")[0] for line in lines}
-        return {name for name in found if name.startswith("ray_imf_ray_")}
+                found |= {line.partition("{")[0] for line in lines if f'run="{run}"' in line}
+        return {name.removeprefix(GAUGE) for name in found if name.startswith(GAUGE)}
 
 
 def _free_port() -> int:
@@ -148,7 +149,7 @@ def test_a_submitted_sweep_runs_and_is_shown(
     def watch() -> None:
         while not ended.wait(1.0):
             with contextlib.suppress(OSError):  # until the metrics are served
-                seen.update(head.gauges())
+                seen.update(head.gauges(TRIAL))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -170,7 +171,13 @@ def test_a_submitted_sweep_runs_and_is_shown(
     jobs = head.get("/api/jobs/")
     assert [job["status"] for job in jobs if job["submission_id"] == "sweep"] == ["SUCCEEDED"]
     runs = head.get("/api/train/v2/runs/v1")["train_runs"]
-    assert [(run["name"], run["status"]) for run in runs] == [("00000-n_emb_16", "FINISHED")]
-    assert {"ray_imf_ray_loss", "ray_imf_ray_samples_per_s", "ray_imf_ray_restarts"} <= seen
+    assert [(run["name"], run["status"]) for run in runs] == [(TRIAL, "FINISHED")]
+    at_the_start = {"restarts", "bad_episodes", "checkpoint_fallbacks"}
+    assert {*at_the_start, "loss", "samples_per_s", "data_wait"} <= seen
     with pytest.raises(urllib.error.HTTPError, match="401"):
         head.get("/api/jobs/", token=False)
+    asked = [RAY, "job", "list", f"--address={head.url}"]
+    unasked = {k: v for k, v in head.environment.items() if not k.startswith("RAY_AUTH_")}
+    refused = subprocess.run(asked, env=unasked, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0 and "RAY_AUTH_MODE" in refused.stdout + refused.stderr
+    subprocess.run(asked, env=head.environment, capture_output=True, check=True)

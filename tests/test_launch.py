@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
-from tests.conftest import COMMAND_LIMIT_S, command_environment
+from imf_ray.training.checkpoint import newest_checkpoint
+from imf_ray.training.tracking import METRICS_FILE, read_metrics
+from tests.conftest import (
+    COMMAND_LIMIT_S,
+    TINY_AGENT,
+    TINY_TRAINING,
+    begin_command,
+    command_environment,
+)
 
 ENDLESS = """
 import os, signal, sys, threading
@@ -47,3 +59,41 @@ def test_what_goes_on_after_an_interruption_does_not_use_ray_again() -> None:
     )
     assert done.returncode == 130, done.stderr
     assert done.stderr.endswith("Interrupted. Go on with:\n  the command\n")
+
+
+def test_training_stops_with_a_checkpoint_or_at_once(demonstrations: Path, tmp_path: Path) -> None:
+    """Ctrl-C once, the command that it prints, and Ctrl-C twice."""
+    run_dir = tmp_path / "runs/run"
+    options = [*TINY_AGENT, *TINY_TRAINING, "train.save_freq=100000", "run_name=run"]
+    options += ["train.max_steps=100000", "train.rollout_val_freq_epochs=0", "cluster.num_cpus=2"]
+    begun = begin_command("train", f"data.dataset_dir={demonstrations}", *options, cwd=tmp_path)
+    _wait_for_step(3, run_dir, begun)
+    begun.send_signal(signal.SIGINT)
+    _, errors = begun.communicate(timeout=COMMAND_LIMIT_S)
+    assert begun.returncode == 130, errors
+    saved = newest_checkpoint(run_dir)
+    assert saved is not None and saved.step == _last_step(run_dir)
+
+    how, command = errors.splitlines()[-2:]
+    assert how == "Interrupted. Go on with:", errors
+    python, _, module, *printed = shlex.split(command)
+    assert (python, module) == ("python", "imf_ray.train")
+    again = begin_command("train", *printed, cwd=tmp_path)
+    _wait_for_step(saved.step + 1, run_dir, again)
+    again.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    again.send_signal(signal.SIGINT)
+    _, errors = again.communicate(timeout=COMMAND_LIMIT_S)
+    assert again.returncode == 130, errors
+    assert errors.endswith(f"Go on with:\n{command}\n")
+
+
+def _wait_for_step(step: int, run_dir: Path, command: subprocess.Popen[str]) -> None:
+    while _last_step(run_dir) < step:
+        assert command.poll() is None
+        time.sleep(0.1)
+
+
+def _last_step(run_dir: Path) -> int:
+    losses = [line["step"] for line in read_metrics(run_dir / METRICS_FILE) if "loss" in line]
+    return max(losses, default=0)

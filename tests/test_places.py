@@ -7,19 +7,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 from safetensors.torch import load_file
 from upath import UPath
 
 from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS
-from imf_ray.errors import UserError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.files import LineFile, write_atomically
 from imf_ray.places import here, kept_at, pull, push, remove, shown, working_copy
+from imf_ray.sweep.trial import read_trial
 from imf_ray.training.checkpoint import PATTERN, list_checkpoints, step_of
 from imf_ray.training.interruption import request_stop, stop_requested, withdraw_stop
+from imf_ray.training.placement import place_of
 from imf_ray.training.tracking import METRICS_FILE, read_metrics
 from tests.conftest import (
     COMMAND_LIMIT_S,
@@ -62,6 +66,30 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 def be_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """See the working copies of a machine that has none yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+
+
+class _NoAnswerError(Exception):
+    """Such as botocore's, which are of no kind that Python knows."""
+
+
+def test_an_outage_is_no_answer(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fsspec's own `isfile` makes of one."""
+    run_dir = working_copy(bucket) / "run"
+    questions = (stop_requested, place_of, read_trial)
+    assert [bool(ask(run_dir)) for ask in questions] == [False] * 3
+    request_stop(run_dir)
+    assert stop_requested(run_dir)
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise _NoAnswerError
+
+    for name in ("_info", "_cat_file", "_find"):
+        monkeypatch.setattr(S3FileSystem, name, fail)
+    for ask in questions:
+        with pytest.raises(StorageError, match=f"{bucket}/run.* cannot be read: _NoAnswerError"):
+            ask(run_dir)
+    with pytest.raises(StorageError):
+        pull(run_dir)
 
 
 def test_a_path_tells_its_url(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,14 @@ import ray.data
 import ray.train
 from ray import tune
 from ray.exceptions import RayActorError
-from ray.train import Checkpoint, Result, RunConfig, ScalingConfig, ValidationConfig
+from ray.train import (
+    Checkpoint,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    ValidationConfig,
+)
 from ray.train._internal.session import get_session
 from ray.train.v2._internal import constants
 from ray.train.v2.api import data_parallel_trainer
@@ -38,13 +45,19 @@ SHORT_S, LONG_S = 8.0, 60.0
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def train(loop: Callable[[], Any], folder: Path, name: str = "run", **options: Any) -> Result:
-    """Ray Train as its documentation shows it: one worker, no torch."""
+def train(
+    loop: Callable[[], Any], folder: Path, name: str = "run", failures: int = 0, **options: Any
+) -> Result:
+    """Ray Train as its documentation shows it: one worker, no torch; it may fail so often."""
     return data_parallel_trainer.DataParallelTrainer(
         lambda config: loop(),
         train_loop_config={},
         scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.1}),
-        run_config=RunConfig(name=name, storage_path=str(folder)),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=failures),
+        ),
         **options,
     ).fit()
 
@@ -99,17 +112,17 @@ def test_2_validation_has_no_way_to_tune() -> None:
     assert hooks == {"after_report", "after_exception"}
 
 
-@pytest.mark.slow
 def test_3_a_validation_that_dies_ends_the_training(tmp_path: Path) -> None:
-    """Around it: validation only coordinates, and turns every error into a metric."""
+    """Whatever `max_failures`. Around it: validation only coordinates, and is tried again."""
 
     def die(checkpoint: Checkpoint) -> dict[str, Any]:
         os._exit(1)
 
-    with pytest.raises(ray.train.TrainingFailedError):
+    with pytest.raises(ray.train.ControllerError):
         train(
             lambda: report_checkpoint(validation=True),
             tmp_path,
+            failures=3,
             validation_config=ValidationConfig(die, ray_remote_kwargs={"num_cpus": 0}),
         )
 
@@ -122,6 +135,30 @@ def test_4_a_checkpoint_that_is_gone_stops_the_run_at_its_start(tmp_path: Path) 
     shutil.rmtree(checkpoint)
     with pytest.raises((RayActorError, ray.train.TrainingFailedError)):
         train(report_checkpoint, tmp_path)
+
+
+@pytest.mark.slow
+def test_4_a_damaged_checkpoint_is_handed_back_until_no_failure_is_left(tmp_path: Path) -> None:
+    """Though an older one is good. Around it: `newest_checkpoint` passes over what is damaged."""
+    given = str(tmp_path / "given")
+
+    def loop() -> None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            report_checkpoint()
+            report_checkpoint()
+            return
+        with checkpoint.as_directory() as folder, open(given, "a") as file:
+            weights = (Path(folder) / "weights").read_text()
+            file.write(f"{weights}\n")
+        int(weights)
+
+    train(loop, tmp_path)
+    _, newest = sorted(tmp_path.glob("run/checkpoint_*/"))
+    (newest / "weights").write_text("damaged")
+    with pytest.raises(ray.train.TrainingFailedError):
+        train(loop, tmp_path, failures=2)
+    assert Path(given).read_text().split() == ["damaged"] * 3
 
 
 @pytest.mark.slow
@@ -218,7 +255,6 @@ def test_11_a_trial_that_is_stopped_leaves_its_workers_place_behind(tmp_path: Pa
         remove_placement_group(PlacementGroup(identity))
 
 
-@pytest.mark.slow
 def test_12_without_a_checkpoint_a_result_has_no_metrics(tmp_path: Path) -> None:
     """Around it: the loop returns what the driver needs; the rest is in the run's folder."""
 

@@ -23,7 +23,7 @@ from imf_ray.data.storage import cache_folder
 from imf_ray.data.windows import Batch, WindowSpec
 from imf_ray.errors import UserError
 from imf_ray.places import place
-from tests.conftest import tiny_config
+from tests.conftest import DEMONSTRATIONS, tiny_config
 
 
 class _Ranges(SimpleHTTPRequestHandler):
@@ -31,7 +31,9 @@ class _Ranges(SimpleHTTPRequestHandler):
 
     served: list[int] = []  # noqa: RUF012  (each test sets its own)
     down: list[str] = []  # noqa: RUF012
-    """Paths with these words in them are answered by an error."""
+    """Paths with these words in them are answered by an error,"""
+    flaky: list[str] = []  # noqa: RUF012
+    """and of these the first read."""
 
     def do_HEAD(self) -> None:
         if not self._is_down():
@@ -45,6 +47,10 @@ class _Ranges(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self._is_down():
+            return
+        if self.path.strip("/") in self.flaky:
+            self.flaky.remove(self.path.strip("/"))
+            self.send_error(503)
             return
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
@@ -99,7 +105,7 @@ def test_a_url_is_indexed_as_its_folder_is(
         f"{url}/episode_{number}.hdf5" for number in range(len(local.episodes))
     ]
     for found, expected in zip(remote.episodes, local.episodes, strict=True):
-        assert dataclasses.replace(found, path=expected.path) == expected
+        assert dataclasses.replace(found, path=expected.path, stamp=expected.stamp) == expected
     assert (cache_folder(place(url)) / "index.json").is_file()
 
     read = len(sizes)  # what is indexed is not read again,
@@ -144,6 +150,14 @@ def test_what_a_server_does_not_give_is_named(served: tuple[str, list[int]]) -> 
     _Ranges.down.append("/")
     with pytest.raises(UserError, match=r"http://.* cannot be listed: ClientResponseError: 503"):
         build_index(tiny_config(url))
+
+
+def test_what_is_bad_at_the_first_look_only_is_good(served: tuple[str, list[int]]) -> None:
+    """A network that failed for a moment says nothing of the file."""
+    url, _ = served
+    _Ranges.flaky.append("episode_1.hdf5")
+    assert len(build_index(tiny_config(url)).episodes) == DEMONSTRATIONS
+    assert not _Ranges.flaky
 
 
 def test_nothing_is_recorded_into_a_url() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from imf_ray.errors import UserError
-from imf_ray.rollout.actors import RolloutJob, identify, run_episodes
+from imf_ray.rollout.actors import GRACE_S, RolloutJob, identify, run_episodes
 from imf_ray.rollout.records import EpisodeRecord
 from imf_ray.rollout.runner import Played
 from tests.rollout import faulty_worlds
@@ -65,6 +66,16 @@ def test_a_world_that_kills_or_blocks_its_simulator_is_found_out(job: RolloutJob
     assert "did not come back in time" in str(records[faulty_worlds.HANGS].error)
     assert records[700].error is None and records[701].error is None
     assert records[faulty_worlds.DIES].policy == records[700].policy
+
+
+def test_whoever_takes_the_episodes_may_take_long(job: RolloutJob) -> None:
+    """Longer than the time limit of those that are played meanwhile, and have come back."""
+    limit_s = 5.0
+    settings = replace(job.settings, episode_limit_s=limit_s)
+    played = run_episodes(replace(job, settings=settings, worlds=1), SEEDS[:2], 2, OPTIONS)
+    first = next(played)
+    time.sleep(limit_s + GRACE_S + 1.0)
+    assert [episode.record.error for episode in (first, *played)] == [None, None]
 
 
 def test_a_damaged_policy_ends_the_judgement_with_its_error(job: RolloutJob) -> None:

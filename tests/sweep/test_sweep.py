@@ -7,7 +7,6 @@ import dataclasses
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from tests.conftest import (
     COMMAND_LIMIT_S,
     TINY_AGENT,
     TINY_TRAINING,
-    command_environment,
+    begin_command,
     run_command,
 )
 
@@ -141,18 +140,6 @@ def logs_of(sweep_dir: Path) -> list[list[dict[str, Any]]]:
     return [read_metrics(path) for path in sorted(sweep_dir.glob(f"trials/*/{METRICS_FILE}"))]
 
 
-def begin(folder: Path, *options: str) -> subprocess.Popen[str]:
-    """Start the command of a sweep."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "imf_ray.tune", *options],
-        cwd=folder,
-        env=command_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def wait_for_steps(steps: Sequence[int], sweep_dir: Path, command: subprocess.Popen[str]) -> None:
     """Wait until each trial has made that many updates."""
     made: list[int] = []
@@ -197,7 +184,7 @@ def test_a_sweep_stops_goes_on_trains_judges_and_records(
         "train.save_freq=100",  # every checkpoint is judged, which takes longer than training
     ]
     folder = tmp_path / "runs/sweep"
-    begun = begin(tmp_path, *options)
+    begun = begin_command("tune", *options, cwd=tmp_path)
     wait_for_steps([5, 5], folder, begun)
     begun.send_signal(signal.SIGINT)
     _, errors = begun.communicate(timeout=COMMAND_LIMIT_S)
@@ -207,7 +194,7 @@ def test_a_sweep_stops_goes_on_trains_judges_and_records(
     made = [{line["step"] for line in log if "loss" in line} for log in logs_of(folder)]
     assert [max(steps, default=0) for steps in made] == saved  # nothing is lost by Ctrl-C
 
-    killed = begin(tmp_path, "resume=auto")
+    killed = begin_command("tune", "resume=auto", cwd=tmp_path)
     wait_for_steps([steps + 1 for steps in saved], folder, killed)
     killed.kill()
     killed.communicate(timeout=COMMAND_LIMIT_S)

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from imf_ray.mp4 import decode_video, encode_gif, encode_video
 from imf_ray.training.checkpoint import VALIDATIONS
 from imf_ray.training.gauges import GAUGES
 from imf_ray.training.status import TRAINED, read_status
-from imf_ray.training.tracking import METRICS_FILE, SampleLog, Tracker, read_metrics
+from imf_ray.training.tracking import METRICS_FILE, SampleLog, Tracker, latest_metrics, read_metrics
 from tests.training.conftest import config_of
 
 
@@ -55,6 +56,10 @@ def test_a_judgement_that_failed_may_be_followed_by_one_that_did_not(tmp_path: P
             tracker.close()
     judged = [line for line in read_metrics(tmp_path / METRICS_FILE) if "validated" in line]
     assert ["validation_error" in line for line in judged] == [True, False]
+    latest: dict[str, Any] = {}
+    for line in judged:
+        latest = latest_metrics(latest, line)
+    assert latest["a"] == 1 and "validation_error" not in latest
 
 
 def test_a_late_judgement_does_not_turn_back_the_step(tmp_path: Path) -> None:
