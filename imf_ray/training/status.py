@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from imf_ray.agents.pretrained import CONFIG
-from imf_ray.training.checkpoint import PATTERN, step_of
+from imf_ray.training.checkpoint import MANIFEST, PATTERN, step_of
 from imf_ray.training.tracking import METRICS_FILE, latest_metrics, read_metrics
 
 SILENT_S = 300.0
@@ -28,7 +28,7 @@ class RunStatus:
     step: int
     max_steps: int
     checkpoint: int | None
-    """Step of the newest checkpoint."""
+    """Step of the newest checkpoint that was finished; whether it is whole still, a resume sees."""
     age_s: float | None
     """Since its last line of metrics."""
     metrics: dict[str, Any]
@@ -44,6 +44,7 @@ def read_status(run_dir: Path, now: float) -> RunStatus:
     """What a run's folder says at the time `now`, in seconds since the epoch."""
     lines = read_metrics(run_dir / METRICS_FILE)
     metrics = functools.reduce(latest_metrics, lines, {"step": 0})
+    finished = (manifest.parent for manifest in run_dir.glob(f"{PATTERN}/{MANIFEST}"))
     age = now - lines[-1]["time"] if lines else None
     max_steps = int(OmegaConf.load(run_dir / CONFIG).train.max_steps)
     if age is None:
@@ -57,7 +58,7 @@ def read_status(run_dir: Path, now: float) -> RunStatus:
         state=state,
         step=int(metrics["step"]),
         max_steps=max_steps,
-        checkpoint=max(map(step_of, run_dir.glob(PATTERN)), default=None),
+        checkpoint=max(map(step_of, finished), default=None),
         age_s=age,
         metrics=metrics,
     )

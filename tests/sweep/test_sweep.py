@@ -186,6 +186,7 @@ def test_a_sweep_stops_goes_on_trains_judges_and_records(
     folder = tmp_path / "runs/sweep"
     begun = begin_command("tune", *options, cwd=tmp_path)
     wait_for_steps([5, 5], folder, begun)
+    assert [run.state for run in read_all(folder)] == ["running", "running"]
     begun.send_signal(signal.SIGINT)
     _, errors = begun.communicate(timeout=COMMAND_LIMIT_S)
     assert begun.returncode == 130, errors
