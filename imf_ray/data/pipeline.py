@@ -34,8 +34,9 @@ LEAST_AHEAD_BYTES = 1 << 20
 MAX_TASKS = 4096
 """Read tasks of one rank; Ray Data handles each one by itself, so long runs get larger ones."""
 DATASET_NAME = "train"
-LOOP_SHARE, LONGEST_REST_S = 0.1, 0.1
-"""Of a core, that Ray Data's scheduling loop may take."""
+LOOP_SHARE, LONGEST_REST_S, STEPS_WAITING = 0.03, 0.1, 3
+"""Of a core, what Ray Data's scheduling loop may take once blocks have waited for so many of its
+steps: training is slower than reading then."""
 
 
 @dataclass(frozen=True)
@@ -134,22 +135,23 @@ def _one_ahead(items: Iterator[Batch]) -> Iterator[Batch]:
 
 
 class _Rest(ExecutionCallback):
-    """Rests after a step of Ray Data's scheduling loop while blocks are queued, nine times as long
-    as the step kept its core.
+    """Rests after a step of Ray Data's scheduling loop while blocks go on waiting, many times as
+    long as the step kept its core.
 
     A read task whose output is held back counts as ready at once, so that the loop, which runs in
     the training process, would otherwise turn without a pause and take half of its core.
     """
 
     def __init__(self) -> None:
-        self._spent_s = 0.0
+        self._spent_s, self._steps_waiting = 0.0, 0
 
     def on_execution_step(self, executor: Any) -> None:
         spent_s = time.thread_time()
         rest_s = (spent_s - self._spent_s) * (1 / LOOP_SHARE - 1)
         self._spent_s = spent_s
         _, output = executor._output_node  # no public name for it (Ray 2.60)
-        if len(output.output_queue):
+        self._steps_waiting = self._steps_waiting + 1 if len(output.output_queue) else 0
+        if self._steps_waiting >= STEPS_WAITING:
             time.sleep(min(LONGEST_REST_S, rest_s))
 
 
