@@ -125,6 +125,12 @@ def save_checkpoint(
     return SavedCheckpoint(final, metrics)
 
 
+def forget_unfinished(run_dir: Path) -> None:
+    """Delete what was left of checkpoints whose writer was killed; to be called by the next one."""
+    for partial in run_dir.glob(f"{PARTIAL}*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def push_checkpoint(checkpoint: Path) -> None:
     """Have a checkpoint where its run is kept; there, too, it is complete or absent.
 

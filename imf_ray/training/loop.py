@@ -43,6 +43,7 @@ from imf_ray.training.acceleration import compile_loss, require_bf16
 from imf_ray.training.checkpoint import (
     CheckpointSchedule,
     SavedCheckpoint,
+    forget_unfinished,
     list_checkpoints,
     load_trainer_state,
     newest_checkpoint,
@@ -230,6 +231,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     trainer.distribute()
     tracker = None
     if rank == 0:
+        forget_unfinished(run_dir)
         tracker = Tracker(run_dir, config, trainer.step, payload.bad_episodes)
     schedule = CheckpointSchedule(config.train, stream.plan.steps_per_epoch)
     reporter = _Reporter(run_dir, schedule, config.train.keep_last, tracker)
@@ -273,11 +275,11 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     stopped = trainer.step < config.train.max_steps
     swanlab_run = None
     if tracker is not None:
-        insist(lambda: withdraw_stop(run_dir))  # answered: what there is to save is saved
         if not stopped:
             reporter.wait_for_validations()
         swanlab_run = tracker.swanlab_run
         tracker.close()
+        insist(lambda: withdraw_stop(run_dir))  # answered: whoever asked may kill this process now
     return {"step": trainer.step, "swanlab_run": swanlab_run, "stopped": stopped}
 
 

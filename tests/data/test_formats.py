@@ -53,6 +53,13 @@ def write_act_plus_plus(path: Path) -> None:
         file.attrs["compress"] = True
 
 
+def _write_unmarked_jpegs(path: Path) -> None:
+    """With `/compress_len` alone to tell of them."""
+    write_act_plus_plus(path)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["compress"]
+
+
 def write_roboimi(path: Path) -> None:
     write_act(path, dim=16)
     with h5py.File(path, "r+") as file:
@@ -72,7 +79,10 @@ def _jpeg(frame: np.ndarray) -> np.ndarray:
     ("write", "format", "spaces"),
     [
         (write_act, "act", ("joint",)),
+        (lambda path: write_act(path, np.float32, qvel=False), "act", ("joint",)),
+        (lambda path: write_act(path, np.float64), "act", ("joint",)),
         (lambda path: write_act(path, np.float64, qvel=False), "act", ("joint",)),
+        (_write_unmarked_jpegs, "act_plus_plus", ("joint",)),
         (write_act_plus_plus, "act_plus_plus", ("joint",)),
         (write_roboimi, "roboimi", ("ee",)),
     ],

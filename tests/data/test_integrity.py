@@ -109,6 +109,15 @@ def _virtual(file: h5py.File) -> None:
     file.create_virtual_dataset("action", layout)
 
 
+def _stored_elsewhere(file: h5py.File) -> None:
+    values = file["action"][:]
+    elsewhere = Path(file.filename).with_name("elsewhere.bin")
+    elsewhere.write_bytes(values.tobytes())
+    del file["action"]
+    place = [(elsewhere.name, 0, values.nbytes)]
+    file.create_dataset("action", values.shape, values.dtype, external=place)
+
+
 def _huge(file: h5py.File) -> None:
     width = file["observations/qpos"].shape[1]
     del file["observations/qpos"]
@@ -124,6 +133,7 @@ def _huge(file: h5py.File) -> None:
         (_hard_link, "is a link"),
         (_external_link, "/observations/qpos is a link"),
         (_virtual, "/action keeps its values in another file"),
+        (_stored_elsewhere, "/action keeps its values in another file"),
         (_huge, "/observations/qpos claims .* bytes, but 0 are stored"),
     ],
 )

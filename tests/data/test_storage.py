@@ -23,7 +23,10 @@ from imf_ray.data.storage import cache_folder
 from imf_ray.data.windows import Batch, WindowSpec
 from imf_ray.errors import UserError
 from imf_ray.places import place
-from tests.conftest import DEMONSTRATIONS, tiny_config
+from imf_ray.resources import ClusterSize, plan_run
+from imf_ray.training.checkpoint import best_checkpoint
+from imf_ray.training.trainer import check_run, fit
+from tests.conftest import DEMONSTRATIONS, LOGICAL_CPUS, tiny_config
 
 
 class _Ranges(SimpleHTTPRequestHandler):
@@ -133,6 +136,18 @@ def test_batches_of_a_url_are_those_of_its_folder(
         np.testing.assert_array_equal(found["action"], expected["action"])
         np.testing.assert_array_equal(found["images"]["top"], expected["images"]["top"])  # type: ignore[index]
     assert 0 < sum(sizes) < whole / 2  # only what was needed was fetched
+
+
+def test_a_run_trains_from_a_url(
+    served: tuple[str, list[int]], tmp_path: Path, ray_cluster: None
+) -> None:
+    config = tiny_config(
+        served[0], "train.rollout_val_freq_epochs=1000", "task.max_episode_steps=60"
+    )
+    size = ClusterSize(((float(LOGICAL_CPUS), 0.0),))
+    fit(check_run(config), tmp_path / "run", plan_run(config, size))
+    best = best_checkpoint(tmp_path / "run")
+    assert best.step == config.train.max_steps and best.metrics["action_error"] > 0.0
 
 
 def _batches(episodes: tuple[EpisodeSource, ...]) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ environment is made, in simulators too.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import Any
 
@@ -39,7 +40,9 @@ class FaultyTransferEnv(SimTransferEnv):
             if self._seed == REWARDS_NAN:
                 reward = float("nan")
             if self._seed == DIES:
-                os._exit(1)
+                os.kill(
+                    os.getpid(), signal.SIGSEGV
+                )  # as a simulator that reaches where it must not
             if self._seed == HANGS:
                 time.sleep(10_000)
         return observation, reward, terminated, truncated, info

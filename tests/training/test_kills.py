@@ -78,7 +78,7 @@ def test_killed_workers_go_on_with_the_very_next_sample(
 ) -> None:
     rng = np.random.default_rng(0)
     steps = sorted(rng.choice(np.arange(1, STEPS - 1), count, replace=False).tolist())
-    kills = [(step, int(rng.integers(RANKS))) for step in steps]
+    kills = [(step, number % RANKS) for number, step in enumerate(steps)]
     killed: list[int] = []
     killer = threading.Thread(target=kill_at, args=(tmp_path / "killed", kills, killed))
     failures = f"train.max_failures={count + 1}"

@@ -82,7 +82,9 @@ def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_pa
     half.mkdir()
     shutil.copytree(tmp_path / "whole/checkpoint_00000002", half / "checkpoint_00000002")
     (half / "checkpoint_manager_snapshot.json").write_text("cut o")
+    (half / ".partial_00000003").mkdir()
     fit(check_run(config), half, resources)
+    assert not (half / ".partial_00000003").exists()
     assert [checkpoint.step for checkpoint in list_checkpoints(half)] == [2, 4]
     best = best_checkpoint(half)
     assert best.metrics["rollout/success_rate"] == metrics["rollout/success_rate"]
@@ -254,7 +256,26 @@ def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, to
     return torch.load(target, weights_only=True)
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(demonstrations: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(demonstrations, "train.max_steps=2", "train.save_freq=1")
+    resources = plan_run(config, SIZE)
+    fit(check_run(config), tmp_path, resources)
+    weights = tmp_path / "checkpoint_00000002" / WEIGHTS
+    made = weights.read_bytes()
+    weights.write_bytes(made[:-1] + bytes([made[-1] ^ 1]))
+    fit(check_run(config), tmp_path, resources)
+    assert weights.read_bytes() == made
+    lines = read_metrics(tmp_path / METRICS_FILE)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 2]
+    starts = [line for line in lines if "restarts" in line]
+    assert [line["checkpoint_fallbacks"] for line in starts] == [0, 1]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    demonstrations: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = tiny_config(demonstrations)
     trainer, plan = _local_trainer(config)
     for step in (1, 2, 3):
@@ -263,7 +284,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(demonstrations: Path, tmp_pa
     assert newest_checkpoint(tmp_path).step == 3
     weights = tmp_path / "checkpoint_00000003" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert newest_checkpoint(tmp_path).step == 2
+    for _ in range(2):
+        assert newest_checkpoint(tmp_path).step == 2
+    assert caplog.text.count("Passed over") == 1
     (tmp_path / "checkpoint_00000002" / "manifest.json").unlink()
     found = newest_checkpoint(tmp_path)
     assert found.step == 1
