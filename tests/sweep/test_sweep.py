@@ -250,3 +250,31 @@ def test_a_sweep_stops_goes_on_trains_judges_and_records(
 
     changed = run_command("tune", *options, "train.lr=1e-2", cwd=tmp_path)
     assert changed.returncode == 2 and "started with other settings" in changed.stderr
+
+
+FAILING_SPACE = """
+fixed:
+  agent: resnet_imf_attnres_multitoken
+  agent.head.n_head: 2
+  train.max_failures: 0
+grid:
+  train.lr: [1.0e-3, 1.0e+30]
+"""
+
+
+def test_a_trial_that_fails_is_told_of_and_tried_again(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "failing.yaml").write_text(FAILING_SPACE)
+    options = [o for o in (*TINY_AGENT, *TINY_TRAINING) if not o.startswith("agent.head.n_head")]
+    options += ["search_space=failing.yaml", f"data.dataset_dir={demonstrations}"]
+    options += ["task.max_episode_steps=60", "run_name=sweep", "cluster.num_cpus=4"]
+    folder = tmp_path / "runs/sweep"
+    for attempt, asked in enumerate((options, ["resume=auto"]), start=1):
+        done = run_command("tune", *asked, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        good, bad = json.loads((folder / "sweep.json").read_text())["trials"]
+        assert (good["status"], bad["status"]) == ("finished", "failed")
+        assert "The loss is nan" in bad["error"] and bad["error"] in done.stderr
+        starts = [sum("restarts" in line for line in log) for log in logs_of(folder)]
+        assert starts == [1, attempt]
