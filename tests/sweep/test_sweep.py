@@ -275,6 +275,7 @@ def test_a_trial_that_fails_is_told_of_and_tried_again(
         assert done.returncode == 2, done.stderr
         good, bad = json.loads((folder / "sweep.json").read_text())["trials"]
         assert (good["status"], bad["status"]) == ("finished", "failed")
-        assert "The loss is nan" in bad["error"] and bad["error"] in done.stderr
+        assert "The loss is" in bad["error"] and bad["error"] in done.stdout
+        assert "1 of 2 trials failed" in done.stderr and "resume=auto" in done.stderr
         starts = [sum("restarts" in line for line in log) for log in logs_of(folder)]
         assert starts == [1, attempt]
