@@ -86,11 +86,14 @@ def _action_error(contender: Contender) -> float | None:
 
     if contender.checkpoint is None:
         return None
-    held_out = read_held_out(contender.checkpoint.parent)
-    if not held_out:
-        console.print("action error not known: no held-out episodes beside this checkpoint")
+    try:
+        held_out = read_held_out(contender.checkpoint.parent)
+        if not held_out:
+            raise UserError("no held-out episodes beside this checkpoint")
+        error = action_error(contender.checkpoint, held_out, contender.config.evaluate.ema)
+    except UserError as reason:  # they may have been recorded anew; what was played counts
+        console.print(f"action error not known: {reason}", soft_wrap=True)
         return None
-    error = action_error(contender.checkpoint, held_out, contender.config.evaluate.ema)
     console.print(f"action error {error:.4f} on {len(held_out)} held-out episodes")
     return error
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from imf_ray.errors import StorageError
-from imf_ray.places import kept_at, push, reporting
+from imf_ray.places import is_outage, kept_at, push, reporting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,18 +36,25 @@ def insist(attempt: Callable[[], Result]) -> Result:
     """What `attempt` returns; it is called again while a disk is full, or a network away.
 
     Raises:
-        FileNotFoundError: at once; waiting does not bring a file back.
-        StorageError, OSError: it still fails after the last pause.
+        StorageError, OSError: it still fails after the last pause; or at once, if waiting does not
+            help, as where a file or bucket is missing or nobody may write.
     """
     for pause in AGAIN_S:
         try:
             return attempt()
         except (OSError, StorageError) as error:
-            if isinstance(error, FileNotFoundError):
+            if any(map(_stays, (error, error.__cause__))):
                 raise
             log.warning("Again in %.0f s: %s", pause, error)
             time.sleep(pause)
     return attempt()
+
+
+def _stays(error: BaseException | None) -> bool:
+    """Whether an error is one that does not pass by itself."""
+    if isinstance(error, FileNotFoundError):
+        return not is_outage(error)
+    return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class LineFile:

@@ -131,8 +131,7 @@ def interruptible(
             console.print("Stopping after one more checkpoint; Ctrl-C again stops at once.")
             _wait(outcome, is_requested)
             _wait(outcome, is_safe)
-    if asked.is_set():
-        raise KeyboardInterrupt(how) if outcome.done() else _Abandoned(how)
+            raise KeyboardInterrupt(how) if outcome.done() else _Abandoned(how)
     return outcome.result()
 
 

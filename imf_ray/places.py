@@ -15,6 +15,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
@@ -157,7 +158,8 @@ def remove(path: Path) -> None:
     """
     with reporting(path, "deleted"):
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            with suppress(FileNotFoundError):  # somebody else deletes it, too
+                shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
     kept = kept_at(path)
@@ -175,7 +177,9 @@ def exists(path: Place) -> bool:
     with reporting(path, "read"):
         try:
             path.stat()
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if is_outage(error):
+                raise
             return False
         return True
 
@@ -189,8 +193,18 @@ def read_if_there(path: Place) -> str | None:
     with reporting(path, "read"):
         try:
             return path.read_text()
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if is_outage(error):
+                raise
             return None
+
+
+def is_outage(error: FileNotFoundError) -> bool:
+    """Whether it is a web server's silence or refusal: to fsspec these are files that are missing."""
+    cause = error.__cause__
+    if type(cause).__module__.startswith("aiohttp"):
+        return getattr(cause, "status", None) not in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+    return isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
 
 
 def _is_current(file: Path, size: int) -> bool:

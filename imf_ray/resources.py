@@ -200,8 +200,8 @@ def plan_simulators(config: Config, size: ClusterSize) -> SimulatorPlan:
     return SimulatorPlan(actors, cpus, cluster.gpus_per_rollout_actor, cluster.pool_label)
 
 
-def plan_slots(config: Config, size: ClusterSize) -> int:
-    """How many trials run at a time: as configured, or as many as the GPUs or CPUs allow.
+def plan_slots(config: Config, size: ClusterSize, trials: int) -> int:
+    """How many of the trials run at a time: as configured, or as the GPUs or CPUs allow.
 
     Raises:
         UserError: what is configured makes no sense. That one trial fits is `plan_run`'s to say.
@@ -210,7 +210,7 @@ def plan_slots(config: Config, size: ClusterSize) -> int:
         slots = config.tune.max_concurrent_trials
         if slots < 1:
             raise UserError(f"tune.max_concurrent_trials={slots} must be at least 1.")
-        return slots
+        return min(slots, trials)
     trainers = size.pool(TRAIN_POOL)
     if config.train.device == "cuda":
         places = gpu_places(trainers, config.cluster.gpus_per_worker)
@@ -220,7 +220,9 @@ def plan_slots(config: Config, size: ClusterSize) -> int:
         if config.cluster.cpus_per_worker is not None:
             wanted = max(wanted, config.cluster.num_workers * config.cluster.cpus_per_worker)
         most = math.floor(trainers.cpus / wanted + GRAIN)
-    return next((slots for slots in range(most, 1, -1) if _fits(config, size, slots)), 1)
+    return next(
+        (slots for slots in range(min(most, trials), 1, -1) if _fits(config, size, slots)), 1
+    )
 
 
 def _fits(config: Config, size: ClusterSize, slots: int) -> bool:

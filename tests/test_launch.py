@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -9,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.chaos_sweep import is_alive
 from imf_ray.training.checkpoint import newest_checkpoint
-from imf_ray.training.tracking import METRICS_FILE, read_metrics
+from imf_ray.training.interruption import stop_requested
+from imf_ray.training.tracking import METRICS_FILE, read_metrics, read_workers
 from tests.conftest import (
     COMMAND_LIMIT_S,
     TINY_AGENT,
@@ -80,12 +83,19 @@ def test_training_stops_with_a_checkpoint_or_at_once(demonstrations: Path, tmp_p
     assert (python, module) == ("python", "imf_ray.train")
     again = begin_command("train", *printed, cwd=tmp_path)
     _wait_for_step(saved.step + 1, run_dir, again)
+    held = read_workers(run_dir)[0]["pid"]
+    os.kill(held, signal.SIGSTOP)  # there is nobody to write one more checkpoint
     again.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    while not stop_requested(run_dir):
+        time.sleep(0.1)
+    assert again.poll() is None
     again.send_signal(signal.SIGINT)
     _, errors = again.communicate(timeout=COMMAND_LIMIT_S)
     assert again.returncode == 130, errors
     assert errors.endswith(f"Go on with:\n{command}\n")
+    assert newest_checkpoint(run_dir) == saved
+    while is_alive(held):  # stopped or not, it ends with its cluster
+        time.sleep(0.1)
 
 
 def _wait_for_step(step: int, run_dir: Path, command: subprocess.Popen[str]) -> None:

@@ -28,17 +28,17 @@ def test_open_shares_always_fit(cpus: int, slots: int, workers: int, actors: int
 
 def test_two_cpus_hold_two_trials_of_the_quickstart() -> None:
     config = load_config([])
-    assert plan_slots(config, TWO_CPUS) == 2
+    assert plan_slots(config, TWO_CPUS, 8) == 2
     assert plan_run(config, TWO_CPUS, slots=2).cpus <= 1.0
 
 
 def test_gpus_make_the_slots() -> None:
     config = load_config(["train.device=cuda", "cluster.num_workers=2"])
-    assert plan_slots(config, TWO_GPU_NODES) == 4
+    assert plan_slots(config, TWO_GPU_NODES, 8) == 4
     shared = load_config(["train.device=cuda", "cluster.gpus_per_worker=0.5"])
-    assert plan_slots(shared, TWO_GPU_NODES) == 16
+    assert plan_slots(shared, TWO_GPU_NODES, 20) == 16
     wasteful = load_config(["train.device=cuda", "cluster.gpus_per_worker=0.4"])
-    assert plan_slots(wasteful, ClusterSize(((8.0, 2.0),))) == 4
+    assert plan_slots(wasteful, ClusterSize(((8.0, 2.0),)), 8) == 4
 
 
 @pytest.mark.parametrize(
@@ -55,10 +55,17 @@ def test_what_is_given_leaves_fewer_slots(
 ) -> None:
     size = ClusterSize((node,))
     config = load_config(options)
-    assert plan_slots(config, size) == slots
+    assert plan_slots(config, size, 8) == slots
     plan_run(config, size, slots)
     with pytest.raises(UserError, match=r"Lower tune\.max_concurrent_trials|Nothing is left"):
         plan_run(config, size, slots + 1)
+
+
+def test_few_trials_on_uneven_nodes_take_turns() -> None:
+    """Two at a time, each would get more CPUs than any node but one has."""
+    size = ClusterSize(((1.0, 0.0), (4.0, 0.0), (4.0, 0.0), (8.0, 0.0)))
+    assert plan_slots(load_config([]), size, 20) > 2
+    assert plan_slots(load_config([]), size, 2) == 1
 
 
 def test_the_default_fits_a_cluster_of_small_nodes() -> None:
@@ -82,7 +89,7 @@ def test_pools_give_each_part_its_own_nodes() -> None:
     run = plan_run(config, size)
     assert run.rollout_options == {"num_cpus": 1.0, "label_selector": {"pool": "sim"}}
     assert run.cpus_per_worker == pytest.approx(0.6 * 16 / 2, abs=0.01)
-    assert plan_slots(config, size) == 2
+    assert plan_slots(config, size, 8) == 2
     simulators = plan_simulators(config, size)
     assert simulators.actors == 128
     assert simulators.options["label_selector"] == {"pool": "sim"}

@@ -41,7 +41,7 @@ def check_files(paths: Sequence[Place], format: str) -> Iterator[tuple[Place, Ve
     """The verdict on each file as it comes.
 
     Raises:
-        StorageError: that of a URL is out of reach.
+        StorageError: a file under a URL is out of reach.
     """
     if not paths:
         return

@@ -17,7 +17,7 @@ from platformdirs import user_cache_path
 from upath import UPath
 
 from imf_ray.errors import UserError
-from imf_ray.places import Place, is_url, place
+from imf_ray.places import Place, is_outage, is_url, place
 
 CACHE_DIR = ".imf_ray"
 TELLING = "etag content-md5 digest last-modified lastmodified mtime updated generation versionid"
@@ -60,7 +60,8 @@ def stamp(path: Place) -> str:
         with _as_os_errors():
             info = path.fs.info(path.path)
         # Not all of it: the URL that a server redirects to may be signed anew each time.
-        told = {key: value for key, value in info.items() if key.lower() in TELLING.split()}
+        found = {key.lower(): value for key, value in info.items() if value is not None}
+        told = {key: value for key, value in found.items() if key in TELLING.split()}
         described = json.dumps(told, sort_keys=True, default=str).encode()
         return f"{path.name} {info.get('size')} {hashlib.sha256(described).hexdigest()[:16]}"
     stat = path.stat()
@@ -87,9 +88,14 @@ def cache_folder(folder: Place) -> Path:
 
 @contextlib.contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """What a file system raises that is none of Python's own exceptions, as an `OSError`."""
+    """What a file system raises that is none of Python's own exceptions, as an `OSError`; and what
+    it takes for a missing file, but is none."""
     try:
         yield
+    except FileNotFoundError as error:
+        if not is_outage(error):
+            raise
+        raise OSError(f"{type(error.__cause__).__name__}: {error.__cause__}") from error
     except Exception as error:
         known = isinstance(error, (UserError, MemoryError))
         if known or type(error).__module__ == "builtins":

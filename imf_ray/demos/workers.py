@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import ray
 
 from imf_ray.data.episodes import SUFFIX, episode_path, write_episode
-from imf_ray.data.formats import AUTO
-from imf_ray.data.index import check_folder, list_episodes
+from imf_ray.data.index import list_episodes
 from imf_ray.data.storage import cache_folder
 from imf_ray.demos.recorder import Recorder
 from imf_ray.errors import UserError
@@ -134,15 +134,15 @@ def _record(task: bytes, cameras: tuple[str, ...], seed: int, target: str, compr
 def _read_state(folder: Path, first_seed: int) -> CollectionState:
     folder.mkdir(parents=True, exist_ok=True)
     seeds = []
-    files = list_episodes(folder)
-    for number, (path, found) in enumerate(check_folder(folder, files, AUTO).items()):
-        if isinstance(found, str) or "seed" not in found.attributes:
-            reason = found if isinstance(found, str) else "it has no seed"
+    for number, path in enumerate(list_episodes(folder)):
+        try:
+            with h5py.File(path, "r") as file:
+                seed = int(file.attrs["seed"])
+        except (OSError, KeyError) as error:
             raise UserError(
-                f"{path} is not an episode of this collection ({reason}). Collect into another "
+                f"{path} is not an episode of this collection ({error}). Collect into another "
                 "data.dataset_dir, or remove the file."
-            )
-        seed = int(found.attributes["seed"])
+            ) from error
         if path != episode_path(folder, number) or seed < first_seed:
             raise UserError(
                 f"{path} (seed {seed}) does not continue a collection from collect.seed="

@@ -165,7 +165,8 @@ class _Judge:
             patience = min(simulator.deadline for simulator in self._busy) - time.monotonic()
             ray.wait(list(calls), num_returns=1, timeout=max(0.0, patience))
             # Before anything is handed over: whoever takes it may take longer than the time limit.
-            done, under_way = ray.wait(list(calls), num_returns=len(calls), timeout=0.0)
+            back = {"num_returns": len(calls), "timeout": 0.0, "fetch_local": False}
+            done, under_way = ray.wait(list(calls), **back)
             late = [calls[c] for c in under_way if time.monotonic() > calls[c].deadline]
             for call in done:
                 yield from self._collect(calls[call])

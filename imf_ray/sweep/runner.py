@@ -155,7 +155,7 @@ def plan_sweep(sweep: Sweep, size: ClusterSize) -> tuple[RunResources, int]:
     Raises:
         UserError: a trial does not fit.
     """
-    slots = min(plan_slots(sweep.first_config, size), len(sweep.configs))
+    slots = plan_slots(sweep.first_config, size, len(sweep.configs))
     return plan_run(sweep.first_config, size, slots), slots
 
 
@@ -229,7 +229,7 @@ def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRe
         if result.error is not None:
             lines = str(result.error).strip().splitlines()
             errors[result.config["trial"]["name"]] = lines[-1] if lines else repr(result.error)
-    if stop_requested(sweep.sweep_dir):
+    if insist(lambda: stop_requested(sweep.sweep_dir)):
         raise KeyboardInterrupt
     records = [_record(sweep, name, errors.get(name)) for name in sweep.configs]
     if all(record.status == FAILED for record in records):
@@ -290,7 +290,7 @@ def _forget_requests(sweep: Sweep) -> None:
 def _record(sweep: Sweep, name: str, error: str | None) -> TrialRecord:
     """What a trial has written, or what is known of one whose driver died."""
     run_dir = sweep.run_dir(name)
-    return read_trial(run_dir) or TrialRecord(
+    return insist(lambda: read_trial(run_dir)) or TrialRecord(
         name,
         sweep.params[name],
         FAILED,

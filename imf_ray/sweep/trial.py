@@ -80,11 +80,12 @@ def run_trial(params: dict[str, Any]) -> None:
         driver_pid=os.getpid(),
         driver_host=socket.gethostname(),
     )
-    if stop_requested(run_dir) or stop_requested(sweep_dir):
-        if not stop_requested(sweep_dir):  # by the scheduler, before it could begin to go on
+    sweep_stops = insist(lambda: stop_requested(sweep_dir))
+    if sweep_stops or insist(lambda: stop_requested(run_dir)):
+        if not sweep_stops:  # by the scheduler, before it could begin to go on
             insist(lambda: pull_run(run_dir))
             insist(partial(write_trial, insist(partial(_ended, record, STOPPED, None))))
-        withdraw_stop(run_dir)
+        insist(lambda: withdraw_stop(run_dir))
         return
     run = check_run(config)
     try:
@@ -92,7 +93,7 @@ def run_trial(params: dict[str, Any]) -> None:
     except UserError as error:
         record = dataclasses.replace(record, error=str(error))
     else:
-        if outcome.stopped and stop_requested(sweep_dir):
+        if outcome.stopped and insist(lambda: stop_requested(sweep_dir)):
             return
         status = STOPPED if outcome.stopped else FINISHED
         record = insist(partial(_ended, record, status, outcome.swanlab_run))

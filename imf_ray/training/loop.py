@@ -107,7 +107,8 @@ class Trainer:
             UserError: the checkpoint is not from this place in the plan's samples.
         """
         state = load_trainer_state(checkpoint.path, str(self.device))
-        position, expected = state.get(POSITION), plan.position(checkpoint.step)
+        expected = plan.position(checkpoint.step)
+        position = state.get(POSITION, expected)  # earlier versions did not note it
         if position != expected:
             raise UserError(
                 f"{checkpoint.path} was saved at {position} of its data, and here the data are at "

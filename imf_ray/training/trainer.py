@@ -290,8 +290,9 @@ def _start_step(run_dir: Path) -> int:
 
 
 def _user_error(error: BaseException) -> UserError | None:
-    """The `UserError` among the worker failures behind a failed training."""
-    for failure in getattr(error, "worker_failures", {}).values():
+    """The `UserError` among the failures behind a failed training."""
+    failures = [*getattr(error, "worker_failures", {}).values()]
+    for failure in [*failures, getattr(error, "controller_failure", None)]:
         cause: BaseException | None = failure
         while cause is not None:
             if isinstance(cause, RayTaskError):  # reads as a traceback, whatever it was
@@ -330,7 +331,6 @@ def claim_run_dir(run: CheckedRun, run_dir: Path) -> SamplePlan:
             config.train.batch_size, config.cluster.num_workers, record["virtual_shards"]
         )
         plan = dataclasses.replace(plan, virtual_shards=shards)
-    run_dir.mkdir(parents=True, exist_ok=True)
     write_if_changed(settings, to_yaml(config))
     record = {
         "episodes": episodes,

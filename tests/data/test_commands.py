@@ -5,8 +5,8 @@ from pathlib import Path
 import h5py
 from PIL import Image
 
-from imf_ray.data.episodes import episode_path
-from imf_ray.data.inspection import CAPTION_HEIGHT, SHEET_MOMENTS, TILE
+from imf_ray.data.episodes import check_episode, episode_path
+from imf_ray.data.inspection import CAPTION_HEIGHT, SHEET_MOMENTS, TILE, episode_table
 from imf_ray.mp4 import decode_video
 from tests.conftest import DEMONSTRATIONS, run_command
 
@@ -33,7 +33,6 @@ def test_inspect_shows_the_good_ones(own_demonstrations: Path, tmp_path: Path) -
     for shown in ("400", "True", "top 48x48", *(f"{name}[15]" for name in vectors)):
         assert shown in done.stdout
     with h5py.File(episode_path(own_demonstrations, 0)) as file:
-        assert str(file.attrs["seed"]) in done.stdout
         assert f"{file['action'][:, 0].max():.4f}" in done.stdout
     output = tmp_path / "runs" / "inspections" / own_demonstrations.name
     with Image.open(output / "contact_sheet.png") as sheet:
@@ -41,6 +40,15 @@ def test_inspect_shows_the_good_ones(own_demonstrations: Path, tmp_path: Path) -
         assert sheet.size == (3 * SHEET_MOMENTS * TILE, rows * (TILE + CAPTION_HEIGHT))
     video = decode_video((output / "episode_0.mp4").read_bytes())
     assert video.shape == (400, TILE, 3 * TILE, 3)
+
+
+def test_the_table_of_episodes(demonstrations: Path) -> None:
+    episodes = [check_episode(episode_path(demonstrations, n)) for n in range(DEMONSTRATIONS)]
+    table = episode_table(episodes)
+    columns = {str(column.header): list(column.cells) for column in table.columns}
+    assert columns["seed"] == [str(episode.attributes["seed"]) for episode in episodes]
+    assert len(set(columns["seed"])) == DEMONSTRATIONS
+    assert columns["steps"] == ["400"] * 3 and columns["success"] == ["True"] * 3
 
 
 def test_what_is_asked_must_be_known(tmp_path: Path) -> None:

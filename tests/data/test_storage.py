@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from imf_ray.collect import main as collect
-from imf_ray.data.episodes import EpisodeSource, Selection, episode_path
+from imf_ray.data.episodes import EpisodeSource, Selection, episode_path, read_slice
 from imf_ray.data.index import build_index
 from imf_ray.data.pipeline import EpisodeStream
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.storage import cache_folder
 from imf_ray.data.windows import Batch, WindowSpec
-from imf_ray.errors import UserError
-from imf_ray.places import place
+from imf_ray.errors import StorageError, UserError
+from imf_ray.places import exists, place
 from imf_ray.resources import ClusterSize, plan_run
 from imf_ray.training.checkpoint import best_checkpoint
 from imf_ray.training.trainer import check_run, fit
@@ -39,8 +39,16 @@ class _Ranges(SimpleHTTPRequestHandler):
     """and of these the first read."""
 
     def do_HEAD(self) -> None:
-        if not self._is_down():
+        if not self._is_down() and not self._is_flaky():
             super().do_HEAD()
+
+    def _is_flaky(self) -> bool:
+        name = f"{self.command} {self.path.strip('/')}"
+        found = name in self.flaky
+        if found:
+            self.flaky.remove(name)
+            self.send_error(503)
+        return found
 
     def _is_down(self) -> bool:
         found = any(word in self.path for word in self.down)
@@ -49,11 +57,7 @@ class _Ranges(SimpleHTTPRequestHandler):
         return found
 
     def do_GET(self) -> None:
-        if self._is_down():
-            return
-        if self.path.strip("/") in self.flaky:
-            self.flaky.remove(self.path.strip("/"))
-            self.send_error(503)
+        if self._is_down() or self._is_flaky():
             return
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
@@ -87,6 +91,7 @@ def served(
     sizes: list[int] = []
     monkeypatch.setattr(_Ranges, "served", sizes)
     monkeypatch.setattr(_Ranges, "down", [])
+    monkeypatch.setattr(_Ranges, "flaky", [])
     server = ThreadingHTTPServer(
         ("127.0.0.1", 0), lambda *a: _Ranges(*a, directory=str(own_demonstrations))
     )
@@ -170,9 +175,32 @@ def test_what_a_server_does_not_give_is_named(served: tuple[str, list[int]]) -> 
 def test_what_is_bad_at_the_first_look_only_is_good(served: tuple[str, list[int]]) -> None:
     """A network that failed for a moment says nothing of the file."""
     url, _ = served
-    _Ranges.flaky.append("episode_1.hdf5")
+    _Ranges.flaky.append("GET episode_1.hdf5")
     assert len(build_index(tiny_config(url)).episodes) == DEMONSTRATIONS
     assert not _Ranges.flaky
+
+
+def test_training_waits_for_a_server(
+    served: tuple[str, list[int]], own_demonstrations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To fsspec, every failure of a web server is a file that is missing."""
+    monkeypatch.setattr("imf_ray.files.AGAIN_S", (0.0,))
+    url, _ = served
+    source = build_index(tiny_config(url)).episodes[1].source
+    expected = read_slice(source, Selection(), (0, 1), (0, 5)).action
+    for failing in (["HEAD", "GET"], ["GET"]):
+        _Ranges.flaky += [f"{method} episode_1.hdf5" for method in failing]
+        found = read_slice(source, Selection(), (0, 1), (0, 5)).action
+        np.testing.assert_array_equal(found, expected)
+        assert not _Ranges.flaky
+    _Ranges.down.append("episode_1")
+    with pytest.raises(UserError, match=r"episode_1.hdf5 cannot be read .*503"):
+        read_slice(source, Selection(), (0, 1), (0, 5))
+    with pytest.raises(StorageError, match="cannot be read"):
+        exists(place(source.path))
+    _Ranges.down.clear()
+    episode_path(own_demonstrations, 1).unlink()
+    assert not exists(place(source.path))
 
 
 def test_nothing_is_recorded_into_a_url() -> None:
