@@ -200,7 +200,7 @@ def read_if_there(path: Place) -> str | None:
 
 
 def is_outage(error: FileNotFoundError) -> bool:
-    """Whether it is a web server's silence or refusal: to fsspec these are files that are missing."""
+    """Whether it is a web server's silence or refusal, which fsspec takes for a missing file."""
     cause = error.__cause__
     if type(cause).__module__.startswith("aiohttp"):
         return getattr(cause, "status", None) not in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
