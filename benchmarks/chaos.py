@@ -19,6 +19,7 @@ import itertools
 import json
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -178,6 +179,25 @@ def differences(clean: Sweep, other: Sweep) -> dict[str, int]:
     return dict(found)
 
 
+def pauses(trials: Sequence[Path]) -> list[float]:
+    """Seconds from the last update before each restart of a trial's workers to the next one."""
+    found = []
+    for trial in trials:
+        lines = read_metrics(trial / METRICS_FILE)
+        for number, line in enumerate(lines):
+            before = [entry["time"] for entry in lines[:number] if "loss" in entry]
+            after = [entry["time"] for entry in lines[number:] if "loss" in entry]
+            if RESTARTS in line and before and after:
+                found.append(after[0] - before[-1])
+    return found
+
+
+def passed_over(trials: Sequence[Path]) -> int:
+    """Bad checkpoints that the trials' workers met with and went on without."""
+    starts = [[e for e in read_metrics(t / METRICS_FILE) if RESTARTS in e] for t in trials]
+    return sum(int(lines[-1]["checkpoint_fallbacks"]) for lines in starts)
+
+
 def settle(total: float) -> float:
     """Seconds until all CPUs are free again; infinite if they do not become so in time."""
     begun = time.monotonic()
@@ -295,6 +315,8 @@ def _report(
         "trials that ended as failed": len(struck.failures),
         "faults that found no moment to strike": count - len(events),
     }
+    waits = pauses(struck.trials)
+    stops = f"{statistics.median(waits):.0f}, {max(waits):.0f}" if waits else "none"
     failings = [name for name, number in results.items() if number]
     if free_s == float("inf"):
         failings.append(f"resources were not free after {SETTLE_S:.0f} s")
@@ -313,6 +335,8 @@ two local nodes with {NODE["num_cpus"]} logical CPUs each; once left alone and o
 | seconds until all resources were free | {free_s:.1f} |
 | drivers started | {len(struck.codes)} |
 | times that workers were started (left alone: {len(SEEDS)}) | {starts} |
+| seconds from the last update before such a start to the next one: median, most | {stops} |
+| bad checkpoints that were passed over | {passed_over(struck.trials)} |
 | wall time, left alone and struck | {walls["alone"]:.0f} s, {walls["struck"]:.0f} s |
 
 | at s | fault | of what |
