@@ -61,7 +61,7 @@ def stop_ours(work: Path, options: Sequence[str]) -> float:
     from imf_ray.sweep.runner import TRIALS_DIR
     from imf_ray.training.checkpoint import newest_checkpoint
     from imf_ray.training.interruption import request_stop
-    from imf_ray.training.placement import place_of
+    from imf_ray.training.tracking import read_workers
 
     address = f"cluster.address={ray.get_runtime_context().gcs_address}"
     command = [sys.executable, "-m", "imf_ray.tune", *OPTIONS, address, f"storage_path={work}"]
@@ -70,7 +70,7 @@ def stop_ours(work: Path, options: Sequence[str]) -> float:
         trials = work / "sweep" / TRIALS_DIR
         wait_for(lambda: any(map(newest_checkpoint, trials.glob("*"))))
         (trial,) = (path for path in trials.glob("*") if newest_checkpoint(path))
-        place = place_of(trial)
+        place = read_workers(trial)[0]["placement_group"]
         assert place in held()
         request_stop(trial)
         return wait_for(lambda: place not in held())

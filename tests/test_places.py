@@ -23,7 +23,6 @@ from imf_ray.places import here, kept_at, pull, push, remove, shown, working_cop
 from imf_ray.sweep.trial import read_trial
 from imf_ray.training.checkpoint import PATTERN, list_checkpoints, step_of
 from imf_ray.training.interruption import request_stop, stop_requested, withdraw_stop
-from imf_ray.training.placement import place_of
 from imf_ray.training.tracking import METRICS_FILE, read_metrics
 from tests.conftest import (
     COMMAND_LIMIT_S,
@@ -75,8 +74,8 @@ class _NoAnswerError(Exception):
 def test_an_outage_is_no_answer(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fsspec's own `isfile` makes of one."""
     run_dir = working_copy(bucket) / "run"
-    questions = (stop_requested, place_of, read_trial)
-    assert [bool(ask(run_dir)) for ask in questions] == [False] * 3
+    questions = (stop_requested, read_trial)
+    assert [bool(ask(run_dir)) for ask in questions] == [False] * 2
     request_stop(run_dir)
     assert stop_requested(run_dir)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from imf_ray.config import config_to_dict
-from imf_ray.errors import StorageError, UserError
+from imf_ray.errors import UserError
 from imf_ray.files import insist, write_atomically, write_if_changed
 from imf_ray.places import origin, pull, remove, shown
 from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, plan_slots
@@ -39,18 +38,18 @@ from imf_ray.sweep.trial import (
     run_trial,
 )
 from imf_ray.training.interruption import is_safe, request_stop, stop_requested, withdraw_stop
-from imf_ray.training.placement import free, place_of
+from imf_ray.training.placement import free_lost_places
 from imf_ray.training.tracking import WORKERS_DIR, read_workers
 from imf_ray.training.trainer import check_run, claim_run_dir, with_rollouts
 
 MAX_DRIVER_FAILURES = 20
 """How often a trial whose driver died (of a lost node, mostly) is started again; it goes on from
 its checkpoints."""
-CONTROLLER_ENDS_S = 2.0
-"""Ray ends a controller as soon as it learns of the death of the driver that made it."""
+CONTROLLER_ENDS_S = (2.0, 30.0)
+"""Ray ends a controller as soon as it learns of the death of the driver that made it: at once, or,
+if a node died, after some missed answers."""
 TRIALS_DIR, TUNE_DIR = "trials", "tune"
 SPACE_FILE, ORACLES_FILE = "space.json", "oracles.json"
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +220,7 @@ def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRe
             storage_path=str(sweep.sweep_dir),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=MAX_DRIVER_FAILURES),
-            callbacks=[_Attendant(sweep)],
+            callbacks=[_Attendant()],
         ),
     )
     errors: dict[str, str] = {}
@@ -255,24 +254,14 @@ def is_stopped(sweep: Sweep) -> bool:
 
 
 class _Attendant(tune.Callback):
-    """Frees what the workers of failed trials hold."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        self._sweep = sweep
+    """Frees what the workers of failed trials hold: another trial may be waiting for it."""
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Free the trial's workers, once the controller that could start new ones is gone."""
-        run_dir = self._sweep.run_dir(_name_of(trial))
-        timer = threading.Timer(CONTROLLER_ENDS_S, _free_place, [run_dir])
-        timer.daemon = True  # what it frees is freed with the sweep at the latest
-        timer.start()
-
-
-def _free_place(run_dir: Path) -> None:
-    try:
-        free(insist(lambda: place_of(run_dir)))
-    except StorageError as error:
-        log.warning("The place of the workers of %s may not be free: %s", run_dir.name, error)
+        """Free the places of the trial, once its controller is known to be gone."""
+        for pause in CONTROLLER_ENDS_S:
+            timer = threading.Timer(pause, free_lost_places)
+            timer.daemon = True  # what it frees is freed with the sweep at the latest
+            timer.start()
 
 
 def _forget_requests(sweep: Sweep) -> None:

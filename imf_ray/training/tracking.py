@@ -49,6 +49,8 @@ class WorkerRecord:
     host: str
     gpu_ids: list[int]
     log_path: str
+    placement_group: str
+    """Hex id of the place that it holds, with the other ranks."""
 
 
 def record_worker(run_dir: Path, rank: int) -> None:
@@ -62,6 +64,7 @@ def record_worker(run_dir: Path, rank: int) -> None:
         host=socket.gethostname(),
         gpu_ids=[int(i) for i in context.get_accelerator_ids().get("GPU", [])],
         log_path=str(logs[0]) if logs else str(folder),
+        placement_group=context.get_placement_group_id() or "",
     )
     path = run_dir / WORKERS_DIR / f"rank_{rank}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

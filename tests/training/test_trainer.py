@@ -127,16 +127,25 @@ def test_a_controller_that_died_or_could_not_write_is_begun_anew(
     assert tried == [False] * 3
 
 
-def test_a_worker_that_dies_before_its_task_holds_no_place(
-    demonstrations: Path, tmp_path: Path
+@pytest.mark.parametrize("who", ["worker", "controller", "controller before its workers"])
+def test_who_dies_as_workers_start_holds_no_place(
+    demonstrations: Path, tmp_path: Path, who: str
 ) -> None:
     killed = str(tmp_path / "killed")
 
     class Kill(WorkerGroupCallback):
+        def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+            self._kill("controller before its workers", os.getpid())
+            return {}
+
         def after_worker_group_start(self, worker_group: Any) -> None:
-            if not Path(killed).exists():
-                os.kill(worker_group.get_workers()[0].metadata.pid, signal.SIGKILL)
+            self._kill("worker", worker_group.get_workers()[0].metadata.pid)
+            self._kill("controller", os.getpid())
+
+        def _kill(self, role: str, pid: int) -> None:
+            if role == who and not Path(killed).exists():
                 Path(killed).touch()
+                os.kill(pid, signal.SIGKILL)
 
     def held() -> set[str]:
         table = ray.util.placement_group_table()
