@@ -73,22 +73,14 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray cluster with logical CPUs and GPUs, for the whole test session."""
     # The socket paths inside Ray's folder are limited to 107 characters.
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-
-    def start() -> None:
-        ray.init(
-            address="local",
-            num_cpus=LOGICAL_CPUS,
-            num_gpus=LOGICAL_GPUS,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=folder,
-        )
-
-    try:
-        start()
-    except Exception:  # a raylet gives its agents 30 s to start, which a busy machine may not
-        ray.shutdown()
-        start()
+    ray.init(
+        address="local",
+        num_cpus=LOGICAL_CPUS,
+        num_gpus=LOGICAL_GPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        _temp_dir=folder,
+    )
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
