@@ -43,6 +43,8 @@ class PlaceKeeper(WorkerGroupCallback):
 
 def free_lost_places() -> None:
     """Remove the placement groups of this job whose makers are dead, with the workers in them."""
+    if not ray.is_initialized():  # asked for later, and the job has ended since
+        return
     job = ray.get_runtime_context().get_job_id()
     # No public list tells who made a group (Ray 2.60).
     for entry in state._connect_and_get_accessor().get_placement_group_table():
