@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +21,7 @@ from rich.console import Console
 from imf_ray.config import GROUPS, RECIPE, group_choices, key_help, load_config, to_yaml
 from imf_ray.environment import prepare_environment
 from imf_ray.errors import UserError
-from imf_ray.resources import POOLS, ClusterSize
+from imf_ray.resources import ClusterSize, size_of
 from imf_ray.schema import Config
 
 LOG_WIDTH = 110
@@ -163,14 +163,21 @@ def resume_command(module: str, overrides: Sequence[str], **options: str) -> str
 
 
 def connect(config: Config) -> ClusterSize:
-    """Connect to the configured cluster, or start one here; return what it has.
+    """Connect to the configured cluster, or start one here; return what it has, or will
+    have once it has grown to `cluster.max_nodes`.
 
     A cluster of RAY_ADDRESS (as in a submitted job) is used when the configuration names none.
 
     Raises:
-        UserError: the named cluster cannot be reached, or lacks a pool.
+        UserError: the named cluster cannot be reached, or lacks a pool; or one that cannot
+            grow is to.
     """
     cluster, address = config.cluster, cluster_address(config)
+    if cluster.max_nodes is not None and not address:
+        raise UserError(
+            f"cluster.max_nodes={cluster.max_nodes} is for a cluster that gets nodes when work "
+            "waits for them, which one started here does not: name it by cluster.address."
+        )
     environment = prepare_environment(own_cluster=address is None)
     import ray  # only now: Ray reads its environment when it is imported
 
@@ -199,31 +206,10 @@ def connect(config: Config) -> ClusterSize:
             log_to_driver=config.debug,  # what workers say is in their logs and on the dashboard
             logging_level=logging.WARNING,
         )
-    size = _size_of([node for node in ray.nodes() if node["Alive"]], cluster.pool_label)
+    size = size_of([node for node in ray.nodes() if node["Alive"]], cluster)
     dashboard = ray.get_runtime_context().gcs_address if address else _dashboard_url()
     console.print(f"Ray: {size}; {'cluster' if address else 'dashboard'} {dashboard}")
     return size
-
-
-def _size_of(nodes: Sequence[Mapping[str, Any]], pool_label: str | None) -> ClusterSize:
-    """What `ray.nodes()` offer, together and by pool."""
-
-    def sizes(of: Sequence[Mapping[str, Any]]) -> tuple[tuple[float, float], ...]:
-        resources = [node["Resources"] for node in of]
-        return tuple((r.get("CPU", 0.0), r.get("GPU", 0.0)) for r in resources)
-
-    if pool_label is None:
-        return ClusterSize(sizes(nodes))
-    pools = {pool: [n for n in nodes if n["Labels"].get(pool_label) == pool] for pool in POOLS}
-    empty = [f"{pool_label}={pool}" for pool, members in pools.items() if not members]
-    if empty:
-        raise UserError(
-            f"No node of the cluster has the label {' or '.join(empty)}: start some with "
-            f"`ray start --labels={empty[0]}`, or set cluster.pool_label=null to run everything "
-            "anywhere."
-        )
-    by_pool = {pool: ClusterSize(sizes(members)) for pool, members in pools.items()}
-    return ClusterSize(sizes(nodes), by_pool)
 
 
 def cluster_address(config: Config) -> str | None:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from imf_ray.errors import UserError
-from imf_ray.schema import Config
+from imf_ray.schema import ClusterConfig, Config
 
 DRIVER_CPUS = 0.05
 WORKER_SHARE, ROLLOUT_SHARE, FREE_SHARE = 0.6, 0.25, 0.15
@@ -25,6 +25,8 @@ WORKER_SHARE, ROLLOUT_SHARE, FREE_SHARE = 0.6, 0.25, 0.15
 MAX_CPUS_PER_WORKER, MAX_CPUS_PER_SIMULATOR = 8.0, 1.0
 TRAIN_POOL, SIM_POOL, DATA_POOL = POOLS = ("train", "sim", "data")
 """What nodes can be for, where `cluster.pool_label` tells them apart."""
+HEAD_RESOURCE = "node:__internal_head__"
+"""What Ray gives to the head node alone."""
 GRAIN = 1e-3
 """Ray counts resources to four digits; shares are rounded down to this."""
 
@@ -36,6 +38,8 @@ class ClusterSize:
     nodes: tuple[tuple[float, float], ...]
     pools: Mapping[str, ClusterSize] = field(default_factory=dict)
     """The nodes of each pool; empty where any node may do anything."""
+    coming: int = 0
+    """How many of the nodes are not there yet."""
 
     def pool(self, name: str) -> ClusterSize:
         """The nodes that may do this part of the work."""
@@ -52,7 +56,9 @@ class ClusterSize:
         return sum(gpus for _, gpus in self.nodes)
 
     def __str__(self) -> str:
-        return f"{len(self.nodes)} node(s) with {self.cpus:g} CPUs and {self.gpus:g} GPUs"
+        coming = f", {self.coming} of them to come," if self.coming else ""
+        nodes = f"{len(self.nodes)} node(s){coming}"
+        return f"{nodes} with {self.cpus:g} CPUs and {self.gpus:g} GPUs"
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,54 @@ class SimulatorPlan:
 def in_pool(pool_label: str | None, pool: str) -> dict[str, Any]:
     """The Ray option that keeps work in a pool, if there are pools."""
     return {} if pool_label is None else {"label_selector": {pool_label: pool}}
+
+
+def size_of(nodes: Sequence[Mapping[str, Any]], cluster: ClusterConfig) -> ClusterSize:
+    """What these nodes (of `ray.nodes()`) have, and those that come as the cluster grows.
+
+    Raises:
+        UserError: a pool has no node, or there is none to tell what others will be like.
+    """
+    if cluster.pool_label is None:
+        return _grown(nodes, cluster.max_nodes)
+    members: dict[str, list[Mapping[str, Any]]] = {pool: [] for pool in POOLS}
+    others: list[Mapping[str, Any]] = []
+    for node in nodes:
+        members.get(node["Labels"].get(cluster.pool_label), others).append(node)
+    empty = [f"{cluster.pool_label}={pool}" for pool in POOLS if not members[pool]]
+    if empty:
+        raise UserError(
+            f"No node of the cluster has the label {' or '.join(empty)}: start some with "
+            f"`ray start --labels={empty[0]}`, or set cluster.pool_label=null to run everything "
+            "anywhere."
+        )
+    pools = {pool: _grown(members[pool], cluster.max_nodes) for pool in POOLS}
+    parts = [_grown(others, None), *pools.values()]
+    return ClusterSize(
+        tuple(node for part in parts for node in part.nodes),
+        pools,
+        sum(part.coming for part in parts),
+    )
+
+
+def _grown(nodes: Sequence[Mapping[str, Any]], max_nodes: int | None) -> ClusterSize:
+    """These nodes and those to come, which have no more of anything than any that is there."""
+    there = tuple(_offer(node) for node in nodes)
+    workers = [_offer(node) for node in nodes if HEAD_RESOURCE not in node["Resources"]]
+    if max_nodes is None or max_nodes <= len(workers):
+        return ClusterSize(there)
+    if not workers:
+        raise UserError(
+            f"cluster.max_nodes={max_nodes}: no node beside the head is there to tell what others "
+            "will be like. Let the cluster keep one, of each pool, at least."
+        )
+    cpus, gpus = (min(values) for values in zip(*workers, strict=True))
+    coming = max_nodes - len(workers)
+    return ClusterSize((*there, *[(cpus, gpus)] * coming), coming=coming)
+
+
+def _offer(node: Mapping[str, Any]) -> tuple[float, float]:
+    return node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
 
 
 def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:

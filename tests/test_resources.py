@@ -6,7 +6,15 @@ from hypothesis import strategies as st
 
 from imf_ray.config import load_config
 from imf_ray.errors import UserError
-from imf_ray.resources import ClusterSize, plan_run, plan_simulators, plan_slots
+from imf_ray.resources import (
+    HEAD_RESOURCE,
+    POOLS,
+    ClusterSize,
+    plan_run,
+    plan_simulators,
+    plan_slots,
+    size_of,
+)
 
 TWO_CPUS = ClusterSize(((2.0, 0.0),))
 TWO_GPU_NODES = ClusterSize(((16.0, 4.0), (16.0, 4.0)))
@@ -101,6 +109,34 @@ def test_pools_give_each_part_its_own_nodes() -> None:
     assert (
         "label_selector" not in plan_run(load_config(["train.device=cuda"]), size).rollout_options
     )
+
+
+def _node(cpus: float, gpus: float = 0.0, pool: str | None = None, head: bool = False) -> dict:
+    resources = {"CPU": cpus, "GPU": gpus} | ({HEAD_RESOURCE: 1.0} if head else {})
+    return {"Resources": resources, "Labels": {} if pool is None else {"pool": pool}}
+
+
+def test_an_autoscaling_cluster_is_planned_for_as_it_will_be() -> None:
+    head = _node(2.0, head=True)
+    options = ["train.device=cuda", "cluster.num_workers=4", "cluster.max_nodes=4"]
+    config = load_config(options)
+    size = size_of([head, _node(16.0, 4.0), _node(8.0, 4.0)], config.cluster)
+    assert size.nodes == ((2.0, 0.0), (16.0, 4.0), (8.0, 4.0), (8.0, 4.0), (8.0, 4.0))
+    assert "5 node(s), 2 of them to come," in str(size)
+    assert plan_slots(config, size, 8) == 4
+    assert size_of([head, *[_node(8.0)] * 6], config.cluster).cpus == 50.0  # more are more
+    with pytest.raises(UserError, match=r"cluster\.max_nodes=4: no node beside the head"):
+        size_of([head], config.cluster)
+
+
+def test_each_pool_of_an_autoscaling_cluster_grows() -> None:
+    config = load_config(["cluster.pool_label=pool", "cluster.max_nodes=3"])
+    nodes = [_node(2.0, head=True), _node(8.0, 2.0, "train"), _node(4.0, pool="sim")]
+    size = size_of([*nodes, _node(1.0, pool="data")], config.cluster)
+    assert [size.pool(pool).cpus for pool in POOLS] == [24.0, 12.0, 3.0]
+    assert (size.cpus, size.gpus, size.coming) == (41.0, 6.0, 6)
+    with pytest.raises(UserError, match="label pool=data"):
+        size_of(nodes, config.cluster)
 
 
 def test_an_elastic_run_starts_on_what_is_there() -> None:

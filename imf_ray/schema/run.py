@@ -131,11 +131,17 @@ class ClusterConfig:
     pool_label: str | None = None
     """A label of the cluster's nodes that says what a node is for: workers run where it is `train`,
     simulators where it is `sim`, and readers where it is `data`; null runs everything anywhere."""
+    max_nodes: int | None = None
+    """How many nodes, the head not counted, an autoscaling cluster (of pools: each) grows to. Runs
+    and sweeps are planned for that, and nodes come when parts of them wait for a place. What nodes
+    are like is seen from those that are there: one, of each pool, at least."""
     dashboard: bool = True
     """Serve Ray's dashboard on 127.0.0.1 when a cluster is started here."""
 
     def __post_init__(self) -> None:
         at_least("cluster", self, num_workers=1, rollout_actors=1)
+        if self.max_nodes is not None:
+            at_least("cluster", self, max_nodes=1)
         if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
             raise UserError(
                 f"cluster.min_workers={self.min_workers} must lie between 1 and "

@@ -23,6 +23,7 @@ from ray.train import (
     ValidationTaskConfig,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from imf_ray.agents.pretrained import CONFIG, build_agent
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
@@ -48,8 +49,7 @@ from imf_ray.training.validation import validate, window_spec
 
 log = logging.getLogger(__name__)
 CONTROLLER_FAILURE_LIMIT = 30
-"""Workers that find no place in a minute count as one failure, and a lost node may take a while to
-be replaced."""
+"""Workers that find no place in a minute count as one failure. So often, it is told."""
 HELD_OUT = "held_out_files"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 FREE_KEYS = (
@@ -223,7 +223,8 @@ def fit_in_spite_of_controllers(
 
     It keeps a list of checkpoints of its own, and counts a failure to write that (a full disk, a
     network, with the exceptions of its file system), or a worker that dies as it is given its task,
-    as a failure of its own code. It says nothing of the training.
+    as a failure of its own code. It says nothing of the training. Nor does waiting for a node to
+    come or to come back, which takes as long as it takes.
 
     Raises:
         ray.train.TrainingFailedError: training failed, or the controller too often.
@@ -236,10 +237,13 @@ def fit_in_spite_of_controllers(
         try:
             return make_trainer().fit()
         except (ray.train.ControllerError, RayActorError) as error:
+            cause = getattr(error, "controller_failure", error)
+            if isinstance(cause, WorkerGroupStartupTimeoutError):
+                log.warning("Training in %s still waits for a place in the cluster", run_dir)
+                continue
             max_failures -= 1
             if max_failures < 0:
                 raise
-            cause = getattr(error, "controller_failure", error)
             log.warning("Training in %s begins again: %s", run_dir, cause)
 
 

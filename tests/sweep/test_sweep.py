@@ -7,6 +7,7 @@ import dataclasses
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from tests.conftest import (
     TINY_AGENT,
     TINY_TRAINING,
     begin_command,
+    command_environment,
     run_command,
 )
 
@@ -279,3 +281,21 @@ def test_a_trial_that_fails_is_told_of_and_tried_again(
         assert "1 of 2 trials failed" in done.stderr and "resume=auto" in done.stderr
         starts = [sum("restarts" in line for line in log) for log in logs_of(folder)]
         assert starts == [1, attempt]
+
+
+@pytest.mark.slow
+def test_a_sweep_makes_an_autoscaling_cluster_grow(demonstrations: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sweep.growing_cluster", str(tmp_path), str(demonstrations)],
+        cwd=Path(__file__).parents[2],
+        env=command_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=COMMAND_LIMIT_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 trials, 2 at a time" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1]) == [1, 2]
+    states = [run.state for run in read_all(tmp_path / "runs/sweep")]
+    assert states == ["finished", "finished"]

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ray.exceptions import ActorDiedError
 from ray.train import CheckpointConfig, ControllerError, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
 
 from imf_ray.agents.pretrained import CONFIG, EMA_WEIGHTS, WEIGHTS, load_agent
@@ -54,6 +57,7 @@ from imf_ray.training.validation import window_spec
 from tests.conftest import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 from tests.rollout import faulty_worlds
 
+PATIENCE_S = 300.0
 SIZE = ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),))
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -125,6 +129,31 @@ def test_a_controller_that_died_or_could_not_write_is_begun_anew(
     with pytest.raises(type(error)):
         fit_in_spite_of_controllers(Failing, tmp_path, max_failures=2)
     assert tried == [False] * 3
+
+
+def test_a_run_waits_for_its_place_as_long_as_it_takes(
+    demonstrations: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("imf_ray.training.trainer.CONTROLLER_FAILURE_LIMIT", 0)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    taken = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    assert taken.wait(PATIENCE_S)
+
+    def give_back_late() -> None:
+        until = time.monotonic() + PATIENCE_S
+        while caplog.text.count("still waits for a place") < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        remove_placement_group(taken)
+
+    waiting = threading.Thread(target=give_back_late)
+    waiting.start()
+    config = tiny_config(demonstrations, "train.max_steps=1", "train.max_failures=0")
+    fit(check_run(config), tmp_path / "run", plan_run(config, SIZE))
+    waiting.join()
+    assert caplog.text.count("still waits for a place") >= 2
 
 
 @pytest.mark.parametrize("who", ["worker", "controller", "controller before its workers"])
