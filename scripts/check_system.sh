@@ -13,24 +13,32 @@ fail() {
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
   fail "Python's venv module is missing: apt-get install python3-venv"
 
+# EGL and OpenGL render without a display; torch.compile needs a compiler and Python's headers on a CPU.
+packages="libegl1 libgl1-mesa-dri libopengl0 g++ python3-dev"
 missing=$("$python" - <<'PY'
 import ctypes
+import os
+import shutil
+import sysconfig
 
-libraries = {"libEGL.so.1": "libegl1", "libOpenGL.so.0": "libopengl0"}
 missing = []
-for library, package in libraries.items():
+for library, package in {"libEGL.so.1": "libegl1", "libOpenGL.so.0": "libopengl0"}.items():
     try:
         ctypes.CDLL(library)
     except OSError:
         missing.append(package)
+if shutil.which(os.environ.get("CXX", "g++")) is None:
+    missing.append("g++")
+if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
+    missing.append("python3-dev")
 print(" ".join(missing))
 PY
 )
 if [ -n "$missing" ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    apt-get update -qq && apt-get install -y -qq libegl1 libgl1-mesa-dri libopengl0 ||
-      fail "Headless rendering needs: apt-get install libegl1 libgl1-mesa-dri libopengl0"
+    apt-get update -qq && apt-get install -y -qq $packages ||
+      fail "Missing: $missing. apt-get install $packages"
   else
-    fail "Headless rendering needs: sudo apt-get install libegl1 libgl1-mesa-dri libopengl0"
+    fail "Missing: $missing. sudo apt-get install $packages"
   fi
 fi

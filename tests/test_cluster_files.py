@@ -13,7 +13,7 @@ from imf_ray.config import load_config
 from imf_ray.resources import POOLS
 
 ROOT = Path(__file__).parents[1]
-SYSTEM_LIBRARIES = "libegl1 libgl1-mesa-dri libopengl0"
+SYSTEM_LIBRARIES = "libegl1 libgl1-mesa-dri libopengl0 g++ python3-dev"
 
 Fields = tuple[set[str], set[str]]
 # Of KubeRay 1.5's RayJob and RayCluster: the fields that are required, and others that are used.
@@ -23,7 +23,13 @@ RAY_JOB: Fields = (
 )
 RAY_CLUSTER: Fields = (
     {"headGroupSpec"},
-    {"rayVersion", "authOptions", "enableInTreeAutoscaling", "workerGroupSpecs"},
+    {
+        "rayVersion",
+        "authOptions",
+        "autoscalerOptions",
+        "enableInTreeAutoscaling",
+        "workerGroupSpecs",
+    },
 )
 HEAD_GROUP: Fields = ({"template"}, {"rayStartParams"})
 WORKER_GROUP: Fields = (

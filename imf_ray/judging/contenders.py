@@ -20,8 +20,8 @@ from imf_ray.schema import Config, EvaluateConfig
 from imf_ray.sim.experts import EXPERTS
 from imf_ray.training.checkpoint import list_checkpoints, ranking, read_checkpoint
 
-SETTABLE = ("evaluate.", "compare.", "cluster.", "task.", "task=", "data.camera_names=")
-ALSO_SETTABLE = ("checkpoint=", "storage_path=", "debug=")
+SETTABLE = ("evaluate.", "compare.", "cluster.", "cluster=", "task.", "task=")
+ALSO_SETTABLE = ("data.camera_names=", "data.format=", "checkpoint=", "storage_path=", "debug=")
 """What may be set of a judgement; everything else is the checkpoint's."""
 TRAINED_WITH = ("env_id", "action_space", "image_size", "shadows", "multisampling", "control_hz")
 """Keys of the task in which a policy and its judgement must agree."""

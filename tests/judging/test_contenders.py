@@ -34,6 +34,7 @@ def checkpoint(run_dir: Path, step: int = 1) -> str:
 
 def test_options_of_the_checkpoint_are_refused() -> None:
     require_settable(["evaluate.episodes=4", "task.shadows=true", "checkpoint=x", "debug=true"])
+    require_settable(["cluster=pools", "cluster.num_cpus=2", "data.format=act"])
     with pytest.raises(UserError, match=r"agent\.head\.n_emb=4 cannot be set here"):
         require_settable(["evaluate.episodes=4", "agent.head.n_emb=4"])
 
