@@ -10,7 +10,9 @@ systems want a package of their own, which fsspec names.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -30,6 +32,10 @@ GROWS = ".jsonl"
 """Suffix of files that are only ever added to: the longer one is the newer one."""
 SMALL = 2**16
 """Of larger files, one of the same size is taken for the same; a checkpoint's manifest knows."""
+PASSING = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EMFILE}
+)
+"""Errors of disks and shared folders that say nothing of the file; those of a URL all may."""
 _SCHEME = quote("://", safe="")
 
 
@@ -197,6 +203,13 @@ def read_if_there(path: Place) -> str | None:
             if is_outage(error):
                 raise
             return None
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether an error is of a disk or a shared folder that may come back, not of what is there."""
+    told = re.search(r"errno = (\d+)", str(error))  # by HDF5
+    number = error.errno if told is None else int(told[1])
+    return number in PASSING
 
 
 def is_outage(error: FileNotFoundError) -> bool:

@@ -20,7 +20,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from imf_ray.data.moments import Moments, moments_of
 from imf_ray.data.storage import open_hdf5, stamp
 from imf_ray.errors import UserError
 from imf_ray.files import insist, move_into_place
-from imf_ray.places import Place, is_url, place
+from imf_ray.places import Place, is_passing, is_url, place
 
 SUFFIX = ".hdf5"
 POSES = "observations/poses"
@@ -239,9 +239,17 @@ def read_slice(
         UserError: the file cannot be read any more, or holds something else than when it was
             indexed, with the file named.
     """
-    read = partial(_read_slice, source, selection, frames, actions)
+
+    def read() -> EpisodeSlice:
+        try:
+            return _read_slice(source, selection, frames, actions)
+        except OSError as error:
+            if is_url(source.path) or is_passing(error):  # a network may fail for a moment
+                raise
+            raise ValueError(str(error)) from error  # what is wrong is in the file
+
     try:
-        return insist(read) if is_url(source.path) else read()  # a network may fail for a moment
+        return insist(read)
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, UserError) as error:
         raise UserError(
             f"Episode {source.path} cannot be read as it was when it was indexed ({error}). Put "

@@ -24,7 +24,7 @@ from imf_ray.data.integrity import DIGEST
 from imf_ray.data.storage import cache_folder, stamp
 from imf_ray.errors import StorageError, UserError
 from imf_ray.files import write_atomically
-from imf_ray.places import Place, is_url, place, reporting
+from imf_ray.places import Place, is_passing, is_url, place, reporting
 from imf_ray.schema import Config
 
 CACHE_VERSION = 7
@@ -108,7 +108,7 @@ def check_folder(
         try:
             now = stamp(path)
         except OSError as error:
-            if is_url(path):  # it was listed just now: this says nothing of the file
+            if is_url(path) or is_passing(error):  # it was listed just now: no fault of the file
                 raise StorageError(f"{path} cannot be read: {error}") from error
             verdicts[path] = str(bad_episode(path, f"it cannot be read ({error})"))
             continue

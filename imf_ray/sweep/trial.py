@@ -87,7 +87,7 @@ def run_trial(params: dict[str, Any]) -> None:
             insist(partial(write_trial, insist(partial(_ended, record, STOPPED, None))))
         insist(lambda: withdraw_stop(run_dir))
         return
-    run = check_run(config)
+    run = insist(lambda: check_run(config))
     try:
         outcome = _fit_and_tell(run, run_dir, resources)
     except UserError as error:

@@ -1,11 +1,13 @@
 """Digests, files that reach out of themselves or claim too much, and readers that die."""
 
+import errno
 import os
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -16,6 +18,7 @@ import psutil
 import pytest
 
 import imf_ray.data.checking as checking
+import imf_ray.data.episodes as episodes
 from imf_ray.data.episodes import (
     EpisodeInfo,
     Selection,
@@ -218,6 +221,33 @@ def test_a_file_that_changed_is_not_trained_on(own_demonstrations: Path, tmp_pat
             read()
         path.write_bytes(content)
         read()  # a copy need not have the same time
+
+
+def test_a_shared_folder_that_is_away_for_a_moment_is_waited_for(
+    own_demonstrations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = check_episode(episode_path(own_demonstrations, 0), "auto").source
+    read = partial(read_slice, source, Selection(), (0, 1), (0, 1))
+    errors = [
+        OSError(errno.ESTALE, "Stale file handle"),
+        OSError("Can't read data (file read failed: errno = 5, error message = 'I/O error')"),
+    ]
+    waited: list[float] = []
+    open_again = episodes.open_hdf5
+
+    def open_hdf5(path: str) -> AbstractContextManager[h5py.File]:
+        if errors:
+            raise errors.pop()
+        return open_again(path)
+
+    monkeypatch.setattr(episodes, "open_hdf5", open_hdf5)
+    monkeypatch.setattr("imf_ray.files.time.sleep", waited.append)
+    assert read().length == source.length
+    assert not errors and len(waited) == 2
+    errors.append(OSError("Can't read data (inflate() failed)"))
+    with pytest.raises(UserError, match="cannot be read as it was"):
+        read()
+    assert len(waited) == 2  # what is wrong with a file stays
 
 
 def _edit(path: Path) -> None:
