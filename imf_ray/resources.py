@@ -87,10 +87,19 @@ class RunResources:
         return self.workers if self.fewest_workers is None else self.fewest_workers
 
     @property
+    def is_fixed(self) -> bool:
+        """Whether the run has always as many workers."""
+        return self.min_workers == self.workers
+
+    @property
+    def cpus_beside(self) -> float:
+        """CPUs of the driver and the simulators."""
+        return DRIVER_CPUS + self.rollout_actors * self.cpus_per_rollout_actor
+
+    @property
     def cpus(self) -> float:
-        """CPUs of the whole run, its driver included."""
-        rollouts = self.rollout_actors * self.cpus_per_rollout_actor
-        return DRIVER_CPUS + self.workers * self.cpus_per_worker + rollouts
+        """CPUs of the whole run."""
+        return self.cpus_beside + self.workers * self.cpus_per_worker
 
     @property
     def gpus(self) -> float:
@@ -99,7 +108,7 @@ class RunResources:
 
     @property
     def _count(self) -> str:
-        if self.min_workers == self.workers:
+        if self.is_fixed:
             return str(self.workers)
         return f"{self.min_workers} to {self.workers}"
 
@@ -281,10 +290,15 @@ def plan_slots(config: Config, size: ClusterSize, trials: int) -> int:
 
 def _fits(config: Config, size: ClusterSize, slots: int) -> bool:
     try:
-        plan_run(config, size, slots)
+        run = plan_run(config, size, slots)
     except UserError:
         return False
-    return True
+    if not size.coming or size.pools:
+        return True
+    # Simulators of all trials find their places at once, on the nodes that are there; should no
+    # other come, there must be room for the workers of one trial beside them.
+    there = sum(cpus for cpus, _ in size.nodes[: -size.coming])
+    return slots * run.cpus_beside + run.min_workers * run.cpus_per_worker <= there + GRAIN
 
 
 def gpu_places(size: ClusterSize, gpus_per_worker: float) -> int:

@@ -129,6 +129,17 @@ def test_an_autoscaling_cluster_is_planned_for_as_it_will_be() -> None:
         size_of([head], config.cluster)
 
 
+def test_a_trial_has_room_to_train_though_no_node_comes() -> None:
+    """On the nodes that are there, beside the simulators of all trials that run at a time."""
+    options = ["train.device=cuda", "cluster.max_nodes=4"]
+    config = load_config(options)
+    size = size_of([_node(2.0, head=True), _node(16.0, 4.0)], config.cluster)
+    slots = plan_slots(config, size, 100)
+    run = plan_run(config, size, slots)
+    assert 4 < slots < 16
+    assert slots * run.cpus_beside + run.cpus_per_worker <= 18.0
+
+
 def test_each_pool_of_an_autoscaling_cluster_grows() -> None:
     config = load_config(["cluster.pool_label=pool", "cluster.max_nodes=3"])
     nodes = [_node(2.0, head=True), _node(8.0, 2.0, "train"), _node(4.0, pool="sim")]

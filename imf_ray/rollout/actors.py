@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from imf_ray.errors import UserError
 from imf_ray.rollout.artifacts import Keep
@@ -185,13 +185,13 @@ class _Judge:
     def _collect(self, simulator: _Simulator) -> Iterator[Played]:
         try:
             result = ray.get(simulator.call)
-        except (ActorDiedError, ActorUnavailableError) as error:
-            yield from self._replace(simulator, str(error).splitlines()[0])
-            return
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             raise
+        except RayError as error:  # it died, was killed for its memory, or is out of reach
+            yield from self._replace(simulator, str(error).strip().splitlines()[0])
+            return
         self._busy.remove(simulator)
         self._resting.append(simulator)
         if not simulator.ready:

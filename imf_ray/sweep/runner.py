@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
-from imf_ray.files import insist, write_atomically, write_if_changed
+from imf_ray.files import AGAIN_S, insist, write_atomically, write_if_changed
 from imf_ray.places import origin, pull, remove, shown
 from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, plan_slots
 from imf_ray.rollout.actors import RolloutJob, run_episodes
@@ -39,7 +40,7 @@ from imf_ray.sweep.trial import (
 )
 from imf_ray.training.interruption import is_safe, request_stop, stop_requested, withdraw_stop
 from imf_ray.training.placement import free_lost_places
-from imf_ray.training.tracking import WORKERS_DIR, read_workers
+from imf_ray.training.tracking import WORKERS_DIR, note_loss, read_workers
 from imf_ray.training.trainer import check_run, claim_run_dir, with_rollouts
 
 MAX_DRIVER_FAILURES = 20
@@ -50,6 +51,7 @@ CONTROLLER_ENDS_S = (2.0, 30.0)
 if a node died, after some missed answers."""
 TRIALS_DIR, TUNE_DIR = "trials", "tune"
 SPACE_FILE, ORACLES_FILE = "space.json", "oracles.json"
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _has_ended(sweep_dir: Path) -> bool:
     if not (sweep_dir / JSON_FILE).is_file():
         return False
     records, _ = read_sweep(sweep_dir)
-    return all(record.status != FAILED for record in records)
+    return all(record.ended_well for record in records)
 
 
 def _begun(space: Path) -> float:
@@ -206,25 +208,28 @@ def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRe
         }
         for name, config in sweep.configs.items()
     ]
-    tuner = tune.Tuner(
-        tune.with_resources(_trial, bundles),
-        param_space={"trial": tune.grid_search(trials)},
-        tune_config=tune.TuneConfig(
-            max_concurrent_trials=slots,
-            scheduler=_scheduler(sweep),
-            trial_name_creator=_name_of,
-            trial_dirname_creator=_name_of,
-        ),
-        run_config=tune.RunConfig(
-            name=TUNE_DIR,
-            storage_path=str(sweep.sweep_dir),
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=MAX_DRIVER_FAILURES),
-            callbacks=[_Attendant()],
-        ),
-    )
+
+    def make_tuner() -> tune.Tuner:
+        return tune.Tuner(
+            tune.with_resources(_trial, bundles),
+            param_space={"trial": tune.grid_search(trials)},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=slots,
+                scheduler=_scheduler(sweep),
+                trial_name_creator=_name_of,
+                trial_dirname_creator=_name_of,
+            ),
+            run_config=tune.RunConfig(
+                name=TUNE_DIR,
+                storage_path=str(sweep.sweep_dir),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MAX_DRIVER_FAILURES),
+                callbacks=[_Attendant(sweep)],
+            ),
+        )
+
     errors: dict[str, str] = {}
-    for result in tuner.fit():
+    for result in _fit_in_spite_of_tune(make_tuner, sweep.sweep_dir):
         if result.error is not None:
             lines = str(result.error).strip().splitlines()
             errors[result.config["trial"]["name"]] = lines[-1] if lines else repr(result.error)
@@ -253,11 +258,51 @@ def is_stopped(sweep: Sweep) -> bool:
     )
 
 
+def _fit_in_spite_of_tune(make_tuner: Callable[[], tune.Tuner], sweep_dir: Path) -> tune.ResultGrid:
+    """Run Tune; where its own loop fails, begin again: trials go on from their checkpoints.
+
+    The loop ends by any error of its own writing (Ray's disk is full, which need not be that of the
+    runs), and by a driver that died of the memory's end (Ray 2.60).
+
+    Raises:
+        KeyboardInterrupt: it failed after the sweep was asked to stop.
+        Exception: it fails again and again; what Tune raised.
+    """
+    pauses = iter(AGAIN_S)
+    while True:
+        begun = time.monotonic()
+        try:
+            return make_tuner().fit()
+        except Exception as error:
+            if insist(lambda: stop_requested(sweep_dir)):
+                raise KeyboardInterrupt from error
+            if time.monotonic() - begun > AGAIN_S[-1]:  # it had worked for a while
+                pauses = iter(AGAIN_S)
+            pause = next(pauses, None)
+            if pause is None:
+                raise
+            log.warning("Ray Tune failed; the sweep goes on in %.0f s: %s", pause, error)
+            free_lost_places(made_by_driver=True)
+            time.sleep(pause)
+
+
 class _Attendant(tune.Callback):
-    """Frees what the workers of failed trials hold: another trial may be waiting for it."""
+    """Cleans up after drivers of trials that died: others may be waiting for what they held."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Clean up, though the trial is tried again: it may have to wait for its place."""
+        self._clean_up(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Free the places of the trial, once its controller is known to be gone."""
+        """Clean up after a trial that has failed for good."""
+        self._clean_up(trial)
+
+    def _clean_up(self, trial: Any) -> None:
+        """Free the places of the trial, once its controller, and so its workers, are gone."""
+        note_loss(self._sweep.run_dir(_name_of(trial)))
         for pause in CONTROLLER_ENDS_S:
             timer = threading.Timer(pause, free_lost_places)
             timer.daemon = True  # what it frees is freed with the sweep at the latest
@@ -265,14 +310,14 @@ class _Attendant(tune.Callback):
 
 
 def _forget_requests(sweep: Sweep) -> None:
-    """Of an earlier session: requests to stop, failures, and where the workers were."""
+    """Of an earlier session: requests to stop, who did not end well, and where workers were."""
     withdraw_stop(sweep.sweep_dir)
     for name in sweep.configs:
         run_dir = sweep.run_dir(name)
         withdraw_stop(run_dir)
         remove(run_dir / WORKERS_DIR)
         record = read_trial(run_dir)
-        if record is not None and record.status == FAILED:
+        if record is not None and not record.ended_well:
             remove(run_dir / TRIAL_FILE)
 
 

@@ -19,7 +19,7 @@ from imf_ray.rollout.policies import EXPERT
 from imf_ray.rollout.records import SUCCESS_RATE, describe_success, stage_shares
 from imf_ray.sweep.search_space import SearchSpace, short_names
 from imf_ray.sweep.trial import STOPPED, TrialRecord
-from imf_ray.training.checkpoint import ranking
+from imf_ray.training.checkpoint import VALIDATION_ERROR, ranking
 
 UNTRAINED = "untrained"
 Oracles = Mapping[str, Mapping[str, float]]
@@ -32,7 +32,7 @@ def failures(records: Sequence[TrialRecord]) -> list[str]:
     return [
         f"{record.name}: {record.error or record.metrics['validation_error']}"
         for record in records
-        if record.error or "validation_error" in record.metrics
+        if record.error or VALIDATION_ERROR in record.metrics
     ]
 
 

@@ -24,7 +24,12 @@ from imf_ray.errors import UserError
 from imf_ray.files import insist, write_atomically
 from imf_ray.places import here, origin, read_if_there, shown, working_copy
 from imf_ray.resources import RunResources
-from imf_ray.training.checkpoint import best_checkpoint, pull_run, read_validations
+from imf_ray.training.checkpoint import (
+    best_checkpoint,
+    list_checkpoints,
+    pull_run,
+    read_validations,
+)
 from imf_ray.training.interruption import stop_requested, withdraw_stop
 from imf_ray.training.tracking import read_workers
 from imf_ray.training.trainer import CheckedRun, RunOutcome, check_run, fit
@@ -53,6 +58,13 @@ class TrialRecord:
     """Rank, pid, host, gpu_ids and log_path of each worker."""
     swanlab_run: str | None = None
     error: str | None = None
+    unjudged: list[int] = field(default_factory=list)
+    """Steps of the checkpoints that it keeps of which the judgement failed."""
+
+    @property
+    def ended_well(self) -> bool:
+        """Whether nothing is to be done again: neither the trial failed, nor a judgement."""
+        return self.status != FAILED and not self.unjudged
 
 
 def run_trial(params: dict[str, Any]) -> None:
@@ -147,6 +159,7 @@ def _ended(record: TrialRecord, status: str, swanlab_run: str | None) -> TrialRe
         best_checkpoint=shown(best.path),
         workers=read_workers(run_dir),
         swanlab_run=swanlab_run,
+        unjudged=[c.step for c in list_checkpoints(run_dir) if c.validated and not c.judged],
     )
 
 

@@ -25,8 +25,8 @@ import torch
 from imf_ray.agents.pretrained import save_agent, save_policy
 from imf_ray.agents.vla import VLAAgent
 from imf_ray.errors import StorageError, UserError
-from imf_ray.files import add_line, move_into_place, read_lines, sync, write_atomically
-from imf_ray.places import exists, kept_at, pull, push, remove
+from imf_ray.files import add_line, insist, move_into_place, read_lines, sync, write_atomically
+from imf_ray.places import exists, is_passing, kept_at, pull, push, remove
 from imf_ray.rollout.records import SUCCESS_RATE
 from imf_ray.schema import Config, TrainConfig
 
@@ -37,6 +37,8 @@ VALIDATION, VALIDATIONS = "validation.json", "validations.jsonl"
 VIDEOS, DATA_FILE = "videos", "data.json"
 VALIDATED_STEP = "validated_step"
 """Among metrics: the step of the checkpoint that those of validation are of."""
+VALIDATION_ERROR = "validation_error"
+"""Among metrics: why a checkpoint could not be judged."""
 NO_ROOM = re.compile("PytorchStreamWriter|unexpected pos|No space left|os error|I/O error")
 """What torch and safetensors, which raise errors of their own, say of a full disk."""
 log = logging.getLogger(__name__)
@@ -57,8 +59,13 @@ class SavedCheckpoint:
 
     @property
     def validated(self) -> bool:
-        """Whether it was judged, with success or not."""
+        """Whether a judgement was tried, with success or not."""
         return (self.path / VALIDATION).is_file()
+
+    @property
+    def judged(self) -> bool:
+        """Whether it was judged, and that did not fail."""
+        return self.validated and VALIDATION_ERROR not in self.metrics
 
 
 @dataclass(frozen=True)
@@ -212,8 +219,8 @@ def best_checkpoint(run_dir: Path) -> SavedCheckpoint:
 def _valid(paths: Iterable[Path]) -> Iterator[SavedCheckpoint]:
     for path in paths:
         try:
-            yield read_checkpoint(path)
-        except UserError as error:
+            yield insist(functools.partial(read_checkpoint, path))
+        except UserError as error:  # though it was waited for, if it may be the disk
             _warn_once(f"Passed over: {error}")
 
 
@@ -300,6 +307,7 @@ def read_checkpoint(path: Path) -> SavedCheckpoint:
 
     Raises:
         UserError: it has no manifest, or a file does not match it.
+        StorageError: a disk or shared folder does not give it; it may later.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
@@ -313,6 +321,8 @@ def read_checkpoint(path: Path) -> SavedCheckpoint:
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, UserError):
             raise
+        if isinstance(error, OSError) and is_passing(error):
+            raise StorageError(f"{path} cannot be read: {error}") from error
         raise UserError(f"{path} is not a valid checkpoint: {error}.") from error
 
 

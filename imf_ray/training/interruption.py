@@ -21,7 +21,7 @@ import torch.distributed
 from imf_ray.errors import StorageError
 from imf_ray.places import exists, kept_at, origin, reporting
 from imf_ray.training.checkpoint import MANIFEST, checkpoint_path
-from imf_ray.training.tracking import read_workers
+from imf_ray.training.tracking import has_workers
 
 REQUEST = "stop_requested"
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def stop_requested(run_dir: Path) -> bool:
 
 def is_safe(run_dir: Path, max_steps: int) -> bool:
     """Whether killing the run now loses nothing, after it was asked to stop."""
-    if not stop_requested(run_dir) or not read_workers(run_dir):
+    if not stop_requested(run_dir) or not has_workers(run_dir):
         return True
     # A run that is trained waits for validations alone.
     return exists(origin(checkpoint_path(run_dir, max_steps)) / MANIFEST)

@@ -310,7 +310,7 @@ class _Reporter:
             metrics,
             checkpoint=checkpoint,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-            validation=saved is not None and self._schedule.validated(step) and not saved.validated,
+            validation=saved is not None and self._schedule.validated(step) and not saved.judged,
         )
         self._prune()
 

@@ -21,7 +21,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from imf_ray.errors import StorageError
 from imf_ray.places import here, remove
-from imf_ray.training.tracking import WORKERS_DIR
+from imf_ray.training.tracking import WORKERS_DIR, note_loss
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,18 @@ class PlaceKeeper(WorkerGroupCallback):
         except StorageError as error:  # they write their records anew
             log.warning("Who the last workers were is not forgotten: %s", error)
 
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Note that workers are gone, of which one failed: Ray ends the others."""
+        if worker_group_status.errors:
+            note_loss(here(self._run_dir))
 
-def free_lost_places() -> None:
-    """Remove the placement groups of this job whose makers are dead, with the workers in them."""
+
+def free_lost_places(made_by_driver: bool = False) -> None:
+    """Remove the placement groups of this job whose makers are dead, with the workers in them.
+
+    Args:
+        made_by_driver: also those that the job's driver made, since it has forgotten them.
+    """
     if not ray.is_initialized():  # asked for later, and the job has ended since
         return
     job = ray.get_runtime_context().get_job_id()
@@ -52,7 +61,8 @@ def free_lost_places() -> None:
         was_made_here = group.creator_job_id.hex() == job
         # To Ray, an actor that never was, where a driver made the group, is dead, too.
         has_maker = not ray.ActorID(group.creator_actor_id).is_nil()
+        is_lost = group.creator_actor_dead if has_maker else made_by_driver
         removed = gcs_pb2.PlacementGroupTableData.PlacementGroupState.REMOVED
-        if was_made_here and has_maker and group.creator_actor_dead and group.state != removed:
-            log.info("Freeing the place of a controller that died")
+        if was_made_here and is_lost and group.state != removed:
+            log.info("Freeing a place that nobody holds any more")
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))

@@ -22,6 +22,7 @@ from rich.progress import (
 from imf_ray.errors import UserError
 from imf_ray.places import pull
 from imf_ray.rollout.records import describe_success
+from imf_ray.training.checkpoint import VALIDATION_ERROR
 from imf_ray.training.tracking import METRICS_FILE, latest_metrics
 
 POLL_S = 1.0
@@ -135,6 +136,6 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
     success = describe_success(metrics)
     if success is not None:
         parts.append(f"success {success} of {metrics['rollout/episodes']:.0f}")
-    if "validation_error" in metrics:
+    if VALIDATION_ERROR in metrics:
         parts.append(f"validation failed: {metrics['validation_error']}")
     return "  ".join(parts)

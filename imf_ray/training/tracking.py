@@ -19,14 +19,15 @@ import numpy as np
 import ray
 
 from imf_ray.config import config_to_dict
-from imf_ray.errors import UserError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.files import LineFile, insist, read_lines, write_atomically
 from imf_ray.mp4 import decode_video, encode_gif
-from imf_ray.places import Place, origin, pull, push, read_if_there, reporting
+from imf_ray.places import Place, exists, origin, pull, push, read_if_there, reporting
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import (
     PATTERN,
     VALIDATED_STEP,
+    VALIDATION_ERROR,
     read_validations,
     step_of,
     validation_video,
@@ -34,6 +35,8 @@ from imf_ray.training.checkpoint import (
 from imf_ray.training.gauges import Gauges
 
 METRICS_FILE, WORKERS_DIR, SWANLAB_DIR = "metrics.jsonl", "workers", "swanlab"
+LOST = "lost"
+"""Beside the records of workers: they have died."""
 RESTARTS = "restarts"
 RUN_ID = "run_id"
 """In `SWANLAB_DIR`: what names the run at SwanLab, where it is online."""
@@ -181,7 +184,7 @@ class Tracker:
 
 def _judged(metrics: Mapping[str, Any]) -> tuple[int, bool]:
     """The step of a checkpoint that was judged, and whether that failed."""
-    return int(metrics[VALIDATED_STEP]), "validation_error" in metrics
+    return int(metrics[VALIDATED_STEP]), VALIDATION_ERROR in metrics
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -193,7 +196,7 @@ def latest_metrics(before: Mapping[str, Any], line: Mapping[str, Any]) -> dict[s
     """The latest value of each; `step` is that of the training, not of what was judged late."""
     if "validated" not in line:
         return {**before, **line}
-    known = {name: value for name, value in before.items() if name != "validation_error"}
+    known = {name: value for name, value in before.items() if name != VALIDATION_ERROR}
     return {**known, **line, "step": before.get("step", 0)}
 
 
@@ -211,6 +214,23 @@ def read_workers(run_dir: Path) -> list[dict[str, Any]]:
         if (text := read_if_there(file)) is not None:  # a run that starts anew takes them away
             found.append(json.loads(text))
     return found
+
+
+def note_loss(run_dir: Path) -> None:
+    """Note that the run's workers have died: nobody shall wait for a checkpoint of theirs."""
+    try:
+        write_atomically(run_dir / WORKERS_DIR / LOST, "")
+    except StorageError as error:  # whoever waits for it is told that a second Ctrl-C ends that
+        log.warning("That workers are gone is not noted: %s", error)
+
+
+def has_workers(run_dir: Path) -> bool:
+    """Whether the run has workers that may yet write a checkpoint.
+
+    Raises:
+        StorageError: it cannot be told.
+    """
+    return bool(read_workers(run_dir)) and not exists(origin(run_dir / WORKERS_DIR) / LOST)
 
 
 def check_tracking(config: Config) -> None:

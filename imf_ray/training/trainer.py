@@ -50,6 +50,8 @@ from imf_ray.training.validation import validate, window_spec
 log = logging.getLogger(__name__)
 CONTROLLER_FAILURE_LIMIT = 30
 """Workers that find no place in a minute count as one failure. So often, it is told."""
+ELASTIC_FAILURE_LIMIT = 1
+"""So often, an elastic run waits for more workers than may find a place, before it takes fewer."""
 HELD_OUT = "held_out_files"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 FREE_KEYS = (
@@ -175,19 +177,19 @@ def fit(
         }
     )
 
-    def make_trainer() -> TorchTrainer:
+    def make_trainer(workers: int) -> TorchTrainer:
         return TorchTrainer(
             train_worker,
             train_loop_config={"payload": payload, "cpus": resources.cpus_per_worker},
             torch_config=TorchConfig(backend="nccl" if config.train.device == "cuda" else "gloo"),
-            scaling_config=scaling_config(resources),
+            scaling_config=scaling_config(dataclasses.replace(resources, workers=workers)),
             run_config=RunConfig(
                 name=run_dir.name,
                 **_storage_of(run_dir),
                 failure_config=FailureConfig(
                     max_failures=config.train.max_failures,
-                    controller_failure_limit=max(
-                        CONTROLLER_FAILURE_LIMIT, config.train.max_failures
+                    controller_failure_limit=(
+                        CONTROLLER_FAILURE_LIMIT if resources.is_fixed else ELASTIC_FAILURE_LIMIT
                     ),
                 ),
                 checkpoint_config=CheckpointConfig(num_to_keep=None),  # the loop prunes them
@@ -201,7 +203,9 @@ def fit(
         )
 
     try:
-        result = fit_in_spite_of_controllers(make_trainer, run_dir, config.train.max_failures)
+        result = fit_in_spite_of_controllers(
+            make_trainer, run_dir, resources, config.train.max_failures
+        )
     except ray.train.TrainingFailedError as error:
         cause = _user_error(error)
         if cause is not None:
@@ -217,29 +221,40 @@ def fit(
 
 
 def fit_in_spite_of_controllers(
-    make_trainer: Callable[[], TorchTrainer], run_dir: Path, max_failures: int
+    make_trainer: Callable[[int], TorchTrainer],
+    run_dir: Path,
+    resources: RunResources,
+    max_failures: int,
 ) -> ray.train.Result:
     """Train; where Ray's controller died or could not write, begin again with a new one.
 
     It keeps a list of checkpoints of its own, and counts a failure to write that (a full disk, a
     network, with the exceptions of its file system), or a worker that dies as it is given its task,
     as a failure of its own code. It says nothing of the training. Nor does waiting for a node to
-    come or to come back, which takes as long as it takes.
+    come or to come back, which takes as long as it takes. An elastic run may wait for more workers
+    than there is room for, since Ray counts what others hold, and nodes of other pools, as free
+    (2.60): it then asks for fewer.
+
+    Args:
+        make_trainer: of the most workers that it may have.
 
     Raises:
         ray.train.TrainingFailedError: training failed, or the controller too often.
         ray.exceptions.RayActorError: the controller died too often.
     """
+    workers = resources.workers
     while True:
         # That list cannot be read when a folder in it is gone or a write of it was cut off; what
         # counts is on disk, and the loop reports that again.
         insist(lambda: remove(run_dir / RAY_SNAPSHOT))
         try:
-            return make_trainer().fit()
+            return make_trainer(workers).fit()
         except (ray.train.ControllerError, RayActorError) as error:
             cause = getattr(error, "controller_failure", error)
             if isinstance(cause, WorkerGroupStartupTimeoutError):
-                log.warning("Training in %s still waits for a place in the cluster", run_dir)
+                wanted = cause.num_workers
+                log.warning("Training in %s waits for a place for %d worker(s)", run_dir, wanted)
+                workers = max(resources.min_workers, wanted - 1)
                 continue
             max_failures -= 1
             if max_failures < 0:
@@ -254,9 +269,7 @@ def scaling_config(resources: RunResources) -> ScalingConfig:
         per_worker["GPU"] = resources.gpus_per_worker
     return ScalingConfig(
         num_workers=(
-            resources.workers
-            if resources.min_workers == resources.workers
-            else (resources.min_workers, resources.workers)
+            resources.workers if resources.is_fixed else (resources.min_workers, resources.workers)
         ),
         use_gpu=resources.gpus_per_worker > 0,
         resources_per_worker=per_worker,

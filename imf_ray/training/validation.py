@@ -31,7 +31,12 @@ from imf_ray.rollout.judgement import keep_records
 from imf_ray.rollout.records import summarize
 from imf_ray.rollout.settings import agent_settings
 from imf_ray.schema import Config
-from imf_ray.training.checkpoint import step_of, validation_video, write_validation
+from imf_ray.training.checkpoint import (
+    VALIDATION_ERROR,
+    step_of,
+    validation_video,
+    write_validation,
+)
 
 ACTION_ERROR_WINDOWS = 256
 ACTION_ERROR_BATCH = 32
@@ -63,7 +68,7 @@ def validate(
     actors: int,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Metrics of a checkpoint; `validation_error` says what went wrong, if anything did.
+    """Metrics of a checkpoint; `VALIDATION_ERROR` says what went wrong, if anything did.
 
     Args:
         run_dir: the run's folder, as the driver names it.
@@ -103,7 +108,7 @@ def validate(
         insist(lambda: keep_records(folder.parent, folder.name, records))
     except Exception as error:  # the promise above: training goes on, and the report says why
         log.exception("Validation of %s failed", folder)
-        metrics["validation_error"] = f"{type(error).__name__}: {error}"
+        metrics[VALIDATION_ERROR] = f"{type(error).__name__}: {error}"
     insist(lambda: write_validation(folder, metrics))
     return metrics
 

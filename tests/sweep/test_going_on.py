@@ -16,7 +16,14 @@ import ray
 from imf_ray.errors import UserError
 from imf_ray.files import add_line
 from imf_ray.resources import ClusterSize
-from imf_ray.sweep.runner import find_sweep, plan_sweep, prepare_sweep, read_space, run_sweep
+from imf_ray.sweep.runner import (
+    _Attendant,
+    find_sweep,
+    plan_sweep,
+    prepare_sweep,
+    read_space,
+    run_sweep,
+)
 from imf_ray.sweep.scheduling import make_scheduler
 from imf_ray.sweep.search_space import SearchSpace
 from imf_ray.sweep.trial import FAILED, FINISHED, STOPPED, TrialRecord, read_trial, write_trial
@@ -53,9 +60,12 @@ def judged(step: int, success: float) -> str:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_trial_that_falls_behind_is_stopped_and_frees_its_workers(
-    demonstrations: Path, tmp_path: Path
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Late validations reach the scheduler, and so do those of a trial that ended before."""
+    """Late validations reach the scheduler, and so do those of a trial that ended before.
+
+    Tune's own loop fails once, and begins again.
+    """
     options = [
         *(o for o in TINY_TRAINING if "max_steps" not in o),
         *(AGENT, *TINY_AGENT, f"data.dataset_dir={demonstrations}"),
@@ -72,6 +82,13 @@ def test_a_trial_that_falls_behind_is_stopped_and_frees_its_workers(
         wait_for(lambda: list(bad.glob("checkpoint_0*")))
         (bad / VALIDATIONS).write_text(judged(2, success=0.0))
 
+    errors = [OSError(errno.ENOSPC, "No space left on device")]  # of Ray's own disk, in Tune's loop
+
+    def fail_once(*_: Any, **__: Any) -> None:
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(_Attendant, "on_trial_result", fail_once, raising=False)
     judge = threading.Thread(target=judge_badly)
     judge.start()
     size = ClusterSize(((float(LOGICAL_CPUS), 0.0),))
@@ -80,6 +97,7 @@ def test_a_trial_that_falls_behind_is_stopped_and_frees_its_workers(
     records = run_sweep(sweep, resources, slots)
     judge.join()
 
+    assert not errors
     assert [record.status for record in records] == [FINISHED, STOPPED]
     assert records[1] == read_trial(bad)
     assert records[1].best_checkpoint == str(list_checkpoints(bad)[-1].path)
@@ -99,8 +117,8 @@ def test_which_sweep_goes_on(tmp_path: Path) -> None:
         (tmp_path / name / "space.json").write_text(json.dumps(content))
         time.sleep(0.02)
     assert find_sweep(tmp_path, None) == tmp_path / "b"
-    for status, newest in ((FAILED, "b"), (FINISHED, "a")):
-        ended = TrialRecord("00000-lr_1", {"train.lr": 1}, status)
+    for status, unjudged, newest in ((FAILED, [], "b"), (FINISHED, [2], "b"), (FINISHED, [], "a")):
+        ended = TrialRecord("00000-lr_1", {"train.lr": 1}, status, unjudged=unjudged)
         content = {"trials": [dataclasses.asdict(ended)], "oracles": {}}
         (tmp_path / "b" / "sweep.json").write_text(json.dumps(content))
         assert find_sweep(tmp_path, None) == tmp_path / newest

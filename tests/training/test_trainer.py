@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from ray import tune
 from ray.exceptions import ActorDiedError
 from ray.train import CheckpointConfig, ControllerError, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
@@ -34,12 +36,16 @@ from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
 from imf_ray.resources import ClusterSize, RunResources, plan_run
 from imf_ray.schema import Config
+from imf_ray.training import checkpoint
 from imf_ray.training.checkpoint import (
+    VALIDATED_STEP,
+    VALIDATION_ERROR,
     best_checkpoint,
     list_checkpoints,
     load_trainer_state,
     newest_checkpoint,
     prune_checkpoints,
+    read_validations,
     write_validation,
 )
 from imf_ray.training.diagnostics import DEPTH_WEIGHTS
@@ -58,6 +64,7 @@ from tests.conftest import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 from tests.rollout import faulty_worlds
 
 PATIENCE_S = 300.0
+ELASTIC = RunResources(4, 0.5, 0.0, 1, 0.5, fewest_workers=2)
 SIZE = ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),))
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -121,14 +128,33 @@ def test_a_controller_that_died_or_could_not_write_is_begun_anew(
     tried = []
 
     class Failing:
+        def __init__(self, workers: int) -> None:
+            assert workers == 4
+
         def fit(self) -> None:
             tried.append((tmp_path / RAY_SNAPSHOT).exists())
             (tmp_path / RAY_SNAPSHOT).touch()
             raise error
 
     with pytest.raises(type(error)):
-        fit_in_spite_of_controllers(Failing, tmp_path, max_failures=2)
+        fit_in_spite_of_controllers(Failing, tmp_path, ELASTIC, max_failures=2)
     assert tried == [False] * 3
+
+
+def test_an_elastic_run_asks_for_fewer_workers_where_more_find_no_place(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class Waiting:
+        def __init__(self, workers: int) -> None:
+            asked.append(workers)
+
+        def fit(self) -> int:
+            if len(asked) < 5:
+                raise ControllerError(WorkerGroupStartupTimeoutError(asked[-1]))
+            return len(asked)
+
+    assert fit_in_spite_of_controllers(Waiting, tmp_path, ELASTIC, max_failures=0) == 5
+    assert asked == [4, 3, 2, 2, 2]
 
 
 def test_a_run_waits_for_its_place_as_long_as_it_takes(
@@ -144,7 +170,7 @@ def test_a_run_waits_for_its_place_as_long_as_it_takes(
 
     def give_back_late() -> None:
         until = time.monotonic() + PATIENCE_S
-        while caplog.text.count("still waits for a place") < 2 and time.monotonic() < until:
+        while caplog.text.count("waits for a place") < 2 and time.monotonic() < until:
             time.sleep(0.1)
         remove_placement_group(taken)
 
@@ -153,7 +179,7 @@ def test_a_run_waits_for_its_place_as_long_as_it_takes(
     config = tiny_config(demonstrations, "train.max_steps=1", "train.max_failures=0")
     fit(check_run(config), tmp_path / "run", plan_run(config, SIZE))
     waiting.join()
-    assert caplog.text.count("still waits for a place") >= 2
+    assert caplog.text.count("waits for a place") >= 2
 
 
 @pytest.mark.parametrize("who", ["worker", "controller", "controller before its workers"])
@@ -217,10 +243,13 @@ def test_whatever_a_simulator_does_training_goes_on(
     assert [line["step"] for line in judged] == [2, 4]
     for line in judged:
         if env_id == faulty_worlds.NEVER_MADE:
-            assert "the scene is missing" in line["validation_error"]
+            assert "the scene is missing" in line[VALIDATION_ERROR]
         else:
             assert line["rollout/episodes"] == line["rollout/failed"] == 5
-            assert "validation_error" not in line
+            assert VALIDATION_ERROR not in line
+    if env_id == faulty_worlds.NEVER_MADE:  # another time it may be judged
+        fit(check_run(config), tmp_path / "run", plan_run(config, SIZE))
+        assert [found[VALIDATED_STEP] for found in read_validations(tmp_path / "run")] == [2, 4] * 2
 
 
 def test_a_file_that_changes_while_training_reads_ends_it_in_one_message(
@@ -312,7 +341,10 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(
-    demonstrations: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    demonstrations: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = tiny_config(demonstrations)
     trainer, plan = _local_trainer(config)
@@ -325,6 +357,21 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     for _ in range(2):
         assert newest_checkpoint(tmp_path).step == 2
     assert caplog.text.count("Passed over") == 1
+    (tmp_path / "checkpoint_00000002" / "manifest.json").rename(tmp_path / "manifest.json")
+    assert newest_checkpoint(tmp_path).step == 1
+    (tmp_path / "manifest.json").rename(tmp_path / "checkpoint_00000002" / "manifest.json")
+
+    errors = [OSError(errno.EIO, "Input/output error")]
+    digest = checkpoint._digest
+
+    def read(path: Path) -> str:
+        if errors:
+            raise errors.pop()
+        return digest(path)
+
+    monkeypatch.setattr(checkpoint, "_digest", read)
+    monkeypatch.setattr("imf_ray.files.AGAIN_S", (0.0,))
+    assert newest_checkpoint(tmp_path).step == 2  # what a disk does not give now is not bad
     (tmp_path / "checkpoint_00000002" / "manifest.json").unlink()
     found = newest_checkpoint(tmp_path)
     assert found.step == 1
