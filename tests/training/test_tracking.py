@@ -13,8 +13,18 @@ from imf_ray.files import add_line
 from imf_ray.mp4 import decode_video, encode_gif, encode_video
 from imf_ray.training.checkpoint import VALIDATIONS
 from imf_ray.training.gauges import GAUGES
+from imf_ray.training.interruption import is_safe, request_stop
 from imf_ray.training.status import TRAINED, read_status
-from imf_ray.training.tracking import METRICS_FILE, SampleLog, Tracker, latest_metrics, read_metrics
+from imf_ray.training.tracking import (
+    METRICS_FILE,
+    WORKERS_DIR,
+    SampleLog,
+    Tracker,
+    latest_metrics,
+    note_loss,
+    read_metrics,
+    read_workers,
+)
 from tests.training.conftest import config_of
 
 
@@ -95,3 +105,13 @@ def test_a_video_becomes_a_gif(frames: int) -> None:
     pictures[..., 0] = 200
     gif = encode_gif(decode_video(encode_video(pictures)))
     assert gif.startswith(b"GIF89a") and b"\x00;" in gif[-3:]
+
+
+def test_nobody_waits_for_a_checkpoint_of_workers_that_died(tmp_path: Path) -> None:
+    (tmp_path / WORKERS_DIR).mkdir()
+    (tmp_path / WORKERS_DIR / "rank_0.json").write_text('{"pid": 1}')
+    request_stop(tmp_path)
+    assert not is_safe(tmp_path, max_steps=10)
+    note_loss(tmp_path)
+    assert is_safe(tmp_path, max_steps=10)
+    assert read_workers(tmp_path) == [{"pid": 1}]  # whose logs somebody may want to read
