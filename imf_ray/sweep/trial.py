@@ -63,8 +63,11 @@ class TrialRecord:
 
     @property
     def ended_well(self) -> bool:
-        """Whether nothing is to be done again: neither the trial failed, nor a judgement."""
-        return self.status != FAILED and not self.unjudged
+        """Whether nothing is to be done again: neither the trial failed, nor a judgement of it.
+
+        What the scheduler has stopped stays as it is.
+        """
+        return self.status == STOPPED or (self.status == FINISHED and not self.unjudged)
 
 
 def run_trial(params: dict[str, Any]) -> None:
