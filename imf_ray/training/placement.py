@@ -16,7 +16,9 @@ from typing import Any
 import ray
 from ray._private.state import state
 from ray.core.generated import gcs_pb2
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback, WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from imf_ray.errors import StorageError
@@ -24,6 +26,18 @@ from imf_ray.places import here, remove
 from imf_ray.training.tracking import WORKERS_DIR, note_loss
 
 log = logging.getLogger(__name__)
+
+
+class PlaceKeepingTrainer(TorchTrainer):
+    """A trainer whose places are freed by `free_lost_places` alone.
+
+    Ray's own cleaner asks the dashboard whether the controller lives, takes "not known", which is
+    what a busy head answers, for a no, and takes healthy workers their place (Ray 2.60).
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        callbacks = super()._create_default_callbacks()
+        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
 class PlaceKeeper(WorkerGroupCallback):

@@ -43,7 +43,7 @@ from imf_ray.training.checkpoint import (
     pull_run,
 )
 from imf_ray.training.loop import TrainPayload, train_worker
-from imf_ray.training.placement import PlaceKeeper
+from imf_ray.training.placement import PlaceKeeper, PlaceKeepingTrainer
 from imf_ray.training.tracking import check_tracking
 from imf_ray.training.validation import validate, window_spec
 
@@ -178,7 +178,7 @@ def fit(
     )
 
     def make_trainer(workers: int) -> TorchTrainer:
-        return TorchTrainer(
+        return PlaceKeepingTrainer(
             train_worker,
             train_loop_config={"payload": payload, "cpus": resources.cpus_per_worker},
             torch_config=TorchConfig(backend="nccl" if config.train.device == "cuda" else "gloo"),
