@@ -1,4 +1,4 @@
-"""Thirteen traps of Ray 2.60 that this package goes around, each as Ray itself springs it.
+"""Fourteen traps of Ray 2.60 that this package goes around, each as Ray itself springs it.
 
 When one of these fails after an upgrade, the trap is gone or has changed: look at the way around it
 that the docstring names. The slow ones run under `make slow-test`.
@@ -34,11 +34,14 @@ from ray.train import (
 )
 from ray.train._internal.session import get_session
 from ray.train.v2._internal import constants
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.state import util
 from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.callback import UserCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from imf_ray.environment import WORKER_ENVIRONMENT
+from imf_ray.training.placement import PlaceKeepingTrainer
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 SHORT_S, LONG_S = 8.0, 60.0
@@ -295,3 +298,22 @@ def test_13_two_ways_of_telling_tune_something_block_each_other(tmp_path: Path) 
     assert not wait_for(lambda: not running.is_alive(), SHORT_S)
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     running.join()
+
+
+def test_trap_14_silence_is_taken_for_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the state API does not know the controller, the cleaner takes its workers their place.
+
+    A busy head answers so for a moment. `PlaceKeepingTrainer` does without that cleaner.
+    """
+    monkeypatch.setattr(util, "get_actor", lambda *_, **__: None)
+    assert not util.is_actor_alive("a controller", timeout=1)
+
+    def has_cleaner(kind: type[data_parallel_trainer.DataParallelTrainer]) -> bool:
+        trainer = kind(lambda: None, run_config=RunConfig(storage_path=str(tmp_path)))
+        callbacks = trainer._create_default_callbacks()
+        return any(isinstance(callback, PlacementGroupCleanerCallback) for callback in callbacks)
+
+    assert has_cleaner(data_parallel_trainer.DataParallelTrainer)
+    assert not has_cleaner(PlaceKeepingTrainer)
