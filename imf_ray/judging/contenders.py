@@ -20,8 +20,10 @@ from imf_ray.schema import Config, EvaluateConfig
 from imf_ray.sim.experts import EXPERTS
 from imf_ray.training.checkpoint import list_checkpoints, ranking, read_checkpoint
 
-SETTABLE = ("evaluate.", "compare.", "cluster.", "cluster=", "task.", "task=")
-ALSO_SETTABLE = ("data.camera_names=", "data.format=", "checkpoint=", "storage_path=", "debug=")
+SETTABLE = (
+    *("evaluate.", "compare.", "cluster.", "cluster=", "task.", "task="),
+    *("data.camera_names=", "data.format=", "checkpoint=", "storage_path=", "debug="),
+)
 """What may be set of a judgement; everything else is the checkpoint's."""
 TRAINED_WITH = ("env_id", "action_space", "image_size", "shadows", "multisampling", "control_hz")
 """Keys of the task in which a policy and its judgement must agree."""
@@ -52,7 +54,7 @@ def require_settable(overrides: Sequence[str]) -> None:
         UserError: one is there.
     """
     for item in overrides:
-        if not item.startswith((*SETTABLE, *ALSO_SETTABLE)):
+        if not item.startswith(SETTABLE):
             raise UserError(f"{item} cannot be set here: it is part of the checkpoint.")
 
 

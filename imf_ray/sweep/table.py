@@ -30,7 +30,7 @@ JSON_FILE, CSV_FILE, HEAT_MAP_FILE = "sweep.json", "sweep.csv", "grid.png"
 def failures(records: Sequence[TrialRecord]) -> list[str]:
     """One line for each trial that failed, or whose validation did."""
     return [
-        f"{record.name}: {record.error or record.metrics['validation_error']}"
+        f"{record.name}: {record.error or record.metrics[VALIDATION_ERROR]}"
         for record in records
         if record.error or VALIDATION_ERROR in record.metrics
     ]

@@ -137,5 +137,5 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
     if success is not None:
         parts.append(f"success {success} of {metrics['rollout/episodes']:.0f}")
     if VALIDATION_ERROR in metrics:
-        parts.append(f"validation failed: {metrics['validation_error']}")
+        parts.append(f"validation failed: {metrics[VALIDATION_ERROR]}")
     return "  ".join(parts)
