@@ -53,6 +53,7 @@ from tests.conftest import TINY_AGENT
 ROLLOUT_STEPS = 60
 """Judging whole episodes would take longer than the trainings, and show nothing more."""
 DISK_BYTES = 256 * 2**20
+RANKS = 2
 LAST_FAULT = 0.9
 """Share of the training after which no fault strikes."""
 SETTLE_S, STUCK_S = 60.0, 1800.0
@@ -67,10 +68,12 @@ OPTIONS = (
     "train.log_freq=1",
     "train.num_workers=1",
     "train.log_samples=true",
-    "train.max_failures=1000",
+    "train.max_failures=10",
     "train.rollout_num_episodes=2",
     "train.rollout_validate_on_checkpoint=true",
     "train.val_split=0.0",
+    f"cluster.num_workers={RANKS}",
+    "agent.vision_backbone.crop_size=40",
     "cluster.rollout_actors=1",
     "task.image_size=48",
     "tune.max_concurrent_trials=2",
@@ -167,7 +170,7 @@ def differences(clean: Sweep, other: Sweep) -> dict[str, int]:
     found["checkpoints that differ"] = 0
     for ours, theirs in zip(clean.trials, other.trials, strict=True):
         expected, seen = samples_of(ours), samples_of(theirs)
-        assert len(expected) == STEPS
+        assert len(expected) == STEPS * RANKS
         found["updates without samples"] += len(expected.keys() - seen.keys())
         for key, records in seen.items():
             found["updates with other samples"] += any(r != expected[key][0] for r in records)
@@ -324,9 +327,9 @@ def _report(
     page = f"""# A sweep while things break
 
 `python -m benchmarks.chaos --seed {seed} --faults {count}`: {len(SEEDS)} trials of {STEPS} \
-updates, two at a time, each checkpoint (every {SAVE_FREQ} updates) validated in simulation, on \
-two local nodes with {NODE["num_cpus"]} logical CPUs each; once left alone and once struck by \
-{len(events)} faults of {len(kinds)} kinds. Commit {commit()}; torch {torch.__version__}, ray \
+updates by {RANKS} workers, two at a time, each checkpoint (every {SAVE_FREQ} updates) validated \
+in simulation, on two local nodes with {NODE["num_cpus"]} logical CPUs each; once left alone and \
+once struck by {len(events)} faults of {len(kinds)} kinds. Commit {commit()}; torch {torch.__version__}, ray \
 {ray.__version__}.
 
 | result | |

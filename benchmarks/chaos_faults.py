@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from benchmarks.chaos_sweep import SAVE_FREQ, STEPS, Sweep, identity, is_alive
 from benchmarks.watching import family
 from imf_ray.agents.pretrained import WEIGHTS
-from imf_ray.training.checkpoint import newest_checkpoint
+from imf_ray.training.checkpoint import MANIFEST, TRAINER_STATE, newest_checkpoint
 from imf_ray.training.tracking import read_workers
 
 NODE = {"num_cpus": 2}
@@ -101,19 +101,20 @@ class Faults:
         return pids
 
     def _corrupt_checkpoint(self) -> str | None:
-        """Flip a byte of the newest checkpoint, and kill the worker so that it is looked for."""
+        """Flip a bit of the newest checkpoint, and kill the workers so that it is looked for."""
         for trial in self._sweep.training():
             newest = newest_checkpoint(trial)
             # With the last one the trial is trained: nobody would look for it again.
             if newest is None or not 2 * SAVE_FREQ <= newest.step < STEPS:
                 continue
-            path = newest.path / WEIGHTS
+            path = newest.path / str(self._rng.choice([WEIGHTS, TRAINER_STATE, MANIFEST]))
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 1
             self._sweep.broken.add(identity(newest.path))
             path.write_bytes(content)
+            self._sweep.broken.add(identity(newest.path))  # it may be the manifest, which tells it
             self._kill_workers(trial)
-            return f"{trial.name}/{newest.path.name}"
+            return f"{trial.name}/{newest.path.name}/{path.name}"
         return None
 
     def _truncate_episode(self) -> str | None:

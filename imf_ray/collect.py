@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from imf_ray.errors import UserError
 from imf_ray.launch import connect, console, run
 from imf_ray.places import is_url, working_copy
-from imf_ray.resources import SIM_POOL, in_pool
+from imf_ray.resources import plan_simulators
 from imf_ray.schema import Config
 
 
@@ -30,9 +30,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     if list_episodes(folder):  # what is added must fit what is there
         build_index(config)
     Recorder(config.task, config.data.camera_names).close()  # what cannot be made is refused here
-    simulators = connect(config).pool(SIM_POOL)
-    options = {"num_cpus": min(1.0, simulators.cpus)}
-    options |= in_pool(config.cluster.pool_label, SIM_POOL)
+    simulators = plan_simulators(config, connect(config))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -52,8 +50,8 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             config.collect.seed,
             config.task,
             config.data.camera_names,
-            workers=max(1, int(simulators.cpus)),
-            options=options,
+            workers=simulators.actors,
+            options=simulators.options,
             on_progress=show,
             compress=config.collect.compress,
         )

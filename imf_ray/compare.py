@@ -21,11 +21,16 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
     A policy is a checkpoint folder, `expert`, `untrained:CHECKPOINT` or `replay:EPISODES`.
     """
     from imf_ray.judging.comparison import compare, comparison_table, write_files
-    from imf_ray.judging.contenders import enter_all, require_settable, simulators_of
+    from imf_ray.judging.contenders import (
+        OF_ONE_POLICY,
+        enter_all,
+        require_settable,
+        simulators_of,
+    )
     from imf_ray.judging.display import outcome_table, play
     from imf_ray.rollout.store import settings_key
 
-    require_settable(overrides)
+    require_settable(overrides, unused=("checkpoint=", *OF_ONE_POLICY))
     if len(policies) < 2:
         raise UserError("Name two policies or more: python -m imf_ray.compare A B [C ...]")
     home, evaluate = working_copy(config.storage_path), config.evaluate

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """
 
 
+class DivergenceError(UserError):
+    """Training has gone wrong in a way in which the same steps would go wrong again."""
+
+
 class StorageError(UserError):
     """A disk, or a place behind a network, does not give or take what it should: full, out of
     reach, or not permitted. The same may work later.

@@ -31,7 +31,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     )
     from imf_ray.judging.display import outcome_table, play
 
-    require_settable(overrides)
+    require_settable(overrides, unused=("compare.",))
     if config.checkpoint is None:
         raise UserError(
             "Name what to judge: checkpoint=RUN/checkpoint_00001000, checkpoint=expert, "
@@ -41,11 +41,11 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     if evaluate.output is not None:
         evaluate.output = str(working_copy(evaluate.output))
     policy = absolute_policy(config.checkpoint)
+    chosen_on = selection_seeds(evaluate)
     if evaluate.select is None:
         contender = enter(policy, config, overrides, evaluate.seed, home, evaluate.output)
     simulators = simulators_of(plan_simulators(config, connect(config)))
     if evaluate.select is not None:
-        chosen_on = selection_seeds(evaluate)
         best, judged = choose_checkpoint(
             Path(policy), config, overrides, lambda c: play(c, chosen_on, simulators, console)
         )
@@ -90,7 +90,8 @@ def _action_error(contender: Contender) -> float | None:
         held_out = read_held_out(contender.checkpoint.parent)
         if not held_out:
             raise UserError("no held-out episodes beside this checkpoint")
-        error = action_error(contender.checkpoint, held_out, contender.config.evaluate.ema)
+        judged = contender.config.evaluate
+        error = action_error(contender.checkpoint, held_out, judged.ema, judged.inference_steps)
     except UserError as reason:  # they may have been recorded anew; what was played counts
         console.print(f"action error not known: {reason}", soft_wrap=True)
         return None

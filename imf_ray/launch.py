@@ -76,7 +76,8 @@ def run(
         print(f"Error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:
-        how = interrupt.args[0] if interrupt.args else "The same command with its run_name goes on."
+        again = "The same command, with the run_name of its run, goes on."
+        how = interrupt.args[0] if interrupt.args else again
         print(f"Interrupted. {how}", file=sys.stderr, flush=True)
         if isinstance(interrupt, _Abandoned):
             # Ray ends a process with code 1 whose threads come to use it after its farewell. A
@@ -131,6 +132,8 @@ def interruptible(
             console.print("Stopping after one more checkpoint; Ctrl-C again stops at once.")
             _wait(outcome, is_requested)
             _wait(outcome, is_safe)
+            if outcome.done() and isinstance(error := outcome.exception(), Exception):
+                console.print(f"It ended with an error: {error}", soft_wrap=True)
             raise KeyboardInterrupt(how) if outcome.done() else _Abandoned(how)
     return outcome.result()
 

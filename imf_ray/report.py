@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from imf_ray.errors import UserError
 from imf_ray.launch import console, run
-from imf_ray.places import pull, working_copy
+from imf_ray.places import pull, shown, working_copy
 from imf_ray.schema import Config
 
 
@@ -20,7 +20,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     sweep_dir = working_copy(config.storage_path) / config.run_name
     pull(sweep_dir / JSON_FILE)
     if not (sweep_dir / JSON_FILE).is_file():
-        raise UserError(f"{sweep_dir} holds no {JSON_FILE}: is it a finished sweep?")
+        raise UserError(f"{shown(sweep_dir)} holds no {JSON_FILE}: is it a finished sweep?")
     console.print(make_table(*read_sweep(sweep_dir)))
 
 

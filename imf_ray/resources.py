@@ -199,7 +199,12 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
     gpus_per_worker = cluster.gpus_per_worker if config.train.device == "cuda" else 0.0
     fewest = cluster.min_workers or cluster.num_workers
     trainers = size.pool(TRAIN_POOL)
-    _require_gpus(fewest, gpus_per_worker, slots, trainers)
+    if config.evaluate.device != "cpu":
+        raise UserError(
+            f"evaluate.device={config.evaluate.device}: beside training, policies are judged on "
+            "CPUs; leave it out, and judge checkpoints on GPUs by `python -m imf_ray.evaluate`."
+        )
+    _require_gpus(fewest, cluster.num_workers, gpus_per_worker, slots, trainers)
     workers = cluster.num_workers  # as many as may be here: more may come
     if gpus_per_worker:
         workers = min(workers, max(fewest, gpu_places(trainers, gpus_per_worker) // slots))
@@ -309,10 +314,12 @@ def gpu_places(size: ClusterSize, gpus_per_worker: float) -> int:
     return sum(math.floor(gpus / gpus_per_worker + GRAIN) for _, gpus in size.nodes)
 
 
-def _require_gpus(workers: int, gpus_per_worker: float, slots: int, size: ClusterSize) -> None:
-    if 0.0 < gpus_per_worker < 1.0 and workers > 1:
+def _require_gpus(
+    workers: int, most_workers: int, gpus_per_worker: float, slots: int, size: ClusterSize
+) -> None:
+    if 0.0 < gpus_per_worker < 1.0 and most_workers > 1:
         raise UserError(
-            f"cluster.gpus_per_worker={gpus_per_worker:g} with cluster.num_workers={workers}: "
+            f"cluster.gpus_per_worker={gpus_per_worker:g} with cluster.num_workers={most_workers}: "
             "trials can share a GPU, the workers of one run cannot (NCCL refuses two ranks on a "
             "device). Set cluster.num_workers=1 or cluster.gpus_per_worker=1."
         )

@@ -32,7 +32,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     console.print(describe_tracking(config))
     console.print(f"Run: {shown(run_dir)} (go on with it by run_name={name})", soft_wrap=True)
     withdraw_stop(run_dir)
-    with ProgressBoard(lambda: [run_dir], config.train.max_steps, console):
+    with ProgressBoard({run_dir: config.train.max_steps}, console):
         interruptible(
             lambda: fit(checked, run_dir, resources),
             request_stop=lambda: request_stop(run_dir),

@@ -36,7 +36,8 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     from imf_ray.sweep.runner import (
         find_sweep,
         is_stopped,
-        judge_oracle,
+        judge_expert,
+        judge_untrained,
         plan_sweep,
         prepare_sweep,
         read_space,
@@ -44,7 +45,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         stop_sweep,
     )
     from imf_ray.sweep.search_space import load_search_space
-    from imf_ray.sweep.table import UNTRAINED, failures, make_table, rank, write_files
+    from imf_ray.sweep.table import UNTRAINED_ROW, failures, make_table, rank, write_files
     from imf_ray.sweep.trial import FAILED
     from imf_ray.training.progress import ProgressBoard, describe_metrics
     from imf_ray.training.tracking import describe_tracking
@@ -59,24 +60,26 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     else:
         space = load_search_space(config.search_space)
         name = config.run_name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        overrides = [*overrides, f"data.dataset_dir={place(config.data.dataset_dir)}"]
+    dataset_dir = f"data.dataset_dir={place(config.data.dataset_dir)}"
+    overrides = last_of_each([*overrides, dataset_dir])
     sweep_dir = storage / name
     sweep = prepare_sweep(space, overrides, sweep_dir)
     size = connect(config)
     resources, slots = plan_sweep(sweep, size)
     console.print(
         f"{'Going on with' if resumed else 'Sweep'} {shown(sweep_dir)}: {len(sweep.configs)} "
-        f"trials, {slots} at a time\nEach takes {resources}",
+        f"trials, {slots} at a time\nThe first: {sweep.described}\nEach takes {resources}",
         soft_wrap=True,
     )
     console.print(describe_tracking(sweep.first_config))
-    expert = judge_oracle(sweep, resources, EXPERT)
+    expert = judge_expert(sweep, resources)
     console.print(f"Expert: {describe_metrics(expert)}", soft_wrap=True)
-    max_steps = sweep.first_config.train.max_steps
-    resume = resume_command(
-        "imf_ray.tune", [], resume="auto", run_name=name, storage_path=shown(storage)
-    )
-    with ProgressBoard(lambda: sorted(sweep.trials_dir.glob("*")), max_steps, console):
+    options = {"resume": "auto", "run_name": name, "storage_path": shown(storage)}
+    if config.cluster.address is not None:
+        options["cluster.address"] = config.cluster.address
+    resume = resume_command("imf_ray.tune", [], **options)
+    runs = {sweep.run_dir(name): trial.train.max_steps for name, trial in sweep.configs.items()}
+    with ProgressBoard(runs, console):
         records = interruptible(
             lambda: run_sweep(sweep, resources, slots),
             request_stop=lambda: stop_sweep(sweep),
@@ -84,15 +87,16 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             resume=resume,
         )
     best = rank(records)[0]
-    untrained = judge_oracle(sweep, resources, f"{UNTRAINED}:{best.best_checkpoint}")
-    oracles = {EXPERT: expert, UNTRAINED: untrained}
+    untrained = judge_untrained(sweep, resources, best)
+    oracles = {EXPERT: expert, UNTRAINED_ROW: untrained}
     files = write_files(sweep_dir, records, oracles, space)
     console.print(make_table(records, oracles))
     for line in failures(records):
         console.print(f"Failed: {line}", soft_wrap=True)
     console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
-    options = plan_simulators(config, size).options
-    videos = _write_videos(sweep_dir, sweep.first_config, str(best.best_checkpoint), options)
+    simulators = plan_simulators(config, size)
+    played = sweep.configs[best.name]
+    videos = _write_videos(sweep_dir, played, str(best.best_checkpoint), simulators.options)
     for path in [*files, *videos]:
         console.print(shown(path), soft_wrap=True)
     failed = sum(record.status == FAILED for record in records)
@@ -105,7 +109,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
 def _write_videos(
     sweep_dir: Path, config: Config, checkpoint: str, options: Mapping[str, Any]
 ) -> list[Path]:
-    """The expert and the best policy on the first validation seed."""
+    """The expert and the best policy, which is of that configuration, on its first seed."""
     from imf_ray.files import write_atomically
     from imf_ray.rollout.actors import RolloutJob, run_episodes
     from imf_ray.rollout.artifacts import VIDEO, Keep

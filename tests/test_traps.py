@@ -41,7 +41,7 @@ from ray.train.v2.api.callback import UserCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from imf_ray.environment import WORKER_ENVIRONMENT
-from imf_ray.training.placement import PlaceKeepingTrainer
+from imf_ray.training.placement import RunTrainer
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 SHORT_S, LONG_S = 8.0, 60.0
@@ -305,15 +305,15 @@ def test_trap_14_silence_is_taken_for_death(
 ) -> None:
     """Where the state API does not know the controller, the cleaner takes its workers their place.
 
-    A busy head answers so for a moment. `PlaceKeepingTrainer` does without that cleaner.
+    A busy head answers so for a moment. `RunTrainer` does without that cleaner.
     """
     monkeypatch.setattr(util, "get_actor", lambda *_, **__: None)
     assert not util.is_actor_alive("a controller", timeout=1)
 
-    def has_cleaner(kind: type[data_parallel_trainer.DataParallelTrainer]) -> bool:
-        trainer = kind(lambda: None, run_config=RunConfig(storage_path=str(tmp_path)))
+    def has_cleaner(trainer: data_parallel_trainer.DataParallelTrainer) -> bool:
         callbacks = trainer._create_default_callbacks()
         return any(isinstance(callback, PlacementGroupCleanerCallback) for callback in callbacks)
 
-    assert has_cleaner(data_parallel_trainer.DataParallelTrainer)
-    assert not has_cleaner(PlaceKeepingTrainer)
+    settings = RunConfig(storage_path=str(tmp_path))
+    assert has_cleaner(data_parallel_trainer.DataParallelTrainer(lambda: None, run_config=settings))
+    assert not has_cleaner(RunTrainer(tmp_path, lambda: None, run_config=settings))

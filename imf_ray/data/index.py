@@ -28,6 +28,7 @@ from imf_ray.places import Place, is_passing, is_url, place, reporting
 from imf_ray.schema import Config
 
 CACHE_VERSION = 7
+HDF5_SUFFIXES = (".hdf5", ".h5")
 log = logging.getLogger(__name__)
 
 
@@ -174,6 +175,11 @@ def require_episodes(folder: Place) -> list[Place]:
             f"data.dataset_dir={folder} {reason}. Collect demonstrations with "
             f"python -m imf_ray.collect data.dataset_dir={folder}"
         )
+    if others := _others(folder, files):
+        log.warning(
+            "%d file(s) of %s are not read, since episodes are named episode_0%s and so on: %s",
+            *(len(others), folder, SUFFIX, ", ".join(path.name for path in others[:3])),
+        )
     return files
 
 
@@ -186,6 +192,13 @@ def list_episodes(folder: Place) -> list[Place]:
     with reporting(folder, "listed"):
         files: list[Place] = list(folder.glob(f"episode_*{SUFFIX}"))
     return sorted(files, key=lambda path: (_number(path), path.name))
+
+
+def _others(folder: Place, episodes: list[Place]) -> list[Place]:
+    """Files that look as if they had been meant to be episodes."""
+    with reporting(folder, "listed"):
+        files: list[Place] = [p for suffix in HDF5_SUFFIXES for p in folder.glob(f"*{suffix}")]
+    return sorted(set(files) - set(episodes), key=str)
 
 
 class _Cache:

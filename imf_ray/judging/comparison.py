@@ -63,13 +63,14 @@ def compare(judged: Records) -> list[Comparison]:
         ValueError: two policies have no seed in common.
     """
     found = []
-    for a, b in itertools.combinations(judged, 2):
+    policies = list(itertools.combinations(judged, 2))
+    for a, b in policies:
         outcomes_b = {record.seed: record.success for record in judged[b]}
         common = [record for record in judged[a] if record.seed in outcomes_b]
         pairs = pair_outcomes(
             [record.success for record in common], [outcomes_b[record.seed] for record in common]
         )
-        needed = episodes_to_separate(pairs)
+        needed = episodes_to_separate(pairs, comparisons=len(policies))
         low, high = difference_interval(pairs)
         found.append((a, b, pairs, low, high, paired_p_value(pairs), needed))
     adjusted = holm([entry[5] for entry in found])

@@ -25,6 +25,11 @@ SETTABLE = (
     *("data.camera_names=", "data.format=", "checkpoint=", "storage_path=", "debug="),
 )
 """What may be set of a judgement; everything else is the checkpoint's."""
+OF_ONE_POLICY = tuple(
+    f"evaluate.{key}="
+    for key in ("output", "video", "video_episodes", "select", "select_seed", "select_episodes")
+)
+"""What means nothing where several are judged."""
 TRAINED_WITH = ("env_id", "action_space", "image_size", "shadows", "multisampling", "control_hz")
 """Keys of the task in which a policy and its judgement must agree."""
 
@@ -47,13 +52,18 @@ class Contender:
         return self.judgement.play(seeds, simulators, on_record, keep)
 
 
-def require_settable(overrides: Sequence[str]) -> None:
-    """Refuse options that belong to a checkpoint.
+def require_settable(overrides: Sequence[str], unused: tuple[str, ...]) -> None:
+    """Refuse options that belong to a checkpoint, or would be ignored.
+
+    Args:
+        unused: what those begin with.
 
     Raises:
         UserError: one is there.
     """
     for item in overrides:
+        if item.startswith(unused):
+            raise UserError(f"{item} means nothing to this command: leave it out.")
         if not item.startswith(SETTABLE):
             raise UserError(f"{item} cannot be set here: it is part of the checkpoint.")
 
@@ -184,14 +194,7 @@ def choose_checkpoint(
     Raises:
         UserError: the run has no valid checkpoint, or the two sets of seeds overlap.
     """
-    chosen_on, evaluate = selection_seeds(config.evaluate), config.evaluate
-    reported_on = range(evaluate.seed, evaluate.seed + evaluate.episodes)
-    if chosen_on[0] <= reported_on[-1] and reported_on[0] <= chosen_on[-1]:
-        raise UserError(
-            f"Checkpoints would be chosen on seeds {chosen_on[0]}-{chosen_on[-1]} and reported on "
-            f"{reported_on[0]}-{reported_on[-1]}: set evaluate.select_seed or evaluate.seed so "
-            "that they do not overlap."
-        )
+    chosen_on = selection_seeds(config.evaluate)
     pull(run_dir)
     saved = list_checkpoints(run_dir)
     if not saved:
@@ -206,8 +209,21 @@ def choose_checkpoint(
 
 
 def selection_seeds(evaluate: EvaluateConfig) -> range:
-    """Seed set A, on which a checkpoint is chosen."""
-    return range(evaluate.select_seed, evaluate.select_seed + evaluate.select_episodes)
+    """Seed set A, on which a checkpoint is chosen.
+
+    Raises:
+        UserError: one is chosen, and would be reported on some of them.
+    """
+    chosen_on = range(evaluate.select_seed, evaluate.select_seed + evaluate.select_episodes)
+    reported_on = range(evaluate.seed, evaluate.seed + evaluate.episodes)
+    overlap = chosen_on[0] <= reported_on[-1] and reported_on[0] <= chosen_on[-1]
+    if evaluate.select is not None and overlap:
+        raise UserError(
+            f"Checkpoints would be chosen on seeds {chosen_on[0]}-{chosen_on[-1]} and reported on "
+            f"{reported_on[0]}-{reported_on[-1]}: set evaluate.select_seed or evaluate.seed so "
+            "that they do not overlap."
+        )
+    return chosen_on
 
 
 def _is_scripted(policy: str) -> bool:
@@ -237,7 +253,7 @@ def _judged_config(folder: Path, config: Config, overrides: Sequence[str]) -> Co
     """A checkpoint's configuration with what the command line sets of its judgement."""
     trained = load_config_of(folder)
     settings = [item for item in overrides if item.startswith(("evaluate.", "task."))]
-    judged = override(replace(trained, evaluate=EvaluateConfig()), settings)
+    judged = override(trained, settings)
     if any(item.startswith("task=") for item in overrides):
         judged = replace(judged, task=config.task)
     differing = [

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from imf_ray.judging.contenders import Contender
+from imf_ray.places import shown
 from imf_ray.rollout.judgement import Simulators
 from imf_ray.rollout.records import EpisodeRecord, summarize
 from imf_ray.rollout.success import wilson_interval
@@ -82,7 +83,7 @@ def play(
     """The records of these seeds, with the progress of those that must be played."""
     missing = contender.judgement.store.missing(seeds)
     if len(missing) < len(seeds):
-        there, where = len(seeds) - len(missing), contender.judgement.folder
+        there, where = len(seeds) - len(missing), shown(contender.judgement.folder)
         console.print(f"{there} of {len(seeds)} episodes are in {where}", soft_wrap=True)
     with EpisodeProgress(contender.name, len(seeds), console) as progress:
         records = contender.play(seeds, simulators, progress)

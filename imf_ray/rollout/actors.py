@@ -29,7 +29,7 @@ from imf_ray.schema import EvaluateConfig
 from imf_ray.sim.world import World
 
 MAX_ATTEMPTS = 3
-"""How often an episode may kill an actor that it has for itself, and how often starts may fail."""
+"""How often an episode may kill an actor that it has for itself, and an actor fail to start."""
 START_LIMIT_S = 180.0
 """What an actor may take to import torch, load the policy and make its worlds."""
 GRACE_S = 10.0
@@ -84,7 +84,8 @@ class RolloutActor:
         """Load the policy and make the worlds; here, as an error in `__init__` is a death."""
         torch.set_num_threads(THREADS)
         gpus = ray.get_gpu_ids()
-        if gpus:  # the renderer takes the GPU of the policy
+        # The renderer takes the GPU of the policy, where that is named by its number.
+        if gpus and str(gpus[0]).isdecimal():
             os.environ["MUJOCO_EGL_DEVICE_ID"] = str(gpus[0])
         policy = make_policy(self._job.policy, self._job.settings)
         self._runner = EpisodeRunner(policy, self._job.settings, self._job.worlds)
@@ -157,7 +158,8 @@ class _Judge:
         self._failed_starts = 0
         self._identity: Identity | None = None
         self._resting: list[_Simulator] = []
-        self._busy = [self._new_simulator() for _ in range(min(actors, len(self._waiting)))]
+        self._actors = min(actors, len(self._waiting))
+        self._busy = [self._new_simulator() for _ in range(self._actors)]
 
     def play(self) -> Iterator[Played]:
         while self._busy and (self._waiting or self._suspects or self._any_playing()):
@@ -171,6 +173,10 @@ class _Judge:
             for call in done:
                 yield from self._collect(calls[call])
             for simulator in late:
+                if not simulator.ready and self._any_ready():
+                    # The cluster has no room for it yet: the others go on.
+                    simulator.deadline = time.monotonic() + START_LIMIT_S
+                    continue
                 yield from self._replace(simulator, "it did not come back in time", final=True)
             self._hand_out()
 
@@ -178,6 +184,9 @@ class _Judge:
         """End all actors."""
         for simulator in [*self._busy, *self._resting]:
             ray.kill(simulator.actor)
+
+    def _any_ready(self) -> bool:
+        return any(simulator.ready for simulator in [*self._busy, *self._resting])
 
     def _any_playing(self) -> bool:
         return any(simulator.playing for simulator in self._busy)
@@ -238,10 +247,10 @@ class _Judge:
         seeds = list(simulator.playing)
         log.warning("A simulator was lost (%s); episodes to repeat: %s", reason, seeds)
         if not simulator.ready:
-            if any(other.ready for other in [*self._busy, *self._resting]):
-                return  # the cluster has no room for it: the others go on
+            if self._any_ready():
+                return  # the others go on without it
             self._failed_starts += 1
-            if self._failed_starts == MAX_ATTEMPTS:
+            if self._failed_starts >= MAX_ATTEMPTS * self._actors:
                 raise RuntimeError(f"Simulators cannot be started: {reason}")
         if len(seeds) == 1:
             (seed,) = seeds

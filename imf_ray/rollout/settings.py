@@ -8,6 +8,7 @@ from typing import Any
 
 import imf_ray
 from imf_ray.data.formats import AUTO
+from imf_ray.errors import UserError
 from imf_ray.schema import Config, EvaluateConfig, TaskConfig
 from imf_ray.sim.world import World, make_world
 
@@ -40,14 +41,24 @@ class RolloutSettings:
 
 
 def agent_settings(config: Config, noise_seed: int) -> RolloutSettings:
-    """How the policy of a configuration is executed."""
-    evaluate = config.evaluate
+    """How the policy of a configuration is executed.
+
+    Raises:
+        UserError: its chunks have fewer actions than shall be executed.
+    """
+    evaluate, agent = config.evaluate, config.agent
+    executed = evaluate.num_action_steps or agent.num_action_steps
+    if executed > agent.executable_steps:
+        raise UserError(
+            f"evaluate.num_action_steps={executed}: of a chunk of this policy, "
+            f"{agent.executable_steps} actions at most can be executed."
+        )
     return RolloutSettings(
         task=config.task,
         camera_names=tuple(config.agent.camera_names),
         pose_objects=tuple(config.agent.pose_objects),
         noise_seed=noise_seed,
-        num_action_steps=evaluate.num_action_steps or config.agent.num_action_steps,
+        num_action_steps=executed,
         inference_steps=evaluate.inference_steps or config.agent.inference_steps,
         ema=evaluate.ema,
         compute_batch=evaluate.compute_batch,

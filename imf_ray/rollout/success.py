@@ -13,7 +13,6 @@ from typing import NamedTuple
 CONFIDENCE = 0.95
 POWER = 0.8
 _Z = NormalDist().inv_cdf((1.0 + CONFIDENCE) / 2.0)
-_Z_POWER = NormalDist().inv_cdf(POWER)
 
 
 class PairedOutcomes(NamedTuple):
@@ -75,17 +74,20 @@ def difference_interval(pairs: PairedOutcomes) -> tuple[float, float]:
     return max(-1.0, a - b - half), min(1.0, a - b + half)
 
 
-def episodes_to_separate(pairs: PairedOutcomes) -> int | None:
+def episodes_to_separate(pairs: PairedOutcomes, comparisons: int = 1) -> int | None:
     """Episodes with which a difference like the one seen is found significant four times in five.
 
-    Connor (1987), sample size of McNemar's test at level 0.05 and power 0.8, taking the shares of
-    differing episodes for the true ones; None if no difference was seen.
+    Connor (1987), sample size of McNemar's test at power 0.8 and level 0.05, divided among as many
+    comparisons as are made (Bonferroni), taking the shares of differing episodes for the true ones;
+    None if no difference was seen.
     """
     if pairs.only_a == pairs.only_b:
         return None
     differing = (pairs.only_a + pairs.only_b) / pairs.episodes
     delta = pairs.difference
-    root = _Z * math.sqrt(differing) + _Z_POWER * math.sqrt(differing - delta**2)
+    z_level = NormalDist().inv_cdf(1.0 - (1.0 - CONFIDENCE) / comparisons / 2.0)
+    z_power = NormalDist().inv_cdf(POWER)
+    root = z_level * math.sqrt(differing) + z_power * math.sqrt(differing - delta**2)
     return math.ceil((root / delta) ** 2)
 
 

@@ -133,12 +133,11 @@ class AgentConfig:
                 "encoders, but agent.camera_names is empty: name cameras, or give the poses to the "
                 "policy by agent.pose_objects."
             )
-        longest = self.pred_horizon - self.obs_horizon + 1
-        if not 1 <= self.num_action_steps <= longest:
+        if not 1 <= self.num_action_steps <= self.executable_steps:
             raise UserError(
                 f"agent.num_action_steps={self.num_action_steps} must lie between 1 and "
-                f"agent.pred_horizon - agent.obs_horizon + 1 = {longest}: execution starts at the "
-                "action of the newest observation."
+                f"agent.pred_horizon - agent.obs_horizon + 1 = {self.executable_steps}: execution "
+                "starts at the action of the newest observation."
             )
         head = self.head
         require_choice(
@@ -152,6 +151,11 @@ class AgentConfig:
                 f"agent.head.n_emb={head.n_emb} is not divisible by agent.head.n_head="
                 f"{head.n_head}: choose a head count that divides the width."
             )
+
+    @property
+    def executable_steps(self) -> int:
+        """Actions of a chunk from that of the newest observation on."""
+        return self.pred_horizon - self.obs_horizon + 1
 
     @property
     def recorded_objects(self) -> tuple[str, ...]:

@@ -51,7 +51,8 @@ class TrainConfig:
     keep_last: int = 2
     """Checkpoints kept beside the best one."""
     max_failures: int = 3
-    """How often a run whose worker died is restarted from its newest checkpoint."""
+    """How often in a row, with no new checkpoint in between, a run whose worker died is restarted
+    from its newest one. One whose loss is no longer finite ends at once."""
     rollout_val_freq_epochs: int = 0
     """Validate by rollouts after every so many epochs; 0 never."""
     rollout_validate_on_checkpoint: bool = False

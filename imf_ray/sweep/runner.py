@@ -24,7 +24,7 @@ from imf_ray.files import AGAIN_S, insist, write_atomically, write_if_changed
 from imf_ray.places import origin, pull, remove, shown
 from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, plan_slots
 from imf_ray.rollout.actors import RolloutJob, run_episodes
-from imf_ray.rollout.policies import EXPERT
+from imf_ray.rollout.policies import EXPERT, UNTRAINED
 from imf_ray.rollout.records import summarize
 from imf_ray.rollout.settings import agent_settings, scripted_settings
 from imf_ray.schema import Config
@@ -38,6 +38,7 @@ from imf_ray.sweep.trial import (
     read_trial,
     run_trial,
 )
+from imf_ray.training.failures import last_line
 from imf_ray.training.interruption import is_safe, request_stop, stop_requested, withdraw_stop
 from imf_ray.training.placement import free_lost_places
 from imf_ray.training.tracking import WORKERS_DIR, note_loss, read_workers
@@ -62,6 +63,9 @@ class Sweep:
     space: SearchSpace
     configs: dict[str, Config]
     params: dict[str, dict[str, Any]]
+
+    described: str
+    """One line on the data and the length of the first."""
 
     @property
     def longest(self) -> int:
@@ -97,16 +101,18 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path)
         before, _ = read_space(sweep_dir)
         if before != space:
             raise UserError(
-                f"The sweep {sweep_dir} was started with another search space, {before.name}. "
-                "Choose another run_name, or go on with it by resume=auto."
+                f"The sweep {shown(sweep_dir)} was started with another search space, "
+                f"{before.name}. Choose another run_name, or go on with it by resume=auto."
             )
-    configs, params = {}, {}
+    configs, params, described = {}, {}, ""
     for number, combination in enumerate(space.combinations()):
         name = trial_name(number, combination)
         config = with_rollouts(space.config(overrides, combination))
-        claim_run_dir(check_run(config), sweep_dir / TRIALS_DIR / name)
+        run = check_run(config)
+        claim_run_dir(run, sweep_dir / TRIALS_DIR / name)
         configs[name], params[name] = config, combination
-    sweep = Sweep(sweep_dir, space, configs, params)
+        described = described or run.describe()
+    sweep = Sweep(sweep_dir, space, configs, params, described)
     check_scheduler(space.scheduler, sweep.longest)
     content = {
         "space": dataclasses.asdict(space),
@@ -160,25 +166,36 @@ def plan_sweep(sweep: Sweep, size: ClusterSize) -> tuple[RunResources, int]:
     return plan_run(sweep.first_config, size, slots), slots
 
 
-def judge_oracle(sweep: Sweep, resources: RunResources, policy: str) -> dict[str, float]:
-    """Metrics of an end of the table, on the seeds on which the trials are judged; judged once.
+def judge_expert(sweep: Sweep, resources: RunResources) -> dict[str, float]:
+    """Metrics of the table's upper end, on the seeds on which the trials are judged."""
+    return _judge_oracle(
+        sweep, resources, RolloutJob(EXPERT, scripted_settings(sweep.first_config.task))
+    )
 
-    Args:
-        policy: `expert`, or `untrained:CHECKPOINT` of a trial.
-    """
+
+def judge_untrained(sweep: Sweep, resources: RunResources, trial: TrialRecord) -> dict[str, float]:
+    """Metrics of its lower end: the agent of a trial with fresh weights."""
+    config = sweep.configs[trial.name]
+    settings = agent_settings(config, config.train.rollout_seed)
+    policy = f"{UNTRAINED}{trial.best_checkpoint}"
+    return _judge_oracle(
+        sweep, resources, RolloutJob(policy, settings, config.evaluate.envs_per_actor)
+    )
+
+
+def _judge_oracle(sweep: Sweep, resources: RunResources, job: RolloutJob) -> dict[str, float]:
+    """Judged once, unless a simulator was lost on the way."""
     path = sweep.sweep_dir / ORACLES_FILE
     known = json.loads(path.read_text()) if path.is_file() else {}
-    if policy not in known:
-        config = sweep.first_config
-        first = config.train.rollout_seed
-        seeds = range(first, first + config.train.rollout_num_episodes)
-        job = RolloutJob(policy, scripted_settings(config.task))
-        if policy != EXPERT:
-            job = RolloutJob(policy, agent_settings(config, first), config.evaluate.envs_per_actor)
+    if job.policy not in known:
+        train = sweep.first_config.train
+        seeds = range(train.rollout_seed, train.rollout_seed + train.rollout_num_episodes)
         played = run_episodes(job, seeds, resources.rollout_actors, resources.rollout_options)
-        known[policy] = summarize([episode.record for episode in played]).metrics()
-        write_atomically(path, json.dumps(known))
-    return known[policy]
+        records = [episode.record for episode in played]
+        known[job.policy] = summarize(records).metrics()
+        if all(record.error is None for record in records):
+            write_atomically(path, json.dumps(known))
+    return known[job.policy]
 
 
 def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRecord]:
@@ -231,8 +248,7 @@ def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRe
     errors: dict[str, str] = {}
     for result in _fit_in_spite_of_tune(make_tuner, sweep.sweep_dir):
         if result.error is not None:
-            lines = str(result.error).strip().splitlines()
-            errors[result.config["trial"]["name"]] = lines[-1] if lines else repr(result.error)
+            errors[result.config["trial"]["name"]] = last_line(result.error)
     if insist(lambda: stop_requested(sweep.sweep_dir)):
         raise KeyboardInterrupt
     records = [_record(sweep, name, errors.get(name)) for name in sweep.configs]

@@ -21,7 +21,7 @@ from imf_ray.sweep.search_space import SearchSpace, short_names
 from imf_ray.sweep.trial import STOPPED, TrialRecord
 from imf_ray.training.checkpoint import VALIDATION_ERROR, ranking
 
-UNTRAINED = "untrained"
+UNTRAINED_ROW = "untrained"
 Oracles = Mapping[str, Mapping[str, float]]
 """Metrics by name: of the expert, and of an untrained agent."""
 JSON_FILE, CSV_FILE, HEAT_MAP_FILE = "sweep.json", "sweep.csv", "grid.png"
@@ -71,7 +71,7 @@ def make_table(records: Sequence[TrialRecord], oracles: Oracles) -> Table:
             "" if error is None else f"{error:.4f}",
             f"{metrics['step']:.0f}" + (", stopped" if record.status == STOPPED else ""),
         )
-    table.add_row(UNTRAINED, *blank, *_judgement(oracles[UNTRAINED]), "", "")
+    table.add_row(UNTRAINED_ROW, *blank, *_judgement(oracles[UNTRAINED_ROW]), "", "")
     return table
 
 

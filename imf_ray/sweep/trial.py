@@ -16,7 +16,7 @@ from typing import Any
 
 from ray import tune
 from ray.exceptions import RayActorError
-from ray.train import UserCallback
+from ray.train import UserCallback, WorkerGroupError
 from ray.util.queue import Empty, Queue
 
 from imf_ray.config import config_from_dict
@@ -30,7 +30,9 @@ from imf_ray.training.checkpoint import (
     pull_run,
     read_validations,
 )
+from imf_ray.training.failures import last_line
 from imf_ray.training.interruption import stop_requested, withdraw_stop
+from imf_ray.training.loop import EARLIER
 from imf_ray.training.tracking import read_workers
 from imf_ray.training.trainer import CheckedRun, RunOutcome, check_run, fit
 
@@ -75,8 +77,9 @@ def run_trial(params: dict[str, Any]) -> None:
 
     A trial that ended in an earlier session of the sweep ends here, and one that was interrupted
     goes on. Bad input is a failed record, and so is storage that failed for long; the next session
-    of the sweep tries again. Other errors are raised, so that Tune does, at once; so is what is
-    wrong with the data before training begins, since the sweep has found them good.
+    of the sweep tries again, as it does where workers failed more often than `train.max_failures`
+    allows. Other errors are raised, so that Tune does, at once; so is what is wrong with the data
+    before training begins, since the sweep has found them good.
 
     `params` holds `name`, `params`, `config` and `resources` as plain dictionaries, `sweep_dir` and
     `run_dir`.
@@ -105,8 +108,8 @@ def run_trial(params: dict[str, Any]) -> None:
     run = insist(lambda: check_run(config))
     try:
         outcome = _fit_and_tell(run, run_dir, resources)
-    except UserError as error:
-        record = dataclasses.replace(record, error=str(error))
+    except (UserError, WorkerGroupError) as error:
+        record = dataclasses.replace(record, error=last_line(error))
     else:
         if outcome.stopped and insist(lambda: stop_requested(sweep_dir)):
             return
@@ -127,9 +130,11 @@ class _Reports(UserCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        """Pass on what rank 0 says."""
+        """Pass on what rank 0 says, and first what it found out before."""
+        told = dict(metrics[0])
         try:
-            self._queue.put(metrics[0])
+            for found in [*told.pop(EARLIER, []), told]:
+                self._queue.put(found)
         except RayActorError as error:  # what is lost is told again when the trial ends
             log.warning("A report did not reach Tune: %s", error)
 

@@ -33,6 +33,8 @@ from imf_ray.schema import Config, TrainConfig
 PREFIX, PARTIAL = "checkpoint_", ".partial_"
 PATTERN = f"{PREFIX}[0-9]*"  # Ray keeps a checkpoint_manager_snapshot.json beside them
 MANIFEST, TRAINER_STATE = "manifest.json", "trainer_state.pt"
+DIGEST = "digest"
+"""In a manifest: of everything else in it."""
 VALIDATION, VALIDATIONS = "validation.json", "validations.jsonl"
 VIDEOS, DATA_FILE = "videos", "data.json"
 VALIDATED_STEP = "validated_step"
@@ -175,8 +177,9 @@ def _write_sealed(
     try:
         partial.mkdir(parents=True)
         write(partial)
-        files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-        manifest = {"metrics": dict(metrics), "files": files}
+        files = {path.name: _digest_of(path) for path in sorted(partial.iterdir())}
+        manifest: dict[str, Any] = {"metrics": dict(metrics), "files": files}
+        manifest[DIGEST] = _digest_of_manifest(manifest)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in partial.iterdir():
             sync(path)
@@ -204,6 +207,13 @@ def newest_checkpoint(run_dir: Path) -> SavedCheckpoint | None:
     return next(_valid(sorted(run_dir.glob(PATTERN), reverse=True)), None)
 
 
+def newest_step(run_dir: Path) -> int | None:
+    """Updates behind the newest checkpoint that was finished; whether it is whole still, a resume
+    sees."""
+    finished = (manifest.parent for manifest in run_dir.glob(f"{PATTERN}/{MANIFEST}"))
+    return max(map(step_of, finished), default=None)
+
+
 def best_checkpoint(run_dir: Path) -> SavedCheckpoint:
     """The valid checkpoint of a run that ranks first.
 
@@ -228,6 +238,16 @@ def _valid(paths: Iterable[Path]) -> Iterator[SavedCheckpoint]:
 def _warn_once(message: str) -> None:
     """Every look at a run's checkpoints meets with a bad one again."""
     log.warning(message)
+
+
+def forget_judgement(checkpoint: SavedCheckpoint) -> SavedCheckpoint:
+    """Have a judgement that failed waited for again; the run's `validations.jsonl` remembers it.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    remove(checkpoint.path / VALIDATION)
+    return read_checkpoint(checkpoint.path)
 
 
 def prune_checkpoints(run_dir: Path, keep_last: int, pending: Callable[[int], bool]) -> None:
@@ -311,14 +331,17 @@ def read_checkpoint(path: Path) -> SavedCheckpoint:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
+        digest = manifest.pop(DIGEST, None)  # earlier versions wrote none
+        if digest is not None and digest != _digest_of_manifest(manifest):
+            raise UserError(f"{path} is not a valid checkpoint: {MANIFEST} was changed.")
         for name, digest in manifest["files"].items():
-            if _digest(path / name) != digest:
+            if _digest_of(path / name) != digest:
                 raise UserError(f"{path} is not a valid checkpoint: {name} was changed.")
         metrics = dict(manifest["metrics"])
         if (path / VALIDATION).is_file():
             metrics |= json.loads((path / VALIDATION).read_text())
         return SavedCheckpoint(path, metrics)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
         if isinstance(error, OSError) and is_passing(error):
@@ -339,6 +362,18 @@ def load_trainer_state(path: Path, device: str) -> dict[str, Any]:
         raise UserError(f"{path / TRAINER_STATE} is not loaded: {reason}") from error
 
 
-def _digest(path: Path) -> str:
+def _digest_of_manifest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    found = path.stat()
+    return _digest(path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(path: Path, *_: int) -> str:
+    """Read once in a process, as long as the file is the same: a run looks at all that it keeps
+    with each one that it adds."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -35,7 +35,7 @@ from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.statistics import Statistics
 from imf_ray.data.windows import Batch
-from imf_ray.errors import StorageError, UserError
+from imf_ray.errors import DivergenceError, StorageError, UserError
 from imf_ray.files import insist
 from imf_ray.places import here, kept_at
 from imf_ray.schema import Config
@@ -43,6 +43,7 @@ from imf_ray.training.acceleration import compile_loss, require_bf16
 from imf_ray.training.checkpoint import (
     CheckpointSchedule,
     SavedCheckpoint,
+    forget_judgement,
     forget_unfinished,
     list_checkpoints,
     load_trainer_state,
@@ -59,6 +60,8 @@ from imf_ray.training.optimizer import WeightAverage, make_optimizer, make_sched
 from imf_ray.training.tracking import SampleLog, Tracker, record_worker
 
 COMMIT_TIMEOUT_S = 30.0
+EARLIER = "earlier_validations"
+"""In a report: the metrics of validations that ended before the one whose metrics it holds."""
 POSITION = "position"
 """In the trainer's state: see `SamplePlan.position`."""
 log = logging.getLogger(__name__)
@@ -253,16 +256,22 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         loss, norm = trainer.update(tensors)
         norms.add(norm)
         progress = trainer.step / stream.plan.steps_per_epoch
-        if trainer.step % config.train.log_freq == 0 or trainer.step == config.train.max_steps:
+        urgent, asked_to_stop = lookout.look()
+        is_saved = schedule.due(trainer.step) or urgent
+        is_logged = _is_due(trainer.step, config.train.log_freq)
+        is_logged |= trainer.step == config.train.max_steps
+        if is_logged or is_saved:  # where the device is waited for anyway
+            _require_finite(norm, trainer.step)
+        if is_logged:
             metrics = _metrics(loss, trainer, world_size)
-            metrics |= {"epoch": progress, "data_wait": clock.data_wait(), **norms.metrics()}
+            metrics |= {"data_wait": clock.data_wait(), **norms.metrics()}
             if tracker is not None:
-                tracker.log(trainer.step, metrics)
+                tracker.log(trainer.step, {"epoch": progress, **metrics})
+            reporter.look_for_validations()
         if tracker is not None and _is_due(trainer.step, config.train.diagnostics_freq):
             part = split_batch(tensors, config.train.accumulate_batches)[0]
             tracker.log_diagnostics(trainer.step, diagnose(trainer.agent, part, run_dir))
-        urgent, asked_to_stop = lookout.look()
-        if schedule.due(trainer.step) or urgent:
+        if is_saved:
             saved = None
             if tracker is not None:
                 found = {"epoch": progress, **metrics}
@@ -281,7 +290,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         swanlab_run = tracker.swanlab_run
         tracker.close()
         insist(lambda: withdraw_stop(run_dir))  # answered: whoever asked may kill this process now
-    return {"step": trainer.step, "swanlab_run": swanlab_run, "stopped": stopped}
+    return {"swanlab_run": swanlab_run, "stopped": stopped}
 
 
 class _Reporter:
@@ -297,20 +306,30 @@ class _Reporter:
         self._schedule = schedule
         self._keep_last = keep_last
         self._tracker = tracker
+        self._found: list[dict[str, Any]] = []
+
+    def look_for_validations(self) -> None:
+        """Log those that have ended; Ray Train is told of them with the next checkpoint."""
+        if self._tracker is not None:
+            self._found += self._tracker.log_validations()
 
     def report(self, step: int, saved: SavedCheckpoint | None) -> None:
         """Report a checkpoint, log what is known by now, and delete what is not needed."""
-        checkpoint, metrics = None, {"step": step}
+        metrics: dict[str, Any] = {"step": step}
+        checkpoint = None
         if saved is not None and self._tracker is not None:
             checkpoint = _in_storage(saved.path)
             # What was found out of earlier checkpoints comes late, and is what ranks trials.
             insist(lambda: pull_validations(self._run_dir))
-            metrics |= {**saved.metrics, **self._tracker.log_validations()}
+            self.look_for_validations()
+            *earlier, latest = self._found or [{}]
+            metrics |= {**saved.metrics, **latest, EARLIER: earlier}
+            self._found = []
         ray.train.report(
             metrics,
             checkpoint=checkpoint,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-            validation=saved is not None and self._schedule.validated(step) and not saved.judged,
+            validation=saved is not None and self._schedule.validated(step) and not saved.validated,
         )
         self._prune()
 
@@ -324,15 +343,19 @@ class _Reporter:
             RuntimeError: another rank goes on elsewhere; they would wait for each other for ever.
         """
         unknown: list[int] = []
-        saved = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(self._run_dir)}
+        saved: dict[int, SavedCheckpoint] = {}
         if self._tracker is not None:
+            saved = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(self._run_dir)}
             known = {Path(entry.checkpoint.path).name for entry in _reported()}
             unknown = [step for step, entry in saved.items() if entry.path.name not in known]
         first, unknown = ray.train.collective.broadcast_from_rank_zero((step, unknown))
         if step != first:
             raise RuntimeError(f"Rank 0 goes on from step {first}, another one from step {step}.")
         for number in unknown:
-            self.report(number, saved[number] if self._tracker is not None else None)
+            checkpoint = saved.get(number)
+            if checkpoint is not None and checkpoint.validated and not checkpoint.judged:
+                checkpoint = insist(functools.partial(forget_judgement, checkpoint))
+            self.report(number, checkpoint)
 
     def wait_for_validations(self) -> None:
         """Wait for the validations under way, log them, and delete what waited for them."""
@@ -393,16 +416,24 @@ def _is_due(step: int, period: int) -> bool:
     return period > 0 and step % period == 0
 
 
+def _require_finite(norm: Tensor, step: int) -> None:
+    """See that weights which went wrong are never saved; the norm is that of all ranks' gradients.
+
+    Raises:
+        DivergenceError: it is not finite, as of every update after such a one.
+    """
+    if not math.isfinite(float(norm)):
+        raise DivergenceError(
+            f"The gradient's norm is {float(norm)} at step {step}: lower train.lr, or look at the "
+            "data."
+        )
+
+
 def _metrics(loss: Tensor, trainer: Trainer, world_size: int) -> dict[str, float]:
     if world_size > 1:
         torch.distributed.all_reduce(loss)
         loss = loss / world_size
-    value = float(loss)
-    if not math.isfinite(value):
-        raise UserError(
-            f"The loss is {value} at step {trainer.step}: lower train.lr, or look at the data."
-        )
-    return {"loss": value, "lr": float(trainer.schedule.get_last_lr()[0])}
+    return {"loss": float(loss), "lr": float(trainer.schedule.get_last_lr()[0])}
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:

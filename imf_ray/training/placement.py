@@ -23,17 +23,27 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from imf_ray.errors import StorageError
 from imf_ray.places import here, remove
+from imf_ray.training.failures import PersistentFailurePolicy
 from imf_ray.training.tracking import WORKERS_DIR, note_loss
 
 log = logging.getLogger(__name__)
 
 
-class PlaceKeepingTrainer(TorchTrainer):
-    """A trainer whose places are freed by `free_lost_places` alone.
+class RunTrainer(TorchTrainer):
+    """A trainer with our `PersistentFailurePolicy`, whose places are freed by `free_lost_places`
+    alone.
 
     Ray's own cleaner asks the dashboard whether the controller lives, takes "not known", which is
     what a busy head answers, for a no, and takes healthy workers their place (Ray 2.60).
     """
+
+    def __init__(self, run_dir: Path, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._run_dir = run_dir
+
+    def _initialize_and_run_controller(self, **controller: Any) -> ray.train.Result:
+        policy = PersistentFailurePolicy(self.run_config.failure_config, self._run_dir)
+        return super()._initialize_and_run_controller(**{**controller, "failure_policy": policy})
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         callbacks = super()._create_default_callbacks()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,17 +37,14 @@ TRAINING_FORMATS = {
 
 
 class ProgressBoard:
-    """Shows the runs of a folder while the code inside the `with` block carries them out.
+    """Shows runs while the code inside the `with` block carries them out.
 
     Args:
-        run_dirs: returns the folders of the runs that exist by now.
-        max_steps: of each run.
+        runs: the folder of each, which need not be there yet, and its updates.
     """
 
-    def __init__(
-        self, run_dirs: Callable[[], Iterable[Path]], max_steps: int, console: Console
-    ) -> None:
-        self._run_dirs, self._max_steps, self._console = run_dirs, max_steps, console
+    def __init__(self, runs: Mapping[Path, int], console: Console) -> None:
+        self._runs, self._console = runs, console
         self._read: dict[Path, int] = {}
         self._latest: dict[Path, dict[str, Any]] = {}
         self._bars: dict[Path, TaskID] = {}
@@ -64,7 +61,7 @@ class ProgressBoard:
         )
 
     def __enter__(self) -> ProgressBoard:
-        for run_dir in self._run_dirs():  # what an earlier session wrote is not news
+        for run_dir in self._runs:  # what an earlier session wrote is not news
             self._new_lines(run_dir)
         self._progress.start()
         self._thread.start()
@@ -83,7 +80,7 @@ class ProgressBoard:
             self._poll()
 
     def _poll(self) -> None:
-        for run_dir in self._run_dirs():
+        for run_dir in self._runs:
             for metrics in self._new_lines(run_dir):
                 self._latest[run_dir] = latest_metrics(self._latest.get(run_dir, {}), metrics)
                 self._show(run_dir, metrics)
@@ -110,13 +107,13 @@ class ProgressBoard:
         if not self._console.is_terminal:
             if line := describe_metrics(metrics):  # diagnostics alone are not shown
                 self._console.print(
-                    f"{run_dir.name}  step {metrics['step']}/{self._max_steps}  {line}",
+                    f"{run_dir.name}  step {metrics['step']}/{self._runs[run_dir]}  {line}",
                     soft_wrap=True,
                 )
             return
         if run_dir not in self._bars:
             self._bars[run_dir] = self._progress.add_task(
-                run_dir.name, total=self._max_steps, text=text
+                run_dir.name, total=self._runs[run_dir], text=text
             )
         self._progress.update(self._bars[run_dir], completed=latest["step"], text=text)
 

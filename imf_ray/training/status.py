@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from imf_ray.agents.pretrained import CONFIG
-from imf_ray.training.checkpoint import MANIFEST, PATTERN, step_of
+from imf_ray.training.checkpoint import newest_step
 from imf_ray.training.tracking import METRICS_FILE, latest_metrics, read_metrics
 
-SILENT_S = 300.0
-"""A run that has said nothing for so long is not called running."""
+SILENT_S, SILENT_GAPS = 300.0, 3.0
+"""A run that has said nothing for so long, and so many times as long as it ever took for a line, is
+not called running."""
 WAITING, RUNNING, SILENT, TRAINED = "waiting", "running", "silent", "trained"
 
 
@@ -28,7 +30,7 @@ class RunStatus:
     step: int
     max_steps: int
     checkpoint: int | None
-    """Step of the newest checkpoint that was finished; whether it is whole still, a resume sees."""
+    """Its `newest_step`."""
     age_s: float | None
     """Since its last line of metrics."""
     metrics: dict[str, Any]
@@ -44,7 +46,6 @@ def read_status(run_dir: Path, now: float) -> RunStatus:
     """What a run's folder says at the time `now`, in seconds since the epoch."""
     lines = read_metrics(run_dir / METRICS_FILE)
     metrics = functools.reduce(latest_metrics, lines, {"step": 0})
-    finished = (manifest.parent for manifest in run_dir.glob(f"{PATTERN}/{MANIFEST}"))
     age = now - lines[-1]["time"] if lines else None
     max_steps = int(OmegaConf.load(run_dir / CONFIG).train.max_steps)
     if age is None:
@@ -52,13 +53,15 @@ def read_status(run_dir: Path, now: float) -> RunStatus:
     elif metrics["step"] >= max_steps:
         state = TRAINED
     else:
-        state = RUNNING if age < SILENT_S else SILENT
+        gaps = (after["time"] - line["time"] for line, after in itertools.pairwise(lines))
+        patience = max(SILENT_S, SILENT_GAPS * max(gaps, default=0.0))
+        state = RUNNING if age < patience else SILENT
     return RunStatus(
         name=run_dir.name,
         state=state,
         step=int(metrics["step"]),
         max_steps=max_steps,
-        checkpoint=max(map(step_of, finished), default=None),
+        checkpoint=newest_step(run_dir),
         age_s=age,
         metrics=metrics,
     )

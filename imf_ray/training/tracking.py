@@ -50,7 +50,8 @@ class WorkerRecord:
     rank: int
     pid: int
     host: str
-    gpu_ids: list[int]
+    gpu_ids: list[str]
+    """As Ray names them: numbers, mostly, or UUIDs."""
     log_path: str
     placement_group: str
     """Hex id of the place that it holds, with the other ranks."""
@@ -65,7 +66,7 @@ def record_worker(run_dir: Path, rank: int) -> None:
         rank=rank,
         pid=os.getpid(),
         host=socket.gethostname(),
-        gpu_ids=[int(i) for i in context.get_accelerator_ids().get("GPU", [])],
+        gpu_ids=context.get_accelerator_ids().get("GPU", []),
         log_path=str(logs[0]) if logs else str(folder),
         placement_group=context.get_placement_group_id() or "",
     )
@@ -129,21 +130,19 @@ class Tracker:
         """Log what was seen inside the policy after `step` updates."""
         self._write(step, found)
 
-    def log_validations(self) -> dict[str, Any]:
-        """Log what validation found out since the last call: of each checkpoint once, or twice
-        where it had failed.
-
-        Returns the metrics of the latest one that is new, if any is.
+    def log_validations(self) -> list[dict[str, Any]]:
+        """Log what validation found out since the last call, and return it: of each checkpoint
+        once, or twice where it had failed.
         """
-        latest: dict[str, Any] = {}
+        found = []
         for metrics in read_validations(self._run_dir):
             step = metrics[VALIDATED_STEP]
             if _judged(metrics) not in self._logged:
                 self._logged.add(_judged(metrics))
                 self._write(step, {"validated": 1.0, **metrics})
                 self._show_video(step)
-                latest = metrics
-        return latest
+                found.append(metrics)
+        return found
 
     @property
     def swanlab_run(self) -> str | None:

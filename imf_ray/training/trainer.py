@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.fs
 import ray.train
 from omegaconf import OmegaConf
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -34,16 +34,18 @@ from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
 from imf_ray.files import insist, write_if_changed
-from imf_ray.places import exists, kept_at, place, pull, remove
+from imf_ray.places import exists, kept_at, place, pull, remove, shown
 from imf_ray.resources import DATA_POOL, TRAIN_POOL, RunResources, in_pool
-from imf_ray.schema import Config
+from imf_ray.rollout.settings import agent_settings
+from imf_ray.schema import Config, EvaluateConfig
 from imf_ray.training.checkpoint import (
     DATA_FILE,
     newest_checkpoint,
     pull_run,
 )
+from imf_ray.training.failures import Progress, user_error
 from imf_ray.training.loop import TrainPayload, train_worker
-from imf_ray.training.placement import PlaceKeeper, PlaceKeepingTrainer
+from imf_ray.training.placement import PlaceKeeper, RunTrainer
 from imf_ray.training.tracking import check_tracking
 from imf_ray.training.validation import validate, window_spec
 
@@ -57,7 +59,7 @@ RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 FREE_KEYS = (
     "cluster",
     "collect",
-    "evaluate",
+    "compare",
     "tune",
     "search_space",
     "checkpoint",
@@ -80,6 +82,13 @@ FREE_TRAIN_KEYS = (
     "swanlab_project",
     "swanlab_mode",
 )
+VALIDATED_BY = ("stop_on_success", "ema", "num_action_steps", "inference_steps", "compute_batch")
+"""Options of `evaluate` on which the records of a validation depend."""
+FREE = {
+    *FREE_KEYS,
+    *(f"train.{key}" for key in FREE_TRAIN_KEYS),
+    *(f"evaluate.{f.name}" for f in dataclasses.fields(EvaluateConfig)),
+} - {f"evaluate.{key}" for key in VALIDATED_BY}
 """Options that may change when a run goes on: they do not touch what it computes, but for the
 rounding that depends on how a batch is divided among workers and parts."""
 
@@ -122,6 +131,7 @@ def check_run(config: Config) -> CheckedRun:
     """
     check_tracking(config)
     build_agent(config.agent, config.task.action_space)
+    agent_settings(config, config.train.rollout_seed)
     train, held = build_index(config).split(config.train.val_split, config.train.seed)
     plan = SamplePlan(
         lengths=tuple(episode.length for episode in train.episodes),
@@ -178,7 +188,8 @@ def fit(
     )
 
     def make_trainer(workers: int) -> TorchTrainer:
-        return PlaceKeepingTrainer(
+        return RunTrainer(
+            run_dir,
             train_worker,
             train_loop_config={"payload": payload, "cpus": resources.cpus_per_worker},
             torch_config=TorchConfig(backend="nccl" if config.train.device == "cuda" else "gloo"),
@@ -207,7 +218,7 @@ def fit(
             make_trainer, run_dir, resources, config.train.max_failures
         )
     except ray.train.TrainingFailedError as error:
-        cause = _user_error(error)
+        cause = user_error(error)
         if cause is not None:
             raise UserError(f"Training stopped: {cause}") from error
         raise
@@ -231,9 +242,10 @@ def fit_in_spite_of_controllers(
     It keeps a list of checkpoints of its own, and counts a failure to write that (a full disk, a
     network, with the exceptions of its file system), or a worker that dies as it is given its task,
     as a failure of its own code. It says nothing of the training. Nor does waiting for a node to
-    come or to come back, which takes as long as it takes. An elastic run may wait for more workers
+    come or to come back, which takes as long as it takes. Failures count from the last checkpoint
+    on. An elastic run may wait for more workers
     than there is room for, since Ray counts what others hold, and nodes of other pools, as free
-    (2.60): it then asks for fewer.
+    (2.60): it then asks for fewer, and grows no further unless it is begun again.
 
     Args:
         make_trainer: of the most workers that it may have.
@@ -242,7 +254,7 @@ def fit_in_spite_of_controllers(
         ray.train.TrainingFailedError: training failed, or the controller too often.
         ray.exceptions.RayActorError: the controller died too often.
     """
-    workers = resources.workers
+    workers, failures, progress = resources.workers, 0, Progress(run_dir)
     while True:
         # That list cannot be read when a folder in it is gone or a write of it was cut off; what
         # counts is on disk, and the loop reports that again.
@@ -256,9 +268,10 @@ def fit_in_spite_of_controllers(
                 log.warning("Training in %s waits for a place for %d worker(s)", run_dir, wanted)
                 workers = max(resources.min_workers, wanted - 1)
                 continue
-            max_failures -= 1
-            if max_failures < 0:
+            failures = 1 if progress.was_made() else failures + 1
+            if failures > max_failures:
                 raise
+            workers = resources.workers  # there may be room for more by now
             log.warning("Training in %s begins again: %s", run_dir, cause)
 
 
@@ -306,20 +319,6 @@ def _start_step(run_dir: Path) -> int:
     return 0 if checkpoint is None else checkpoint.step
 
 
-def _user_error(error: BaseException) -> UserError | None:
-    """The `UserError` among the failures behind a failed training."""
-    failures = [*getattr(error, "worker_failures", {}).values()]
-    for failure in [*failures, getattr(error, "controller_failure", None)]:
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, RayTaskError):  # reads as a traceback, whatever it was
-                cause = cause.cause
-            if isinstance(cause, UserError):
-                return cause
-            cause = cause.__cause__ or getattr(cause, "base_exc", None)
-    return None
-
-
 def claim_run_dir(run: CheckedRun, run_dir: Path) -> SamplePlan:
     """Make the run's folder, or see that it is the same run's; return the plan it goes by.
 
@@ -341,8 +340,8 @@ def claim_run_dir(run: CheckedRun, run_dir: Path) -> SamplePlan:
             changed.append(f"the episodes of {config.data.dataset_dir} have changed")
         if changed:
             raise UserError(
-                f"The run {run_dir} was started with other settings: {'; '.join(changed)}. Choose "
-                "another run_name, or use the same settings to go on with it."
+                f"The run {shown(run_dir)} was started with other settings: {'; '.join(changed)}. "
+                "Choose another run_name, or use the same settings to go on with it."
             )
         shards = choose_virtual_shards(
             config.train.batch_size, config.cluster.num_workers, record["virtual_shards"]
@@ -373,7 +372,7 @@ def _differences(before: Any, after: Any, prefix: str = "") -> list[str]:
         found = []
         for key in after:
             name = f"{prefix}{key}"
-            if name in FREE_KEYS or name in {f"train.{k}" for k in FREE_TRAIN_KEYS}:
+            if name in FREE:
                 continue
             found += _differences(before.get(key), after[key], f"{name}.")
         return found

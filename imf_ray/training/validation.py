@@ -83,7 +83,8 @@ def validate(
         run = config_from_dict(config)
         if held_out:
             task = _action_error_task.options(**options)
-            pending = task.remote(str(folder), list(held_out))
+            judged = run.evaluate.ema, run.evaluate.inference_steps
+            pending = task.remote(str(folder), list(held_out), *judged)
             try:
                 metrics["action_error"] = ray.get(pending, timeout=ACTION_ERROR_LIMIT_S)
             finally:
@@ -113,13 +114,19 @@ def validate(
     return metrics
 
 
-def action_error(folder: Path, held_out: Sequence[EpisodeSource], ema: bool = True) -> float:
+def action_error(
+    folder: Path,
+    held_out: Sequence[EpisodeSource],
+    ema: bool = True,
+    inference_steps: int | None = None,
+) -> float:
     """Mean absolute error of predicted actions on held-out windows, at fixed noise.
 
     In units of the normalized action (a dimension's range is 2), over valid actions; the windows
     and their noise are the same for every checkpoint of a data set.
     """
     agent, config = load_agent(folder, ema=ema)
+    agent.inference_steps = inference_steps or agent.inference_steps
     windows = sample_windows(held_out, window_spec(config), ACTION_ERROR_WINDOWS, seed=0)
     rng = np.random.default_rng(0)
     total, count = 0.0, 0
@@ -142,8 +149,10 @@ def action_error(folder: Path, held_out: Sequence[EpisodeSource], ema: bool = Tr
 
 
 @ray.remote(max_retries=2)
-def _action_error_task(folder: str, held_out: Sequence[EpisodeSource]) -> float:
+def _action_error_task(
+    folder: str, held_out: Sequence[EpisodeSource], ema: bool, inference_steps: int | None
+) -> float:
     torch.set_num_threads(1)
     checkpoint = here(Path(folder))
     pull(checkpoint, *POLICY_FILES)
-    return action_error(checkpoint, held_out)
+    return action_error(checkpoint, held_out, ema, inference_steps)

@@ -9,7 +9,13 @@ import pytest
 
 from imf_ray.config import load_config
 from imf_ray.errors import UserError
-from imf_ray.judging.contenders import choose_checkpoint, enter, enter_all, require_settable
+from imf_ray.judging.contenders import (
+    OF_ONE_POLICY,
+    choose_checkpoint,
+    enter,
+    enter_all,
+    require_settable,
+)
 from imf_ray.rollout.records import EpisodeRecord
 from imf_ray.training.checkpoint import save_checkpoint, write_validation
 from tests.conftest import fresh_agent, tiny_config
@@ -33,10 +39,12 @@ def checkpoint(run_dir: Path, step: int = 1) -> str:
 
 
 def test_options_of_the_checkpoint_are_refused() -> None:
-    require_settable(["evaluate.episodes=4", "task.shadows=true", "checkpoint=x", "debug=true"])
-    require_settable(["cluster=pools", "cluster.num_cpus=2", "data.format=act"])
+    require_settable(["evaluate.episodes=4", "task.shadows=true", "checkpoint=x", "debug=true"], ())
+    require_settable(["cluster=pools", "cluster.num_cpus=2", "data.format=act"], OF_ONE_POLICY)
     with pytest.raises(UserError, match=r"agent\.head\.n_emb=4 cannot be set here"):
-        require_settable(["evaluate.episodes=4", "agent.head.n_emb=4"])
+        require_settable(["evaluate.episodes=4", "agent.head.n_emb=4"], ())
+    with pytest.raises(UserError, match=r"evaluate\.video=all means nothing to this command"):
+        require_settable(["evaluate.video=all"], OF_ONE_POLICY)
 
 
 def test_the_judgement_says_how_the_policy_is_executed(run_dir: Path, tmp_path: Path) -> None:
@@ -133,7 +141,7 @@ def test_the_best_of_a_run_is_chosen_on_other_seeds(run_dir: Path) -> None:
     assert best.name == "checkpoint_00000002" and len(judged) == 3
     noise = {c.judgement.identity.settings["noise_seed"] for c in asked}
     assert noise == {config.evaluate.select_seed}
-    overlapping = load_config(["evaluate.select_seed=500049"])
+    overlapping = load_config(["evaluate.select=best-of-run", "evaluate.select_seed=500049"])
     with pytest.raises(UserError, match="500049-500068 and reported on 500000-500049"):
         choose_checkpoint(run_dir, overlapping, [], judge)
     with pytest.raises(UserError, match="no valid checkpoint"):

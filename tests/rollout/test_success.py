@@ -88,6 +88,11 @@ def test_episodes_to_separate() -> None:
         power += weight * stats.binom.pmf(wins, count, 20 / 28)[z > stats.norm.ppf(0.975)].sum()
     assert power == pytest.approx(0.8, abs=0.02)
     assert episodes_to_separate(PairedOutcomes(50, 3, 3)) is None
+    # Where many comparisons share the level, what is not separated needs more than it has.
+    just_missed = PairedOutcomes(100, 18, 4)
+    assert min(1.0, 15 * paired_p_value(just_missed)) > 0.05
+    needed = episodes_to_separate(just_missed, comparisons=15)
+    assert needed is not None and needed > just_missed.episodes
 
 
 def test_pairing_counts_and_refuses() -> None:

@@ -15,17 +15,24 @@ from imf_ray.agents.pretrained import load_agent
 from imf_ray.errors import UserError
 from imf_ray.schema import TrainConfig
 from imf_ray.training.checkpoint import (
+    DIGEST,
     MANIFEST,
     PARTIAL,
     TRAINER_STATE,
+    VALIDATION,
     CheckpointSchedule,
-    _digest,
+    _digest_of,
+    _digest_of_manifest,
     export_policy,
+    forget_judgement,
     list_checkpoints,
     load_trainer_state,
     newest_checkpoint,
+    newest_step,
+    prune_checkpoints,
     read_checkpoint,
     save_checkpoint,
+    write_validation,
 )
 from tests.conftest import fresh_agent, tiny_config
 
@@ -124,9 +131,30 @@ def test_a_pickle_that_would_run_code_is_not_loaded(demonstrations: Path, tmp_pa
     (saved.path / TRAINER_STATE).write_bytes(pickle.dumps(Harmful(), protocol=2))
     assert newest_checkpoint(tmp_path / "run") is None  # its digest gives it away
     manifest = json.loads((saved.path / MANIFEST).read_text())
-    manifest["files"][TRAINER_STATE] = _digest(saved.path / TRAINER_STATE)
+    manifest["files"][TRAINER_STATE] = _digest_of(saved.path / TRAINER_STATE)
     (saved.path / MANIFEST).write_text(json.dumps(manifest))
-    assert newest_checkpoint(tmp_path / "run") is not None  # which can be forged
+    assert newest_checkpoint(tmp_path / "run") is None  # nor can that alone be changed
+    del manifest[DIGEST]
+    manifest[DIGEST] = _digest_of_manifest(manifest)
+    (saved.path / MANIFEST).write_text(json.dumps(manifest))
+    assert newest_checkpoint(tmp_path / "run") is not None  # but all of them can be forged
     with pytest.raises(UserError, match=r"trainer_state.pt is not loaded"):
         load_trainer_state(saved.path, "cpu")
     assert not mark.exists()
+
+
+def test_a_checkpoint_that_is_judged_again_is_kept_for_that(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(demonstrations)
+    assert newest_step(tmp_path) is None
+    for step in (1, 2, 3, 4):
+        saved = save_checkpoint(tmp_path, step, {}, fresh_agent(config), config, None, {})
+        write_validation(saved.path, {"validation_error": "no room"} if step < 3 else {"a": 1})
+    first = list_checkpoints(tmp_path)[0]
+    assert first.validated and not first.judged
+    again = forget_judgement(first)
+    assert not again.validated and not (first.path / VALIDATION).exists()
+    prune_checkpoints(tmp_path, keep_last=2, pending=lambda step: True)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1, 3, 4]
+    assert newest_step(tmp_path) == 4

@@ -362,14 +362,14 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     (tmp_path / "manifest.json").rename(tmp_path / "checkpoint_00000002" / "manifest.json")
 
     errors = [OSError(errno.EIO, "Input/output error")]
-    digest = checkpoint._digest
+    digest = checkpoint._digest_of
 
     def read(path: Path) -> str:
         if errors:
             raise errors.pop()
         return digest(path)
 
-    monkeypatch.setattr(checkpoint, "_digest", read)
+    monkeypatch.setattr(checkpoint, "_digest_of", read)
     monkeypatch.setattr("imf_ray.files.AGAIN_S", (0.0,))
     assert newest_checkpoint(tmp_path).step == 2  # what a disk does not give now is not bad
     (tmp_path / "checkpoint_00000002" / "manifest.json").unlink()
