@@ -329,8 +329,8 @@ def _report(
 `python -m benchmarks.chaos --seed {seed} --faults {count}`: {len(SEEDS)} trials of {STEPS} \
 updates by {RANKS} workers, two at a time, each checkpoint (every {SAVE_FREQ} updates) validated \
 in simulation, on two local nodes with {NODE["num_cpus"]} logical CPUs each; once left alone and \
-once struck by {len(events)} faults of {len(kinds)} kinds. Commit {commit()}; torch {torch.__version__}, ray \
-{ray.__version__}.
+once struck by {len(events)} faults of {len(kinds)} kinds. Commit {commit()}; torch \
+{torch.__version__}, ray {ray.__version__}.
 
 | result | |
 |---|---|

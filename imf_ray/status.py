@@ -13,15 +13,19 @@ from imf_ray.schema import Config
 
 def main(config: Config, overrides: Sequence[str], folders: Sequence[str]) -> None:
     """Print a line for each trial of a sweep, or for a run: state, step, newest checkpoint, loss,
-    speed, success. Nothing but the folder is asked, so that it works beside the run and after it,
-    on any machine that sees the folder."""
+    speed, success, and what went wrong. Nothing but the folder is asked, so that it works beside
+    the run and after it, on any machine that sees the folder."""
     if len(folders) != 1:
         raise UserError("Name the folder of a sweep or a run: python -m imf_ray.status DIR")
     from imf_ray.sweep.status import read_all, status_table
 
     folder = working_copy(folders[0])
     pull(folder, "*.yaml", "*.json", "*.jsonl")
-    console.print(status_table(read_all(folder)))
+    runs = read_all(folder)
+    console.print(status_table(runs))
+    for found in runs:
+        if found.error is not None:
+            console.print(f"{found.name}: {found.error}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -173,6 +173,11 @@ def test_an_elastic_run_starts_on_what_is_there() -> None:
             ["train.device=cuda", "cluster.num_workers=2", "cluster.gpus_per_worker=0.5"],
             "trials can share a GPU, the workers of one run cannot",
         ),
+        (
+            ["train.device=cuda", "cluster.num_workers=1..4", "cluster.gpus_per_worker=0.5"],
+            "cluster.num_workers=4: trials can share a GPU",
+        ),
+        (["evaluate.device=cuda"], "beside training, policies are judged on CPUs"),
         (["cluster.cpus_per_worker=40"], "= 40.*CPUs, and the cluster has 32"),
         (["cluster.cpus_per_worker=20"], "0 of 1 worker.*20 CPU"),
     ],

@@ -10,6 +10,7 @@ import numpy as np
 
 from imf_ray.rollout.success import wilson_interval
 
+EPISODES = "rollout/episodes"
 SUCCESS_RATE, STAGE_METRIC = "rollout/success_rate", "rollout/stage_"
 
 
@@ -64,7 +65,7 @@ class RolloutSummary:
     def metrics(self) -> dict[str, float]:
         """Flat numbers for reports, under `rollout/`."""
         values = {
-            "rollout/episodes": float(self.episodes),
+            EPISODES: float(self.episodes),
             "rollout/failed": float(self.failed),
             SUCCESS_RATE: self.success_rate,
             "rollout/success_low": self.success_low,

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from imf_ray.errors import UserError
-from imf_ray.rollout.records import describe_success
+from imf_ray.rollout.records import EPISODES, describe_success
 from imf_ray.sweep.runner import TRIALS_DIR
 from imf_ray.sweep.trial import read_trial
 from imf_ray.training.status import RunStatus, is_run, read_status
@@ -40,7 +40,8 @@ def read_all(folder: Path) -> list[RunStatus]:
     for run_dir in find_runs(folder):
         status, record = read_status(run_dir, now), read_trial(run_dir)
         if record is not None:
-            status = dataclasses.replace(status, state=record.status)
+            error = record.error or status.error
+            status = dataclasses.replace(status, state=record.status, error=error)
         found.append(status)
     return found
 
@@ -56,7 +57,8 @@ def status_table(runs: Sequence[RunStatus]) -> Table:
         "loss",
         "samples/s",
         "success",
-        "error",
+        "n",
+        "action error",
         "restarts",
         "last line",
     ]
@@ -71,6 +73,7 @@ def status_table(runs: Sequence[RunStatus]) -> Table:
             _number(run, "loss", "{:.4f}"),
             _number(run, "samples_per_s", "{:.0f}"),
             describe_success(run.metrics) or "",
+            _number(run, EPISODES, "{:.0f}"),
             _number(run, "action_error", "{:.4f}"),
             _number(run, "restarts", "{:.0f}"),
             "" if run.age_s is None else f"{_duration(run.age_s)} ago",

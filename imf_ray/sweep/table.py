@@ -16,7 +16,7 @@ from rich.table import Table
 
 from imf_ray.files import write_atomically, write_figure
 from imf_ray.rollout.policies import EXPERT
-from imf_ray.rollout.records import SUCCESS_RATE, describe_success, stage_shares
+from imf_ray.rollout.records import EPISODES, SUCCESS_RATE, describe_success, stage_shares
 from imf_ray.sweep.search_space import SearchSpace, short_names
 from imf_ray.sweep.trial import STOPPED, TrialRecord
 from imf_ray.training.checkpoint import VALIDATION_ERROR, ranking
@@ -157,7 +157,7 @@ def _judgement(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _episodes(metrics: Mapping[str, Any]) -> str:
-    return f"{metrics['rollout/episodes']:.0f}"
+    return f"{metrics[EPISODES]:.0f}"
 
 
 def _flat(record: TrialRecord) -> dict[str, Any]:

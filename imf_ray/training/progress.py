@@ -21,7 +21,7 @@ from rich.progress import (
 
 from imf_ray.errors import UserError
 from imf_ray.places import pull
-from imf_ray.rollout.records import describe_success
+from imf_ray.rollout.records import EPISODES, describe_success
 from imf_ray.training.checkpoint import VALIDATION_ERROR
 from imf_ray.training.tracking import METRICS_FILE, latest_metrics
 
@@ -132,7 +132,7 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
         parts.append(f"action error {metrics['action_error']:.4f}")
     success = describe_success(metrics)
     if success is not None:
-        parts.append(f"success {success} of {metrics['rollout/episodes']:.0f}")
+        parts.append(f"success {success} of {metrics[EPISODES]:.0f}")
     if VALIDATION_ERROR in metrics:
         parts.append(f"validation failed: {metrics[VALIDATION_ERROR]}")
     return "  ".join(parts)

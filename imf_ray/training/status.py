@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from imf_ray.agents.pretrained import CONFIG
-from imf_ray.training.checkpoint import newest_step
+from imf_ray.training.checkpoint import VALIDATION_ERROR, newest_step
 from imf_ray.training.tracking import METRICS_FILE, latest_metrics, read_metrics
 
 SILENT_S, SILENT_GAPS = 300.0, 3.0
@@ -35,6 +35,8 @@ class RunStatus:
     """Since its last line of metrics."""
     metrics: dict[str, Any]
     """The latest value of each."""
+    error: str | None = None
+    """Why it failed, or its last validation did."""
 
 
 def is_run(folder: Path) -> bool:
@@ -45,7 +47,7 @@ def is_run(folder: Path) -> bool:
 def read_status(run_dir: Path, now: float) -> RunStatus:
     """What a run's folder says at the time `now`, in seconds since the epoch."""
     lines = read_metrics(run_dir / METRICS_FILE)
-    metrics = functools.reduce(latest_metrics, lines, {"step": 0})
+    metrics: dict[str, Any] = functools.reduce(latest_metrics, lines, {"step": 0})
     age = now - lines[-1]["time"] if lines else None
     max_steps = int(OmegaConf.load(run_dir / CONFIG).train.max_steps)
     if age is None:
@@ -64,4 +66,5 @@ def read_status(run_dir: Path, now: float) -> RunStatus:
         checkpoint=newest_step(run_dir),
         age_s=age,
         metrics=metrics,
+        error=metrics.get(VALIDATION_ERROR),
     )

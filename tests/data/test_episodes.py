@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from imf_ray.data.episodes import Selection, check_episode, episode_path, read_slice, write_episode
-from imf_ray.data.index import build_index
+from imf_ray.data.index import build_index, require_episodes
 from imf_ray.data.integrity import DIGEST
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.demos.recorder import Recorder
@@ -211,6 +211,15 @@ def test_contradictions_with_the_configuration(
     else:
         with pytest.raises(UserError, match=message):
             build_index(config)
+
+
+def test_files_with_other_names_are_told_of(
+    demonstrations: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("episode_0.hdf5", "demo_3.hdf5", "episode_4.h5"):
+        (tmp_path / name).symlink_to(demonstrations / "episode_0.hdf5")
+    assert [path.name for path in require_episodes(tmp_path)] == ["episode_0.hdf5"]
+    assert "2 file(s)" in caplog.text and "demo_3.hdf5, episode_4.h5" in caplog.text
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:

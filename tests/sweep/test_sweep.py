@@ -279,7 +279,8 @@ def test_a_trial_that_fails_is_told_of_and_tried_again(
         assert "The gradient's norm is" in bad["error"] and bad["error"] in done.stdout
         assert "1 of 2 trials failed" in done.stderr and "resume=auto" in done.stderr
         starts = [sum("restarts" in line for line in log) for log in logs_of(folder)]
-        assert starts == [1, attempt]
+        assert starts == [1, attempt]  # what is no longer finite is not tried again
+    assert bad["error"] in run_command("status", str(folder), cwd=tmp_path).stdout
 
 
 @pytest.mark.slow
