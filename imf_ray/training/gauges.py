@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,19 +23,38 @@ GAUGES = {
 }
 """By metric: the gauge's name and what it tells. A tag says which run, or trial, it is of."""
 RUN_TAG = "run"
+REPEAT_S = 1.0
 
 
 class Gauges:
-    """The gauges of one run."""
+    """The gauges of one run, for as long as it has them open.
+
+    Ray hands each value that was set to its agent once, and the agent forgets it with the next
+    report, mostly before Prometheus asks (Ray 2.60): values are set again and again.
+    """
 
     def __init__(self, run: str) -> None:
         self._gauges = {}
+        self._values: dict[str, float] = {}
         for metric, (name, description) in GAUGES.items():
             self._gauges[metric] = Gauge(name, description, tag_keys=(RUN_TAG,))
             self._gauges[metric].set_default_tags({RUN_TAG: run})
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, daemon=True)
+        self._thread.start()
 
     def set(self, metrics: Mapping[str, Any]) -> None:
         """Set those that are among the metrics."""
-        for metric, gauge in self._gauges.items():
-            if metric in metrics:
-                gauge.set(float(metrics[metric]))
+        self._values |= {name: float(metrics[name]) for name in self._gauges if name in metrics}
+
+    def close(self) -> None:
+        """Leave them."""
+        self._closed.set()
+        self._thread.join()
+
+    def _repeat(self) -> None:
+        while True:
+            for name, value in dict(self._values).items():
+                self._gauges[name].set(value)
+            if self._closed.wait(REPEAT_S):
+                return

@@ -156,6 +156,7 @@ class Tracker:
 
     def close(self) -> None:
         """Flush everything."""
+        self._gauges.close()
         insist(self._file.close)
         if self._swanlab is not None:
             self._swanlab.finish()
