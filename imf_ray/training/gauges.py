@@ -45,7 +45,9 @@ class Gauges:
 
     def set(self, metrics: Mapping[str, Any]) -> None:
         """Set those that are among the metrics."""
-        self._values |= {name: float(metrics[name]) for name in self._gauges if name in metrics}
+        known = {name: float(metrics[name]) for name in self._gauges if name in metrics}
+        self._values |= known
+        self._tell(known)
 
     def close(self) -> None:
         """Leave them."""
@@ -53,8 +55,9 @@ class Gauges:
         self._thread.join()
 
     def _repeat(self) -> None:
-        while True:
-            for name, value in dict(self._values).items():
-                self._gauges[name].set(value)
-            if self._closed.wait(REPEAT_S):
-                return
+        while not self._closed.wait(REPEAT_S):
+            self._tell(dict(self._values))
+
+    def _tell(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._gauges[name].set(value)
