@@ -202,7 +202,8 @@ def plan_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
     if config.evaluate.device != "cpu":
         raise UserError(
             f"evaluate.device={config.evaluate.device}: beside training, policies are judged on "
-            "CPUs; leave it out, and judge checkpoints on GPUs by `python -m imf_ray.evaluate`."
+            "CPUs. Set evaluate.device=cpu, and judge checkpoints on GPUs by "
+            "`python -m imf_ray.evaluate`."
         )
     _require_gpus(fewest, cluster.num_workers, gpus_per_worker, slots, trainers)
     workers = cluster.num_workers  # as many as may be here: more may come

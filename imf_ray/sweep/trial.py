@@ -108,7 +108,9 @@ def run_trial(params: dict[str, Any]) -> None:
     run = insist(lambda: check_run(config))
     try:
         outcome = _fit_and_tell(run, run_dir, resources)
-    except (UserError, WorkerGroupError) as error:
+    except UserError as error:
+        record = dataclasses.replace(record, error=str(error))
+    except WorkerGroupError as error:
         record = dataclasses.replace(record, error=last_line(error))
     else:
         if outcome.stopped and insist(lambda: stop_requested(sweep_dir)):

@@ -23,7 +23,8 @@ class Progress:
 
     def was_made(self) -> bool:
         """Whether there is a later checkpoint than at the last call."""
-        before, self._step = self._step, newest_step(self._run_dir) or 0
+        # None while the folder is away: what was reached once stays reached.
+        before, self._step = self._step, max(self._step, newest_step(self._run_dir) or 0)
         return self._step > before
 
 

@@ -52,6 +52,7 @@ from imf_ray.training.checkpoint import (
     pull_run,
     pull_validations,
     push_checkpoint,
+    read_validations,
     save_checkpoint,
 )
 from imf_ray.training.diagnostics import GradientNorms, diagnose
@@ -306,7 +307,8 @@ class _Reporter:
         self._schedule = schedule
         self._keep_last = keep_last
         self._tracker = tracker
-        self._found: list[dict[str, Any]] = []
+        # Those of earlier workers, too: Ray Train may not have been told of them.
+        self._found = [] if tracker is None else insist(lambda: read_validations(run_dir))
 
     def look_for_validations(self) -> None:
         """Log those that have ended; Ray Train is told of them with the next checkpoint."""
@@ -351,11 +353,13 @@ class _Reporter:
         first, unknown = ray.train.collective.broadcast_from_rank_zero((step, unknown))
         if step != first:
             raise RuntimeError(f"Rank 0 goes on from step {first}, another one from step {step}.")
+        for number in set(unknown) & saved.keys():  # all of them before the first report prunes
+            checkpoint = saved[number]
+            failed = checkpoint.validated and not checkpoint.judged
+            if failed and self._schedule.validated(number):
+                saved[number] = insist(functools.partial(forget_judgement, checkpoint))
         for number in unknown:
-            checkpoint = saved.get(number)
-            if checkpoint is not None and checkpoint.validated and not checkpoint.judged:
-                checkpoint = insist(functools.partial(forget_judgement, checkpoint))
-            self.report(number, checkpoint)
+            self.report(number, saved.get(number))
 
     def wait_for_validations(self) -> None:
         """Wait for the validations under way, log them, and delete what waited for them."""

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from imf_ray.agents.pretrained import CONFIG
 from imf_ray.training.checkpoint import VALIDATION_ERROR, newest_step
-from imf_ray.training.tracking import METRICS_FILE, latest_metrics, read_metrics
+from imf_ray.training.tracking import METRICS_FILE, RESTARTS, latest_metrics, read_metrics
 
 SILENT_S, SILENT_GAPS = 300.0, 3.0
 """A run that has said nothing for so long, and so many times as long as it ever took for a line, is
@@ -55,7 +55,11 @@ def read_status(run_dir: Path, now: float) -> RunStatus:
     elif metrics["step"] >= max_steps:
         state = TRAINED
     else:
-        gaps = (after["time"] - line["time"] for line, after in itertools.pairwise(lines))
+        gaps = (
+            after["time"] - line["time"]
+            for line, after in itertools.pairwise(lines)
+            if RESTARTS not in after  # before those, nobody was there
+        )
         patience = max(SILENT_S, SILENT_GAPS * max(gaps, default=0.0))
         state = RUNNING if age < patience else SILENT
     return RunStatus(

@@ -135,7 +135,7 @@ class Tracker:
         once, or twice where it had failed.
         """
         found = []
-        for metrics in read_validations(self._run_dir):
+        for metrics in insist(lambda: read_validations(self._run_dir)):
             step = metrics[VALIDATED_STEP]
             if _judged(metrics) not in self._logged:
                 self._logged.add(_judged(metrics))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import queue
 import signal
 import subprocess
 import sys
@@ -21,8 +22,9 @@ from imf_ray.sweep.scheduling import SCHEDULERS, make_scheduler
 from imf_ray.sweep.search_space import load_search_space, short_names, trial_name
 from imf_ray.sweep.status import find_runs, read_all
 from imf_ray.sweep.table import rank
-from imf_ray.sweep.trial import TrialRecord
+from imf_ray.sweep.trial import TrialRecord, _Reports
 from imf_ray.training.checkpoint import newest_checkpoint
+from imf_ray.training.loop import EARLIER
 from imf_ray.training.tracking import METRICS_FILE, read_metrics, read_workers
 from tests.conftest import (
     COMMAND_LIMIT_S,
@@ -299,3 +301,11 @@ def test_a_sweep_makes_an_autoscaling_cluster_grow(demonstrations: Path, tmp_pat
     assert json.loads(done.stdout.splitlines()[-1]) == [1, 2]
     states = [run.state for run in read_all(tmp_path / "runs/sweep")]
     assert states == ["finished", "finished"]
+
+
+def test_tune_is_told_of_every_validation_in_its_order() -> None:
+    """Two may have ended since the last checkpoint; a scheduler compares trials at each step."""
+    told: queue.Queue[dict[str, object]] = queue.Queue()
+    early, late = {"validated_step": 2}, {"validated_step": 4, "step": 6}
+    _Reports(told).after_report(None, [{**late, EARLIER: [early]}, {"step": 6}], None)
+    assert [told.get(), told.get()] == [early, late] and told.empty()

@@ -1,5 +1,6 @@
 """What a run writes down about itself."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from imf_ray.mp4 import decode_video, encode_gif, encode_video
 from imf_ray.training.checkpoint import VALIDATIONS
 from imf_ray.training.gauges import GAUGES
 from imf_ray.training.interruption import is_safe, request_stop
-from imf_ray.training.status import TRAINED, read_status
+from imf_ray.training.status import RUNNING, SILENT, TRAINED, read_status
 from imf_ray.training.tracking import (
     METRICS_FILE,
+    RESTARTS,
     WORKERS_DIR,
     SampleLog,
     Tracker,
@@ -116,3 +118,15 @@ def test_nobody_waits_for_a_checkpoint_of_workers_that_died(tmp_path: Path) -> N
     note_loss(tmp_path)
     assert is_safe(tmp_path, max_steps=10)
     assert read_workers(tmp_path) == [{"pid": 1}]  # whose logs somebody may want to read
+
+
+def test_a_run_is_silent_after_three_times_its_longest_pause(tmp_path: Path) -> None:
+    (tmp_path / CONFIG).write_text(to_yaml(config_of("train.max_steps=6")))
+    begun = 1e9
+    lines: list[dict[str, Any]] = [{"step": 0, RESTARTS: 0}, {"step": 1}, {"step": 2}]
+    lines += [{"step": 2, RESTARTS: 1}, {"step": 3}]
+    times = [0.0, 10.0, 1010.0, 90_000.0, 90_010.0]  # nobody was there for a day
+    for line, seconds in zip(lines, times, strict=True):
+        add_line(tmp_path / METRICS_FILE, json.dumps({**line, "time": begun + seconds}))
+    states = [read_status(tmp_path, begun + 90_010.0 + age).state for age in (400, 2900, 3100)]
+    assert states == [RUNNING, RUNNING, SILENT]
