@@ -298,8 +298,9 @@ def _fit_in_spite_of_tune(make_tuner: Callable[[], tune.Tuner], sweep_dir: Path)
             if pause is None:
                 raise
             log.warning("Ray Tune failed; the sweep goes on in %.0f s: %s", pause, error)
-            free_lost_places(made_by_driver=True)
             time.sleep(pause)
+            free_lost_places(made_by_driver=True)
+            _free_as_controllers_end()
 
 
 class _Attendant(tune.Callback):
@@ -319,10 +320,14 @@ class _Attendant(tune.Callback):
     def _clean_up(self, trial: Any) -> None:
         """Free the places of the trial, once its controller, and so its workers, are gone."""
         note_loss(self._sweep.run_dir(_name_of(trial)))
-        for pause in CONTROLLER_ENDS_S:
-            timer = threading.Timer(pause, free_lost_places)
-            timer.daemon = True  # what it frees is freed with the sweep at the latest
-            timer.start()
+        _free_as_controllers_end()
+
+
+def _free_as_controllers_end() -> None:
+    for pause in CONTROLLER_ENDS_S:
+        timer = threading.Timer(pause, free_lost_places)
+        timer.daemon = True  # what it frees is freed with the sweep at the latest
+        timer.start()
 
 
 def _forget_requests(sweep: Sweep) -> None:
