@@ -202,10 +202,13 @@ def passed_over(trials: Sequence[Path]) -> int:
 
 
 def settle(total: float) -> float:
-    """Seconds until all CPUs are free again; infinite if they do not become so in time."""
+    """Seconds until all CPUs are free again and no place is held; infinite if that is not so in
+    time."""
     begun = time.monotonic()
     while time.monotonic() - begun < SETTLE_S:
-        if abs(ray.available_resources().get("CPU", 0.0) - total) < 1e-3:
+        are_free = abs(ray.available_resources().get("CPU", 0.0) - total) < 1e-3
+        places = ray.util.placement_group_table().values()
+        if are_free and all(place["state"] == "REMOVED" for place in places):
             return time.monotonic() - begun
         time.sleep(POLL_S)
     return float("inf")

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.state import util
 from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.callback import UserCallback
+from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from imf_ray.environment import WORKER_ENVIRONMENT
@@ -49,7 +50,12 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def train(
-    loop: Callable[[], Any], folder: Path, name: str = "run", failures: int = 0, **options: Any
+    loop: Callable[[], Any],
+    folder: Path,
+    name: str = "run",
+    failures: int = 0,
+    callbacks: Sequence[UserCallback] = (),
+    **options: Any,
 ) -> Result:
     """Ray Train as its documentation shows it: one worker, no torch; it may fail so often."""
     return data_parallel_trainer.DataParallelTrainer(
@@ -60,6 +66,7 @@ def train(
             name=name,
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=failures),
+            callbacks=list(callbacks),
         ),
         **options,
     ).fit()
@@ -113,6 +120,33 @@ def test_2_validation_has_no_way_to_tune() -> None:
     """Around it: reports carry what validation has written into the run's folder since."""
     hooks = {name for name in vars(UserCallback) if not name.startswith("_")}
     assert hooks == {"after_report", "after_exception"}
+
+
+@pytest.mark.slow
+def test_2_what_validation_finds_does_not_reach_tune(tmp_path: Path) -> None:
+    """Though Ray Train knows it in the end."""
+    folder = str(tmp_path)
+    found = tmp_path / "found"
+
+    def trial(params: dict[str, Any]) -> None:
+        result = train(
+            lambda: report_checkpoint(validation=True),
+            Path(folder),
+            name="inner",
+            callbacks=[TuneReportCallback()],
+            validation_config=ValidationConfig(
+                lambda checkpoint: {"success": 1.0}, ray_remote_kwargs={"num_cpus": 0}
+            ),
+        )
+        ((_, metrics),) = result.best_checkpoints or []
+        found.write_text(" ".join(metrics))
+
+    (result,) = tune.Tuner(
+        tune.with_resources(trial, tune.PlacementGroupFactory([{"CPU": 0.1}])),
+        run_config=tune.RunConfig(name="outer", storage_path=folder, verbose=0),
+    ).fit()
+    assert "success" in found.read_text().split()
+    assert result.metrics["a"] == 1 and "success" not in result.metrics
 
 
 def test_3_a_validation_that_dies_ends_the_training(tmp_path: Path) -> None:
@@ -186,6 +220,25 @@ def test_7_datasets_cannot_tell_where_they_are() -> None:
     """Around it: the order of samples is a function of the step (data/sampling.py)."""
     for kind in (ray.data.Dataset, ray.data.DataIterator):
         assert not hasattr(kind, "state_dict") and not hasattr(kind, "load_state_dict")
+
+
+@pytest.mark.slow
+def test_7_who_begins_again_begins_the_epoch_again(tmp_path: Path) -> None:
+    """A worker that died after five of nine rows is given all nine."""
+    seen, rows = tmp_path / "seen", 9
+
+    def loop() -> None:
+        is_first = not seen.exists()
+        for number, row in enumerate(ray.train.get_dataset_shard("train").iter_rows(), start=1):
+            with seen.open("a") as file:
+                file.write(f"{row['id']}\n")
+            if is_first and number == 5:
+                os._exit(1)
+
+    data = ray.data.range(rows, override_num_blocks=3)
+    train(loop, tmp_path, failures=1, datasets={"train": data})
+    given = [int(row) for row in seen.read_text().split()]
+    assert len(given) == 5 + rows and sorted(given[5:]) == list(range(rows))
 
 
 @pytest.mark.slow

@@ -66,12 +66,12 @@ def test_what_goes_wrong_ahead_is_told_in_its_turn() -> None:
 
 @dataclass(frozen=True)
 class _Counted(WindowSpec):
-    """Leaves a file for each row that is read."""
+    """Leaves a file for each row that is read; it must not be there yet."""
 
     marks: str = ""
 
     def read(self, episode: EpisodeSource, start: int, stop: int) -> EpisodeSlice:
-        (Path(self.marks) / f"{Path(episode.path).stem}-{start}").touch()
+        (Path(self.marks) / f"{Path(episode.path).stem}-{start}").touch(exist_ok=False)
         return super().read(episode, start, stop)
 
 
