@@ -23,6 +23,11 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # What torch.compile makes is kept for later runs; in /tmp, its default, a restart deletes it.
     "TORCHINDUCTOR_CACHE_DIR": os.path.expanduser("~/.cache/imf_ray/inductor"),
+    # Pictures and batches are megabytes each, which glibc returns to the system as soon as they are
+    # free: the page faults of the next ones then cost more than what is done with them. 32 MiB
+    # is the largest threshold that it takes; a process keeps at most 256 MiB of what is free.
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
 }
 
 DRIVER_ENVIRONMENT = {
