@@ -24,8 +24,8 @@ WORKER_ENVIRONMENT = {
     # What torch.compile makes is kept for later runs; in /tmp, its default, a restart deletes it.
     "TORCHINDUCTOR_CACHE_DIR": os.path.expanduser("~/.cache/imf_ray/inductor"),
     # Pictures and batches are megabytes each, which glibc returns to the system as soon as they are
-    # free: the page faults of the next ones then cost more than what is done with them. 32 MiB
-    # is the largest threshold that it takes; a process keeps at most 256 MiB of what is free.
+    # free: getting the next ones took up to half of the data path's time (docs/results/data.md).
+    # 32 MiB is the largest threshold that it takes; up to 256 MiB at the end of a heap are kept.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
 }
