@@ -27,7 +27,9 @@ from imf_ray.data.episodes import EpisodeSlice, EpisodeSource
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.windows import Batch, WindowBatcher, WindowSpec
 
-MIN_ROWS_PER_TASK = 4
+LEAST_ROWS_PER_TASK, MOST_ROWS_PER_TASK, TASK_BYTES = 4, 16, 32 << 20
+"""A read task has as many rows as make so many bytes, within limits: to begin one takes as long as
+to read some small rows, and what a task of large ones has read waits in memory."""
 POOLS_AHEAD = 2
 LEAST_AHEAD_BYTES = 1 << 20
 """For rows without pictures: to Ray, zero would be a limit, too."""
@@ -81,7 +83,13 @@ class EpisodeStream:
         Every shard may need a whole new pool at once, and the next one should then be on its way.
         """
         waiting = POOLS_AHEAD * len(self.plan.rank_shards(rank, world_size)) * self.plan.pool_chunks
-        return waiting + self.readers * MIN_ROWS_PER_TASK
+        return waiting + self.readers * self.rows_per_task
+
+    @property
+    def rows_per_task(self) -> int:
+        """Rows of a read task, of which a long run may need larger ones."""
+        wanted = TASK_BYTES // max(1, self._row_bytes)
+        return max(LEAST_ROWS_PER_TASK, min(wanted, MOST_ROWS_PER_TASK))
 
     @property
     def _row_bytes(self) -> int:
@@ -160,7 +168,7 @@ class _RowSource(Datasource):
 
     def __init__(self, stream: EpisodeStream, rows: list[tuple[int, np.ndarray]]) -> None:
         super().__init__()
-        size = max(MIN_ROWS_PER_TASK, sum(len(numbers) for _, numbers in rows) // MAX_TASKS)
+        size = max(stream.rows_per_task, sum(len(numbers) for _, numbers in rows) // MAX_TASKS)
         self._tasks = [
             _read_task(stream, epoch, numbers[first : first + size])
             for epoch, numbers in rows

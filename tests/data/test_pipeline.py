@@ -80,7 +80,8 @@ def test_readers_wait_for_a_slow_training(
     demonstrations: Path, tmp_path: Path, ray_cluster: None, cameras: tuple[str, ...]
 ) -> None:
     paths = [episode_path(demonstrations, number) for number in range(3)]
-    plan = SamplePlan((400, 400, 400), 8, 1, chunk_steps=10, pool_chunks=2, seed=0)
+    plan = SamplePlan((400, 400, 400), 8, 1, chunk_steps=4, pool_chunks=2, seed=0)
+    rows = 3 * 400 // 4
     stream = EpisodeStream(
         plan=plan,
         spec=_Counted(Selection(cameras), 2, 4, str(tmp_path)),
@@ -96,12 +97,12 @@ def test_readers_wait_for_a_slow_training(
         time.sleep(SETTLED_S)
         before, read = read, len(list(tmp_path.iterdir()))
     if cameras:
-        assert read <= 4 * stream.rows_ahead(0, 1) < 120 // 3  # in whole tasks; some are used up
+        assert read <= 4 * stream.rows_ahead(0, 1) < rows // 3  # in whole tasks; some are used up
     else:  # they take nothing: all is read ahead
-        while len(list(tmp_path.iterdir())) < 120:
+        while len(list(tmp_path.iterdir())) < rows:
             time.sleep(SETTLED_S)
     assert sum(1 for _ in batches) == plan.steps_per_epoch - 1
-    assert len(list(tmp_path.iterdir())) == 120
+    assert len(list(tmp_path.iterdir())) == rows
 
 
 def test_a_row_that_is_gone_leaves_no_pictures_behind() -> None:
