@@ -17,7 +17,8 @@ from typing import Any
 BATCH = 32
 OBSERVED_STEPS, ACTION_STEPS = range(-1, 1), range(-1, 15)
 """What a window holds, by its distance from the window's step."""
-WARM_UP_S = 5.0
+WARM_UP_S = 10.0
+READ_BYTES = 1 << 23
 BEGIN, END = "begin", "end.json"
 
 
@@ -35,21 +36,38 @@ def loader_options(workers: int) -> dict[str, Any]:
     return {**options, "num_workers": workers, "persistent_workers": workers > 0}
 
 
-def consume(batches: Iterable[dict[str, Any]], folder: Path, seconds: float, step_s: float) -> None:
+def consume(
+    batches: Iterable[dict[str, Any]],
+    files: Iterable[Path],
+    folder: Path,
+    seconds: float,
+    step_s: float,
+) -> None:
     """Take batches for some seconds after a warm-up, and say how many windows came.
 
     Args:
         batches: endless; `action` of each has a row for each window.
+        files: read through before, so that all contenders find them in the system's cache and no
+            disk is compared with it.
         step_s: slept after each batch, as a training step on an accelerator would take.
     """
     stream = iter(batches)
     next(stream)  # the readers have started
+    _read_through(files)
     _take(stream, WARM_UP_S, step_s)
     (folder / BEGIN).touch()
     result = _take(stream, seconds, step_s)
     partial = folder / f"{END}.partial"
     partial.write_text(json.dumps(result))
     os.replace(partial, folder / END)
+
+
+def _read_through(files: Iterable[Path]) -> None:
+    inodes = {path.stat().st_ino: path for path in files}  # some are links to others
+    for path in inodes.values():
+        with path.open("rb", buffering=0) as file:
+            while file.read(READ_BYTES):
+                pass
 
 
 def _take(stream: Iterator[dict[str, Any]], seconds: float, step_s: float) -> dict[str, float]:

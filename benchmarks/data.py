@@ -37,7 +37,9 @@ from imf_ray.files import move_into_place
 
 ROOT = Path(__file__).parents[1]
 STEP_S = 0.1
-POLL_S = 0.5
+POLL_S, LOOK_SHARE = 0.5, 0.02
+"""How often CPU times are asked for, and of a core what adding up memory may take: the more a
+contender maps, the longer a look keeps the core that it would use."""
 LIMIT_S = 1800
 LOADERS = ("memory", "imf_ray", "h5py")
 LEROBOT = ("lerobot-image", "lerobot-video")
@@ -136,7 +138,7 @@ def measure(case: Case, data: Path, seconds: float, lerobot: str | None) -> Meas
             command, cwd=ROOT, env=_environment(), stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            peak, begun, times = 0.0, None, {}
+            peak, begun, times, next_look = 0.0, None, {}, 0.0
             deadline = time.monotonic() + LIMIT_S
             while not (Path(folder) / END).exists():
                 if process.poll() is not None or time.monotonic() > deadline:
@@ -145,7 +147,9 @@ def measure(case: Case, data: Path, seconds: float, lerobot: str | None) -> Meas
                 times |= cpu_times(process.pid)
                 if begun is None and (Path(folder) / BEGIN).exists():
                     begun = dict(times)
-                peak = max(peak, proportional_bytes(process.pid))
+                if (look := time.monotonic()) >= next_look:
+                    peak = max(peak, proportional_bytes(process.pid))
+                    next_look = time.monotonic() + (time.monotonic() - look) / LOOK_SHARE
                 time.sleep(POLL_S)
             times |= cpu_times(process.pid)
             spent = sum(times.values()) - sum((begun or {}).values())

@@ -98,7 +98,8 @@ def main() -> None:
         convert(arguments.episodes, arguments.target, arguments.kind, arguments.count)
     else:
         stream = batches(arguments.target, arguments.workers)
-        consume(stream, arguments.folder, arguments.seconds, arguments.step_s)
+        files = [path for path in arguments.target.rglob("*") if path.is_file()]
+        consume(stream, files, arguments.folder, arguments.seconds, arguments.step_s)
 
 
 if __name__ == "__main__":

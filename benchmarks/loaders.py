@@ -101,7 +101,7 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
     def loop(config: dict[str, Any]) -> None:
         iterator = ray.train.get_dataset_shard(DATASET_NAME)
         batches = stream.batches(iterator, 0, 1, 0)
-        consume((_tensors(batch) for batch in batches), **config)
+        consume((_tensors(batch) for batch in batches), paths, **config)
 
     with tempfile.TemporaryDirectory(dir="/tmp") as home:
         ray.init(
@@ -238,7 +238,7 @@ def main() -> None:
         if arguments.loader == "h5py"
         else map(_tensors, memory_batches(paths, spec_of(paths)))
     )
-    consume(batches, arguments.folder, arguments.seconds, arguments.step_s)
+    consume(batches, paths, arguments.folder, arguments.seconds, arguments.step_s)
 
 
 if __name__ == "__main__":
