@@ -53,7 +53,7 @@ chaos: setup
 	$(BIN)/python -m benchmarks.chaos --faults 5
 
 test-aloha: $(ALOHA_STAMP)
-	$(ALOHA_VENV)/bin/python -m pytest tests/sim/test_aloha.py
+	$(ALOHA_VENV)/bin/python -m pytest tests/integration/sim/test_aloha.py
 
 clean:
 	rm -rf $(DEMO)

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imf_ray.environment import prepare_environment
+from imf_ray.env_vars import prepare_environment
 
 prepare_environment(own_cluster=True)
 
@@ -43,12 +43,12 @@ from safetensors.torch import load_file
 from benchmarks.chaos_faults import CTRL_C, DRIVER_KILLED, NODE, Faults
 from benchmarks.chaos_sweep import POLL_S, SAVE_FREQ, SEEDS, STEPS, Sweep
 from benchmarks.notes import commit
-from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS
+from imf_ray.agents.pretrained import EMA_WEIGHTS_FILE, WEIGHTS_FILE
+from imf_ray.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from imf_ray.files import read_lines, write_atomically
-from imf_ray.launch import EXIT_BAD_INPUT, EXIT_INTERRUPTED
-from imf_ray.training.checkpoint import VALIDATIONS, step_of
+from imf_ray.training.checkpoint import VALIDATIONS, checkpoint_step
 from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics
-from tests.conftest import TINY_AGENT
+from tests.helpers.configs import TINY_AGENT
 
 ROLLOUT_STEPS = 60
 """Judging whole episodes would take longer than the trainings, and show nothing more."""
@@ -109,7 +109,7 @@ def carry_out(sweep: Sweep, faults: Faults | None, count: int, rng: Any) -> list
         if sweep.driver_ended():
             if sweep.codes[-1] == 0 and sweep.ended():
                 return struck
-            if faults is None or (sweep.codes[-1] == EXIT_BAD_INPUT and not struck):
+            if faults is None or (sweep.codes[-1] == EXIT_USER_ERROR and not struck):
                 raise RuntimeError(f"The sweep failed, left alone; see {sweep.log}")
             sweep.start()
         if waiting and steps >= due:
@@ -146,7 +146,7 @@ def lost_steps(sweep: Sweep) -> int:
             if RESTARTS not in start:
                 continue
             held = [
-                step_of(found[0])
+                checkpoint_step(found[0])
                 for found in sweep.commits - sweep.broken
                 if found[0].parent == trial and found[1] < 1e9 * start["time"]
             ]
@@ -175,7 +175,7 @@ def differences(clean: Sweep, other: Sweep) -> dict[str, int]:
         for key, records in seen.items():
             found["updates with other samples"] += any(r != expected[key][0] for r in records)
         last = f"checkpoint_{STEPS:08d}"
-        for name in (WEIGHTS, EMA_WEIGHTS):
+        for name in (WEIGHTS_FILE, EMA_WEIGHTS_FILE):
             a, b = (load_file(trial / last / name) for trial in (ours, theirs))
             same = a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
             found["checkpoints that differ"] += not same

@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.chaos_sweep import SAVE_FREQ, STEPS, Sweep, identity, is_alive
 from benchmarks.watching import family
-from imf_ray.agents.pretrained import WEIGHTS
+from imf_ray.agents.pretrained import WEIGHTS_FILE
 from imf_ray.training.checkpoint import MANIFEST, TRAINER_STATE, newest_checkpoint
 from imf_ray.training.tracking import read_workers
 
@@ -107,7 +107,7 @@ class Faults:
             # With the last one the trial is trained: nobody would look for it again.
             if newest is None or not 2 * SAVE_FREQ <= newest.step < STEPS:
                 continue
-            path = newest.path / str(self._rng.choice([WEIGHTS, TRAINER_STATE, MANIFEST]))
+            path = newest.path / str(self._rng.choice([WEIGHTS_FILE, TRAINER_STATE, MANIFEST]))
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 1
             self._sweep.broken.add(identity(newest.path))

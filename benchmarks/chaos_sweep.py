@@ -12,7 +12,7 @@ import psutil
 
 from imf_ray.sweep.runner import TRIALS_DIR
 from imf_ray.sweep.trial import FAILED, FINISHED, read_trial
-from imf_ray.training.checkpoint import MANIFEST, PATTERN, newest_checkpoint
+from imf_ray.training.checkpoint import CHECKPOINT_GLOB, MANIFEST, newest_checkpoint
 from imf_ray.training.tracking import METRICS_FILE, read_metrics, read_workers
 
 SEEDS, STEPS, SAVE_FREQ = (1, 2, 3, 4), 300, 50
@@ -71,7 +71,7 @@ class Sweep:
     def watch(self) -> None:
         """Note the checkpoints that are new."""
         for trial in self.trials:
-            for path in sorted(trial.glob(PATTERN)):
+            for path in sorted(trial.glob(CHECKPOINT_GLOB)):
                 with contextlib.suppress(FileNotFoundError):  # it was pruned just now
                     self.commits.add(identity(path))
 

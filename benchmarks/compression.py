@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from imf_ray.data.formats import IMAGES
+from imf_ray.data.readers import IMAGES
 
 RUN = 26
 """Pictures that are read at a time."""

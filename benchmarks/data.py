@@ -32,8 +32,8 @@ from benchmarks.consume import BATCH, BEGIN, END
 from benchmarks.notes import commit, note, read_notes
 from benchmarks.watching import cpu_times, proportional_bytes, stop
 from imf_ray.data.episodes import DEFLATE_LEVEL, episode_path
-from imf_ray.data.formats import IMAGES
-from imf_ray.files import move_into_place
+from imf_ray.data.readers import IMAGES
+from imf_ray.files import atomic_rename
 
 ROOT = Path(__file__).parents[1]
 STEP_S = 0.1
@@ -115,7 +115,7 @@ def prepare(work: Path, case: Case, real: int, lerobot: str | None) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         module = ("-m", "benchmarks.lerobot_loader", "convert", str(raw), str(partial))
         _call(lerobot, *module, "--kind", kind, "--count", str(case.episodes))
-        move_into_place(partial, converted)
+        atomic_rename(partial, converted)
     return converted
 
 
@@ -213,7 +213,7 @@ def _deflate(source: Path, target: Path) -> None:
                 compression="gzip",
                 compression_opts=DEFLATE_LEVEL,
             )
-    move_into_place(partial, target)
+    atomic_rename(partial, target)
 
 
 def _environment() -> dict[str, str]:

@@ -10,16 +10,16 @@ import time
 from typing import cast
 
 from imf_ray.config import load_config
-from imf_ray.rollout.success import wilson_interval
+from imf_ray.rollout.confidence_intervals import wilson_interval
 from imf_ray.schema import TaskConfig
+from imf_ray.sim.base import SimEnv, make_env
 from imf_ray.sim.experts import make_expert
-from imf_ray.sim.world import World, make_world
 
 
 def play(seed: int, task: TaskConfig) -> tuple[int, bool]:
     """Plays one episode of the expert: its highest stage, and whether it succeeded."""
-    env = make_world(task.env_id, render_images=False, **task.env_kwargs(camera_names=()))
-    expert = make_expert(task.env_id, cast(World, env.unwrapped))
+    env = make_env(task.env_id, render_images=False, **task.env_kwargs(camera_names=()))
+    expert = make_expert(task.env_id, cast(SimEnv, env.unwrapped))
     _, info = env.reset(seed=seed)
     expert.reset()
     over = False

@@ -37,18 +37,18 @@ from imf_ray.data.episodes import (
     POSE_DIM,
     POSES,
     Episode,
-    EpisodeAttributes,
-    EpisodeInfo,
+    EpisodeFields,
+    EpisodeMetadata,
     EpisodeSlice,
-    Selection,
+    RecordingMetadata,
     check_episode,
     episode_path,
     read_slice,
     write_episode,
 )
-from imf_ray.data.formats import AUTO
-from imf_ray.data.index import build_index, check_folder
-from imf_ray.data.storage import stamp
+from imf_ray.data.hdf5 import fingerprint
+from imf_ray.data.index import build_index, check_dataset
+from imf_ray.data.readers import AUTO
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 
@@ -69,7 +69,7 @@ def write_ours(path: Path, compress: bool = False) -> None:
         camera: rng.integers(0, 256, (LENGTH, SIZE, SIZE, 3), dtype=np.uint8)
         for camera in ("r_vis", "top")
     }
-    attributes = EpisodeAttributes(
+    attributes = RecordingMetadata(
         task="imf_ray/SimTransfer-v0",
         action_space="joint",
         control_hz=50,
@@ -307,13 +307,13 @@ def fuzz(folder: Path, mutations: int, seed: int) -> list[tuple[str, str, str]]:
             # Ours have their digests with them, unless they are no longer ours.
             if kind in FOREIGN or mutate is other_format
         ]
-        check_folder(home, indexed, AUTO)
+        check_dataset(home, indexed, AUTO)
         trouble = []
         for number, (path, mutate) in enumerate(zip(paths, mutations_of, strict=True)):
-            known = replace(info, path=str(path), stamp=stamp(path))
+            known = replace(info, path=str(path), fingerprint=fingerprint(path))
             mutate(path, np.random.default_rng([seed, number, place]))
             trouble.append(reader.trouble(known, contents))
-        found = check_folder(home, paths, AUTO, again=True)  # as `imf_ray.data check` does
+        found = check_dataset(home, paths, AUTO, again=True)  # as `imf_ray.data check` does
         trained = {episode.path for episode in build_index(_training(home, kind)).episodes}
         outcomes += [
             (kind, name, bad or _outcome(path, found[path], info, contents, str(path) in trained))
@@ -338,7 +338,7 @@ class _Reader:
             process.kill()
         self._pool.shutdown()
 
-    def trouble(self, info: EpisodeInfo, contents: list[EpisodeSlice]) -> str | None:
+    def trouble(self, info: EpisodeMetadata, contents: list[EpisodeSlice]) -> str | None:
         """What is wrong with how a file that was indexed is read now, if anything."""
         try:
             read = self._pool.submit(_read, info).result(READER_LIMIT_S)
@@ -372,8 +372,8 @@ def _training(home: Path, kind: str) -> Config:
 
 def _outcome(
     path: Path,
-    found: EpisodeInfo | str,
-    original: EpisodeInfo,
+    found: EpisodeMetadata | str,
+    original: EpisodeMetadata,
     contents: list[EpisodeSlice],
     is_trained_on: bool,
 ) -> str:
@@ -386,16 +386,16 @@ def _outcome(
         return "killed" if "killed the reader" in found else "refused"
     if not is_trained_on:
         return "not trained on"
-    described = replace(found, path=original.path, stamp=original.stamp)
+    described = replace(found, path=original.path, fingerprint=original.fingerprint)
     read = _read(found)
     same = len(read) == len(contents) and all(map(_same, read, contents))
     return "equal" if described == original and same else "different"
 
 
-def _read(info: EpisodeInfo) -> list[EpisodeSlice]:
+def _read(info: EpisodeMetadata) -> list[EpisodeSlice]:
     """All of an episode, as the state and the actions of each action space."""
     every = (0, LENGTH)
-    selections = [Selection(tuple(info.cameras), info.objects, s) for s in info.action_spaces]
+    selections = [EpisodeFields(tuple(info.cameras), info.objects, s) for s in info.action_spaces]
     return [read_slice(info.source, selection, every, every) for selection in selections]
 
 

@@ -28,12 +28,12 @@ from benchmarks.consume import (
     consume,
     loader_options,
 )
-from imf_ray.data.episodes import QPOS, EpisodeSource, Selection, episode_path
-from imf_ray.data.formats import IMAGES, OURS
-from imf_ray.data.integrity import DIGEST
-from imf_ray.data.storage import stamp
+from imf_ray.data.content_hash import DIGEST
+from imf_ray.data.episodes import QPOS, EpisodeFields, EpisodeRef, episode_path
+from imf_ray.data.hdf5 import fingerprint
+from imf_ray.data.readers import IMAGES, IMF_RAY
 from imf_ray.data.windows import Batch, WindowSpec
-from imf_ray.environment import prepare_environment
+from imf_ray.env_vars import prepare_environment
 from imf_ray.schema import DataConfig
 
 SEED = 0
@@ -41,13 +41,13 @@ MEMORY_BYTES = 6e9
 """Of the pictures that `memory` holds."""
 
 
-def sources_of(paths: list[Path]) -> tuple[EpisodeSource, ...]:
+def sources_of(paths: list[Path]) -> tuple[EpisodeRef, ...]:
     """Episodes of ours, as an index would have them."""
     sources = []
     for path in paths:
         with h5py.File(path) as file:
             length, digest = len(file["action"]), file.attrs[DIGEST]
-        sources.append(EpisodeSource(str(path), length, OURS, stamp(path), digest))
+        sources.append(EpisodeRef(str(path), length, IMF_RAY, fingerprint(path), digest))
     return tuple(sources)
 
 
@@ -59,7 +59,7 @@ def cameras_of(path: Path) -> tuple[str, ...]:
 
 def spec_of(paths: list[Path]) -> WindowSpec:
     """The windows that all contenders make."""
-    return WindowSpec(Selection(cameras_of(paths[0])), len(OBSERVED_STEPS), len(ACTION_STEPS))
+    return WindowSpec(EpisodeFields(cameras_of(paths[0])), len(OBSERVED_STEPS), len(ACTION_STEPS))
 
 
 def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
@@ -70,9 +70,9 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
     from ray.train import RunConfig
     from ray.train.torch import TorchTrainer
 
-    from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
+    from imf_ray.allocation import RunResources
+    from imf_ray.data.pipeline import DATASET_NAME, PerRankDataConfig, TrainDataset
     from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
-    from imf_ray.resources import RunResources
     from imf_ray.training.trainer import scaling_config
 
     defaults = DataConfig()
@@ -88,7 +88,7 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
     spec = spec_of(paths)
     with h5py.File(paths[0]) as file:
         frame_bytes = sum(frames[0].nbytes for frames in file[IMAGES].values())
-    stream = EpisodeStream(
+    stream = TrainDataset(
         plan=plan,
         spec=spec,
         episodes=episodes,
@@ -116,7 +116,7 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
             scaling_config=scaling_config(RunResources(1, 1.0, 0.0, 1, 1.0)),
             run_config=RunConfig(name="loading", storage_path=home),
             datasets={DATASET_NAME: stream},
-            dataset_config=PlannedDataConfig(lambda: 0),
+            dataset_config=PerRankDataConfig(lambda: 0),
         ).fit()
         ray.shutdown()
 

@@ -28,12 +28,12 @@ import numpy as np
 import torch
 
 from benchmarks.notes import commit
-from imf_ray.agents.pretrained import load_agent, load_config_of
-from imf_ray.agents.vla import VLAAgent
+from imf_ray.agents.base import VLAAgent
+from imf_ray.agents.pretrained import load_agent, load_policy_config
+from imf_ray.evaluation.comparison import Comparison, compare
 from imf_ray.files import write_atomically
-from imf_ray.judging.comparison import Comparison, compare
+from imf_ray.rollout.record_store import EPISODES_FILE, read_records
 from imf_ray.rollout.records import EpisodeRecord, summarize
-from imf_ray.rollout.store import EPISODES, read_records
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import newest_checkpoint
 
@@ -151,7 +151,7 @@ def judge(row: Row, checkpoint: Path, output: Path, episodes: int) -> list[Episo
         f"evaluate.output={folder}",
         "cluster.dashboard=false",
     )
-    records = {record.seed: record for record in read_records(folder / EPISODES)}
+    records = {record.seed: record for record in read_records(folder / EPISODES_FILE)}
     return [records[seed] for seed in range(FIRST_SEED, FIRST_SEED + episodes)]
 
 
@@ -175,7 +175,7 @@ def time_calls(checkpoints: Mapping[str, Path]) -> dict[str, CallTimes]:
     rows = [row for row in ROWS if row.objective in checkpoints]
     agents = {objective: load_agent(path)[0] for objective, path in checkpoints.items()}
     observations = {
-        objective: _blank_observation(agents[objective], load_config_of(path))
+        objective: _blank_observation(agents[objective], load_policy_config(path))
         for objective, path in checkpoints.items()
     }
     heads: dict[str, list[float]] = {row.name: [] for row in rows}
@@ -286,7 +286,7 @@ def write_results(
     records_dir.mkdir(parents=True, exist_ok=True)
     for name, records in judged.items():
         lines = "".join(json.dumps(vars(record)) + "\n" for record in records)
-        # Without a time stamp, the same records give the same bytes.
+        # Without a time fingerprint, the same records give the same bytes.
         write_atomically(records_dir / f"{name}.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
     missing = [row.name for row in ROWS if row.name not in judged]
     page = f"""# One step against a diffusion loop: {recipe}

@@ -24,7 +24,7 @@ from benchmarks.notes import commit
 from benchmarks.watching import cpu_times, stop
 from imf_ray.files import write_atomically
 from imf_ray.rollout.records import describe_success
-from imf_ray.sweep.table import read_sweep
+from imf_ray.sweep.results import read_sweep
 from imf_ray.training.tracking import METRICS_FILE, read_metrics
 
 CPUS, ACTORS = 2, 2

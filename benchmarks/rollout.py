@@ -31,7 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from imf_ray.environment import prepare_environment
+from imf_ray.env_vars import prepare_environment
 
 prepare_environment(own_cluster=True)  # before anything imports MuJoCo or Ray
 
@@ -40,11 +40,11 @@ import numpy as np
 import ray
 import torch
 
-from imf_ray.agents.pretrained import load_agent, load_config_of
-from imf_ray.rollout.actors import RolloutJob, _Judge
+from imf_ray.agents.pretrained import load_agent, load_policy_config
+from imf_ray.rollout.actor_pool import RolloutActorPool, RolloutSpec
+from imf_ray.rollout.episode_runner import EpisodeRunner
 from imf_ray.rollout.policies import AgentPolicy, make_policy
-from imf_ray.rollout.runner import EpisodeRunner
-from imf_ray.rollout.settings import agent_settings
+from imf_ray.rollout.rollout_config import agent_rollout_config
 from imf_ray.sim.transfer import SimTransferEnv
 
 ENV_ID = "benchmarks.rollout:benchmarks/MeteredTransfer-v0"
@@ -98,15 +98,15 @@ class Metered(AgentPolicy):
             super().plan(controllers, watches)
 
 
-def make_job(checkpoint: Path, worlds: int) -> RolloutJob:
+def make_job(checkpoint: Path, worlds: int) -> RolloutSpec:
     """The checkpoint's own task, metered, with a call of the policy for all worlds of an actor."""
-    config = load_config_of(checkpoint)
-    settings = agent_settings(config, noise_seed=0)
+    config = load_policy_config(checkpoint)
+    settings = agent_rollout_config(config, noise_seed=0)
     task = replace(config.task, env_id=ENV_ID)
-    return RolloutJob(str(checkpoint), replace(settings, task=task, compute_batch=worlds), worlds)
+    return RolloutSpec(str(checkpoint), replace(settings, task=task, compute_batch=worlds), worlds)
 
 
-def make_runner(job: RolloutJob) -> EpisodeRunner:
+def make_runner(job: RolloutSpec) -> EpisodeRunner:
     agent, _ = load_agent(Path(job.policy))
     return EpisodeRunner(Metered(agent, "metered", job.settings), job.settings, job.worlds)
 
@@ -128,14 +128,14 @@ def play(runner: EpisodeRunner, worlds: int, seeds: Sequence[int]) -> list[Any]:
 # 1. One core ------------------------------------------------------------------------------------
 
 
-def ours(job: RolloutJob, episodes: int) -> dict[str, float]:
+def ours(job: RolloutSpec, episodes: int) -> dict[str, float]:
     """Several worlds in this process, rendered where the policy looks."""
     runner = make_runner(job)
     seeds = range(FIRST_SEED, FIRST_SEED + episodes)
     return _timed(lambda: sum(r.steps for r in play(runner, job.worlds, seeds)))
 
 
-def serial(job: RolloutJob, episodes: int) -> dict[str, float]:
+def serial(job: RolloutSpec, episodes: int) -> dict[str, float]:
     """One environment after the other, every frame rendered, a call for each chunk."""
     agent, _ = load_agent(Path(job.policy))
     env = make_rendering_env(job)
@@ -156,7 +156,7 @@ def serial(job: RolloutJob, episodes: int) -> dict[str, float]:
     return _timed(run)
 
 
-def lock_step(job: RolloutJob, episodes: int) -> dict[str, float]:
+def lock_step(job: RolloutSpec, episodes: int) -> dict[str, float]:
     """Environments in processes of their own that all wait for each other at every step."""
     agent, _ = load_agent(Path(job.policy))
     env = gymnasium.vector.AsyncVectorEnv(
@@ -183,7 +183,7 @@ def lock_step(job: RolloutJob, episodes: int) -> dict[str, float]:
     return result | spent_in_envs
 
 
-def make_rendering_env(job: RolloutJob) -> Any:
+def make_rendering_env(job: RolloutSpec) -> Any:
     torch.set_num_threads(1)
     settings = job.settings
     kwargs = settings.task.env_kwargs(settings.camera_names)
@@ -234,9 +234,11 @@ def _child(queue: Any, form: Callable[..., Any], cores: set[int], arguments: Any
 # 2. Two cores -----------------------------------------------------------------------------------
 
 
-def on_actors(job: RolloutJob, actors: int, episodes: int) -> tuple[float, list[Any]]:
+def on_actors(job: RolloutSpec, actors: int, episodes: int) -> tuple[float, list[Any]]:
     """Seconds of all episodes on so many Ray actors, once they are ready, and the records."""
-    judge = _Judge(job, range(FIRST_SEED, FIRST_SEED + episodes), actors, {"num_cpus": 1}, {})
+    judge = RolloutActorPool(
+        job, range(FIRST_SEED, FIRST_SEED + episodes), actors, {"num_cpus": 1}, {}
+    )
     ray.wait([s.call for s in judge._busy], num_returns=actors)
     start = time.perf_counter()
     records = [played.record for played in judge.play()]
@@ -245,7 +247,7 @@ def on_actors(job: RolloutJob, actors: int, episodes: int) -> tuple[float, list[
     return wall, records
 
 
-def on_processes(job: RolloutJob, processes: int, episodes: int) -> float:
+def on_processes(job: RolloutSpec, processes: int, episodes: int) -> float:
     """Seconds of all episodes in so many plain processes, an equal share of them each."""
     context = multiprocessing.get_context("spawn")
     barrier, queue = context.Barrier(processes + 1), context.Queue()
@@ -266,7 +268,7 @@ def on_processes(job: RolloutJob, processes: int, episodes: int) -> float:
     return wall
 
 
-def _plain(job: RolloutJob, seeds: range, barrier: Any, queue: Any) -> None:
+def _plain(job: RolloutSpec, seeds: range, barrier: Any, queue: Any) -> None:
     torch.set_num_threads(1)
     runner = EpisodeRunner(make_policy(job.policy, job.settings), job.settings, job.worlds)
     barrier.wait()

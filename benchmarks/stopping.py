@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from imf_ray.environment import prepare_environment
+from imf_ray.env_vars import prepare_environment
 
 CPUS, POLL_S, PATIENCE_S = 4, 0.1, 600.0
 LEFT_S = 60.0
@@ -60,7 +60,7 @@ def stop_ours(work: Path, options: Sequence[str]) -> float:
 
     from imf_ray.sweep.runner import TRIALS_DIR
     from imf_ray.training.checkpoint import newest_checkpoint
-    from imf_ray.training.interruption import request_stop
+    from imf_ray.training.stop_signal import request_stop
     from imf_ray.training.tracking import read_workers
 
     address = f"cluster.address={ray.get_runtime_context().gcs_address}"

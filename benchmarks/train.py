@@ -34,9 +34,9 @@ from benchmarks.notes import commit, note, read_notes
 from benchmarks.watching import cpu_times, stop
 from imf_ray.config import load_config
 from imf_ray.data.statistics import compute_statistics
-from imf_ray.training.loop import Trainer, to_tensors
+from imf_ray.training.loop import TrainState, to_tensors
 from imf_ray.training.tracking import METRICS_FILE
-from imf_ray.training.trainer import check_run
+from imf_ray.training.trainer import prepare_run
 from imf_ray.training.validation import window_spec
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +152,7 @@ def measure(case: Case, work: Path, given: Sequence[str]) -> Measured:
 def run_bare(options: Sequence[str]) -> None:
     """The same updates in processes that know nothing of Ray, with windows from memory."""
     config = load_config(options)
-    check_run(config)  # the index is made once
+    prepare_run(config)  # the index is made once
     world_size = config.cluster.num_workers
     with tempfile.TemporaryDirectory() as folder:
         arguments = (world_size, list(options), f"file://{folder}/meeting")
@@ -165,10 +165,10 @@ def _bare_rank(rank: int, world_size: int, options: Sequence[str], meeting: str)
         "gloo", init_method=meeting, rank=rank, world_size=world_size
     )
     config = load_config(options)
-    run = check_run(config)
+    run = prepare_run(config)
     spec = window_spec(config)
     statistics = compute_statistics(run.train.episodes, spec.selection)
-    trainer = Trainer(config, statistics, torch.device(config.train.device))
+    trainer = TrainState(config, statistics, torch.device(config.train.device))
     trainer.module = torch.nn.parallel.DistributedDataParallel(trainer.agent)
     log = Path(config.storage_path) / str(config.run_name) / METRICS_FILE
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -7,30 +7,32 @@ from collections.abc import Sequence
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from imf_ray.allocation import allocate_rollout_actors
+from imf_ray.cli import console, init_ray, run
 from imf_ray.errors import UserError
-from imf_ray.launch import connect, console, run
-from imf_ray.places import is_url, working_copy
-from imf_ray.resources import plan_simulators
 from imf_ray.schema import Config
+from imf_ray.storage import is_remote, local_dir
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Bring the data set to `collect.episodes` successful episodes."""
     from imf_ray.data.index import build_index, list_episodes
-    from imf_ray.demos.recorder import Recorder
-    from imf_ray.demos.workers import CollectionState, collect_episodes
+    from imf_ray.demos.collect import CollectionState, collect_episodes
+    from imf_ray.demos.recorder import DemoRecorder
 
-    if is_url(config.data.dataset_dir):
+    if is_remote(config.data.dataset_dir):
         raise UserError(
             f"data.dataset_dir={config.data.dataset_dir} is a URL, and demonstrations are recorded "
             "into a folder of this machine. Collect there, and copy the folder."
         )
-    folder = working_copy(config.data.dataset_dir)
+    folder = local_dir(config.data.dataset_dir)
     config.data.dataset_dir = str(folder)
     if list_episodes(folder):  # what is added must fit what is there
         build_index(config)
-    Recorder(config.task, config.data.camera_names).close()  # what cannot be made is refused here
-    simulators = plan_simulators(config, connect(config))
+    DemoRecorder(
+        config.task, config.data.camera_names
+    ).close()  # what cannot be made is refused here
+    simulators = allocate_rollout_actors(config, init_ray(config))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -24,7 +24,7 @@ from imf_ray.schema import Config
 
 CONF_DIR = Path(__file__).parent / "conf"
 RECIPE = "recipe"
-RANGE = re.compile(r"(\d+)\.\.(\d+)")
+WORKER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 """`cluster.num_workers=2..8` stands for its two ends."""
 GROUPS = {"agent": "resnet_imf_attnres", "task": "sim_transfer", "cluster": "local"}
 
@@ -42,13 +42,13 @@ def load_config(overrides: Iterable[str] = ()) -> Config:
     """
     choices = dict(GROUPS)
     values: list[tuple[str, str]] = []
-    for override in _with_recipe(list(overrides)):
-        key, separator, value = override.partition("=")
+    for apply_overrides in _expand_recipe(list(overrides)):
+        key, separator, value = apply_overrides.partition("=")
         if not separator or not key:
-            raise UserError(f"{override!r} is not an option: write key=value (see --help).")
+            raise UserError(f"{apply_overrides!r} is not an option: write key=value (see --help).")
         if key in GROUPS:
             choices[key] = value
-        elif key == "cluster.num_workers" and (ends := RANGE.fullmatch(value)):
+        elif key == "cluster.num_workers" and (ends := WORKER_RANGE.fullmatch(value)):
             values += [("cluster.min_workers", ends[1]), (key, ends[2])]
         else:
             values.append((key, value))
@@ -80,7 +80,7 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
         raise UserError(f"This configuration does not fit this version: {reason}") from error
 
 
-def override(config: Config, overrides: Iterable[str]) -> Config:
+def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
     """A configuration with `key=value` overrides over it.
 
     Raises:
@@ -94,7 +94,7 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
     return _to_object(merged)
 
 
-def last_of_each(overrides: Iterable[str]) -> list[str]:
+def dedupe_overrides(overrides: Iterable[str]) -> list[str]:
     """The overrides without those that a later one of the same key replaces."""
     return list({item.partition("=")[0]: item for item in overrides}.values())
 
@@ -111,7 +111,7 @@ def to_yaml(config: Config) -> str:
 
 def known_keys() -> list[str]:
     """Every dotted key of the schema, in order."""
-    return list(_leaves(Config, ""))
+    return list(_leaf_keys(Config, ""))
 
 
 def key_help() -> list[tuple[str, str]]:
@@ -121,7 +121,7 @@ def key_help() -> list[tuple[str, str]]:
         defaults.merge_with({group: OmegaConf.load(_group_file(group, choice))})
     defaults.merge_with({"task": {"adapter": {}}})  # absent by default
     plain = OmegaConf.to_container(defaults, resolve=True)
-    return [(key, str(_dig(cast(dict[str, Any], plain), key))) for key in known_keys()]
+    return [(key, str(_get_nested(cast(dict[str, Any], plain), key))) for key in known_keys()]
 
 
 def to_override(key: str, value: Any) -> str:
@@ -138,7 +138,7 @@ def _to_object(config: Any) -> Config:
     return cast(Config, OmegaConf.to_object(config))
 
 
-def _with_recipe(overrides: list[str]) -> list[str]:
+def _expand_recipe(overrides: list[str]) -> list[str]:
     """The overrides with the options of their recipe, if they name one, in front."""
     names = [o.partition("=")[2] for o in overrides if o.startswith(f"{RECIPE}=")]
     if not names:
@@ -162,7 +162,7 @@ def _group_file(group: str, choice: str) -> Path:
     if not path.is_file():
         known = group_choices(group)
         raise UserError(
-            f"{group}={choice} is unknown{_nearest(choice, known)}. Known: {', '.join(known)}, or "
+            f"{group}={choice} is unknown{_suggest(choice, known)}. Known: {', '.join(known)}, or "
             "a YAML file's path."
         )
     return path
@@ -174,24 +174,24 @@ def _require_known(key: str) -> None:
         sections = sorted({k.split(".", 1)[0] for k in known})
         if key in sections:
             raise UserError(f"{key} is a section: set one of its keys, e.g. {key}.{'…'}")
-        raise UserError(f"Unknown option {key}{_nearest(key, known)}. --help lists all options.")
+        raise UserError(f"Unknown option {key}{_suggest(key, known)}. --help lists all options.")
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
+def _suggest(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _leaves(cls: type, prefix: str) -> Iterable[str]:
+def _leaf_keys(cls: type, prefix: str) -> Iterable[str]:
     for name, hint in get_type_hints(cls).items():
         sections = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
         if sections:
-            yield from _leaves(cast(type, sections[0]), f"{prefix}{name}.")
+            yield from _leaf_keys(cast(type, sections[0]), f"{prefix}{name}.")
         else:
             yield prefix + name
 
 
-def _dig(tree: Mapping[str, Any], key: str) -> Any:
+def _get_nested(tree: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         tree = tree[part]
     return tree

@@ -7,29 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imf_ray.allocation import allocate_rollout_actors
+from imf_ray.cli import console, init_ray, run
 from imf_ray.errors import UserError
-from imf_ray.launch import connect, console, run
-from imf_ray.places import shown, working_copy
-from imf_ray.resources import plan_simulators
 from imf_ray.schema import Config
+from imf_ray.storage import display_path, local_dir
 
 if TYPE_CHECKING:
-    from imf_ray.judging.contenders import Contender
-    from imf_ray.rollout.judgement import Simulators
+    from imf_ray.evaluation.candidates import Candidate
     from imf_ray.rollout.records import EpisodeRecord
+    from imf_ray.rollout.seed_evaluation import Simulators
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Roll a policy out on fixed seeds; print its success with its interval, keep its records."""
-    from imf_ray.judging.contenders import (
+    from imf_ray.evaluation.candidates import (
         absolute_policy,
-        choose_checkpoint,
-        enter,
         require_settable,
+        resolve_candidate,
+        select_checkpoint,
         selection_seeds,
         simulators_of,
     )
-    from imf_ray.judging.display import outcome_table, play
+    from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
 
     require_settable(overrides, unused=("compare.",))
     if config.checkpoint is None:
@@ -37,28 +37,35 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             "Name what to judge: checkpoint=RUN/checkpoint_00001000, checkpoint=expert, "
             "checkpoint=untrained:CHECKPOINT or checkpoint=replay:EPISODES."
         )
-    evaluate, home = config.evaluate, working_copy(config.storage_path)
+    evaluate, home = config.evaluate, local_dir(config.storage_path)
     if evaluate.output is not None:
-        evaluate.output = str(working_copy(evaluate.output))
+        evaluate.output = str(local_dir(evaluate.output))
     policy = absolute_policy(config.checkpoint)
     chosen_on = selection_seeds(evaluate)
     if evaluate.select is None:
-        contender = enter(policy, config, overrides, evaluate.seed, home, evaluate.output)
-    simulators = simulators_of(plan_simulators(config, connect(config)))
+        contender = resolve_candidate(
+            policy, config, overrides, evaluate.seed, home, evaluate.output
+        )
+    simulators = simulators_of(allocate_rollout_actors(config, init_ray(config)))
     if evaluate.select is not None:
-        best, judged = choose_checkpoint(
-            Path(policy), config, overrides, lambda c: play(c, chosen_on, simulators, console)
+        best, judged = select_checkpoint(
+            Path(policy),
+            config,
+            overrides,
+            lambda c: evaluate_with_progress(c, chosen_on, simulators, console),
         )
         title = f"For the choice, on seeds {chosen_on[0]}-{chosen_on[-1]}"
         console.print(outcome_table(judged, title))
-        contender = enter(str(best), config, overrides, evaluate.seed, home, evaluate.output)
+        contender = resolve_candidate(
+            str(best), config, overrides, evaluate.seed, home, evaluate.output
+        )
     seeds = range(evaluate.seed, evaluate.seed + evaluate.episodes)
-    records = play(contender, seeds, simulators, console)
+    records = evaluate_with_progress(contender, seeds, simulators, console)
     _report(contender, records, simulators)
 
 
-def _report(contender: Contender, records: list[EpisodeRecord], simulators: Simulators) -> None:
-    from imf_ray.judging.display import latency, outcome_table
+def _report(contender: Candidate, records: list[EpisodeRecord], simulators: Simulators) -> None:
+    from imf_ray.evaluation.tables import latency, outcome_table
     from imf_ray.rollout.records import summarize
 
     evaluate, judgement = contender.config.evaluate, contender.judgement
@@ -74,12 +81,12 @@ def _report(contender: Contender, records: list[EpisodeRecord], simulators: Simu
     if evaluate.video != "none":
         wanted = [r for r in records if evaluate.video == "all" or not r.success]
         grid = judgement.film(wanted, evaluate.video_episodes, simulators)
-        video = "no such episode" if grid is None else shown(grid)
+        video = "no such episode" if grid is None else display_path(grid)
         console.print(f"Video: {video}", soft_wrap=True)
-    console.print(f"Records: {shown(judgement.folder)}", soft_wrap=True)
+    console.print(f"Records: {display_path(judgement.folder)}", soft_wrap=True)
 
 
-def _action_error(contender: Contender) -> float | None:
+def _action_error(contender: Candidate) -> float | None:
     """The error on the episodes held out of the checkpoint's training, where these are here."""
     from imf_ray.training.trainer import read_held_out
     from imf_ray.training.validation import action_error

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from imf_ray.cli import console, run
 from imf_ray.errors import UserError
-from imf_ray.launch import console, run
-from imf_ray.places import pull, shown, working_copy
 from imf_ray.schema import Config
+from imf_ray.storage import display_path, download, local_dir
 
 
 def main(config: Config, overrides: Sequence[str], folders: Sequence[str]) -> None:
@@ -23,11 +23,11 @@ def main(config: Config, overrides: Sequence[str], folders: Sequence[str]) -> No
             "Name a checkpoint and a new folder: python -m imf_ray.export "
             "checkpoint=RUN/checkpoint_00001000 DIR"
         )
-    checkpoint = working_copy(config.checkpoint)
-    pull(checkpoint)
-    policy = export_policy(checkpoint, working_copy(folders[0]))
+    checkpoint = local_dir(config.checkpoint)
+    download(checkpoint)
+    policy = export_policy(checkpoint, local_dir(folders[0]))
     size = sum(path.stat().st_size for path in policy.path.iterdir())
-    console.print(f"{shown(policy.path)} ({size / 1e6:.1f} MB)", soft_wrap=True)
+    console.print(f"{display_path(policy.path)} ({size / 1e6:.1f} MB)", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -15,49 +15,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from imf_ray.errors import StorageError
-from imf_ray.places import is_outage, kept_at, push, reporting
+from imf_ray.storage import is_connection_error, remote_path, storage_errors, upload
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURE_DPI = 120
-PUSH_S, PUSH_SHARE = 5.0, 0.05
+SYNC_INTERVAL_S, MAX_SYNC_TIME_FRACTION = 5.0, 0.05
 """A file that grows in a working copy is copied to its URL so often, and for no larger share of the
 time."""
-AGAIN_S = (1.0, 10.0, 60.0, 300.0)
+RETRY_DELAYS_S = (1.0, 10.0, 60.0, 300.0)
 """Pauses before what a disk or a network did not let through is tried again."""
-LONGEST_LINE = 2**20
+MAX_LINE_BYTES = 2**20
 """Bytes from the end of a file in which a line that was cut off is looked for."""
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-def insist(attempt: Callable[[], Result]) -> Result:
+def retry_io(attempt: Callable[[], Result]) -> Result:
     """What `attempt` returns; it is called again while a disk is full, or a network away.
 
     Raises:
         StorageError, OSError: it still fails after the last pause; or at once, if waiting does not
             help, as where a file or bucket is missing or nobody may write.
     """
-    for pause in AGAIN_S:
+    for pause in RETRY_DELAYS_S:
         try:
             return attempt()
         except (OSError, StorageError) as error:
-            if any(map(_stays, (error, error.__cause__))):
+            if any(map(_is_permanent, (error, error.__cause__))):
                 raise
             log.warning("Again in %.0f s: %s", pause, error)
             time.sleep(pause)
     return attempt()
 
 
-def _stays(error: BaseException | None) -> bool:
+def _is_permanent(error: BaseException | None) -> bool:
     """Whether an error is one that does not pass by itself."""
     if isinstance(error, FileNotFoundError):
-        return not is_outage(error)
+        return not is_connection_error(error)
     return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-class LineFile:
+class JsonlWriter:
     """A file of lines that one process at a time adds to, as long as it may live.
 
     What an earlier process left of a line, as it died or the disk was full, is dropped.
@@ -68,10 +68,13 @@ class LineFile:
         self._path = path
         self._file = path.open("a+b", buffering=0)
         end = self._file.seek(0, os.SEEK_END)
-        start = self._file.seek(max(0, end - LONGEST_LINE))
+        start = self._file.seek(max(0, end - MAX_LINE_BYTES))
         tail = self._file.read()
         self._end = start + tail.rfind(b"\n") + 1
-        self._is_copy, self._next_push = kept_at(path) is not None, time.monotonic() + PUSH_S
+        self._is_copy, self._next_push = (
+            remote_path(path) is not None,
+            time.monotonic() + SYNC_INTERVAL_S,
+        )
 
     def add(self, line: str) -> None:
         """Write a line, which is then in the file whenever the process dies.
@@ -80,7 +83,7 @@ class LineFile:
             StorageError: it does not fit on the disk; what is there of it is no line.
         """
         content = f"{line}\n".encode()
-        with reporting(self._path, "written"):
+        with storage_errors(self._path, "written"):
             self._file.truncate(self._end)
             if self._file.write(content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -92,21 +95,21 @@ class LineFile:
         """Copy the file, or say why that has to wait: its line is safe here."""
         begun = time.monotonic()
         try:
-            push(self._path)
+            upload(self._path)
         except StorageError as error:
             log.warning("Later: %s", error)
         now = time.monotonic()
-        self._next_push = now + max(PUSH_S, (now - begun) / PUSH_SHARE)
+        self._next_push = now + max(SYNC_INTERVAL_S, (now - begun) / MAX_SYNC_TIME_FRACTION)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-        push(self._path)
+        upload(self._path)
 
 
-def add_line(path: Path, line: str) -> None:
-    """Add one line to a file, which is made if need be; see `LineFile`."""
-    file = LineFile(path)
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a file, which is made if need be; see `JsonlWriter`."""
+    file = JsonlWriter(path)
     try:
         file.add(line)
     finally:
@@ -129,20 +132,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             here, but not at the URL of this working copy.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with reporting(path, "written"):
+    with storage_errors(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.write_bytes(content.encode() if isinstance(content, str) else content)
-            move_into_place(partial, path)
+            atomic_rename(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-    push(path)
+    upload(path)
 
 
 def write_if_changed(path: Path, content: str) -> None:
     """Write a file atomically, unless that is what it holds: a full disk then does not matter."""
     if path.is_file() and path.read_bytes() == content.encode():
-        push(path)  # which may have failed when it was written
+        upload(path)  # which may have failed when it was written
     else:
         write_atomically(path, content)
 
@@ -154,14 +157,14 @@ def write_figure(path: Path, figure: Figure) -> None:
     write_atomically(path, content.getvalue())
 
 
-def move_into_place(partial: Path, path: Path) -> None:
+def atomic_rename(partial: Path, path: Path) -> None:
     """Sync a finished file or folder and rename it to its final name."""
-    sync(partial)
+    fsync_path(partial)
     os.replace(partial, path)
-    sync(path.parent)
+    fsync_path(path.parent)
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Have the system write a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from imf_ray.cli import console, run
 from imf_ray.errors import UserError
-from imf_ray.launch import console, run
-from imf_ray.places import pull, working_copy
 from imf_ray.schema import Config
+from imf_ray.storage import download, local_dir
 
 
 def main(config: Config, overrides: Sequence[str], folders: Sequence[str]) -> None:
@@ -19,8 +19,8 @@ def main(config: Config, overrides: Sequence[str], folders: Sequence[str]) -> No
         raise UserError("Name the folder of a sweep or a run: python -m imf_ray.status DIR")
     from imf_ray.sweep.status import read_all, status_table
 
-    folder = working_copy(folders[0])
-    pull(folder, "*.yaml", "*.json", "*.jsonl")
+    folder = local_dir(folders[0])
+    download(folder, "*.yaml", "*.json", "*.jsonl")
     runs = read_all(folder)
     console.print(status_table(runs))
     for found in runs:

@@ -13,8 +13,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
+from imf_ray.agents.base import VLAAgent, check_choice
 from imf_ray.agents.objectives import LOSS_TYPES, masked_mean
-from imf_ray.agents.vla import VLAAgent, check_choice
 
 BETA_SCHEDULES = ("squaredcos_cap_v2", "linear")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -27,7 +27,7 @@ class DDPMVLAAgent(VLAAgent):
 
     The first of a row's uniforms is its timestep.
 
-    A head with `takes_interval` (see `IMFTransformer1D`) is called with r = t = k / N, any other
+    A head with `takes_time_interval` (see `IMFTransformer1D`) is called with r = t = k / N, any other
     with the timestep k itself, so that objective and backbone can be compared separately.
 
     Args:
@@ -101,7 +101,7 @@ class DDPMVLAAgent(VLAAgent):
             )
         self._inference_steps = steps
 
-    def loss_from_draws(
+    def objective_loss(
         self,
         actions: Tensor,
         cond: Tensor,
@@ -129,7 +129,7 @@ class DDPMVLAAgent(VLAAgent):
 
     def _predict(self, sample: Tensor, timesteps: Tensor, cond: Tensor) -> Tensor:
         """The head's prediction (B, T, D) for samples at timesteps (B,)."""
-        if not self.head.takes_interval:
+        if not self.head.takes_time_interval:
             return self.head(sample, timesteps, cond)
         time = timesteps.to(sample.dtype) / self.num_train_timesteps
         return self.head(sample, time, time, cond)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.imf import IMFVLAAgent
 from imf_ray.agents.objectives import masked_mean
-from imf_ray.agents.vla import VLAAgent
 
 INTERVAL_BUCKETS = 5
 """Equal parts of 0 < t - r <= 1; r = t is a bucket of its own."""
@@ -31,7 +31,7 @@ def velocity_diagnostics(agent: IMFVLAAgent, batch: Mapping[str, Any]) -> dict[s
         buckets without a valid action are left out.
     """
     with _looking_only(agent):
-        actions, cond, rows = agent._training_rows(batch)
+        actions, cond, rows = agent._expand_noise_samples(batch)
         noise, uniforms = agent._draws(actions, rows)
         r, t = agent._sample_times(uniforms)
         z_t = agent._interpolate(actions, noise, t)

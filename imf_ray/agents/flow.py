@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from imf_ray.agents.imf import IMFVLAAgent
-from imf_ray.agents.objectives import INSTANT_SAMPLERS, TimeSampler
+from imf_ray.agents.objectives import SINGLE_TIME_SAMPLERS, TimeSampler
 
 
 class FlowVLAAgent(IMFVLAAgent):
@@ -18,13 +18,13 @@ class FlowVLAAgent(IMFVLAAgent):
 
     Args:
         inference_steps: Euler steps for a chunk, one network call each.
-        kwargs: see `IMFVLAAgent`; `time_sampler` is one of `INSTANT_SAMPLERS`.
+        kwargs: see `IMFVLAAgent`; `time_sampler` is one of `SINGLE_TIME_SAMPLERS`.
 
     Raises:
         ValueError: for an impossible combination, naming the option, its value and the way out.
     """
 
-    time_samplers: ClassVar[Mapping[str, TimeSampler]] = INSTANT_SAMPLERS
+    time_samplers: ClassVar[Mapping[str, TimeSampler]] = SINGLE_TIME_SAMPLERS
 
     def __init__(self, *, inference_steps: int = 10, **kwargs: Any) -> None:
         if kwargs.get("aux_v_head"):

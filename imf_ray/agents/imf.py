@@ -12,18 +12,18 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from imf_ray.agents.base import VLAAgent, check_choice
 from imf_ray.agents.objectives import (
     TIME_SAMPLERS,
     VELOCITY_LOSS_TYPES,
     TimeSampler,
     velocity_loss,
 )
-from imf_ray.agents.vla import VLAAgent, check_choice
 from imf_ray.models.attnres import RMSNorm
 from imf_ray.models.imf_transformer import IMFTransformer1D
 
 PREDICTION_TYPES = ("velocity", "sample")
-SHORTEST_TIME = 0.05
+MIN_TIME = 0.05
 """Bound of the time that a sample's distance to its data is divided by."""
 
 
@@ -36,7 +36,7 @@ class IMFVLAAgent(VLAAgent):
             diverge on them.
         prediction_type: what the head predicts, one of `PREDICTION_TYPES`. "velocity": u itself.
             "sample": the action chunk x, from which u = (z_t - x) / t follows ("pixel MeanFlow",
-            arXiv 2601.22158), t bounded below by `SHORTEST_TIME` (arXiv 2511.13720). One step is
+            arXiv 2601.22158), t bounded below by `MIN_TIME` (arXiv 2511.13720). One step is
             then x itself; a velocity has to carry the noise through the network, exactly, so that
             it cancels.
         time_sampler: one of `time_samplers`. The default was the best of four at one step
@@ -73,7 +73,7 @@ class IMFVLAAgent(VLAAgent):
             isinstance(module, nn.Dropout) and module.p > 0 for module in self.head.modules()
         )
 
-    def loss_from_draws(
+    def objective_loss(
         self,
         actions: Tensor,
         cond: Tensor,
@@ -111,23 +111,23 @@ class IMFVLAAgent(VLAAgent):
 
     def _velocity(self, z_t: Tensor, r: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """u(z_t, r, t), the average velocity from t to r, (B, T, D)."""
-        return self._as_velocity(self.head(z_t, r, t, cond), z_t, t)
+        return self._to_velocity(self.head(z_t, r, t, cond), z_t, t)
 
     def _instantaneous_velocity(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """v(z_t, t), (B, T, D): the auxiliary head's, or u(z_t, t, t) without gradient."""
         # What follows differentiates this very network, so it must draw the same dropout masks.
-        with self._replayed_dropout(z_t.device):
+        with self._same_dropout_masks(z_t.device):
             if self.aux_v_head is not None:
                 features = cast(IMFTransformer1D, self.head).features(z_t, t, t, cond)
-                return self._as_velocity(self.aux_v_head(features), z_t, t)
+                return self._to_velocity(self.aux_v_head(features), z_t, t)
             with torch.no_grad():
                 return self._velocity(z_t, t, t, cond)
 
-    def _as_velocity(self, prediction: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+    def _to_velocity(self, prediction: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
         """The velocity (B, T, D) that a prediction stands for."""
         if self.prediction_type == "velocity":
             return prediction
-        return (z_t - prediction) / self._broadcast_batch_time(t.clamp(min=SHORTEST_TIME), z_t)
+        return (z_t - prediction) / self._broadcast_batch_time(t.clamp(min=MIN_TIME), z_t)
 
     def _velocity_errors(
         self, actions: Tensor, noise: Tensor, r: Tensor, t: Tensor, cond: Tensor
@@ -168,7 +168,7 @@ class IMFVLAAgent(VLAAgent):
         nn.init.zeros_(output.bias)
         return nn.Sequential(RMSNorm(head.n_emb, head.ln_f.eps), output)
 
-    def _replayed_dropout(self, device: torch.device) -> AbstractContextManager[None]:
+    def _same_dropout_masks(self, device: torch.device) -> AbstractContextManager[None]:
         """Restores the random state on leaving: what follows draws the same dropout masks."""
         if not (self._head_has_dropout and self.training):
             return nullcontext()  # torch.compile cannot trace a fork of the random state

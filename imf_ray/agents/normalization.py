@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 NORMALIZATION_TYPES = ("min_max", "mean_std", "identity")
-CONSTANT_RANGE = 1e-4
-EE_QUATERNIONS = (slice(3, 7), slice(11, 15))
+MIN_RANGE = 1e-4
+EE_QUATERNION_SLICES = (slice(3, 7), slice(11, 15))
 POSE_DIM = 7
 """A pose: xyz and quaternion (wxyz)."""
 _STATISTICS = ("min", "max", "mean", "std")
@@ -93,7 +93,7 @@ class Normalizer(nn.Module):
             center, scale = self.mean, self.std
         else:
             center, scale = torch.zeros_like(self.mean), torch.ones_like(self.std)
-        varies = (self.max - self.min) >= CONSTANT_RANGE
+        varies = (self.max - self.min) >= MIN_RANGE
         return center.where(self._scaled, 0.0), scale.where(self._scaled & varies, 1.0)
 
     def _to_hemisphere(self, quaternions: Tensor, place: slice) -> Tensor:
@@ -111,7 +111,7 @@ class Normalizer(nn.Module):
         return x
 
 
-def pose_quaternions(num_poses: int, start: int = 0) -> tuple[slice, ...]:
+def pose_quaternion_slices(num_poses: int, start: int = 0) -> tuple[slice, ...]:
     """Where the quaternions of consecutive poses are in a vector that has them from `start` on."""
     places = range(start, start + num_poses * POSE_DIM, POSE_DIM)
     return tuple(slice(place + 3, place + POSE_DIM) for place in places)

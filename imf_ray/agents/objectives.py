@@ -13,15 +13,15 @@ TimeSampler = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 LOGIT_NORMAL = -0.4, 1.0
 """Mean and deviation of a time before the sigmoid (arXiv 2512.02012)."""
-LOGIT_NORMAL_SAME = 0.5
+LOGIT_NORMAL_P_EQUAL = 0.5
 """P(r = t) of `sample_times_logit_normal`."""
 MEANFLOW_V1_R, MEANFLOW_V1_T = (-4.0, 1.6), (-0.6, 1.6)
 """The same as `LOGIT_NORMAL`, for r and t."""
-CORNER_SAME, CORNER_EDGE, CORNER_POINT = 0.25, 0.25, 0.25
-"""P(r = t), P(r = 0 < t < 1) and P(r = 0, t = 1) of `sample_times_corner`."""
-BETA_POWER = 1.5
+ENDPOINT_MIX_P_EQUAL, ENDPOINT_MIX_P_R_ZERO, ENDPOINT_MIX_P_ENDPOINT = 0.25, 0.25, 0.25
+"""P(r = t), P(r = 0 < t < 1) and P(r = 0, t = 1) of `sample_times_endpoint_mix`."""
+BETA_ALPHA = 1.5
 """The first parameter of `sample_times_beta`'s Beta(1.5, 1) (arXiv 2410.24164)."""
-ADAPTIVE_OFFSET = 0.01
+ADAPTIVE_EPS = 0.01
 """Bounds the weight of a sample without error (arXiv 2512.02012)."""
 
 
@@ -41,7 +41,7 @@ def sample_times_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """
     first, second = (_logit_normal(uniforms[:, i], LOGIT_NORMAL) for i in (0, 1))
     r, t = _sort(first, second)
-    return torch.where(uniforms[:, 2] < LOGIT_NORMAL_SAME, t, r), t
+    return torch.where(uniforms[:, 2] < LOGIT_NORMAL_P_EQUAL, t, r), t
 
 
 def sample_times_meanflow_v1(uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ def sample_times_meanflow_v1(uniforms: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def sample_times_corner(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def sample_times_endpoint_mix(uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Uniforms (B, 3) -> (r, t), each (B,): what a step from t = 1 to r = 0 depends on.
 
     The third chooses, a quarter each:
@@ -71,19 +71,19 @@ def sample_times_corner(uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """
     first, choice = uniforms[:, 0], uniforms[:, 2]
     r, t = _sort(first, uniforms[:, 1])
-    same = choice < CORNER_SAME
-    edge = choice < CORNER_SAME + CORNER_EDGE
-    point = choice < CORNER_SAME + CORNER_EDGE + CORNER_POINT
+    same = choice < ENDPOINT_MIX_P_EQUAL
+    edge = choice < ENDPOINT_MIX_P_EQUAL + ENDPOINT_MIX_P_R_ZERO
+    point = choice < ENDPOINT_MIX_P_EQUAL + ENDPOINT_MIX_P_R_ZERO + ENDPOINT_MIX_P_ENDPOINT
     r = torch.where(same, first, torch.where(point, 0.0, r))
     return r, torch.where(edge, first, torch.where(point, 1.0, t))
 
 
-def sample_instants_uniform(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def sample_t_uniform(uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Uniforms (B, 3) -> r = t, each (B,): the first."""
     return uniforms[:, 0], uniforms[:, 0]
 
 
-def sample_instants_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def sample_t_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Uniforms (B, 3) -> r = t, each (B,): sigmoid(N(-0.4, 1)) of the first.
 
     The family is that of arXiv 2403.03206, the numbers those of `sample_times_logit_normal`.
@@ -92,12 +92,12 @@ def sample_instants_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
     return t, t
 
 
-def sample_instants_beta(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def sample_t_beta(uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Uniforms (B, 3) -> r = t, each (B,): Beta(1.5, 1) of the first, more noise than data.
 
     The sampler of pi0 (arXiv 2410.24164), without its cut at t = 0.001.
     """
-    t = uniforms[:, 0] ** (1 / BETA_POWER)
+    t = uniforms[:, 0] ** (1 / BETA_ALPHA)
     return t, t
 
 
@@ -112,7 +112,7 @@ def _sort(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return torch.minimum(first, second), torch.maximum(first, second)
 
 
-def squared_error(error: Tensor) -> Tensor:
+def mse(error: Tensor) -> Tensor:
     """Elementwise error^2."""
     return error.square()
 
@@ -122,7 +122,7 @@ def pseudo_huber(error: Tensor) -> Tensor:
     return (1 + error.square()).sqrt() - 1
 
 
-def adaptive(error: Tensor, is_pad: Tensor) -> Tensor:
+def adaptive_l2(error: Tensor, is_pad: Tensor) -> Tensor:
     """error^2 of each sample times 1 / sg(l + 0.01), l the mean of its own (arXiv 2512.02012).
 
     Args:
@@ -138,7 +138,7 @@ def adaptive(error: Tensor, is_pad: Tensor) -> Tensor:
     square = error.square()
     valid = (~is_pad).sum(dim=1).clamp(min=1) * error.shape[-1]
     of_sample = square.detach().masked_fill(is_pad[..., None], 0.0).sum(dim=(1, 2)) / valid
-    return square / (of_sample + ADAPTIVE_OFFSET)[:, None, None]
+    return square / (of_sample + ADAPTIVE_EPS)[:, None, None]
 
 
 def masked_mean(losses: Tensor, is_pad: Tensor, valid_count: Tensor | None = None) -> Tensor:
@@ -156,17 +156,17 @@ TIME_SAMPLERS: dict[str, TimeSampler] = {
     "uniform": sample_times_uniform,
     "logit_normal": sample_times_logit_normal,
     "meanflow_v1": sample_times_meanflow_v1,
-    "corner": sample_times_corner,
+    "corner": sample_times_endpoint_mix,
 }
 """Of intervals, for iMF."""
-INSTANT_SAMPLERS: dict[str, TimeSampler] = {
-    "uniform": sample_instants_uniform,
-    "logit_normal": sample_instants_logit_normal,
-    "beta": sample_instants_beta,
+SINGLE_TIME_SAMPLERS: dict[str, TimeSampler] = {
+    "uniform": sample_t_uniform,
+    "logit_normal": sample_t_logit_normal,
+    "beta": sample_t_beta,
 }
 """Of single times, for flow matching."""
 LOSS_TYPES: dict[str, Callable[[Tensor], Tensor]] = {
-    "mse": squared_error,
+    "mse": mse,
     "pseudo_huber": pseudo_huber,
 }
 """Losses of each number for itself."""
@@ -177,5 +177,5 @@ def velocity_loss(
     loss_type: str, error: Tensor, is_pad: Tensor, valid_count: Tensor | None = None
 ) -> Tensor:
     """The scalar loss, one of `VELOCITY_LOSS_TYPES`, of errors (B, T, D); see `masked_mean`."""
-    losses = adaptive(error, is_pad) if loss_type == "adaptive" else LOSS_TYPES[loss_type](error)
+    losses = adaptive_l2(error, is_pad) if loss_type == "adaptive" else LOSS_TYPES[loss_type](error)
     return masked_mean(losses, is_pad, valid_count)

@@ -22,16 +22,20 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.flow import FlowVLAAgent
 from imf_ray.agents.imf import IMFVLAAgent
-from imf_ray.agents.vla import VLAAgent
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
 from imf_ray.errors import UserError
 from imf_ray.models.imf_transformer import IMFTransformer1D
 from imf_ray.models.transformer1d import Transformer1D
 from imf_ray.schema import AgentConfig, Config, HeadConfig
 
-WEIGHTS, EMA_WEIGHTS, CONFIG = "model.safetensors", "model_ema.safetensors", "config.yaml"
+WEIGHTS_FILE, EMA_WEIGHTS_FILE, CONFIG_FILE = (
+    "model.safetensors",
+    "model_ema.safetensors",
+    "config.yaml",
+)
 POLICY_FILES = ("*.safetensors", "*.yaml")
 """What of a checkpoint executes its policy."""
 POLICY_SECTIONS = ("agent", "data", "task")
@@ -40,7 +44,7 @@ UNTRAINED_SEED = 0
 Stats = Mapping[str, Mapping[str, Any]]
 
 
-def build_agent(config: AgentConfig, action_space: str, stats: Stats | None = None) -> VLAAgent:
+def make_agent(config: AgentConfig, action_space: str, stats: Stats | None = None) -> VLAAgent:
     """An agent: with `stats` (see `Normalizer`) a new one to train, pretrained weights and all;
     without, one whose weights are loaded from a checkpoint.
 
@@ -104,35 +108,35 @@ def save_agent(
     folder: Path, agent: VLAAgent, config: Config, ema: Mapping[str, torch.Tensor] | None
 ) -> None:
     """Write the agent's files into an existing folder."""
-    save_file(agent.state_dict(), folder / WEIGHTS)
+    save_file(agent.state_dict(), folder / WEIGHTS_FILE)
     if ema is not None:
-        save_file(dict(ema), folder / EMA_WEIGHTS)
-    (folder / CONFIG).write_text(to_yaml(config))
+        save_file(dict(ema), folder / EMA_WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(to_yaml(config))
 
 
-def save_policy(folder: Path, checkpoint: Path) -> None:
+def save_inference_policy(folder: Path, checkpoint: Path) -> None:
     """Write into an existing folder what executes a checkpoint's policy: the weights that are
     judged, and its settings without the place of its data.
 
     Raises:
         UserError: it is not a checkpoint.
     """
-    settings = config_to_dict(load_config_of(checkpoint))
+    settings = config_to_dict(load_policy_config(checkpoint))
     del settings["data"]["dataset_dir"]
-    shutil.copyfile(weights_path(checkpoint, ema=True), folder / WEIGHTS)
+    shutil.copyfile(weights_path(checkpoint, ema=True), folder / WEIGHTS_FILE)
     policy = {section: settings[section] for section in POLICY_SECTIONS}
-    (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(policy)))
+    (folder / CONFIG_FILE).write_text(OmegaConf.to_yaml(OmegaConf.create(policy)))
 
 
-def load_config_of(folder: Path) -> Config:
+def load_policy_config(folder: Path) -> Config:
     """The agent, the data and the task that a checkpoint was trained with; the rest is default.
 
     Raises:
         UserError: the folder is not a checkpoint.
     """
-    path = folder / CONFIG
+    path = folder / CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"{folder} is not a checkpoint: it has no {CONFIG}.")
+        raise UserError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}.")
     stored = OmegaConf.to_container(OmegaConf.load(path))
     return config_from_dict({key: stored[key] for key in POLICY_SECTIONS})  # type: ignore[index,call-overload]
 
@@ -146,8 +150,8 @@ def load_agent(folder: Path, ema: bool = True, device: str = "cpu") -> tuple[VLA
     Raises:
         UserError: the folder is not a checkpoint, or its weights do not fit its configuration.
     """
-    config = load_config_of(folder)
-    agent = build_agent(config.agent, config.task.action_space)
+    config = load_policy_config(folder)
+    agent = make_agent(config.agent, config.task.action_space)
     try:
         agent.load_state_dict(load_file(weights_path(folder, ema)))
     except (OSError, RuntimeError) as error:
@@ -155,7 +159,7 @@ def load_agent(folder: Path, ema: bool = True, device: str = "cpu") -> tuple[VLA
     return agent.to(device).eval(), config
 
 
-def untrained_agent(folder: Path, device: str = "cpu") -> tuple[VLAAgent, Config]:
+def make_untrained_agent(folder: Path, device: str = "cpu") -> tuple[VLAAgent, Config]:
     """The agent of a checkpoint with fresh weights, always the same, and its normalization.
 
     Raises:
@@ -164,7 +168,7 @@ def untrained_agent(folder: Path, device: str = "cpu") -> tuple[VLAAgent, Config
     trained, config = load_agent(folder, ema=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(UNTRAINED_SEED)
-        agent = build_agent(config.agent, config.task.action_space)
+        agent = make_agent(config.agent, config.task.action_space)
     for name in ("qpos_normalizer", "action_normalizer"):
         getattr(agent, name).load_state_dict(getattr(trained, name).state_dict())
     return agent.to(device).eval(), config
@@ -172,8 +176,8 @@ def untrained_agent(folder: Path, device: str = "cpu") -> tuple[VLAAgent, Config
 
 def weights_path(folder: Path, ema: bool) -> Path:
     """The weights file that is judged."""
-    averaged = folder / EMA_WEIGHTS
-    return averaged if ema and averaged.is_file() else folder / WEIGHTS
+    averaged = folder / EMA_WEIGHTS_FILE
+    return averaged if ema and averaged.is_file() else folder / WEIGHTS_FILE
 
 
 def weights_digest(folder: Path, ema: bool) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from imf_ray.data.episodes import EpisodeInfo
+from imf_ray.cli import console, run
+from imf_ray.data.episodes import EpisodeMetadata
 from imf_ray.errors import UserError
-from imf_ray.launch import console, run
-from imf_ray.places import Place, place, shown, working_copy
 from imf_ray.schema import Config
+from imf_ray.storage import AnyPath, display_path, local_dir, parse_path
 
 USAGE = "python -m imf_ray.data check DIR, or python -m imf_ray.data inspect DIR"
 
@@ -25,40 +25,40 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
     commands = {"check": check, "inspect": inspect}
     if len(arguments) != 2 or arguments[0] not in commands:
         raise UserError(f"Say what to do: {USAGE}")
-    commands[arguments[0]](config, place(arguments[1]))
+    commands[arguments[0]](config, parse_path(arguments[1]))
 
 
-def check(config: Config, folder: Place) -> None:
+def check(config: Config, folder: AnyPath) -> None:
     """List every file with its verdict.
 
     Raises:
         UserError: some are bad, or there is none.
     """
-    from imf_ray.data.index import check_folder, require_episodes
-    from imf_ray.data.inspection import verdict_table
+    from imf_ray.data.index import check_dataset, require_episodes
+    from imf_ray.data.visualize import check_table
 
     files = require_episodes(folder)
-    verdicts = check_folder(folder, files, config.data.format, again=True)
-    console.print(verdict_table(verdicts))
+    verdicts = check_dataset(folder, files, config.data.format, again=True)
+    console.print(check_table(verdicts))
     bad = sum(isinstance(found, str) for found in verdicts.values())
     if bad:
         raise UserError(f"{bad} of {len(files)} files are bad.")
     console.print(f"All {len(files)} files are good.")
 
 
-def inspect(config: Config, folder: Place) -> None:
+def inspect(config: Config, folder: AnyPath) -> None:
     """Show what the good files hold.
 
     Raises:
         UserError: there is no good file.
     """
-    from imf_ray.data.index import check_folder, require_episodes
-    from imf_ray.data.inspection import contact_sheet, episode_table, episode_video, range_table
+    from imf_ray.data.index import check_dataset, require_episodes
+    from imf_ray.data.visualize import contact_sheet, episode_table, episode_video, range_table
     from imf_ray.files import write_atomically
 
     files = require_episodes(folder)
-    verdicts = check_folder(folder, files, config.data.format)
-    good = [found for path in files if isinstance(found := verdicts[path], EpisodeInfo)]
+    verdicts = check_dataset(folder, files, config.data.format)
+    good = [found for path in files if isinstance(found := verdicts[path], EpisodeMetadata)]
     for path in files:
         if isinstance(verdicts[path], str):
             console.print(f"Left out: {verdicts[path]}", soft_wrap=True)
@@ -72,15 +72,15 @@ def inspect(config: Config, folder: Place) -> None:
     if not cameras:
         console.print("No camera is in all of them: no pictures.")
         return
-    output = working_copy(config.storage_path) / "inspections" / folder.name
+    output = local_dir(config.storage_path) / "inspections" / folder.name
     video = f"{Path(good[0].path).stem}.mp4"
     write_atomically(output / "contact_sheet.png", contact_sheet(good, cameras))
     write_atomically(output / video, episode_video(good[0], cameras))
     for name in ("contact_sheet.png", video):
-        console.print(shown(output / name), soft_wrap=True)
+        console.print(display_path(output / name), soft_wrap=True)
 
 
-def _vectors(episode: EpisodeInfo) -> list[tuple[str, int]]:
+def _vectors(episode: EpisodeMetadata) -> list[tuple[str, int]]:
     """The datasets of vectors of an episode, and their widths."""
     return sorted((name, len(found.mean)) for name, found in episode.moments.items())
 

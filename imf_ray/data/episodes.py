@@ -27,22 +27,22 @@ from typing import Any
 import h5py
 import numpy as np
 
-from imf_ray.data.formats import (
+from imf_ray.data.content_hash import DIGEST, hash_contents, reject_external_data
+from imf_ray.data.hdf5 import fingerprint, open_hdf5
+from imf_ray.data.readers import (
     AUTO,
     FORMATS,
     IMAGES,
-    OURS,
+    IMF_RAY,
     EpisodeFormat,
     Frames,
+    center_crop_resize,
     format_of,
-    square,
 )
-from imf_ray.data.integrity import DIGEST, digest_of, require_plain_storage
-from imf_ray.data.moments import Moments, moments_of
-from imf_ray.data.storage import open_hdf5, stamp
+from imf_ray.data.running_stats import RunningStats, moments_of
 from imf_ray.errors import UserError
-from imf_ray.files import insist, move_into_place
-from imf_ray.places import Place, is_passing, is_url, place
+from imf_ray.files import atomic_rename, retry_io
+from imf_ray.storage import AnyPath, is_remote, is_transient, parse_path
 
 SUFFIX = ".hdf5"
 POSES = "observations/poses"
@@ -53,7 +53,7 @@ DEFLATE_LEVEL = 4
 
 
 @dataclass(frozen=True)
-class EpisodeAttributes:
+class RecordingMetadata:
     """What the file says of itself in its root attributes."""
 
     task: str
@@ -80,25 +80,25 @@ class Episode:
     action_ee: np.ndarray | None
     poses: Mapping[str, np.ndarray]
     """True poses (T, 7) by object: what a policy without eyes is told."""
-    attributes: EpisodeAttributes
+    attributes: RecordingMetadata
 
 
 @dataclass(frozen=True)
-class EpisodeSource:
+class EpisodeRef:
     """An indexed file, as whoever reads it again knows it."""
 
     path: str
     length: int
     format: str
     """A name in `formats.FORMATS`."""
-    stamp: str
-    """See `storage.stamp`: where it is another one now, the contents are held to the digest."""
+    fingerprint: str
+    """See `storage.fingerprint`: where it is another one now, the contents are held to the digest."""
     digest: str
     """Of the contents, see `integrity.digest_of`."""
 
 
 @dataclass(frozen=True)
-class EpisodeInfo:
+class EpisodeMetadata:
     """What a checked file holds: an index row."""
 
     path: str
@@ -113,10 +113,10 @@ class EpisodeInfo:
     """The spaces that actions are recorded in: `joint`, `ee`."""
     objects: tuple[str, ...]
     """Objects whose poses are recorded."""
-    moments: Mapping[str, Moments]
+    moments: Mapping[str, RunningStats]
     """Of the steps of each vector dataset, by its name."""
-    stamp: str
-    """See `storage.stamp`; from before the file was read."""
+    fingerprint: str
+    """See `storage.fingerprint`; from before the file was read."""
     digest: str
     """Of the contents, see `integrity.digest_of`."""
     attributes: Mapping[str, Any]
@@ -125,13 +125,13 @@ class EpisodeInfo:
     """Datasets that nothing is made of, such as the moves of a mobile base."""
 
     @property
-    def source(self) -> EpisodeSource:
+    def source(self) -> EpisodeRef:
         """What reading the file again takes."""
-        return EpisodeSource(self.path, self.length, self.format, self.stamp, self.digest)
+        return EpisodeRef(self.path, self.length, self.format, self.fingerprint, self.digest)
 
 
 @dataclass(frozen=True)
-class Selection:
+class EpisodeFields:
     """What of an episode is read."""
 
     cameras: tuple[str, ...] = ()
@@ -202,13 +202,13 @@ def write_episode(path: Path, episode: Episode, compress: bool = False) -> None:
                     file.create_dataset(
                         name, data=values.astype(np.float32), chunks=values.shape, fletcher32=True
                     )
-            file.attrs[DIGEST] = digest_of(file)
-        move_into_place(partial, path)
+            file.attrs[DIGEST] = hash_contents(file)
+        atomic_rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def check_episode(path: Place, format: str = AUTO) -> EpisodeInfo:
+def check_episode(path: AnyPath, format: str = AUTO) -> EpisodeMetadata:
     """Read the whole file once and describe it.
 
     Args:
@@ -219,19 +219,19 @@ def check_episode(path: Place, format: str = AUTO) -> EpisodeInfo:
             message names the file and the reason.
     """
     try:
-        before = stamp(path)
+        before = fingerprint(path)
         with open_hdf5(path) as file:
-            require_plain_storage(file)
+            reject_external_data(file)
             return _describe(path, before, file, format)
     except UserError as error:
-        raise bad_episode(path, str(error)) from error
+        raise bad_episode_error(path, str(error)) from error
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:
         reason = str(error).strip("'\"").partition("\n")[0] or type(error).__name__
-        raise bad_episode(path, f"it cannot be read as an HDF5 episode ({reason})") from error
+        raise bad_episode_error(path, f"it cannot be read as an HDF5 episode ({reason})") from error
 
 
 def read_slice(
-    source: EpisodeSource, selection: Selection, frames: tuple[int, int], actions: tuple[int, int]
+    source: EpisodeRef, selection: EpisodeFields, frames: tuple[int, int], actions: tuple[int, int]
 ) -> EpisodeSlice:
     """Read frames [frames[0], frames[1]) and actions [actions[0], actions[1]) of one episode.
 
@@ -244,12 +244,12 @@ def read_slice(
         try:
             return _read_slice(source, selection, frames, actions)
         except OSError as error:
-            if is_url(source.path) or is_passing(error):  # a network may fail for a moment
+            if is_remote(source.path) or is_transient(error):  # a network may fail for a moment
                 raise
             raise ValueError(str(error)) from error  # what is wrong is in the file
 
     try:
-        return insist(read)
+        return retry_io(read)
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, UserError) as error:
         raise UserError(
             f"Episode {source.path} cannot be read as it was when it was indexed ({error}). Put "
@@ -258,11 +258,11 @@ def read_slice(
 
 
 def _read_slice(
-    source: EpisodeSource, selection: Selection, frames: tuple[int, int], actions: tuple[int, int]
+    source: EpisodeRef, selection: EpisodeFields, frames: tuple[int, int], actions: tuple[int, int]
 ) -> EpisodeSlice:
-    now = stamp(place(source.path))
+    now = fingerprint(parse_path(source.path))
     # A copy on another machine has another time, and a file that was edited its old digest.
-    if now != source.stamp and _digest_at(source.path, now) != source.digest:
+    if now != source.fingerprint and _digest_at(source.path, now) != source.digest:
         raise UserError("it was changed")
     with open_hdf5(source.path) as file:
         kind = FORMATS[source.format]
@@ -281,14 +281,14 @@ def _read_slice(
 
 
 @cache
-def _digest_at(path: str, stamp: str) -> str:
+def _digest_at(path: str, fingerprint: str) -> str:
     """The digest of a file's contents, read once a process for each of its stamps."""
     with open_hdf5(path) as file:
-        require_plain_storage(file)  # or it might take for ever
-        return digest_of(file)
+        reject_external_data(file)  # or it might take for ever
+        return hash_contents(file)
 
 
-def read_actions(path: Place, format: str, action_space: str) -> np.ndarray:
+def read_actions(path: AnyPath, format: str, action_space: str) -> np.ndarray:
     """All actions (T, D) float32 of one episode of a format.
 
     Raises:
@@ -299,10 +299,10 @@ def read_actions(path: Place, format: str, action_space: str) -> np.ndarray:
             return file[FORMATS[format].actions[action_space]][:].astype(np.float32)
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = f"its {action_space} actions cannot be read ({error})"
-        raise bad_episode(path, reason) from error
+        raise bad_episode_error(path, reason) from error
 
 
-def bad_episode(path: str | Place, reason: str) -> UserError:
+def bad_episode_error(path: str | AnyPath, reason: str) -> UserError:
     """The error for a file that must not be trained on."""
     return UserError(
         f"Bad episode {path}: {reason}. Remove or re-record the file, or set "
@@ -310,7 +310,7 @@ def bad_episode(path: str | Place, reason: str) -> UserError:
     )
 
 
-def _describe(path: Place, stamp: str, file: h5py.File, asked: str) -> EpisodeInfo:
+def _describe(path: AnyPath, fingerprint: str, file: h5py.File, asked: str) -> EpisodeMetadata:
     name = format_of(file, asked)
     kind = FORMATS[name]
     actions = {space: data for space, data in kind.actions.items() if _is_dataset(file, data)}
@@ -318,8 +318,8 @@ def _describe(path: Place, stamp: str, file: h5py.File, asked: str) -> EpisodeIn
     for needed in (main, QPOS):
         if not _is_dataset(file, needed):
             raise UserError(f"it lacks the dataset /{needed}")
-    strange = set(file.attrs) - {field.name for field in fields(EpisodeAttributes)} - {DIGEST}
-    if name == OURS and strange:  # the digest, maybe, under a damaged name
+    strange = set(file.attrs) - {field.name for field in fields(RecordingMetadata)} - {DIGEST}
+    if name == IMF_RAY and strange:  # the digest, maybe, under a damaged name
         raise UserError(f"it has an attribute that is not ours: {', '.join(sorted(strange))}")
     objects = tuple(file[POSES]) if POSES in file else ()
     vectors = [*actions.values(), QPOS, *map(pose_dataset, objects)]
@@ -336,10 +336,10 @@ def _describe(path: Place, stamp: str, file: h5py.File, asked: str) -> EpisodeIn
     cameras = {
         camera: _check_camera(file, kind, camera, length) for camera in file.get(IMAGES) or ()
     }
-    digest = digest_of(file)  # reads everything, and so verifies the checksums
+    digest = hash_contents(file)  # reads everything, and so verifies the checksums
     if file.attrs.get(DIGEST, digest) != digest:
         raise UserError("it is not what was written: its digest does not match")
-    return EpisodeInfo(
+    return EpisodeMetadata(
         path=str(path),
         length=int(length),
         cameras=cameras,
@@ -349,7 +349,7 @@ def _describe(path: Place, stamp: str, file: h5py.File, asked: str) -> EpisodeIn
         action_spaces=tuple(actions),
         objects=objects,
         moments=moments,
-        stamp=stamp,
+        fingerprint=fingerprint,
         digest=digest,
         attributes={name: _plain(value) for name, value in file.attrs.items()},
         unread=_unread(file, {*vectors, *kind.bookkeeping}),
@@ -363,7 +363,7 @@ def _unread(file: h5py.File, used: set[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name not in used and not name.startswith(f"{IMAGES}/"))
 
 
-def _check_vector(dataset: h5py.Dataset, length: int) -> Moments:
+def _check_vector(dataset: h5py.Dataset, length: int) -> RunningStats:
     """Moments of a dataset's steps, all of which are vectors of finite numbers."""
     if dataset.ndim != 2 or dataset.shape[0] != length or dataset.dtype.kind != "f":
         raise UserError(
@@ -397,7 +397,7 @@ def _check_camera(
 
 def _pictures(frames: Frames, steps: tuple[int, int], size: int | None) -> np.ndarray:
     pictures = frames[slice(*steps)]
-    return pictures if size is None else square(pictures, size)
+    return pictures if size is None else center_crop_resize(pictures, size)
 
 
 def _is_dataset(file: h5py.File, name: str) -> bool:

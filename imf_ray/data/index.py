@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from imf_ray.data.checking import Verdict, check_files, info_from_dict
-from imf_ray.data.episodes import SUFFIX, EpisodeInfo, bad_episode
-from imf_ray.data.formats import FORMATS
-from imf_ray.data.integrity import DIGEST
-from imf_ray.data.storage import cache_folder, stamp
+from imf_ray.data.check_pool import CheckResult, check_files, info_from_dict
+from imf_ray.data.content_hash import DIGEST
+from imf_ray.data.episodes import SUFFIX, EpisodeMetadata, bad_episode_error
+from imf_ray.data.hdf5 import cache_folder, fingerprint
+from imf_ray.data.readers import FORMATS
 from imf_ray.errors import StorageError, UserError
 from imf_ray.files import write_atomically
-from imf_ray.places import Place, is_passing, is_url, place, reporting
 from imf_ray.schema import Config
+from imf_ray.storage import AnyPath, is_remote, is_transient, parse_path, storage_errors
 
 CACHE_VERSION = 7
 HDF5_SUFFIXES = (".hdf5", ".h5")
@@ -39,7 +39,7 @@ class EpisodeIndex:
     `skipped` names the files that were left out, with the reason (`data.on_bad_episode=skip`).
     """
 
-    episodes: tuple[EpisodeInfo, ...]
+    episodes: tuple[EpisodeMetadata, ...]
     skipped: Mapping[str, str]
 
     def split(self, val_split: float, seed: int) -> tuple[EpisodeIndex, EpisodeIndex]:
@@ -69,17 +69,17 @@ def build_index(config: Config) -> EpisodeIndex:
         UserError: the folder is missing or empty, a file is bad (unless `data.on_bad_episode` is
             `skip`), a camera is missing, or a file contradicts the configuration.
     """
-    folder = place(config.data.dataset_dir)
+    folder = parse_path(config.data.dataset_dir)
     files = require_episodes(folder)
-    verdicts = check_folder(folder, files, config.data.format)
-    episodes: list[EpisodeInfo] = []
+    verdicts = check_dataset(folder, files, config.data.format)
+    episodes: list[EpisodeMetadata] = []
     skipped: dict[str, str] = {}
     for path in files:
         verdict = verdicts[path]
         try:
             if isinstance(verdict, str):
                 raise UserError(verdict)
-            _require_agreement(verdict, config)
+            _check_matches_config(verdict, config)
             episodes.append(verdict)
         except UserError as error:
             if config.data.on_bad_episode == "error":
@@ -95,23 +95,25 @@ def build_index(config: Config) -> EpisodeIndex:
     return EpisodeIndex(tuple(episodes), skipped)
 
 
-def check_folder(
-    folder: Place, files: Sequence[Place], format: str, again: bool = False
-) -> dict[Place, Verdict]:
+def check_dataset(
+    folder: AnyPath, files: Sequence[AnyPath], format: str, again: bool = False
+) -> dict[AnyPath, CheckResult]:
     """The verdict on each file, in the order of `files`.
 
     Good files that have not changed since they were checked are not read, unless `again`. Bad ones
     always are: what was wrong may have been the disk, or the right to read.
     """
     cache = _Cache(folder, format)
-    verdicts: dict[Place, Verdict] = {}
+    verdicts: dict[AnyPath, CheckResult] = {}
     for path in files:
         try:
-            now = stamp(path)
+            now = fingerprint(path)
         except OSError as error:
-            if is_url(path) or is_passing(error):  # it was listed just now: no fault of the file
+            if is_remote(path) or is_transient(
+                error
+            ):  # it was listed just now: no fault of the file
                 raise StorageError(f"{path} cannot be read: {error}") from error
-            verdicts[path] = str(bad_episode(path, f"it cannot be read ({error})"))
+            verdicts[path] = str(bad_episode_error(path, f"it cannot be read ({error})"))
             continue
         info = None if again else cache.get(path, now)
         if info is not None:
@@ -119,9 +121,9 @@ def check_folder(
     fresh = [path for path in files if path not in verdicts]
     checked = track(check_files(fresh, format), "Checking episodes", len(fresh), disable=not fresh)
     try:
-        for path, found in _in_doubt_twice(checked, format):
-            verdict = _unless_replaced(path, found, cache.last(path), folder)
-            if isinstance(verdict, EpisodeInfo):
+        for path, found in _recheck_remote_failures(checked, format):
+            verdict = _reject_replaced(path, found, cache.last(path), folder)
+            if isinstance(verdict, EpisodeMetadata):
                 cache.put(path, verdict)
             else:
                 cache.distrust(path)
@@ -131,22 +133,22 @@ def check_folder(
     return {path: verdicts[path] for path in files}
 
 
-def _in_doubt_twice(
-    checked: Iterable[tuple[Place, Verdict]], format: str
-) -> Iterator[tuple[Place, Verdict]]:
+def _recheck_remote_failures(
+    checked: Iterable[tuple[AnyPath, CheckResult]], format: str
+) -> Iterator[tuple[AnyPath, CheckResult]]:
     """The same, but what is bad under a URL is checked again: it may have been the network."""
     doubtful = []
     for path, found in checked:
-        if is_url(path) and isinstance(found, str):
+        if is_remote(path) and isinstance(found, str):
             doubtful.append(path)
         else:
             yield path, found
     yield from check_files(doubtful, format)
 
 
-def _unless_replaced(
-    path: Place, found: Verdict, before: Mapping[str, Any] | None, folder: Place
-) -> Verdict:
+def _reject_replaced(
+    path: AnyPath, found: CheckResult, before: Mapping[str, Any] | None, folder: AnyPath
+) -> CheckResult:
     """The verdict, unless the file is another one than was indexed.
 
     Files that carry their digests, now as before, vouch for themselves.
@@ -159,10 +161,10 @@ def _unless_replaced(
         "its contents are not those that were indexed. If they are meant to have changed, delete "
         f"{cache_folder(folder)} to index the data set anew"
     )
-    return str(bad_episode(path, reason))
+    return str(bad_episode_error(path, reason))
 
 
-def require_episodes(folder: Place) -> list[Place]:
+def require_episodes(folder: AnyPath) -> list[AnyPath]:
     """`list_episodes` of a folder that has some.
 
     Raises:
@@ -175,7 +177,7 @@ def require_episodes(folder: Place) -> list[Place]:
             f"data.dataset_dir={folder} {reason}. Collect demonstrations with "
             f"python -m imf_ray.collect data.dataset_dir={folder}"
         )
-    if others := _others(folder, files):
+    if others := _unrecognized_files(folder, files):
         log.warning(
             "%d file(s) of %s are not read, since episodes are named episode_0%s and so on: %s",
             *(len(others), folder, SUFFIX, ", ".join(path.name for path in others[:3])),
@@ -183,28 +185,28 @@ def require_episodes(folder: Place) -> list[Place]:
     return files
 
 
-def list_episodes(folder: Place) -> list[Place]:
+def list_episodes(folder: AnyPath) -> list[AnyPath]:
     """The episode files of a folder, by number.
 
     Raises:
         UserError: the folder cannot be listed.
     """
-    with reporting(folder, "listed"):
-        files: list[Place] = list(folder.glob(f"episode_*{SUFFIX}"))
+    with storage_errors(folder, "listed"):
+        files: list[AnyPath] = list(folder.glob(f"episode_*{SUFFIX}"))
     return sorted(files, key=lambda path: (_number(path), path.name))
 
 
-def _others(folder: Place, episodes: list[Place]) -> list[Place]:
+def _unrecognized_files(folder: AnyPath, episodes: list[AnyPath]) -> list[AnyPath]:
     """Files that look as if they had been meant to be episodes."""
-    with reporting(folder, "listed"):
-        files: list[Place] = [p for suffix in HDF5_SUFFIXES for p in folder.glob(f"*{suffix}")]
+    with storage_errors(folder, "listed"):
+        files: list[AnyPath] = [p for suffix in HDF5_SUFFIXES for p in folder.glob(f"*{suffix}")]
     return sorted(set(files) - set(episodes), key=str)
 
 
 class _Cache:
     """The good files of earlier checks."""
 
-    def __init__(self, folder: Place, format: str) -> None:
+    def __init__(self, folder: AnyPath, format: str) -> None:
         self._format = format
         self._path = cache_folder(folder) / "index.json"
         self._entries: dict[str, dict[str, Any]] = {}
@@ -217,25 +219,25 @@ class _Cache:
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("Ignoring the unreadable index cache %s: %s", self._path, error)
 
-    def get(self, path: Place, stamp: str) -> EpisodeInfo | None:
+    def get(self, path: AnyPath, fingerprint: str) -> EpisodeMetadata | None:
         entry = self._entries.get(path.name)
-        if entry is None or entry["good"] != [stamp, self._format]:
+        if entry is None or entry["good"] != [fingerprint, self._format]:
             return None
         return info_from_dict(dict(entry["info"], path=str(path)))
 
-    def last(self, path: Place) -> Mapping[str, Any] | None:
+    def last(self, path: AnyPath) -> Mapping[str, Any] | None:
         """What is known of the contents that were good last."""
         entry = self._entries.get(path.name)
         return None if entry is None else entry["info"]
 
-    def distrust(self, path: Place) -> None:
+    def distrust(self, path: AnyPath) -> None:
         """Have a file checked again; what it was stays known."""
         if path.name in self._entries:
             self._entries[path.name]["good"] = None
 
-    def put(self, path: Place, info: EpisodeInfo) -> None:
+    def put(self, path: AnyPath, info: EpisodeMetadata) -> None:
         self._entries[path.name] = {
-            "good": [info.stamp, self._format],
+            "good": [info.fingerprint, self._format],
             "info": dataclasses.asdict(info),
         }
 
@@ -247,24 +249,24 @@ class _Cache:
             log.warning("The index is not cached (%s): files will be checked at each start", error)
 
 
-def _require_agreement(info: EpisodeInfo, config: Config) -> None:
+def _check_matches_config(info: EpisodeMetadata, config: Config) -> None:
     """Refuse a file that contradicts the configuration."""
     path = info.path
     missing = [camera for camera in config.data.camera_names if camera not in info.cameras]
     if missing:
-        raise bad_episode(
+        raise bad_episode_error(
             path, f"it has no camera {', '.join(missing)} (it has {', '.join(info.cameras)})"
         )
     unknown = [name for name in config.agent.recorded_objects if name not in info.objects]
     if unknown:
-        raise bad_episode(
+        raise bad_episode_error(
             path,
             f"it has no poses of {', '.join(unknown)}, which agent.pose_objects or "
             f"agent.target_pose_objects asks for (it has {', '.join(info.objects) or 'none'})",
         )
     space = config.task.action_space
     if space not in info.action_spaces:
-        raise bad_episode(
+        raise bad_episode_error(
             path,
             f"as a file of format {info.format} it has {' and '.join(info.action_spaces)} actions, "
             f"not those of task.action_space={space}",
@@ -273,7 +275,7 @@ def _require_agreement(info: EpisodeInfo, config: Config) -> None:
     sizes = {camera: info.cameras[camera] for camera in config.data.camera_names}
     wrong = {camera: shape for camera, shape in sizes.items() if shape != (size, size)}
     if wrong and not config.data.resize:
-        raise bad_episode(
+        raise bad_episode_error(
             path,
             f"its images are {wrong}, task.image_size={size} asks for ({size}, {size}); "
             "data.resize=true scales them",
@@ -285,7 +287,7 @@ def _require_agreement(info: EpisodeInfo, config: Config) -> None:
     }
     for key, (found, value) in widths.items():
         if found != value:
-            raise bad_episode(path, f"its {key} is {found}, agent.{key}={value}")
+            raise bad_episode_error(path, f"its {key} is {found}, agent.{key}={value}")
     flags: dict[str, tuple[str, object]] = {
         "task": ("task.env_id", config.task.env_id),
         "shadows": ("task.shadows", config.task.shadows),
@@ -297,11 +299,11 @@ def _require_agreement(info: EpisodeInfo, config: Config) -> None:
     for key, (option, wanted) in flags.items():
         if key in info.attributes and info.attributes[key] != wanted:
             found = info.attributes[key]
-            raise bad_episode(
+            raise bad_episode_error(
                 path, f"it was recorded with {key}={found}, the run has {option}={wanted}"
             )
 
 
-def _number(path: Place) -> int:
+def _number(path: AnyPath) -> int:
     digits = re.search(r"(\d+)$", path.stem)
     return int(digits.group(1)) if digits else 0

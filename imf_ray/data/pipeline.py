@@ -23,26 +23,26 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from imf_ray.data.episodes import EpisodeSlice, EpisodeSource
+from imf_ray.data.episodes import EpisodeRef, EpisodeSlice
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.windows import Batch, WindowBatcher, WindowSpec
 
-LEAST_ROWS_PER_TASK, MOST_ROWS_PER_TASK, TASK_BYTES = 4, 16, 32 << 20
+MIN_ROWS_PER_TASK, MAX_ROWS_PER_TASK, TASK_BYTES = 4, 16, 32 << 20
 """A read task has as many rows as make so many bytes, within limits: to begin one takes as long as
 to read some small rows, and what a task of large ones has read waits in memory."""
-POOLS_AHEAD = 2
-LEAST_AHEAD_BYTES = 1 << 20
+PREFETCH_BUFFERS = 2
+MIN_PREFETCH_BYTES = 1 << 20
 """For rows without pictures: to Ray, zero would be a limit, too."""
 MAX_TASKS = 4096
 """Read tasks of one rank; Ray Data handles each one by itself, so long runs get larger ones."""
 DATASET_NAME = "train"
-LOOP_SHARE, LONGEST_REST_S, STEPS_WAITING = 0.03, 0.1, 3
+MAX_LOOP_CPU_FRACTION, MAX_SLEEP_S, THROTTLE_AFTER_ITERATIONS = 0.03, 0.1, 3
 """Of a core, what Ray Data's scheduling loop may take once blocks have waited for so many of its
 steps: training is slower than reading then."""
 
 
 @dataclass(frozen=True)
-class EpisodeStream:
+class TrainDataset:
     """The training data of a run, whatever its world size.
 
     `episodes` are those of the plan's lengths, in that order; `frame_bytes` is what
@@ -52,7 +52,7 @@ class EpisodeStream:
 
     plan: SamplePlan
     spec: WindowSpec
-    episodes: tuple[EpisodeSource, ...]
+    episodes: tuple[EpisodeRef, ...]
     frame_bytes: int
     max_steps: int
     readers: int
@@ -61,20 +61,20 @@ class EpisodeStream:
     def rank_dataset(self, rank: int, world_size: int, start_step: int) -> ray.data.Dataset:
         """The rows of one rank, from the batch of `start_step` to the last."""
         rows = self.plan.rank_rows(rank, world_size, start_step, self.max_steps)
-        source = _RowSource(self, [(epoch, numbers) for epoch, numbers in rows])
+        source = _BlockDatasource(self, [(epoch, numbers) for epoch, numbers in rows])
         dataset = ray.data.read_datasource(
             source,
-            num_cpus=0,  # see imf_ray.resources
+            num_cpus=0,  # see imf_ray.allocation
             concurrency=self.readers,
             override_num_blocks=source.num_tasks,
             ray_remote_args=dict(self.options),
         )
         execution = dataset.context.execution_options
         execution.preserve_order = True
-        ahead = max(LEAST_AHEAD_BYTES, self.rows_ahead(rank, world_size) * self._row_bytes)
+        ahead = max(MIN_PREFETCH_BYTES, self.rows_ahead(rank, world_size) * self._row_bytes)
         execution.resource_limits = ExecutionResources(object_store_memory=ahead)
         dataset.context.enable_progress_bars = False
-        dataset.context.custom_execution_callback_classes = [_Rest]
+        dataset.context.custom_execution_callback_classes = [_SchedulerThrottle]
         return dataset
 
     def rows_ahead(self, rank: int, world_size: int) -> int:
@@ -82,14 +82,16 @@ class EpisodeStream:
 
         Every shard may need a whole new pool at once, and the next one should then be on its way.
         """
-        waiting = POOLS_AHEAD * len(self.plan.rank_shards(rank, world_size)) * self.plan.pool_chunks
+        waiting = (
+            PREFETCH_BUFFERS * len(self.plan.rank_shards(rank, world_size)) * self.plan.pool_chunks
+        )
         return waiting + self.readers * self.rows_per_task
 
     @property
     def rows_per_task(self) -> int:
         """Rows of a read task, of which a long run may need larger ones."""
         wanted = TASK_BYTES // max(1, self._row_bytes)
-        return max(LEAST_ROWS_PER_TASK, min(wanted, MOST_ROWS_PER_TASK))
+        return max(MIN_ROWS_PER_TASK, min(wanted, MAX_ROWS_PER_TASK))
 
     @property
     def _row_bytes(self) -> int:
@@ -101,10 +103,10 @@ class EpisodeStream:
         """The rank's batches from its dataset's iterator (see `WindowBatcher.batches`)."""
         blocks = iterator.iter_batches(batch_size=None, batch_format="pyarrow")
         batcher = WindowBatcher(self.plan, self.spec, rank, world_size)
-        return _one_ahead(batcher.batches(_table_rows(blocks), start_step, self.max_steps))
+        return _prefetch_one(batcher.batches(_table_rows(blocks), start_step, self.max_steps))
 
 
-class PlannedDataConfig(ray.train.DataConfig):
+class PerRankDataConfig(ray.train.DataConfig):
     """Gives each rank its own ordered dataset, beginning where training goes on.
 
     Args:
@@ -119,7 +121,7 @@ class PlannedDataConfig(ray.train.DataConfig):
     def configure(
         self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any
     ) -> list[dict[str, ray.data.DataIterator]]:
-        """Called by Ray Train; `datasets` holds one `EpisodeStream` a name."""
+        """Called by Ray Train; `datasets` holds one `TrainDataset` a name."""
         start_step = self._find_start_step()
         return [
             {
@@ -130,7 +132,7 @@ class PlannedDataConfig(ray.train.DataConfig):
         ]
 
 
-def _one_ahead(items: Iterator[Batch]) -> Iterator[Batch]:
+def _prefetch_one(items: Iterator[Batch]) -> Iterator[Batch]:
     """The same items, each made in a thread while the one before it is in use."""
     maker = ThreadPoolExecutor(1)
     try:
@@ -142,7 +144,7 @@ def _one_ahead(items: Iterator[Batch]) -> Iterator[Batch]:
         maker.shutdown(wait=False, cancel_futures=True)  # who leaves early need not wait for one
 
 
-class _Rest(ExecutionCallback):
+class _SchedulerThrottle(ExecutionCallback):
     """Rests after a step of Ray Data's scheduling loop while blocks go on waiting, many times as
     long as the step kept its core.
 
@@ -155,18 +157,18 @@ class _Rest(ExecutionCallback):
 
     def on_execution_step(self, executor: Any) -> None:
         spent_s = time.thread_time()
-        rest_s = (spent_s - self._spent_s) * (1 / LOOP_SHARE - 1)
+        rest_s = (spent_s - self._spent_s) * (1 / MAX_LOOP_CPU_FRACTION - 1)
         self._spent_s = spent_s
         _, output = executor._output_node  # no public name for it (Ray 2.60)
         self._steps_waiting = self._steps_waiting + 1 if len(output.output_queue) else 0
-        if self._steps_waiting >= STEPS_WAITING:
-            time.sleep(min(LONGEST_REST_S, rest_s))
+        if self._steps_waiting >= THROTTLE_AFTER_ITERATIONS:
+            time.sleep(min(MAX_SLEEP_S, rest_s))
 
 
-class _RowSource(Datasource):
+class _BlockDatasource(Datasource):
     """Read tasks over an explicit list of rows; planning does no I/O."""
 
-    def __init__(self, stream: EpisodeStream, rows: list[tuple[int, np.ndarray]]) -> None:
+    def __init__(self, stream: TrainDataset, rows: list[tuple[int, np.ndarray]]) -> None:
         super().__init__()
         size = max(stream.rows_per_task, sum(len(numbers) for _, numbers in rows) // MAX_TASKS)
         self._tasks = [
@@ -191,7 +193,7 @@ class _RowSource(Datasource):
         return self._tasks
 
 
-def _read_task(stream: EpisodeStream, epoch: int, numbers: np.ndarray) -> ReadTask:
+def _read_task(stream: TrainDataset, epoch: int, numbers: np.ndarray) -> ReadTask:
     plan, spec = stream.plan.epoch(epoch), stream.spec
     rows = [
         (
@@ -207,7 +209,7 @@ def _read_task(stream: EpisodeStream, epoch: int, numbers: np.ndarray) -> ReadTa
 
 
 def _read_rows(
-    spec: WindowSpec, epoch: int, rows: list[tuple[int, EpisodeSource, int, int]]
+    spec: WindowSpec, epoch: int, rows: list[tuple[int, EpisodeRef, int, int]]
 ) -> Iterator[pa.Table]:
     for number, episode, start, stop in rows:
         yield _to_table(epoch, number, spec.read(episode, start, stop))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imf_ray.data.episodes import QPOS, EpisodeInfo, Selection, pose_dataset
-from imf_ray.data.formats import FORMATS
-from imf_ray.data.moments import Moments, beside, merge
+from imf_ray.data.episodes import QPOS, EpisodeFields, EpisodeMetadata, pose_dataset
+from imf_ray.data.readers import FORMATS
+from imf_ray.data.running_stats import RunningStats, beside, merge
 
 Statistics = dict[str, dict[str, list[float]]]
 
 
-def compute_statistics(episodes: Sequence[EpisodeInfo], selection: Selection) -> Statistics:
+def compute_statistics(episodes: Sequence[EpisodeMetadata], selection: EpisodeFields) -> Statistics:
     """Minimum, maximum, mean and standard deviation of each dimension of state and action.
 
     No file is read: what is merged are the moments that were found when each was checked.
@@ -34,7 +34,7 @@ def compute_statistics(episodes: Sequence[EpisodeInfo], selection: Selection) ->
     return {"qpos": _describe(state), "action": _describe(action)}
 
 
-def _describe(moments: Moments) -> dict[str, list[float]]:
+def _describe(moments: RunningStats) -> dict[str, list[float]]:
     return {
         "min": list(moments.min),
         "max": list(moments.max),

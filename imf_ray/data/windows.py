@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imf_ray.data.episodes import EpisodeSlice, EpisodeSource, Selection, read_slice
+from imf_ray.data.episodes import EpisodeFields, EpisodeRef, EpisodeSlice, read_slice
 from imf_ray.data.sampling import EpochPlan, SamplePlan
 
 Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
 
 
-class Piece(NamedTuple):
+class SliceSamples(NamedTuple):
     """Samples of a batch that are cut out of the same slice."""
 
     source: EpisodeSlice
@@ -33,7 +33,7 @@ class Piece(NamedTuple):
 class WindowSpec:
     """How windows are cut: what is read, and the horizons in steps."""
 
-    selection: Selection
+    selection: EpisodeFields
     obs_horizon: int
     pred_horizon: int
 
@@ -45,7 +45,7 @@ class WindowSpec:
         """(n, pred_horizon) steps predicted by samples at `steps` (n,); some lie outside."""
         return steps[:, None] + np.arange(self.pred_horizon) + 1 - self.obs_horizon
 
-    def read(self, episode: EpisodeSource, start: int, stop: int) -> EpisodeSlice:
+    def read(self, episode: EpisodeRef, start: int, stop: int) -> EpisodeSlice:
         """Read all that windows at sample starts [start, stop) of an episode need.
 
         Raises:
@@ -61,7 +61,7 @@ class WindowSpec:
             (int(actions.min()), int(actions.max()) + 1),
         )
 
-    def cut(self, pieces: Sequence[Piece]) -> Batch:
+    def cut(self, pieces: Sequence[SliceSamples]) -> Batch:
         """The windows of a batch.
 
         Args:
@@ -96,7 +96,7 @@ class WindowSpec:
 
 
 def sample_windows(
-    episodes: Sequence[EpisodeSource], spec: WindowSpec, count: int, seed: int
+    episodes: Sequence[EpisodeRef], spec: WindowSpec, count: int, seed: int
 ) -> Batch:
     """Up to `count` windows drawn without replacement from all steps of `episodes`."""
     offsets = np.cumsum([0] + [episode.length for episode in episodes])
@@ -108,7 +108,7 @@ def sample_windows(
         for place in places:  # each by itself: between them may lie a whole episode
             step = int(ids[place] - offsets[number])
             source = spec.read(episode, step, step + 1)
-            pieces.append(Piece(source, np.array([step]), np.array([place])))
+            pieces.append(SliceSamples(source, np.array([step]), np.array([place])))
     return spec.cut(pieces)
 
 
@@ -161,7 +161,7 @@ class WindowBatcher:
         pieces = []
         for row in np.unique(rows):
             places = np.flatnonzero(rows == row)
-            pieces.append(Piece(self._row(stream, (epoch, int(row))), steps[places], places))
+            pieces.append(SliceSamples(self._row(stream, (epoch, int(row))), steps[places], places))
         batch = self._spec.cut(pieces)
         batch["sample_id"] = self._plan.sample_offsets[plan.episode[rows]] + steps
         return batch

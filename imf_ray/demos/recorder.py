@@ -8,14 +8,14 @@ from typing import Any, cast
 import numpy as np
 
 import imf_ray
-from imf_ray.data.episodes import Episode, EpisodeAttributes
+from imf_ray.data.episodes import Episode, RecordingMetadata
 from imf_ray.errors import UserError
 from imf_ray.schema import TaskConfig
+from imf_ray.sim.base import SimEnv, make_env
 from imf_ray.sim.experts import make_expert
-from imf_ray.sim.world import World, make_world
 
 
-class Recorder:
+class DemoRecorder:
     """Plays the task's expert and keeps what it saw and did.
 
     The expert acts in joint space, or in the task's own; its end-effector actions are recorded
@@ -29,8 +29,8 @@ class Recorder:
         self._task = task
         kwargs = task.env_kwargs(camera_names) | {"action_space": "joint"}
         try:
-            self._env = make_world(task.env_id, **kwargs)
-            self._world = cast(World, self._env.unwrapped)
+            self._env = make_env(task.env_id, **kwargs)
+            self._world = cast(SimEnv, self._env.unwrapped)
             self._expert = make_expert(task.env_id, self._world)
         except ValueError as error:
             raise UserError(f"{error}.") from error
@@ -64,7 +64,7 @@ class Recorder:
             action=np.stack(actions),
             action_ee=_stack(actions_ee),
             poses={name: np.stack([step[name] for step in poses]) for name in poses[0]},
-            attributes=EpisodeAttributes(
+            attributes=RecordingMetadata(
                 task=self._task.env_id,
                 action_space="joint",
                 control_hz=self._world.control_hz,

@@ -51,7 +51,7 @@ class IMFTransformer1D(nn.Module):
             out.
     """
 
-    takes_interval: ClassVar[bool] = True
+    takes_time_interval: ClassVar[bool] = True
     """`forward` takes the two ends (r, t) of an interval of time, not one timestep."""
 
     def __init__(

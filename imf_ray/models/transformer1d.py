@@ -37,7 +37,7 @@ class Transformer1D(nn.Module):
             out.
     """
 
-    takes_interval: ClassVar[bool] = False
+    takes_time_interval: ClassVar[bool] = False
     """`forward` takes one timestep, not the two ends of an interval of time."""
 
     mask: Tensor

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from imf_ray.mp4 import FRAMES_PER_SECOND, encode_video
-from imf_ray.sim.world import World
+from imf_ray.sim.base import SimEnv
+from imf_ray.video import FRAMES_PER_SECOND, encode_video
 
 VIDEO, TRAJECTORY, PATH_PICTURE = "video.mp4", "trajectory.npz", "trajectory.png"
-SHRINK = 2
+VIDEO_DOWNSCALE = 2
 """A frame of the video has every so many pixels of the view."""
 PATH_COLOR, PATH_WIDTH = (255, 0, 0), 2
 
 
 @dataclass(frozen=True)
-class Keep:
+class ArtifactRequest:
     """Which files of an episode are wanted."""
 
     video: bool = False
@@ -37,7 +37,7 @@ class Artifacts:
     of the end with the paths of the tools in red.
     """
 
-    def __init__(self, keep: Keep, world: World) -> None:
+    def __init__(self, keep: ArtifactRequest, world: SimEnv) -> None:
         self._keep, self._world = keep, world
         self._frames: list[np.ndarray] = []
         self._steps: list[dict[str, Any]] = []
@@ -49,7 +49,7 @@ class Artifacts:
         if self._keep.video:
             period = max(1, round(self._world.control_hz / FRAMES_PER_SECOND))
             if len(self._steps) % period == 0:
-                self._frames.append(self._world.view()[::SHRINK, ::SHRINK])
+                self._frames.append(self._world.view()[::VIDEO_DOWNSCALE, ::VIDEO_DOWNSCALE])
         if self._keep.trajectory and not self._steps:
             self._ee_poses.append(self._world.ee_poses())
         self._steps.append(

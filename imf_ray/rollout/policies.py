@@ -15,31 +15,31 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from imf_ray.agents.pretrained import POLICY_FILES, load_agent, untrained_agent, weights_digest
-from imf_ray.agents.queues import ChunkQueue
-from imf_ray.agents.vla import VLAAgent
+from imf_ray.agents.action_queue import ActionQueue
+from imf_ray.agents.base import VLAAgent
+from imf_ray.agents.pretrained import POLICY_FILES, load_agent, make_untrained_agent, weights_digest
 from imf_ray.data.episodes import read_actions
-from imf_ray.data.index import check_folder, list_episodes
+from imf_ray.data.index import check_dataset, list_episodes
 from imf_ray.errors import UserError
-from imf_ray.places import here, pull, working_copy
-from imf_ray.rollout.settings import RolloutSettings
-from imf_ray.rollout.timing import Stopwatch
+from imf_ray.rollout.rollout_config import RolloutConfig
+from imf_ray.rollout.timing import Timer
+from imf_ray.sim.base import ScriptedExpert, SimEnv
 from imf_ray.sim.experts import EXPERTS, make_expert
-from imf_ray.sim.world import Expert, World
+from imf_ray.storage import download, local_dir, to_local
 
 EXPERT = "expert"
 UNTRAINED, REPLAY = "untrained:", "replay:"
 
 
-class Controller(Protocol):
+class EpisodePolicy(Protocol):
     """A policy in one episode."""
 
     @property
-    def wants_images(self) -> bool:
+    def needs_images(self) -> bool:
         """Whether the next observation needs its pictures."""
 
     @property
-    def needs_chunk(self) -> bool:
+    def needs_prediction(self) -> bool:
         """Whether `Policy.plan` is due before `act`."""
 
     def observe(self, observation: dict[str, Any]) -> None:
@@ -54,28 +54,28 @@ class Policy(Protocol):
 
     name: str
 
-    def begin(self, world: World, seed: int) -> Controller:
+    def begin(self, world: SimEnv, seed: int) -> EpisodePolicy:
         """The controller of the episode `seed`, which has just begun in `world`."""
 
-    def plan(self, controllers: Sequence[Any], watches: Sequence[Stopwatch]) -> None:
+    def plan(self, controllers: Sequence[Any], watches: Sequence[Timer]) -> None:
         """Give each of these controllers of this policy, all of which need one, its next chunk."""
 
 
-class AgentController:
+class AgentEpisode:
     """Observation history and action queue of one episode."""
 
-    def __init__(self, queue: ChunkQueue, noise_seed: int, episode: int) -> None:
+    def __init__(self, queue: ActionQueue, noise_seed: int, episode: int) -> None:
         self.queue = queue
         self._noise_key = [noise_seed, episode]
         self._chunks = 0
 
     @property
-    def wants_images(self) -> bool:
-        return self.queue.wants_images
+    def needs_images(self) -> bool:
+        return self.queue.needs_images
 
     @property
-    def needs_chunk(self) -> bool:
-        return self.queue.needs_chunk
+    def needs_prediction(self) -> bool:
+        return self.queue.needs_prediction
 
     def observe(self, observation: dict[str, Any]) -> None:
         self.queue.push(observation)
@@ -97,7 +97,7 @@ class AgentPolicy:
     result then does not depend on how many episodes are due.
     """
 
-    def __init__(self, agent: VLAAgent, name: str, settings: RolloutSettings) -> None:
+    def __init__(self, agent: VLAAgent, name: str, settings: RolloutConfig) -> None:
         assert settings.num_action_steps is not None
         self.name = name
         self._agent = agent.eval()
@@ -105,19 +105,19 @@ class AgentPolicy:
         self._num_action_steps = settings.num_action_steps
         self._device = next(agent.parameters()).device
 
-    def begin(self, world: World, seed: int) -> AgentController:
-        queue = ChunkQueue(self._agent.obs_horizon, self._num_action_steps)
-        return AgentController(queue, self._settings.noise_seed, seed)
+    def begin(self, world: SimEnv, seed: int) -> AgentEpisode:
+        queue = ActionQueue(self._agent.obs_horizon, self._num_action_steps)
+        return AgentEpisode(queue, self._settings.noise_seed, seed)
 
-    def plan(self, controllers: Sequence[AgentController], watches: Sequence[Stopwatch]) -> None:
+    def plan(self, controllers: Sequence[AgentEpisode], watches: Sequence[Timer]) -> None:
         size = self._settings.compute_batch
         for first in range(0, len(controllers), size):
             part = slice(first, first + size)
             self._plan(controllers[part], watches[part])
 
-    def _plan(self, due: Sequence[AgentController], watches: Sequence[Stopwatch]) -> None:
+    def _plan(self, due: Sequence[AgentEpisode], watches: Sequence[Timer]) -> None:
         rows = [*range(len(due)), *[len(due) - 1] * (self._settings.compute_batch - len(due))]
-        with Stopwatch.shared(watches, "preprocess_ms"):
+        with Timer.shared(watches, "preprocess_ms"):
             windows = [controller.queue.window() for controller in due]
             images = {
                 camera: torch.stack([windows[row]["images"][camera] for row in rows])
@@ -130,7 +130,7 @@ class AgentPolicy:
             shape = (self._agent.pred_horizon, self._agent.action_dim)
             noises = [controller.next_noise(shape) for controller in due]
             noise = torch.stack([noises[row] for row in rows]).to(self._device)
-        with Stopwatch.shared(watches, "inference_ms", whole="call_ms"):
+        with Timer.shared(watches, "inference_ms", whole="call_ms"):
             chunks = self._agent.predict_action(batch, noise=noise).cpu()
         for controller, chunk in zip(due, chunks, strict=False):
             controller.queue.extend(chunk)
@@ -139,22 +139,22 @@ class AgentPolicy:
 class _Open:
     """A controller that looks at nothing and plans nothing."""
 
-    wants_images = False
-    needs_chunk = False
+    needs_images = False
+    needs_prediction = False
 
     def observe(self, observation: dict[str, Any]) -> None:
         pass
 
 
 class _OpenPolicy:
-    def plan(self, controllers: Sequence[Any], watches: Sequence[Stopwatch]) -> None:
+    def plan(self, controllers: Sequence[Any], watches: Sequence[Timer]) -> None:
         raise AssertionError("never due")
 
 
 class ExpertController(_Open):
     """The expert in one episode."""
 
-    def __init__(self, expert: Expert) -> None:
+    def __init__(self, expert: ScriptedExpert) -> None:
         self._expert = expert
         self._expert.reset()
 
@@ -178,7 +178,7 @@ class ExpertPolicy(_OpenPolicy):
             )
         self._env_id = env_id
 
-    def begin(self, world: World, seed: int) -> ExpertController:
+    def begin(self, world: SimEnv, seed: int) -> ExpertController:
         return ExpertController(make_expert(self._env_id, world))
 
 
@@ -212,7 +212,7 @@ class ReplayPolicy(_OpenPolicy):
         digest = hashlib.sha256()
         self._actions: list[np.ndarray] = []
         self._by_seed: dict[int, np.ndarray] = {}
-        for file, info in check_folder(files[0].parent, files, format).items():
+        for file, info in check_dataset(files[0].parent, files, format).items():
             if isinstance(info, str):
                 raise UserError(info)
             actions = read_actions(file, info.format, action_space)
@@ -222,12 +222,12 @@ class ReplayPolicy(_OpenPolicy):
                 self._by_seed[int(info.attributes["seed"])] = actions
         self.name = f"replay-{digest.hexdigest()[:16]}"
 
-    def begin(self, world: World, seed: int) -> ReplayController:
+    def begin(self, world: SimEnv, seed: int) -> ReplayController:
         blind = self._actions[seed % len(self._actions)]
         return ReplayController(self._by_seed.get(seed, blind))
 
 
-def make_policy(spec: str, settings: RolloutSettings) -> Policy:
+def make_policy(spec: str, settings: RolloutConfig) -> Policy:
     """Load the policy that `spec` names, in this process.
 
     Raises:
@@ -239,13 +239,13 @@ def make_policy(spec: str, settings: RolloutSettings) -> Policy:
         path = Path(spec.removeprefix(REPLAY))
         return ReplayPolicy(path, settings.data_format, settings.task.action_space)
     if spec.startswith(UNTRAINED):
-        folder = here(working_copy(spec.removeprefix(UNTRAINED)))
-        pull(folder, *POLICY_FILES)
-        agent, config = untrained_agent(folder, settings.device)
+        folder = to_local(local_dir(spec.removeprefix(UNTRAINED)))
+        download(folder, *POLICY_FILES)
+        agent, config = make_untrained_agent(folder, settings.device)
         name = f"untrained-{config.agent.name}"
     else:
-        folder = here(working_copy(spec))
-        pull(folder, *POLICY_FILES)
+        folder = to_local(local_dir(spec))
+        download(folder, *POLICY_FILES)
         agent, config = load_agent(folder, ema=settings.ema, device=settings.device)
         name = weights_digest(folder, ema=settings.ema)
     unknown = [camera for camera in agent.camera_names if camera not in settings.camera_names]

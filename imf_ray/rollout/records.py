@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from imf_ray.rollout.success import wilson_interval
+from imf_ray.rollout.confidence_intervals import wilson_interval
 
-EPISODES = "rollout/episodes"
+NUM_EPISODES_METRIC = "rollout/episodes"
 SUCCESS_RATE, STAGE_METRIC = "rollout/success_rate", "rollout/stage_"
 
 
@@ -65,7 +65,7 @@ class RolloutSummary:
     def metrics(self) -> dict[str, float]:
         """Flat numbers for reports, under `rollout/`."""
         values = {
-            EPISODES: float(self.episodes),
+            NUM_EPISODES_METRIC: float(self.episodes),
             "rollout/failed": float(self.failed),
             SUCCESS_RATE: self.success_rate,
             "rollout/success_low": self.success_low,

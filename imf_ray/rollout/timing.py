@@ -13,7 +13,7 @@ MILLISECONDS = 1e3
 PERCENTILES = (50, 95)
 
 
-class Stopwatch:
+class Timer:
     """Durations by name, in milliseconds."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Stopwatch:
 
     @staticmethod
     @contextmanager
-    def shared(watches: Sequence[Stopwatch], name: str, whole: str | None = None) -> Iterator[None]:
+    def shared(watches: Sequence[Timer], name: str, whole: str | None = None) -> Iterator[None]:
         """Divide the time spent inside among several; each has all of it under `whole`."""
         start = time.perf_counter()
         try:

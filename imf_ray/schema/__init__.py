@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 from imf_ray.errors import UserError
 from imf_ray.schema.agent import AgentConfig, HeadConfig
-from imf_ray.schema.checks import require_choice
+from imf_ray.schema.checks import check_choice
 from imf_ray.schema.run import (
     ClusterConfig,
     CollectConfig,
     CompareConfig,
     EvaluateConfig,
     TrainConfig,
-    TuneSettings,
+    TuneConfig,
 )
 from imf_ray.schema.task import DataConfig, TaskConfig
 
@@ -47,7 +47,7 @@ class Config:
     collect: CollectConfig = field(default_factory=CollectConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
-    tune: TuneSettings = field(default_factory=TuneSettings)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     search_space: str = "n_emb_n_layer"
     """A name in `search_spaces/` or the path of a YAML file."""
     checkpoint: str | None = None
@@ -66,7 +66,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.resume is not None:
-            require_choice("resume", self.resume, ("auto",))
+            check_choice("resume", self.resume, ("auto",))
         unread = [c for c in self.agent.camera_names if c not in self.data.camera_names]
         if unread:
             raise UserError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from omegaconf import II, MISSING
 
 from imf_ray.errors import UserError
-from imf_ray.schema.checks import at_least, require_choice
+from imf_ray.schema.checks import check_choice, check_min
 
 DATA_CAMERAS, AGENT_CAMERAS = II("data.camera_names"), II("agent.camera_names")
 
@@ -112,9 +112,9 @@ class AgentConfig:
     vision_backbone: VisionBackboneConfig = field(default_factory=VisionBackboneConfig)
 
     def __post_init__(self) -> None:
-        require_choice("agent.objective", self.objective, ("imf", "flow", "ddpm"))
-        require_choice("agent.condition", self.condition, ("single_token", "multi_token"))
-        at_least(
+        check_choice("agent.objective", self.objective, ("imf", "flow", "ddpm"))
+        check_choice("agent.condition", self.condition, ("single_token", "multi_token"))
+        check_min(
             "agent",
             self,
             obs_horizon=1,
@@ -140,12 +140,12 @@ class AgentConfig:
                 "starts at the action of the newest observation."
             )
         head = self.head
-        require_choice(
+        check_choice(
             "agent.head.backbone_type", head.backbone_type, ("attnres_full", "transformer")
         )
         if head.backbone_type == "transformer":
             self._check_transformer()
-        at_least("agent.head", head, n_head=1, n_kv_head=1, n_layer=1, n_emb=1)
+        check_min("agent.head", head, n_head=1, n_kv_head=1, n_layer=1, n_emb=1)
         if head.n_emb % head.n_head:
             raise UserError(
                 f"agent.head.n_emb={head.n_emb} is not divisible by agent.head.n_head="

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from imf_ray.errors import UserError
 
 
-def at_least(section: str, values: object, **bounds: float) -> None:
+def check_min(section: str, values: object, **bounds: float) -> None:
     """Refuse values of a section below their bounds."""
     for key, bound in bounds.items():
         if getattr(values, key) < bound:
             raise UserError(f"{section}.{key}={getattr(values, key)} must be at least {bound:g}.")
 
 
-def require_choice(key: str, value: str, known: Sequence[str]) -> None:
+def check_choice(key: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise UserError(f"{key}={value!r} is unknown: choose one of {', '.join(known)}.")

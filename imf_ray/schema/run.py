@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from imf_ray.errors import UserError
-from imf_ray.schema.checks import at_least, require_choice
+from imf_ray.schema.checks import check_choice, check_min
 
 
 @dataclass
@@ -68,11 +68,11 @@ class TrainConfig:
     login `online` becomes `offline`."""
 
     def __post_init__(self) -> None:
-        require_choice("train.device", self.device, ("cpu", "cuda"))
-        require_choice("train.scheduler_type", self.scheduler_type, ("cosine", "constant"))
-        require_choice("train.autocast", self.autocast, ("none", "bf16"))
-        require_choice("train.swanlab_mode", self.swanlab_mode, ("online", "offline", "local"))
-        at_least(
+        check_choice("train.device", self.device, ("cpu", "cuda"))
+        check_choice("train.scheduler_type", self.scheduler_type, ("cosine", "constant"))
+        check_choice("train.autocast", self.autocast, ("none", "bf16"))
+        check_choice("train.swanlab_mode", self.swanlab_mode, ("online", "offline", "local"))
+        check_min(
             "train",
             self,
             max_steps=1,
@@ -140,9 +140,9 @@ class ClusterConfig:
     """Serve Ray's dashboard on 127.0.0.1 when a cluster is started here."""
 
     def __post_init__(self) -> None:
-        at_least("cluster", self, num_workers=1, rollout_actors=1)
+        check_min("cluster", self, num_workers=1, rollout_actors=1)
         if self.max_nodes is not None:
-            at_least("cluster", self, max_nodes=1)
+            check_min("cluster", self, max_nodes=1)
         if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
             raise UserError(
                 f"cluster.min_workers={self.min_workers} must lie between 1 and "
@@ -167,7 +167,7 @@ class CollectConfig:
     (docs/results/data.md)."""
 
     def __post_init__(self) -> None:
-        at_least("collect", self, episodes=1, seed=0)
+        check_min("collect", self, episodes=1, seed=0)
 
 
 @dataclass
@@ -210,11 +210,11 @@ class EvaluateConfig:
     """Folder of the records; null is `evaluations/` beside the checkpoint."""
 
     def __post_init__(self) -> None:
-        require_choice("evaluate.device", self.device, ("cpu", "cuda"))
-        require_choice("evaluate.video", self.video, ("all", "failures", "none"))
+        check_choice("evaluate.device", self.device, ("cpu", "cuda"))
+        check_choice("evaluate.video", self.video, ("all", "failures", "none"))
         if self.select is not None:
-            require_choice("evaluate.select", self.select, ("best-of-run",))
-        at_least(
+            check_choice("evaluate.select", self.select, ("best-of-run",))
+        check_min(
             "evaluate",
             self,
             episodes=1,
@@ -244,7 +244,7 @@ class CompareConfig:
 
 
 @dataclass
-class TuneSettings:
+class TuneConfig:
     """The sweep."""
 
     max_concurrent_trials: int | None = None

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from imf_ray.errors import UserError
-from imf_ray.schema.checks import at_least, require_choice
+from imf_ray.schema.checks import check_choice, check_min
 
 EPISODE_FORMATS = ("auto", "imf_ray", "act", "act_plus_plus", "roboimi")
 
@@ -40,9 +40,9 @@ class DataConfig:
     does not divide, more for more workers. Fixed for the life of a run."""
 
     def __post_init__(self) -> None:
-        require_choice("data.format", self.format, EPISODE_FORMATS)
-        require_choice("data.on_bad_episode", self.on_bad_episode, ("error", "skip"))
-        at_least("data", self, chunk_steps=1, pool_chunks=1)
+        check_choice("data.format", self.format, EPISODE_FORMATS)
+        check_choice("data.on_bad_episode", self.on_bad_episode, ("error", "skip"))
+        check_min("data", self, chunk_steps=1, pool_chunks=1)
         if not self.camera_names:
             raise UserError("data.camera_names is empty: name at least one camera.")
 
@@ -57,7 +57,7 @@ class AdapterConfig:
     """The command that installs the module, for the message where it is missing."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment's constructor."""
-    world: str = "imf_ray.sim.adapter:AdaptedWorld"
+    world: str = "imf_ray.sim.gym_adapter:AdaptedWorld"
     """The class that adapts it, `module:Class`."""
     cameras: dict[str, str] = field(default_factory=dict)
     """Where each camera's picture is: a dotted path in the observation, or `render()`."""
@@ -77,7 +77,7 @@ class AdapterConfig:
     """Go on to `task.max_episode_steps` although the environment says that it is over."""
 
     def __post_init__(self) -> None:
-        require_choice("task.adapter.action_scaling", self.action_scaling, ("none", "box"))
+        check_choice("task.adapter.action_scaling", self.action_scaling, ("none", "box"))
         for key in ("cameras", "qpos", "stages"):
             if not getattr(self, key):
                 raise UserError(f"task.adapter.{key} is empty (see docs/worlds.md).")
@@ -106,10 +106,10 @@ class TaskConfig:
             raise UserError(
                 f"task.action_space={self.action_space!r} is unknown: choose 'joint' or 'ee'."
             )
-        at_least("task", self, image_size=1, control_hz=1, max_episode_steps=1)
+        check_min("task", self, image_size=1, control_hz=1, max_episode_steps=1)
 
     def env_kwargs(self, camera_names: Sequence[str]) -> dict[str, Any]:
-        """Arguments with which `make_world(env_id)` of `imf_ray.sim.world` makes this task."""
+        """Arguments with which `make_world(env_id)` of `imf_ray.sim.base` makes this task."""
         return {
             "adapter": dataclasses.asdict(self.adapter) if self.adapter else None,
             "control_hz": self.control_hz,

@@ -9,19 +9,19 @@ import mujoco
 import numpy as np
 from gymnasium import spaces
 
-from imf_ray.sim.adapter import AdaptedWorld
+from imf_ray.sim.base import OVERVIEW_SIZE, FloatArray
+from imf_ray.sim.gym_adapter import AdaptedEnv
 from imf_ray.sim.kinematics import ArmKinematics, site_pose
-from imf_ray.sim.rendering import CameraRenderer, Image, project
-from imf_ray.sim.world import VIEW_SIZE, Array
+from imf_ray.sim.rendering import CameraRenderer, Image, project_to_pixels
 
 SIDES = ("left", "right")
 JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 START_JOINTS = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0)  # rad, of either arm
 GRIPPER_RANGE = (0.0, 1.0)
-VIEW_CAMERA = "angle"
+OVERVIEW_CAMERA = "angle"
 
 
-class AlohaWorld(AdaptedWorld):
+class AlohaEnv(AdaptedEnv):
     """gym-aloha's transfer of a cube, made with `obs_type="pixels_agent_pos"`.
 
     The sources of cameras are the cameras of its model: `top`, `angle`, `front_close`,
@@ -31,7 +31,7 @@ class AlohaWorld(AdaptedWorld):
     (closed) to 1 (open). `agent_pos` (14,) is the state in the same units.
     """
 
-    def _attach(self) -> None:
+    def _on_env_created(self) -> None:
         simulation = self._env.unwrapped._env  # type: ignore[attr-defined]  # dm_control's
         self.model: mujoco.MjModel = simulation.physics.model.ptr
         self.data: mujoco.MjData = simulation.physics.data.ptr
@@ -39,7 +39,7 @@ class AlohaWorld(AdaptedWorld):
         self._view_renderer: CameraRenderer | None = None
         start = int(self.model.joint("red_box_joint").qposadr[0])
         self._cube = slice(start, start + 7)
-        self._tools = [self.model.site(_tool(side)).id for side in SIDES]
+        self._tools = [self.model.site(_ee_site(side)).id for side in SIDES]
 
         # A step renders in the task's observation, and nowhere else.
         task, nothing = simulation.task, np.empty((0, 0, 3), np.uint8)
@@ -59,25 +59,25 @@ class AlohaWorld(AdaptedWorld):
     def view(self) -> Image:
         """The model's camera `angle`, always without shadows and multisampling."""
         if self._view_renderer is None:
-            self._view_renderer = CameraRenderer(self.model, VIEW_SIZE)
-        return self._view_renderer.render(self.data, VIEW_CAMERA)
+            self._view_renderer = CameraRenderer(self.model, OVERVIEW_SIZE)
+        return self._view_renderer.render(self.data, OVERVIEW_CAMERA)
 
-    def project(self, points: Array) -> Array:
-        """Where world points (N, 3) in m are in `view` (see `imf_ray.sim.rendering.project`)."""
-        return project(self.model, self.data, VIEW_CAMERA, VIEW_SIZE, points)
+    def project(self, points: FloatArray) -> FloatArray:
+        """Where world points (N, 3) in m are in `view` (see `imf_ray.sim.rendering.project_to_pixels`)."""
+        return project_to_pixels(self.model, self.data, OVERVIEW_CAMERA, OVERVIEW_SIZE, points)
 
     def make_arms(self) -> list[ArmKinematics]:
         """Kinematics of the left and of the right arm, whose posture is the pose at the start."""
         return [
-            ArmKinematics(self.model, _tool(side), _joints(side), START_JOINTS) for side in SIDES
+            ArmKinematics(self.model, _ee_site(side), _joints(side), START_JOINTS) for side in SIDES
         ]
 
-    def ee_poses(self) -> Array:
+    def ee_poses(self) -> FloatArray:
         """Tool poses (2, 7), left first: between the finger tips; x points out of the gripper, the
         fingers slide along y."""
         return np.stack([site_pose(self.data, site) for site in self._tools])
 
-    def object_poses(self) -> dict[str, Array]:
+    def object_poses(self) -> dict[str, FloatArray]:
         return {"cube": self.data.qpos[self._cube].copy()}
 
     def _check_source(self, source: str) -> None:
@@ -111,5 +111,5 @@ def _joints(side: str) -> list[str]:
     return [f"vx300s_{side}/{joint}" for joint in JOINTS]
 
 
-def _tool(side: str) -> str:
+def _ee_site(side: str) -> str:
     return f"cali_{side}_site1"

@@ -11,11 +11,11 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from imf_ray.sim import diana
+from imf_ray.sim.base import OVERVIEW_SIZE, SimEnv
 from imf_ray.sim.diana import GRIPPER_OPENING, NUM_JOINTS, READY_JOINTS, SIDES
-from imf_ray.sim.kinematics import ArmKinematics, Array, site_pose
-from imf_ray.sim.rendering import CameraRenderer, Image, project, shared_renderer
+from imf_ray.sim.kinematics import ArmKinematics, FloatArray, site_pose
+from imf_ray.sim.rendering import CameraRenderer, Image, project_to_pixels, shared_renderer
 from imf_ray.sim.scene import CAMERAS, PHYSICS_TIMESTEP
-from imf_ray.sim.world import VIEW_SIZE, World
 
 ACTION_SPACES = ("joint", "ee")
 CONTROL_HZ = 50
@@ -26,7 +26,7 @@ WORKSPACE = 1.5  # m, bound of each coordinate of an end-effector action
 VIEW_CAMERA = "front"
 
 
-class BimanualEnv(World):
+class BimanualEnv(SimEnv):
     """Two DianaMed arms at 50 Hz; a task adds its objects, where they start, and its stages.
 
     Observation: `qpos` (16,) and `qvel` (16,) float32, left arm first, each arm 7 joints in rad
@@ -90,7 +90,7 @@ class BimanualEnv(World):
     # What a task adds --------------------------------------------------------------------------
 
     @abstractmethod
-    def _sample_poses(self) -> dict[str, Array]:
+    def _sample_poses(self) -> dict[str, FloatArray]:
         """Start poses (7,) by object (xyz in m, quaternion wxyz), drawn from `self.np_random`."""
 
     @abstractmethod
@@ -164,25 +164,25 @@ class BimanualEnv(World):
     def view(self) -> Image:
         """The front view (*VIEW_SIZE, 3) uint8 RGB, always without shadows and multisampling."""
         if self._view_renderer is None:
-            self._view_renderer = shared_renderer(self.model, VIEW_SIZE)
+            self._view_renderer = shared_renderer(self.model, OVERVIEW_SIZE)
         return self._view_renderer.render(self.data, VIEW_CAMERA)
 
-    def project(self, points: Array) -> Array:
-        """Where world points (N, 3) in m are in `view` (see `imf_ray.sim.rendering.project`)."""
-        return project(self.model, self.data, VIEW_CAMERA, VIEW_SIZE, points)
+    def project(self, points: FloatArray) -> FloatArray:
+        """Where world points (N, 3) in m are in `view` (see `imf_ray.sim.rendering.project_to_pixels`)."""
+        return project_to_pixels(self.model, self.data, VIEW_CAMERA, OVERVIEW_SIZE, points)
 
-    def get_state(self) -> Array:
+    def get_state(self) -> FloatArray:
         """The whole state of the physics (`mjSTATE_INTEGRATION`), for bitwise comparisons."""
         kind = int(mujoco.mjtState.mjSTATE_INTEGRATION)
         state = np.empty(mujoco.mj_stateSize(self.model, kind))
         mujoco.mj_getState(self.model, self.data, state, kind)
         return state
 
-    def ee_poses(self) -> Array:
+    def ee_poses(self) -> FloatArray:
         """Tool poses (2, 7), left first: xyz in m and quaternion wxyz in the world frame."""
         return np.stack([site_pose(self.data, site) for site in self._index.tools])
 
-    def object_poses(self) -> dict[str, Array]:
+    def object_poses(self) -> dict[str, FloatArray]:
         """Poses (7,) by object: xyz in m and quaternion wxyz in the world frame."""
         return {
             name: self.data.qpos[at].copy() for name, at in self._index.object_positions.items()
@@ -210,14 +210,14 @@ class BimanualEnv(World):
 
     # Inside ------------------------------------------------------------------------------------
 
-    def _checked_poses(self, poses: Mapping[str, ArrayLike]) -> dict[str, Array]:
+    def _checked_poses(self, poses: Mapping[str, ArrayLike]) -> dict[str, FloatArray]:
         _require_known("object", poses, self.objects)
         checked = {name: _finite_vector(f"pose of {name}", pose, 7) for name, pose in poses.items()}
         for pose in checked.values():
             pose[3:] = _unit_quaternion(pose[3:])
         return checked
 
-    def _resolve_targets(self, arms: Array) -> Array:
+    def _resolve_targets(self, arms: FloatArray) -> FloatArray:
         """Joint targets (2, 7) within their ranges, from the actions (2, 8) of the arms."""
         if self._action_kind == "ee":
             poses = [np.append(arm[:3], _unit_quaternion(arm[3:7])) for arm in arms]
@@ -226,7 +226,7 @@ class BimanualEnv(World):
         wanted = zip(self._kinematics, arms, strict=True)
         return np.stack([np.clip(a[:NUM_JOINTS], arm.lower, arm.upper) for arm, a in wanted])
 
-    def _controls(self, joint_targets: Array, grippers: Array) -> Array:
+    def _controls(self, joint_targets: FloatArray, grippers: FloatArray) -> FloatArray:
         opening = GRIPPER_OPENING * np.clip(grippers, 0.0, 1.0)
         return np.column_stack([joint_targets, opening]).ravel()
 
@@ -300,7 +300,7 @@ def _compiled(scene: str) -> mujoco.MjModel:
     return mujoco.MjModel.from_xml_string(scene)
 
 
-def planar_pose(x: float, y: float, z: float, yaw: float) -> Array:
+def planar_pose(x: float, y: float, z: float, yaw: float) -> FloatArray:
     """Pose (7,) of an object at xyz in m, turned by `yaw` in rad about the vertical."""
     return np.array([x, y, z, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)])
 
@@ -330,7 +330,7 @@ def _height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def _finite_vector(what: str, values: ArrayLike, size: int) -> Array:
+def _finite_vector(what: str, values: ArrayLike, size: int) -> FloatArray:
     vector = np.array(values, dtype=np.float64)
     if vector.shape != (size,):
         raise ValueError(f"{what} must have shape ({size},), got {vector.shape}")
@@ -339,7 +339,7 @@ def _finite_vector(what: str, values: ArrayLike, size: int) -> Array:
     return vector
 
 
-def _unit_quaternion(quaternion: Array) -> Array:
+def _unit_quaternion(quaternion: FloatArray) -> FloatArray:
     norm = np.linalg.norm(quaternion)
     if norm == 0:
         raise ValueError("a quaternion must not be zero")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import mujoco
 import numpy as np
 
-from imf_ray.sim.kinematics import ArmKinematics, Array
+from imf_ray.sim.kinematics import ArmKinematics, FloatArray
 
 SIDES = ("left", "right")
 NUM_JOINTS = 7
@@ -24,7 +24,7 @@ GRIPPER_OPENING = 2 * FINGER_STROKE  # m
 # right hand pointing down. At the manufacturer's home pose (0, -pi/4, 0, pi/2, 0, pi/4, 0) the
 # flange is 0.84 m out, and arms that share a workspace would reach through each other. Each wrist
 # starts on the side of its singularity (joint 6 = 0) where its work is.
-READY_JOINTS: Array = np.array(
+READY_JOINTS: FloatArray = np.array(
     [
         [0.0, -0.65, 0.0, 2.80, 0.0, 3.45 - np.pi / 2, -np.pi / 2],
         [0.0, 0.35, 0.0, 2.55, 0.0, 2.20 - np.pi, 0.0],

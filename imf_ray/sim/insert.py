@@ -4,7 +4,7 @@ import mujoco
 import numpy as np
 
 from imf_ray.sim.bimanual import BimanualEnv, planar_pose
-from imf_ray.sim.kinematics import Array
+from imf_ray.sim.kinematics import FloatArray
 from imf_ray.sim.scene import scene_xml
 
 # The ring's hole goes along its z; it lies flat, and the hole is a tunnel 18 mm long.
@@ -70,13 +70,13 @@ class SimAirInsertEnv(BimanualEnv):
     scene = scene_xml("sim_air_insert_ring_bar", _MATERIALS, _objects_xml())
     objects = ("ring", "bar")
 
-    def _sample_poses(self) -> dict[str, Array]:
+    def _sample_poses(self) -> dict[str, FloatArray]:
         return {
             "ring": self._sample_pose(RING_AREA, RING_HALF_SIZE[2]),
             "bar": self._sample_pose(BAR_AREA, BAR_HALF_SIZE[2]),
         }
 
-    def _sample_pose(self, area: tuple[tuple[float, float], ...], height: float) -> Array:
+    def _sample_pose(self, area: tuple[tuple[float, float], ...], height: float) -> FloatArray:
         x, y = (self.np_random.uniform(*bounds) for bounds in area)
         return planar_pose(x, y, height, self.np_random.uniform(-LARGEST_YAW, LARGEST_YAW))
 
@@ -93,7 +93,7 @@ class SimAirInsertEnv(BimanualEnv):
         return STAGE_ENTERED if share > 0 else STAGE_LIFTED
 
 
-def share_of_hole(ring: Array, bar: Array) -> float:
+def share_of_hole(ring: FloatArray, bar: FloatArray) -> float:
     """How much of the hole's length the bar's axis takes up, 0 to 1, from the poses (7,) of both.
 
     The axis is the segment between the middles of the bar's ends, the hole the finite tunnel
@@ -112,7 +112,7 @@ def share_of_hole(ring: Array, bar: Array) -> float:
     return float((span[1] - span[0]) / (2 * half_length))
 
 
-def _rotation(pose: Array) -> Array:
+def _rotation(pose: FloatArray) -> FloatArray:
     """Rotation matrix (3, 3) of a pose (7,): its columns are the object's axes."""
     matrix = np.empty(9)
     mujoco.mju_quat2Mat(matrix, pose[3:])

@@ -9,12 +9,12 @@ import numpy as np
 
 from imf_ray.sim.diana import LEFT_DOWN, LEFT_LEVEL, RIGHT_DOWN
 from imf_ray.sim.insert import BAR_HALF_SIZE, RING_HALF_SIZE
-from imf_ray.sim.kinematics import Array
-from imf_ray.sim.waypoints import CLOSED, OPEN, Waypoint, WaypointExpert, tool_pose, turned
+from imf_ray.sim.kinematics import FloatArray
+from imf_ray.sim.scripted_expert import CLOSED, OPEN, Waypoint, WaypointExpert, rotate, tool_pose
 
-MEETING_POINT: Array = np.array([0.0, 0.0, 0.25])  # m, of the ring's middle
-UP: Array = np.array([0.0, 0.0, 1.0])
-ALONG_BAR: Array = np.array([1.0, 0.0, 0.0])  # from the ring to the right arm
+MEETING_POINT: FloatArray = np.array([0.0, 0.0, 0.25])  # m, of the ring's middle
+UP: FloatArray = np.array([0.0, 0.0, 1.0])
+ALONG_BAR: FloatArray = np.array([1.0, 0.0, 0.0])  # from the ring to the right arm
 
 GRIP_OFFSET = 0.011  # m, the tool above an object's middle: the finger tips clear the table
 HOVER_HEIGHT = 0.06  # m, of the tool over its grip, before it goes down and after it was lifted
@@ -28,13 +28,13 @@ BEYOND = 0.02  # m, from the ring's other face to the bar's tip after it
 class InsertExpert(WaypointExpert):
     """The objects must lie flat within their areas, turned no further than the environment does."""
 
-    def _plan(self, tools: Array, objects: dict[str, Array]) -> list[list[Waypoint]]:
+    def _plan(self, tools: FloatArray, objects: dict[str, FloatArray]) -> list[list[Waypoint]]:
         left_start, right_start = tools
         return [_left_plan(left_start, objects["ring"]), _right_plan(right_start, objects["bar"])]
 
 
-def _left_plan(start: Array, ring: Array) -> list[Waypoint]:
-    grip, grasp = ring[:3] + GRIP_OFFSET * UP, turned(LEFT_DOWN, by=ring[3:])
+def _left_plan(start: FloatArray, ring: FloatArray) -> list[Waypoint]:
+    grip, grasp = ring[:3] + GRIP_OFFSET * UP, rotate(LEFT_DOWN, by=ring[3:])
     meeting = tool_pose(MEETING_POINT - GRIP_OFFSET * ALONG_BAR, LEFT_LEVEL)
     turning = tool_pose([TURNING_X, start[1], ring[2] + GRIP_OFFSET + HOVER_HEIGHT], LEFT_DOWN)
     return [
@@ -48,8 +48,8 @@ def _left_plan(start: Array, ring: Array) -> list[Waypoint]:
     ]
 
 
-def _right_plan(start: Array, bar: Array) -> list[Waypoint]:
-    grip, grasp = bar[:3] + GRIP_OFFSET * UP, turned(RIGHT_DOWN, by=bar[3:])
+def _right_plan(start: FloatArray, bar: FloatArray) -> list[Waypoint]:
+    grip, grasp = bar[:3] + GRIP_OFFSET * UP, rotate(RIGHT_DOWN, by=bar[3:])
     from_ring_to_grip = RING_HALF_SIZE[2] + BAR_HALF_SIZE[0]  # m, with the tip at the near face
     axis = MEETING_POINT + GRIP_OFFSET * UP
     before = axis + (from_ring_to_grip + GAP) * ALONG_BAR

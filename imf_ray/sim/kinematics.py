@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
 class ArmKinematics:
@@ -30,19 +30,19 @@ class ArmKinematics:
         self._model = model
         self._data = mujoco.MjData(model)
         self._site = model.site(tool).id
-        self.posture: Array = np.asarray(posture, dtype=np.float64)
+        self.posture: FloatArray = np.asarray(posture, dtype=np.float64)
         indices = [model.joint(name).id for name in joints]
         self._positions = model.jnt_qposadr[indices]
         self._velocities = model.jnt_dofadr[indices]
         self.lower, self.upper = model.jnt_range[indices].T  # rad, each (J,)
 
-    def tool_pose(self, joints: ArrayLike) -> Array:
+    def tool_pose(self, joints: ArrayLike) -> FloatArray:
         """Tool pose (7,) at `joints` (J,) in rad."""
         self._data.qpos[self._positions] = joints
         mujoco.mj_kinematics(self._model, self._data)
         return site_pose(self._data, self._site)
 
-    def solve(self, pose: ArrayLike, start: ArrayLike) -> Array:
+    def solve(self, pose: ArrayLike, start: ArrayLike) -> FloatArray:
         """Joints (J,) in rad, within their ranges, that bring the tool to `pose` (7,).
 
         Damped least squares from `start` (J,), with a pull to the posture in the null space
@@ -68,7 +68,7 @@ class ArmKinematics:
         return joints
 
 
-def site_pose(data: mujoco.MjData, site: int) -> Array:
+def site_pose(data: mujoco.MjData, site: int) -> FloatArray:
     """Pose (7,) of a site: xyz in m and quaternion wxyz, world frame."""
     pose = np.empty(7)
     pose[:3] = data.site_xpos[site]
@@ -76,7 +76,7 @@ def site_pose(data: mujoco.MjData, site: int) -> Array:
     return pose
 
 
-def _pose_error(target: Array, current: Array) -> Array:
+def _pose_error(target: FloatArray, current: FloatArray) -> FloatArray:
     """Twist (6,) from `current` to `target`: translation in m, rotation vector in rad, world."""
     error = np.empty(6)
     inverse, difference = np.empty(4), np.empty(4)
@@ -87,6 +87,6 @@ def _pose_error(target: Array, current: Array) -> Array:
     return error
 
 
-def _limit(vector: Array, length: float) -> Array:
+def _limit(vector: FloatArray, length: float) -> FloatArray:
     norm = np.linalg.norm(vector)
     return vector if norm <= length else vector * (length / norm)

@@ -88,7 +88,7 @@ def shared_renderer(
     return renderer
 
 
-def project(
+def project_to_pixels(
     model: mujoco.MjModel, data: mujoco.MjData, camera: str, size: tuple[int, int], points: Array
 ) -> Array:
     """Where world points (N, 3) in m are in a picture of `size` (height, width).

@@ -1,7 +1,7 @@
 """The transfer task: the right arm picks a cube up and hands it to the left arm in the air."""
 
 from imf_ray.sim.bimanual import BimanualEnv, planar_pose
-from imf_ray.sim.kinematics import Array
+from imf_ray.sim.kinematics import FloatArray
 from imf_ray.sim.scene import scene_xml
 
 CUBE_HALF_SIZE = 0.02  # m
@@ -34,7 +34,7 @@ class SimTransferEnv(BimanualEnv):
     scene = scene_xml("sim_transfer", _MATERIAL, _CUBE)
     objects = ("cube",)
 
-    def _sample_poses(self) -> dict[str, Array]:
+    def _sample_poses(self) -> dict[str, FloatArray]:
         x, y = (self.np_random.uniform(*bounds) for bounds in CUBE_AREA)
         yaw = self.np_random.uniform(-CUBE_YAW, CUBE_YAW)
         return {"cube": planar_pose(x, y, CUBE_HALF_SIZE, yaw)}

@@ -18,19 +18,25 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
+from imf_ray.allocation import (
+    DRIVER_CPUS,
+    ClusterSize,
+    RunResources,
+    allocate_run,
+    max_concurrent_trials,
+)
 from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
-from imf_ray.files import AGAIN_S, insist, write_atomically, write_if_changed
-from imf_ray.places import origin, pull, remove, shown
-from imf_ray.resources import DRIVER_CPUS, ClusterSize, RunResources, plan_run, plan_slots
-from imf_ray.rollout.actors import RolloutJob, run_episodes
+from imf_ray.files import RETRY_DELAYS_S, retry_io, write_atomically, write_if_changed
+from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
 from imf_ray.rollout.policies import EXPERT, UNTRAINED
 from imf_ray.rollout.records import summarize
-from imf_ray.rollout.settings import agent_settings, scripted_settings
+from imf_ray.rollout.rollout_config import agent_rollout_config, scripted_rollout_config
 from imf_ray.schema import Config
-from imf_ray.sweep.scheduling import check_scheduler, make_scheduler
+from imf_ray.storage import authoritative_path, delete, display_path, download
+from imf_ray.sweep.results import JSON_FILE, read_sweep
+from imf_ray.sweep.schedulers import check_scheduler, make_scheduler
 from imf_ray.sweep.search_space import SearchSpace, trial_name
-from imf_ray.sweep.table import JSON_FILE, read_sweep
 from imf_ray.sweep.trial import (
     FAILED,
     TRIAL_FILE,
@@ -38,20 +44,20 @@ from imf_ray.sweep.trial import (
     read_trial,
     run_trial,
 )
-from imf_ray.training.failures import last_line
-from imf_ray.training.interruption import is_safe, request_stop, stop_requested, withdraw_stop
-from imf_ray.training.placement import free_lost_places
-from imf_ray.training.tracking import WORKERS_DIR, note_loss, read_workers
-from imf_ray.training.trainer import check_run, claim_run_dir, with_rollouts
+from imf_ray.training.failures import error_summary
+from imf_ray.training.placement import remove_orphaned_placement_groups
+from imf_ray.training.stop_signal import clear_stop, request_stop, safe_to_kill, stop_requested
+from imf_ray.training.tracking import WORKERS_DIR, mark_workers_lost, read_workers
+from imf_ray.training.trainer import enable_validation, init_or_verify_run_dir, prepare_run
 
 MAX_DRIVER_FAILURES = 20
 """How often a trial whose driver died (of a lost node, mostly) is started again; it goes on from
 its checkpoints."""
-CONTROLLER_ENDS_S = (2.0, 30.0)
+CLEANUP_DELAYS_S = (2.0, 30.0)
 """Ray ends a controller as soon as it learns of the death of the driver that made it: at once, or,
 if a node died, after some missed answers."""
 TRIALS_DIR, TUNE_DIR = "trials", "tune"
-SPACE_FILE, ORACLES_FILE = "space.json", "oracles.json"
+SPACE_FILE, BASELINES_FILE = "space.json", "oracles.json"
 log = logging.getLogger(__name__)
 
 
@@ -94,22 +100,22 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path)
         UserError: a trial or the scheduler cannot be built, the data are bad, or the folder is that
             of another sweep.
     """
-    pull(sweep_dir, "*.json", "*.jsonl", "*.yaml")
+    download(sweep_dir, "*.json", "*.jsonl", "*.yaml")
     begun = time.time()
     if (sweep_dir / SPACE_FILE).is_file():
-        begun = _begun(sweep_dir / SPACE_FILE)
-        before, _ = read_space(sweep_dir)
+        begun = _started_at(sweep_dir / SPACE_FILE)
+        before, _ = load_saved_space(sweep_dir)
         if before != space:
             raise UserError(
-                f"The sweep {shown(sweep_dir)} was started with another search space, "
+                f"The sweep {display_path(sweep_dir)} was started with another search space, "
                 f"{before.name}. Choose another run_name, or go on with it by resume=auto."
             )
     configs, params, described = {}, {}, ""
     for number, combination in enumerate(space.combinations()):
         name = trial_name(number, combination)
-        config = with_rollouts(space.config(overrides, combination))
-        run = check_run(config)
-        claim_run_dir(run, sweep_dir / TRIALS_DIR / name)
+        config = enable_validation(space.config(overrides, combination))
+        run = prepare_run(config)
+        init_or_verify_run_dir(run, sweep_dir / TRIALS_DIR / name)
         configs[name], params[name] = config, combination
         described = described or run.describe()
     sweep = Sweep(sweep_dir, space, configs, params, described)
@@ -123,69 +129,71 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Path)
     return sweep
 
 
-def read_space(sweep_dir: Path) -> tuple[SearchSpace, list[str]]:
+def load_saved_space(sweep_dir: Path) -> tuple[SearchSpace, list[str]]:
     """The search space and the overrides that a sweep was started with."""
     content = json.loads((sweep_dir / SPACE_FILE).read_text())
     return SearchSpace(**content["space"]), content["overrides"]
 
 
-def find_sweep(storage: Path, name: str | None) -> Path | None:
+def find_resumable_sweep(storage: Path, name: str | None) -> Path | None:
     """The sweep of that name, or else the newest one of which some trial has not ended well.
 
     None if there is none.
     """
-    for path in origin(storage).glob(f"*/{SPACE_FILE}") if name is None else ():
-        pull(storage / path.parent.name / SPACE_FILE)
-        pull(storage / path.parent.name / JSON_FILE)
+    for path in authoritative_path(storage).glob(f"*/{SPACE_FILE}") if name is None else ():
+        download(storage / path.parent.name / SPACE_FILE)
+        download(storage / path.parent.name / JSON_FILE)
     if name is not None:
-        pull(storage / name / SPACE_FILE)
+        download(storage / name / SPACE_FILE)
         return storage / name if (storage / name / SPACE_FILE).is_file() else None
-    spaces = [path for path in storage.glob(f"*/{SPACE_FILE}") if not _has_ended(path.parent)]
-    newest = max(spaces, key=_begun, default=None)
+    spaces = [path for path in storage.glob(f"*/{SPACE_FILE}") if not _is_complete(path.parent)]
+    newest = max(spaces, key=_started_at, default=None)
     return None if newest is None else newest.parent
 
 
-def _has_ended(sweep_dir: Path) -> bool:
+def _is_complete(sweep_dir: Path) -> bool:
     if not (sweep_dir / JSON_FILE).is_file():
         return False
     records, _ = read_sweep(sweep_dir)
-    return all(record.ended_well for record in records)
+    return all(record.is_complete for record in records)
 
 
-def _begun(space: Path) -> float:
+def _started_at(space: Path) -> float:
     return json.loads(space.read_text()).get("begun", space.stat().st_mtime)
 
 
-def plan_sweep(sweep: Sweep, size: ClusterSize) -> tuple[RunResources, int]:
+def allocate_sweep(sweep: Sweep, size: ClusterSize) -> tuple[RunResources, int]:
     """What each trial takes from the cluster, and how many run at a time.
 
     Raises:
         UserError: a trial does not fit.
     """
-    slots = plan_slots(sweep.first_config, size, len(sweep.configs))
-    return plan_run(sweep.first_config, size, slots), slots
+    slots = max_concurrent_trials(sweep.first_config, size, len(sweep.configs))
+    return allocate_run(sweep.first_config, size, slots), slots
 
 
-def judge_expert(sweep: Sweep, resources: RunResources) -> dict[str, float]:
+def evaluate_expert(sweep: Sweep, resources: RunResources) -> dict[str, float]:
     """Metrics of the table's upper end, on the seeds on which the trials are judged."""
-    return _judge_oracle(
-        sweep, resources, RolloutJob(EXPERT, scripted_settings(sweep.first_config.task))
+    return _evaluate_baseline(
+        sweep, resources, RolloutSpec(EXPERT, scripted_rollout_config(sweep.first_config.task))
     )
 
 
-def judge_untrained(sweep: Sweep, resources: RunResources, trial: TrialRecord) -> dict[str, float]:
+def evaluate_untrained(
+    sweep: Sweep, resources: RunResources, trial: TrialRecord
+) -> dict[str, float]:
     """Metrics of its lower end: the agent of a trial with fresh weights."""
     config = sweep.configs[trial.name]
-    settings = agent_settings(config, config.train.rollout_seed)
+    settings = agent_rollout_config(config, config.train.rollout_seed)
     policy = f"{UNTRAINED}{trial.best_checkpoint}"
-    return _judge_oracle(
-        sweep, resources, RolloutJob(policy, settings, config.evaluate.envs_per_actor)
+    return _evaluate_baseline(
+        sweep, resources, RolloutSpec(policy, settings, config.evaluate.envs_per_actor)
     )
 
 
-def _judge_oracle(sweep: Sweep, resources: RunResources, job: RolloutJob) -> dict[str, float]:
+def _evaluate_baseline(sweep: Sweep, resources: RunResources, job: RolloutSpec) -> dict[str, float]:
     """Judged once, unless a simulator was lost on the way."""
-    path = sweep.sweep_dir / ORACLES_FILE
+    path = sweep.sweep_dir / BASELINES_FILE
     known = json.loads(path.read_text()) if path.is_file() else {}
     if job.policy not in known:
         train = sweep.first_config.train
@@ -205,7 +213,7 @@ def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRe
         KeyboardInterrupt: it was asked to stop.
         UserError: every trial failed.
     """
-    _forget_requests(sweep)
+    _reset_session(sweep)
     # The first bundle holds the trial's driver. Validation runs in grandchildren of the driver,
     # which Tune's placement group captures: the other bundles are the room they need.
     simulator = {"CPU": resources.cpus_per_rollout_actor}
@@ -241,15 +249,15 @@ def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRe
                 storage_path=str(sweep.sweep_dir),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_DRIVER_FAILURES),
-                callbacks=[_Attendant(sweep)],
+                callbacks=[TrialCleanupCallback(sweep)],
             ),
         )
 
     errors: dict[str, str] = {}
-    for result in _fit_in_spite_of_tune(make_tuner, sweep.sweep_dir):
+    for result in _fit_with_tuner_restarts(make_tuner, sweep.sweep_dir):
         if result.error is not None:
-            errors[result.config["trial"]["name"]] = last_line(result.error)
-    if insist(lambda: stop_requested(sweep.sweep_dir)):
+            errors[result.config["trial"]["name"]] = error_summary(result.error)
+    if retry_io(lambda: stop_requested(sweep.sweep_dir)):
         raise KeyboardInterrupt
     records = [_record(sweep, name, errors.get(name)) for name in sweep.configs]
     if all(record.status == FAILED for record in records):
@@ -265,16 +273,18 @@ def stop_sweep(sweep: Sweep) -> None:
             request_stop(sweep.run_dir(name))
 
 
-def is_stopped(sweep: Sweep) -> bool:
+def safe_to_kill_sweep(sweep: Sweep) -> bool:
     """Whether killing the sweep now loses nothing, after it was asked to stop."""
     return all(
-        is_safe(sweep.run_dir(name), config.train.max_steps)
+        safe_to_kill(sweep.run_dir(name), config.train.max_steps)
         for name, config in sweep.configs.items()
         if read_trial(sweep.run_dir(name)) is None
     )
 
 
-def _fit_in_spite_of_tune(make_tuner: Callable[[], tune.Tuner], sweep_dir: Path) -> tune.ResultGrid:
+def _fit_with_tuner_restarts(
+    make_tuner: Callable[[], tune.Tuner], sweep_dir: Path
+) -> tune.ResultGrid:
     """Run Tune; where its own loop fails, begin again: trials go on from their checkpoints.
 
     The loop ends by any error of its own writing (Ray's disk is full, which need not be that of the
@@ -284,26 +294,26 @@ def _fit_in_spite_of_tune(make_tuner: Callable[[], tune.Tuner], sweep_dir: Path)
         KeyboardInterrupt: it failed after the sweep was asked to stop.
         Exception: it fails again and again; what Tune raised.
     """
-    pauses = iter(AGAIN_S)
+    pauses = iter(RETRY_DELAYS_S)
     while True:
         begun = time.monotonic()
         try:
             return make_tuner().fit()
         except Exception as error:
-            if insist(lambda: stop_requested(sweep_dir)):
+            if retry_io(lambda: stop_requested(sweep_dir)):
                 raise KeyboardInterrupt from error
-            if time.monotonic() - begun > AGAIN_S[-1]:  # it had worked for a while
-                pauses = iter(AGAIN_S)
+            if time.monotonic() - begun > RETRY_DELAYS_S[-1]:  # it had worked for a while
+                pauses = iter(RETRY_DELAYS_S)
             pause = next(pauses, None)
             if pause is None:
                 raise
             log.warning("Ray Tune failed; the sweep goes on in %.0f s: %s", pause, error)
             time.sleep(pause)
-            free_lost_places(made_by_driver=True)
-            _free_as_controllers_end()
+            remove_orphaned_placement_groups(made_by_driver=True)
+            _schedule_placement_group_cleanup()
 
 
-class _Attendant(tune.Callback):
+class TrialCleanupCallback(tune.Callback):
     """Cleans up after drivers of trials that died: others may be waiting for what they held."""
 
     def __init__(self, sweep: Sweep) -> None:
@@ -319,37 +329,37 @@ class _Attendant(tune.Callback):
 
     def _clean_up(self, trial: Any) -> None:
         """Free the places of the trial, once its controller, and so its workers, are gone."""
-        note_loss(self._sweep.run_dir(_name_of(trial)))
-        _free_as_controllers_end()
+        mark_workers_lost(self._sweep.run_dir(_name_of(trial)))
+        _schedule_placement_group_cleanup()
 
 
-def _free_as_controllers_end() -> None:
-    for pause in CONTROLLER_ENDS_S:
-        timer = threading.Timer(pause, free_lost_places)
+def _schedule_placement_group_cleanup() -> None:
+    for pause in CLEANUP_DELAYS_S:
+        timer = threading.Timer(pause, remove_orphaned_placement_groups)
         timer.daemon = True  # what it frees is freed with the sweep at the latest
         timer.start()
 
 
-def _forget_requests(sweep: Sweep) -> None:
+def _reset_session(sweep: Sweep) -> None:
     """Of an earlier session: requests to stop, who did not end well, and where workers were."""
-    withdraw_stop(sweep.sweep_dir)
+    clear_stop(sweep.sweep_dir)
     for name in sweep.configs:
         run_dir = sweep.run_dir(name)
-        withdraw_stop(run_dir)
-        remove(run_dir / WORKERS_DIR)
+        clear_stop(run_dir)
+        delete(run_dir / WORKERS_DIR)
         record = read_trial(run_dir)
-        if record is not None and not record.ended_well:
-            remove(run_dir / TRIAL_FILE)
+        if record is not None and not record.is_complete:
+            delete(run_dir / TRIAL_FILE)
 
 
 def _record(sweep: Sweep, name: str, error: str | None) -> TrialRecord:
     """What a trial has written, or what is known of one whose driver died."""
     run_dir = sweep.run_dir(name)
-    return insist(lambda: read_trial(run_dir)) or TrialRecord(
+    return retry_io(lambda: read_trial(run_dir)) or TrialRecord(
         name,
         sweep.params[name],
         FAILED,
-        run_dir=shown(run_dir),
+        run_dir=display_path(run_dir),
         workers=read_workers(run_dir),
         error=error or "its driver ended without a word",
     )

@@ -21,7 +21,7 @@ from ray import tune
 from imf_ray.config import known_keys, load_config, to_override
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
-from imf_ray.sweep.scheduling import check_scheduler
+from imf_ray.sweep.schedulers import check_scheduler
 
 NOT_VARIED = (
     "cluster.",
@@ -36,7 +36,7 @@ NOT_VARIED = (
 SEARCH_SPACE_DIR = Path(__file__).parents[2] / "search_spaces"
 DISTRIBUTIONS = ("choice", "uniform", "loguniform", "quniform", "randint", "lograndint")
 """Tune's, by their names there."""
-DIGITS = 4
+SIGNIFICANT_DIGITS = 4
 """Significant ones of a number that was drawn: it is part of the trial's name."""
 
 
@@ -84,7 +84,7 @@ class SearchSpace:
         found = []
         for values in itertools.product(*self.grid.values()):
             for _ in range(self.num_samples):
-                drawn = {key: _draw(what, rng) for key, what in self.sample.items()}
+                drawn = {key: _sample_value(what, rng) for key, what in self.sample.items()}
                 found.append({**dict(zip(self.grid, values, strict=True)), **drawn})
         return found
 
@@ -131,7 +131,7 @@ def _check(path: Path, space: SearchSpace) -> None:
                 f"such as {{loguniform: [1e-4, 1e-2]}}, not {what!r}."
             )
         try:
-            _draw(what, np.random.default_rng(0))
+            _sample_value(what, np.random.default_rng(0))
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}: {key} cannot be drawn from {what}: {error}") from error
     if not isinstance(space.num_samples, int) or space.num_samples < 1:
@@ -146,14 +146,14 @@ def _check(path: Path, space: SearchSpace) -> None:
         raise UserError(f"{path}: {error}") from error
 
 
-def _draw(what: Mapping[str, list[Any]], rng: np.random.Generator) -> Any:
+def _sample_value(what: Mapping[str, list[Any]], rng: np.random.Generator) -> Any:
     """One value of a distribution, short enough for a folder's name."""
     ((name, arguments),) = what.items()
     distribution = getattr(tune, name)
     domain = distribution(arguments) if name == "choice" else distribution(*arguments)
     value = domain.sample(random_state=rng)
     if isinstance(value, (float, np.floating)):
-        return float(f"{value:.{DIGITS}g}")
+        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from imf_ray.errors import UserError
-from imf_ray.rollout.records import EPISODES, describe_success
+from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
 from imf_ray.sweep.runner import TRIALS_DIR
 from imf_ray.sweep.trial import read_trial
 from imf_ray.training.status import RunStatus, is_run, read_status
@@ -73,7 +73,7 @@ def status_table(runs: Sequence[RunStatus]) -> Table:
             _number(run, "loss", "{:.4f}"),
             _number(run, "samples_per_s", "{:.0f}"),
             describe_success(run.metrics) or "",
-            _number(run, EPISODES, "{:.0f}"),
+            _number(run, NUM_EPISODES_METRIC, "{:.0f}"),
             _number(run, "action_error", "{:.4f}"),
             _number(run, "restarts", "{:.0f}"),
             "" if run.age_s is None else f"{_duration(run.age_s)} ago",

@@ -19,25 +19,25 @@ from ray.exceptions import RayActorError
 from ray.train import UserCallback, WorkerGroupError
 from ray.util.queue import Empty, Queue
 
+from imf_ray.allocation import RunResources
 from imf_ray.config import config_from_dict
 from imf_ray.errors import UserError
-from imf_ray.files import insist, write_atomically
-from imf_ray.places import here, origin, read_if_there, shown, working_copy
-from imf_ray.resources import RunResources
+from imf_ray.files import retry_io, write_atomically
+from imf_ray.storage import authoritative_path, display_path, local_dir, read_text_or_none, to_local
 from imf_ray.training.checkpoint import (
     best_checkpoint,
+    download_run,
     list_checkpoints,
-    pull_run,
     read_validations,
 )
-from imf_ray.training.failures import last_line
-from imf_ray.training.interruption import stop_requested, withdraw_stop
-from imf_ray.training.loop import EARLIER
+from imf_ray.training.failures import error_summary
+from imf_ray.training.loop import EARLIER_VALIDATIONS_KEY
+from imf_ray.training.stop_signal import clear_stop, stop_requested
 from imf_ray.training.tracking import read_workers
-from imf_ray.training.trainer import CheckedRun, RunOutcome, check_run, fit
+from imf_ray.training.trainer import PreparedRun, RunOutcome, fit, prepare_run
 
 TRIAL_FILE = "trial.json"
-LISTEN_S = 1.0
+REPORT_POLL_S = 1.0
 log = logging.getLogger(__name__)
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
@@ -64,7 +64,7 @@ class TrialRecord:
     """Steps of the checkpoints that it keeps of which the judgement failed."""
 
     @property
-    def ended_well(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether nothing is to be done again: neither the trial failed, nor a judgement of it.
 
         What the scheduler has stopped stays as it is.
@@ -85,45 +85,47 @@ def run_trial(params: dict[str, Any]) -> None:
     `run_dir`.
     """
     config = config_from_dict(params["config"])
-    run_dir = here(Path(params["run_dir"]))
+    run_dir = to_local(Path(params["run_dir"]))
     resources = RunResources(**params["resources"])
-    sweep_dir = here(Path(params["sweep_dir"]))
-    if insist(lambda: read_trial(run_dir)) is not None:
+    sweep_dir = to_local(Path(params["sweep_dir"]))
+    if retry_io(lambda: read_trial(run_dir)) is not None:
         return
     record = TrialRecord(
         name=params["name"],
         params=params["params"],
         status=FAILED,
-        run_dir=shown(run_dir),
+        run_dir=display_path(run_dir),
         driver_pid=os.getpid(),
         driver_host=socket.gethostname(),
     )
-    sweep_stops = insist(lambda: stop_requested(sweep_dir))
-    if sweep_stops or insist(lambda: stop_requested(run_dir)):
+    sweep_stops = retry_io(lambda: stop_requested(sweep_dir))
+    if sweep_stops or retry_io(lambda: stop_requested(run_dir)):
         if not sweep_stops:  # by the scheduler, before it could begin to go on
-            insist(lambda: pull_run(run_dir))
-            insist(partial(write_trial, insist(partial(_ended, record, STOPPED, None))))
-        insist(lambda: withdraw_stop(run_dir))
+            retry_io(lambda: download_run(run_dir))
+            retry_io(
+                partial(write_trial, retry_io(partial(_finished_record, record, STOPPED, None)))
+            )
+        retry_io(lambda: clear_stop(run_dir))
         return
-    run = insist(lambda: check_run(config))
+    run = retry_io(lambda: prepare_run(config))
     try:
-        outcome = _fit_and_tell(run, run_dir, resources)
+        outcome = _fit_and_report(run, run_dir, resources)
     except UserError as error:
         record = dataclasses.replace(record, error=str(error))
     except WorkerGroupError as error:
-        record = dataclasses.replace(record, error=last_line(error))
+        record = dataclasses.replace(record, error=error_summary(error))
     else:
-        if outcome.stopped and insist(lambda: stop_requested(sweep_dir)):
+        if outcome.stopped and retry_io(lambda: stop_requested(sweep_dir)):
             return
         status = STOPPED if outcome.stopped else FINISHED
-        record = insist(partial(_ended, record, status, outcome.swanlab_run))
-    insist(partial(write_trial, record))
+        record = retry_io(partial(_finished_record, record, status, outcome.swanlab_run))
+    retry_io(partial(write_trial, record))
     # The last validations end after the last report of the training.
     for metrics in [{"status": record.status}, *read_validations(run_dir)]:
         tune.report(metrics)
 
 
-class _Reports(UserCallback):
+class _ForwardReports(UserCallback):
     """Hands what a run reports to the trial, from Ray Train's controller."""
 
     def __init__(self, queue: Queue) -> None:
@@ -135,13 +137,13 @@ class _Reports(UserCallback):
         """Pass on what rank 0 says, and first what it found out before."""
         told = dict(metrics[0])
         try:
-            for found in [*told.pop(EARLIER, []), told]:
+            for found in [*told.pop(EARLIER_VALIDATIONS_KEY, []), told]:
                 self._queue.put(found)
         except RayActorError as error:  # what is lost is told again when the trial ends
             log.warning("A report did not reach Tune: %s", error)
 
 
-def _fit_and_tell(run: CheckedRun, run_dir: Path, resources: RunResources) -> RunOutcome:
+def _fit_and_report(run: PreparedRun, run_dir: Path, resources: RunResources) -> RunOutcome:
     """Train, and tell Tune what is reported as it comes; `fit` says what is raised.
 
     Ray's own callback for this gives Tune a second queue to look into, and Tune's loop waits for
@@ -150,23 +152,23 @@ def _fit_and_tell(run: CheckedRun, run_dir: Path, resources: RunResources) -> Ru
     again = {"max_restarts": -1, "max_task_retries": -1}  # its node may be lost
     reports = Queue(actor_options={"num_cpus": 0, **again})
     with ThreadPoolExecutor(1) as trainer:
-        running = trainer.submit(fit, run, run_dir, resources, [_Reports(reports)])
+        running = trainer.submit(fit, run, run_dir, resources, [_ForwardReports(reports)])
         while not running.done() or not reports.empty():
             with suppress(Empty):
-                tune.report(reports.get(timeout=LISTEN_S))
+                tune.report(reports.get(timeout=REPORT_POLL_S))
     reports.shutdown(force=True)  # asked to end, it would be started again
     return running.result()
 
 
-def _ended(record: TrialRecord, status: str, swanlab_run: str | None) -> TrialRecord:
+def _finished_record(record: TrialRecord, status: str, swanlab_run: str | None) -> TrialRecord:
     """The record of a trial that has ended, with the best checkpoint that its run keeps."""
-    run_dir = working_copy(record.run_dir)
+    run_dir = local_dir(record.run_dir)
     best = best_checkpoint(run_dir)
     return dataclasses.replace(
         record,
         status=status,
         metrics=dict(best.metrics),
-        best_checkpoint=shown(best.path),
+        best_checkpoint=display_path(best.path),
         workers=read_workers(run_dir),
         swanlab_run=swanlab_run,
         unjudged=[c.step for c in list_checkpoints(run_dir) if c.validated and not c.judged],
@@ -175,7 +177,7 @@ def _ended(record: TrialRecord, status: str, swanlab_run: str | None) -> TrialRe
 
 def write_trial(record: TrialRecord) -> None:
     """Write a trial's record into its run's folder."""
-    path = working_copy(record.run_dir) / TRIAL_FILE
+    path = local_dir(record.run_dir) / TRIAL_FILE
     write_atomically(path, json.dumps(dataclasses.asdict(record), indent=1))
 
 
@@ -186,8 +188,8 @@ def read_trial(run_dir: Path) -> TrialRecord | None:
         StorageError: it cannot be read.
         UserError: it is none.
     """
-    path = origin(run_dir / TRIAL_FILE)
-    text = read_if_there(path)
+    path = authoritative_path(run_dir / TRIAL_FILE)
+    text = read_text_or_none(path)
     if text is None:
         return None
     try:

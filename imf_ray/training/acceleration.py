@@ -8,7 +8,7 @@ import socket
 
 import torch
 
-from imf_ray.agents.vla import VLAAgent
+from imf_ray.agents.base import VLAAgent
 from imf_ray.errors import UserError
 
 
@@ -31,7 +31,7 @@ def compile_loss(agent: VLAAgent, device: torch.device) -> None:
 
     # By default the graph is cut where DDP's buckets of gradients end; a JVP does not survive that.
     _dynamo.config.optimize_ddp = False
-    parts: list[tuple[torch.nn.Module, str]] = [(agent, "loss_from_draws")]
+    parts: list[tuple[torch.nn.Module, str]] = [(agent, "objective_loss")]
     if agent.vision_encoder is not None:
         parts.append((agent.vision_encoder, "forward"))
     for module, name in parts:
@@ -39,7 +39,7 @@ def compile_loss(agent: VLAAgent, device: torch.device) -> None:
         setattr(module, name, compiled)
 
 
-def require_bf16(device: torch.device) -> None:
+def check_bf16_support(device: torch.device) -> None:
     """See that a device computes in bfloat16 by itself; where it is emulated, it is slower.
 
     Raises:

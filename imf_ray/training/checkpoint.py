@@ -22,26 +22,35 @@ from typing import Any
 
 import torch
 
-from imf_ray.agents.pretrained import save_agent, save_policy
-from imf_ray.agents.vla import VLAAgent
+from imf_ray.agents.base import VLAAgent
+from imf_ray.agents.pretrained import save_agent, save_inference_policy
 from imf_ray.errors import StorageError, UserError
-from imf_ray.files import add_line, insist, move_into_place, read_lines, sync, write_atomically
-from imf_ray.places import exists, is_passing, kept_at, pull, push, remove
+from imf_ray.files import (
+    append_line,
+    atomic_rename,
+    fsync_path,
+    read_lines,
+    retry_io,
+    write_atomically,
+)
 from imf_ray.rollout.records import SUCCESS_RATE
 from imf_ray.schema import Config, TrainConfig
+from imf_ray.storage import delete, download, exists, is_transient, remote_path, upload
 
-PREFIX, PARTIAL = "checkpoint_", ".partial_"
-PATTERN = f"{PREFIX}[0-9]*"  # Ray keeps a checkpoint_manager_snapshot.json beside them
+PREFIX, PARTIAL_PREFIX = "checkpoint_", ".partial_"
+CHECKPOINT_GLOB = f"{PREFIX}[0-9]*"  # Ray keeps a checkpoint_manager_snapshot.json beside them
 MANIFEST, TRAINER_STATE = "manifest.json", "trainer_state.pt"
 DIGEST = "digest"
 """In a manifest: of everything else in it."""
 VALIDATION, VALIDATIONS = "validation.json", "validations.jsonl"
-VIDEOS, DATA_FILE = "videos", "data.json"
+VIDEOS, DATA_MANIFEST_FILE = "videos", "data.json"
 VALIDATED_STEP = "validated_step"
 """Among metrics: the step of the checkpoint that those of validation are of."""
 VALIDATION_ERROR = "validation_error"
 """Among metrics: why a checkpoint could not be judged."""
-NO_ROOM = re.compile("PytorchStreamWriter|unexpected pos|No space left|os error|I/O error")
+DISK_FULL_PATTERN = re.compile(
+    "PytorchStreamWriter|unexpected pos|No space left|os error|I/O error"
+)
 """What torch and safetensors, which raise errors of their own, say of a full disk."""
 log = logging.getLogger(__name__)
 
@@ -94,7 +103,7 @@ class CheckpointSchedule:
         return period > 0 and step % period == 0
 
 
-def ranking(metrics: Mapping[str, Any]) -> tuple[float, float, float]:
+def checkpoint_rank_key(metrics: Mapping[str, Any]) -> tuple[float, float, float]:
     """Sort key of a checkpoint's metrics, best first: success, held-out action error, step."""
     return (
         -metrics.get(SUCCESS_RATE, -1.0),
@@ -123,30 +132,30 @@ def save_checkpoint(
         StorageError: the disk is full or the folder cannot be written; nothing that counts is left.
     """
     final = checkpoint_path(run_dir, step)
-    partial = run_dir / f"{PARTIAL}{step:08d}"
+    partial = run_dir / f"{PARTIAL_PREFIX}{step:08d}"
     metrics = {"step": step, **metrics}
 
     def write(folder: Path) -> None:
         save_agent(folder, agent, config, ema)
         torch.save(dict(trainer_state), folder / TRAINER_STATE)
 
-    _write_sealed(partial, final, metrics, write)
+    _write_with_manifest(partial, final, metrics, write)
     return SavedCheckpoint(final, metrics)
 
 
-def forget_unfinished(run_dir: Path) -> None:
+def delete_partial_checkpoints(run_dir: Path) -> None:
     """Delete what was left of checkpoints whose writer was killed; to be called by the next one."""
-    for partial in run_dir.glob(f"{PARTIAL}*"):
+    for partial in run_dir.glob(f"{PARTIAL_PREFIX}*"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def push_checkpoint(checkpoint: Path) -> None:
+def upload_checkpoint(checkpoint: Path) -> None:
     """Have a checkpoint where its run is kept; there, too, it is complete or absent.
 
     Raises:
         StorageError: it cannot be written there.
     """
-    push(checkpoint, last=MANIFEST)
+    upload(checkpoint, last=MANIFEST)
 
 
 def export_policy(checkpoint: Path, folder: Path) -> SavedCheckpoint:
@@ -159,17 +168,17 @@ def export_policy(checkpoint: Path, folder: Path) -> SavedCheckpoint:
     if folder.exists():
         raise UserError(f"{folder} exists: remove it, or name another folder.")
     metrics = {"step": saved.step}
-    _write_sealed(
-        folder.with_name(f"{PARTIAL}{folder.name}"),
+    _write_with_manifest(
+        folder.with_name(f"{PARTIAL_PREFIX}{folder.name}"),
         folder,
         metrics,
-        lambda partial: save_policy(partial, checkpoint),
+        lambda partial: save_inference_policy(partial, checkpoint),
     )
-    push_checkpoint(folder)
+    upload_checkpoint(folder)
     return SavedCheckpoint(folder, metrics)
 
 
-def _write_sealed(
+def _write_with_manifest(
     partial: Path, final: Path, metrics: Mapping[str, Any], write: Callable[[Path], None]
 ) -> None:
     """Let `write` fill a folder, seal it with its manifest and give it its name."""
@@ -182,13 +191,13 @@ def _write_sealed(
         manifest[DIGEST] = _digest_of_manifest(manifest)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in partial.iterdir():
-            sync(path)
+            fsync_path(path)
         if final.exists():  # an invalid one of an earlier attempt: valid ones are resumed from
             delete_checkpoint(final)
-        move_into_place(partial, final)
+        atomic_rename(partial, final)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if not isinstance(error, OSError) and not NO_ROOM.search(str(error)):
+        if not isinstance(error, OSError) and not DISK_FULL_PATTERN.search(str(error)):
             raise
         free = shutil.disk_usage(final.parent).free / 2**20
         raise StorageError(
@@ -199,19 +208,19 @@ def _write_sealed(
 
 def list_checkpoints(run_dir: Path) -> list[SavedCheckpoint]:
     """The valid checkpoints of a run, oldest first; bad ones are passed over with a warning."""
-    return list(_valid(sorted(run_dir.glob(PATTERN))))
+    return list(_iter_valid(sorted(run_dir.glob(CHECKPOINT_GLOB))))
 
 
 def newest_checkpoint(run_dir: Path) -> SavedCheckpoint | None:
     """The valid checkpoint with most steps; bad ones are passed over with a warning."""
-    return next(_valid(sorted(run_dir.glob(PATTERN), reverse=True)), None)
+    return next(_iter_valid(sorted(run_dir.glob(CHECKPOINT_GLOB), reverse=True)), None)
 
 
 def newest_step(run_dir: Path) -> int | None:
     """Updates behind the newest checkpoint that was finished; whether it is whole still, a resume
     sees."""
-    finished = (manifest.parent for manifest in run_dir.glob(f"{PATTERN}/{MANIFEST}"))
-    return max(map(step_of, finished), default=None)
+    finished = (manifest.parent for manifest in run_dir.glob(f"{CHECKPOINT_GLOB}/{MANIFEST}"))
+    return max(map(checkpoint_step, finished), default=None)
 
 
 def best_checkpoint(run_dir: Path) -> SavedCheckpoint:
@@ -223,13 +232,13 @@ def best_checkpoint(run_dir: Path) -> SavedCheckpoint:
     saved = list_checkpoints(run_dir)
     if not saved:
         raise UserError(f"{run_dir} has no valid checkpoint.")
-    return min(saved, key=lambda checkpoint: ranking(checkpoint.metrics))
+    return min(saved, key=lambda checkpoint: checkpoint_rank_key(checkpoint.metrics))
 
 
-def _valid(paths: Iterable[Path]) -> Iterator[SavedCheckpoint]:
+def _iter_valid(paths: Iterable[Path]) -> Iterator[SavedCheckpoint]:
     for path in paths:
         try:
-            yield insist(functools.partial(read_checkpoint, path))
+            yield retry_io(functools.partial(read_checkpoint, path))
         except UserError as error:  # though it was waited for, if it may be the disk
             _warn_once(f"Passed over: {error}")
 
@@ -240,13 +249,13 @@ def _warn_once(message: str) -> None:
     log.warning(message)
 
 
-def forget_judgement(checkpoint: SavedCheckpoint) -> SavedCheckpoint:
+def clear_validation(checkpoint: SavedCheckpoint) -> SavedCheckpoint:
     """Have a judgement that failed waited for again; the run's `validations.jsonl` remembers it.
 
     Raises:
         StorageError: it cannot be removed.
     """
-    remove(checkpoint.path / VALIDATION)
+    delete(checkpoint.path / VALIDATION)
     return read_checkpoint(checkpoint.path)
 
 
@@ -258,7 +267,10 @@ def prune_checkpoints(run_dir: Path, keep_last: int, pending: Callable[[int], bo
     """
     saved = list_checkpoints(run_dir)
     kept = {checkpoint.step for checkpoint in saved[-keep_last:]}
-    kept |= {checkpoint.step for checkpoint in sorted(saved, key=lambda c: ranking(c.metrics))[:1]}
+    kept |= {
+        checkpoint.step
+        for checkpoint in sorted(saved, key=lambda c: checkpoint_rank_key(c.metrics))[:1]
+    }
     for checkpoint in saved:
         waits = pending(checkpoint.step) and not checkpoint.validated
         if checkpoint.step not in kept and not waits:
@@ -267,21 +279,21 @@ def prune_checkpoints(run_dir: Path, keep_last: int, pending: Callable[[int], bo
 
 def delete_checkpoint(path: Path) -> None:
     """Delete a checkpoint, its manifest first: what is left of it then counts nowhere."""
-    remove(path / MANIFEST)
-    remove(path)
+    delete(path / MANIFEST)
+    delete(path)
 
 
-def pull_run(run_dir: Path) -> None:
+def download_run(run_dir: Path) -> None:
     """Have in the working copy of a URL what the run has there: its checkpoints, and no others.
 
     One that was not copied to the end was never committed, and is forgotten; logs stay. To be
     called where nobody writes checkpoints.
     """
-    kept = kept_at(run_dir)
+    kept = remote_path(run_dir)
     if kept is None:
         return
-    pull(run_dir, f"{PATTERN}/*", "*.jsonl", "*.yaml", DATA_FILE)
-    for path in run_dir.glob(PATTERN):
+    download(run_dir, f"{CHECKPOINT_GLOB}/*", "*.jsonl", "*.yaml", DATA_MANIFEST_FILE)
+    for path in run_dir.glob(CHECKPOINT_GLOB):
         if not exists(kept / path.name / MANIFEST):
             shutil.rmtree(path)
             continue
@@ -289,21 +301,21 @@ def pull_run(run_dir: Path) -> None:
             read_checkpoint(path)
         except UserError:  # of an earlier attempt here, perhaps
             shutil.rmtree(path)
-            pull(path)
+            download(path)
 
 
 def write_validation(checkpoint: Path, metrics: Mapping[str, Any]) -> None:
     """Attach what validation found out to a checkpoint and to its run."""
-    pull(checkpoint.parent / VALIDATIONS)
-    line = json.dumps({"step": step_of(checkpoint), **metrics})
-    add_line(checkpoint.parent / VALIDATIONS, line)
+    download(checkpoint.parent / VALIDATIONS)
+    line = json.dumps({"step": checkpoint_step(checkpoint), **metrics})
+    append_line(checkpoint.parent / VALIDATIONS, line)
     # Last, since it says that the checkpoint is judged: cut off before, it is judged again.
     write_atomically(checkpoint / VALIDATION, json.dumps(metrics))
 
 
 def pull_validations(run_dir: Path) -> None:
     """Have what validation found out on other machines in the working copy of a URL."""
-    pull(run_dir, f"*/{VALIDATION}", VALIDATIONS)
+    download(run_dir, f"*/{VALIDATION}", VALIDATIONS)
 
 
 def validation_video(run_dir: Path, step: int) -> Path:
@@ -317,7 +329,7 @@ def read_validations(run_dir: Path) -> list[dict[str, Any]]:
     return [{VALIDATED_STEP: metrics.pop("step"), **metrics} for metrics in found]
 
 
-def step_of(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
     """The step that a checkpoint folder's name tells."""
     return int(checkpoint.name.removeprefix(PREFIX))
 
@@ -344,7 +356,7 @@ def read_checkpoint(path: Path) -> SavedCheckpoint:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
-        if isinstance(error, OSError) and is_passing(error):
+        if isinstance(error, OSError) and is_transient(error):
             raise StorageError(f"{path} cannot be read: {error}") from error
         raise UserError(f"{path} is not a valid checkpoint: {error}.") from error
 

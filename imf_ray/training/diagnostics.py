@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.diagnostics import depth_weights, velocity_diagnostics
 from imf_ray.agents.imf import IMFVLAAgent
-from imf_ray.agents.vla import VLAAgent
-from imf_ray.files import insist, write_figure
+from imf_ray.files import retry_io, write_figure
 
 DEPTH_WEIGHTS = "depth_weights.png"
 PICTURE_INCHES = 6.0
@@ -44,7 +44,7 @@ class GradientNorms:
         }
 
 
-def diagnose(agent: VLAAgent, batch: Mapping[str, Any], folder: Path) -> dict[str, float]:
+def run_diagnostics(agent: VLAAgent, batch: Mapping[str, Any], folder: Path) -> dict[str, float]:
     """Look into an agent as far as it lets: numbers for the log, and a picture in `folder`.
 
     Neither its weights nor its mode are changed. The cost is that of two forward passes.
@@ -79,4 +79,4 @@ def draw_depth_weights(weights: Tensor, path: Path) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, label="mean weight", shrink=0.8)
-    insist(lambda: write_figure(path, figure))
+    retry_io(lambda: write_figure(path, figure))

@@ -11,11 +11,11 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 
 from imf_ray.errors import DivergenceError, UserError
-from imf_ray.places import here
+from imf_ray.storage import to_local
 from imf_ray.training.checkpoint import newest_step
 
 
-class Progress:
+class CheckpointProgress:
     """Whether a run has come further since it was last asked for."""
 
     def __init__(self, run_dir: Path) -> None:
@@ -28,25 +28,25 @@ class Progress:
         return self._step > before
 
 
-class PersistentFailurePolicy(DefaultFailurePolicy):
+class ProgressAwareFailurePolicy(DefaultFailurePolicy):
     """Ray Train's, but for two things: failures count from the last checkpoint on, so that a long
     run may have many; and it ends at once where the same steps would fail again.
     """
 
     def __init__(self, failure_config: FailureConfig, run_dir: Path) -> None:
         super().__init__(failure_config)
-        self._progress = Progress(here(run_dir))
+        self._progress = CheckpointProgress(to_local(run_dir))
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
         """Try again, or raise."""
-        if isinstance(user_error(training_failed_error), DivergenceError):
+        if isinstance(find_user_error(training_failed_error), DivergenceError):
             return FailureDecision.RAISE
         if self._progress.was_made():
             self._worker_group_failures = 0
         return super().make_decision(training_failed_error)
 
 
-def user_error(error: BaseException) -> UserError | None:
+def find_user_error(error: BaseException) -> UserError | None:
     """The `UserError` among the failures behind a failed training."""
     failures = [*getattr(error, "worker_failures", {}).values()]
     for failure in [*failures, getattr(error, "controller_failure", None)]:
@@ -60,7 +60,7 @@ def user_error(error: BaseException) -> UserError | None:
     return None
 
 
-def last_line(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """What an error says in the end; one that was raised elsewhere reads as a traceback."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else repr(error)

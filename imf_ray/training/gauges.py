@@ -23,7 +23,7 @@ GAUGES = {
 }
 """By metric: the gauge's name and what it tells. A tag says which run, or trial, it is of."""
 RUN_TAG = "run"
-REPEAT_S = 1.0
+REEXPORT_INTERVAL_S = 1.0
 
 
 class Gauges:
@@ -55,7 +55,7 @@ class Gauges:
         self._thread.join()
 
     def _repeat(self) -> None:
-        while not self._closed.wait(REPEAT_S):
+        while not self._closed.wait(REEXPORT_INTERVAL_S):
             self._tell(dict(self._values))
 
     def _tell(self, values: Mapping[str, float]) -> None:

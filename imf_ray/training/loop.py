@@ -27,75 +27,75 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from imf_ray.agents.pretrained import EMA_WEIGHTS, WEIGHTS, build_agent
-from imf_ray.agents.vla import VLAAgent
+from imf_ray.agents.base import VLAAgent
+from imf_ray.agents.pretrained import EMA_WEIGHTS_FILE, WEIGHTS_FILE, make_agent
 from imf_ray.config import config_from_dict
-from imf_ray.data.draws import crop_places, sample_draws
-from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream
+from imf_ray.data.pipeline import DATASET_NAME, TrainDataset
+from imf_ray.data.sample_rng import crop_offsets, sample_noise_and_uniforms
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.statistics import Statistics
 from imf_ray.data.windows import Batch
 from imf_ray.errors import DivergenceError, StorageError, UserError
-from imf_ray.files import insist
-from imf_ray.places import here, kept_at
+from imf_ray.files import retry_io
 from imf_ray.schema import Config
-from imf_ray.training.acceleration import compile_loss, require_bf16
+from imf_ray.storage import remote_path, to_local
+from imf_ray.training.acceleration import check_bf16_support, compile_loss
 from imf_ray.training.checkpoint import (
     CheckpointSchedule,
     SavedCheckpoint,
-    forget_judgement,
-    forget_unfinished,
+    clear_validation,
+    delete_partial_checkpoints,
+    download_run,
     list_checkpoints,
     load_trainer_state,
     newest_checkpoint,
     prune_checkpoints,
-    pull_run,
     pull_validations,
-    push_checkpoint,
     read_validations,
     save_checkpoint,
+    upload_checkpoint,
 )
-from imf_ray.training.diagnostics import GradientNorms, diagnose
-from imf_ray.training.interruption import Lookout, withdraw_stop
-from imf_ray.training.optimizer import WeightAverage, make_optimizer, make_schedule
-from imf_ray.training.tracking import SampleLog, Tracker, record_worker
+from imf_ray.training.diagnostics import GradientNorms, run_diagnostics
+from imf_ray.training.optimizer import EMA, make_optimizer, make_schedule
+from imf_ray.training.stop_signal import StopMonitor, clear_stop
+from imf_ray.training.tracking import SampleLog, Tracker, write_worker_record
 
 COMMIT_TIMEOUT_S = 30.0
-EARLIER = "earlier_validations"
+EARLIER_VALIDATIONS_KEY = "earlier_validations"
 """In a report: the metrics of validations that ended before the one whose metrics it holds."""
-POSITION = "position"
+DATA_STATE_KEY = "position"
 """In the trainer's state: see `SamplePlan.position`."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainPayload:
+class WorkerConfig:
     """What the driver hands to every worker."""
 
     config: dict[str, Any]
     run_dir: str
-    stream: EpisodeStream
+    stream: TrainDataset
     statistics: Statistics
     bad_episodes: int = 0
     """Files that were left out of the data set."""
 
 
-class Trainer:
+class TrainState:
     """The trained state of one worker: agent, average, optimizer, schedule and step."""
 
     def __init__(self, config: Config, statistics: Statistics, device: torch.device) -> None:
         torch.manual_seed(config.train.seed)  # the same first weights on every rank
         self._config = config
-        self.agent: VLAAgent = build_agent(config.agent, config.task.action_space, statistics)
+        self.agent: VLAAgent = make_agent(config.agent, config.task.action_space, statistics)
         self.agent.to(device).train()
         if config.train.autocast == "bf16":
-            require_bf16(device)
+            check_bf16_support(device)
             self.agent.bf16_encoders = True
         if config.train.compile:
             compile_loss(self.agent, device)
         self.device = device
         self.step = 0
-        self.average = WeightAverage(self.agent) if config.train.ema else None
+        self.average = EMA(self.agent) if config.train.ema else None
         self.optimizer = make_optimizer(self.agent, config.train)
         self.schedule = make_schedule(self.optimizer, config.train)
         self.module: nn.Module = self.agent
@@ -112,16 +112,16 @@ class Trainer:
         """
         state = load_trainer_state(checkpoint.path, str(self.device))
         expected = plan.position(checkpoint.step)
-        position = state.get(POSITION, expected)  # earlier versions did not note it
+        position = state.get(DATA_STATE_KEY, expected)  # earlier versions did not note it
         if position != expected:
             raise UserError(
                 f"{checkpoint.path} was saved at {position} of its data, and here the data are at "
                 f"{expected}: the run folder was put together of two runs."
             )
         self.step = checkpoint.step
-        self.agent.load_state_dict(load_file(checkpoint.path / WEIGHTS))
+        self.agent.load_state_dict(load_file(checkpoint.path / WEIGHTS_FILE))
         if self.average is not None:
-            self.average.load(load_file(checkpoint.path / EMA_WEIGHTS))
+            self.average.load(load_file(checkpoint.path / EMA_WEIGHTS_FILE))
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
 
@@ -130,7 +130,7 @@ class Trainer:
     ) -> SavedCheckpoint:
         """Write a checkpoint of the present step, with the metrics to remember."""
         state = {
-            POSITION: plan.position(self.step),
+            DATA_STATE_KEY: plan.position(self.step),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
@@ -142,7 +142,7 @@ class Trainer:
     def update(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """One optimization step; returns the loss and the gradient norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(split_batch(batch, self._config.train.accumulate_batches))
+        loss = self._backward(split_microbatches(batch, self._config.train.accumulate_batches))
         norm = nn.utils.clip_grad_norm_(self.agent.parameters(), self._config.train.grad_clip)
         self.optimizer.step()
         self.schedule.step()
@@ -163,7 +163,7 @@ class Trainer:
         return total
 
 
-def split_batch(batch: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
+def split_microbatches(batch: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
     """Parts of a batch of tensors, about equal, along their first axis; scalars belong to each.
 
     With `valid_count` among those, the losses of the parts add up to that of the batch.
@@ -172,7 +172,7 @@ def split_batch(batch: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
     for key, value in batch.items():
         pieces: Sequence[Any] = [value] * parts
         if isinstance(value, Mapping):
-            pieces = split_batch(value, parts)
+            pieces = split_microbatches(value, parts)
         elif value.ndim > 0:
             pieces = value.tensor_split(parts)
         for part, piece in zip(split, pieces, strict=True):
@@ -192,10 +192,10 @@ def to_tensors(
     assert isinstance(ids, np.ndarray)
     shape = (config.agent.pred_horizon, config.agent.action_dim)
     count = config.agent.draws_per_observation
-    draws = sample_draws(config.train.seed, epoch, ids, shape, count)
+    draws = sample_noise_and_uniforms(config.train.seed, epoch, ids, shape, count)
     if config.agent.vision_backbone.crop_size is not None:
         cameras = len(config.agent.camera_names)
-        draws["crop_places"] = crop_places(config.train.seed, epoch, ids, cameras)
+        draws["crop_offsets"] = crop_offsets(config.train.seed, epoch, ids, cameras)
     tensors: dict[str, Any] = {
         key: {name: torch.from_numpy(v).to(device, non_blocking=True) for name, v in value.items()}
         if isinstance(value, dict)
@@ -211,43 +211,43 @@ def to_tensors(
 
 def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     """The function that Ray Train runs on every worker."""
-    payload: TrainPayload = train_loop_config["payload"]
+    payload: WorkerConfig = train_loop_config["payload"]
     config, stream, run_dir = (
         config_from_dict(payload.config),
         payload.stream,
-        here(Path(payload.run_dir)),
+        to_local(Path(payload.run_dir)),
     )
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    if kept_at(run_dir) is not None:  # the ranks of a machine share its working copy
+    if remote_path(run_dir) is not None:  # the ranks of a machine share its working copy
         if context.get_local_rank() == 0:
-            insist(lambda: pull_run(run_dir))
+            retry_io(lambda: download_run(run_dir))
         ray.train.collective.barrier()
-    insist(lambda: record_worker(run_dir, rank))
+    retry_io(lambda: write_worker_record(run_dir, rank))
     # Beside busy processes, more threads than CPUs wait for each other and everything collapses.
     torch.set_num_threads(max(1, int(train_loop_config["cpus"])))
 
     on_gpu = config.train.device == "cuda"
     device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
-    trainer = Trainer(config, payload.statistics, device)
+    trainer = TrainState(config, payload.statistics, device)
     start = newest_checkpoint(run_dir)
     if start is not None:
         trainer.restore(start, stream.plan)
     trainer.distribute()
     tracker = None
     if rank == 0:
-        forget_unfinished(run_dir)
+        delete_partial_checkpoints(run_dir)
         tracker = Tracker(run_dir, config, trainer.step, payload.bad_episodes)
     schedule = CheckpointSchedule(config.train, stream.plan.steps_per_epoch)
-    reporter = _Reporter(run_dir, schedule, config.train.keep_last, tracker)
+    reporter = CheckpointReporter(run_dir, schedule, config.train.keep_last, tracker)
     reporter.report_what_is_there(trainer.step)
 
     iterator = ray.train.get_dataset_shard(DATASET_NAME)
     batches = stream.batches(iterator, rank, world_size, trainer.step)
-    clock, norms = _Clock(), GradientNorms(config.train.grad_clip)
+    clock, norms = DataWaitTimer(), GradientNorms(config.train.grad_clip)
     metrics: dict[str, float] = {}
     samples = SampleLog(run_dir, rank) if config.train.log_samples else None
-    lookout = Lookout(run_dir, rank, world_size)
+    lookout = StopMonitor(run_dir, rank, world_size)
     for batch in clock.timed(batches):
         if samples is not None:
             samples.log(trainer.step, np.asarray(batch["sample_id"]))
@@ -270,14 +270,14 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
                 tracker.log(trainer.step, {"epoch": progress, **metrics})
             reporter.look_for_validations()
         if tracker is not None and _is_due(trainer.step, config.train.diagnostics_freq):
-            part = split_batch(tensors, config.train.accumulate_batches)[0]
-            tracker.log_diagnostics(trainer.step, diagnose(trainer.agent, part, run_dir))
+            part = split_microbatches(tensors, config.train.accumulate_batches)[0]
+            tracker.log_diagnostics(trainer.step, run_diagnostics(trainer.agent, part, run_dir))
         if is_saved:
             saved = None
             if tracker is not None:
                 found = {"epoch": progress, **metrics}
-                saved = insist(functools.partial(trainer.save, run_dir, found, stream.plan))
-                insist(functools.partial(push_checkpoint, saved.path))
+                saved = retry_io(functools.partial(trainer.save, run_dir, found, stream.plan))
+                retry_io(functools.partial(upload_checkpoint, saved.path))
             reporter.report(trainer.step, saved)
         if asked_to_stop:
             break
@@ -290,11 +290,11 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
             reporter.wait_for_validations()
         swanlab_run = tracker.swanlab_run
         tracker.close()
-        insist(lambda: withdraw_stop(run_dir))  # answered: whoever asked may kill this process now
+        retry_io(lambda: clear_stop(run_dir))  # answered: whoever asked may kill this process now
     return {"swanlab_run": swanlab_run, "stopped": stopped}
 
 
-class _Reporter:
+class CheckpointReporter:
     """Tells Ray Train of checkpoints.
 
     Rank 0 has the tracker and brings the checkpoints; every rank makes the same calls.
@@ -308,7 +308,7 @@ class _Reporter:
         self._keep_last = keep_last
         self._tracker = tracker
         # Those of earlier workers, too: Ray Train may not have been told of them.
-        self._found = [] if tracker is None else insist(lambda: read_validations(run_dir))
+        self._found = [] if tracker is None else retry_io(lambda: read_validations(run_dir))
 
     def look_for_validations(self) -> None:
         """Log those that have ended; Ray Train is told of them with the next checkpoint."""
@@ -322,10 +322,10 @@ class _Reporter:
         if saved is not None and self._tracker is not None:
             checkpoint = _in_storage(saved.path)
             # What was found out of earlier checkpoints comes late, and is what ranks trials.
-            insist(lambda: pull_validations(self._run_dir))
+            retry_io(lambda: pull_validations(self._run_dir))
             self.look_for_validations()
             *earlier, latest = self._found or [{}]
-            metrics |= {**saved.metrics, **latest, EARLIER: earlier}
+            metrics |= {**saved.metrics, **latest, EARLIER_VALIDATIONS_KEY: earlier}
             self._found = []
         ray.train.report(
             metrics,
@@ -357,7 +357,7 @@ class _Reporter:
             checkpoint = saved[number]
             failed = checkpoint.validated and not checkpoint.judged
             if failed and self._schedule.validated(number):
-                saved[number] = insist(functools.partial(forget_judgement, checkpoint))
+                saved[number] = retry_io(functools.partial(clear_validation, checkpoint))
         for number in unknown:
             self.report(number, saved.get(number))
 
@@ -365,7 +365,7 @@ class _Reporter:
         """Wait for the validations under way, log them, and delete what waited for them."""
         assert self._tracker is not None
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.VALIDATED)
-        insist(lambda: pull_validations(self._run_dir))
+        retry_io(lambda: pull_validations(self._run_dir))
         self._tracker.log_validations()
         self._prune()
 
@@ -392,7 +392,7 @@ def _reported() -> list[ReportedCheckpoint]:
     )
 
 
-class _Clock:
+class DataWaitTimer:
     """Shares of time: waiting for data, and the rest."""
 
     def __init__(self) -> None:
@@ -433,7 +433,7 @@ def _require_finite(norm: Tensor, step: int) -> None:
         )
 
 
-def _metrics(loss: Tensor, trainer: Trainer, world_size: int) -> dict[str, float]:
+def _metrics(loss: Tensor, trainer: TrainState, world_size: int) -> dict[str, float]:
     if world_size > 1:
         torch.distributed.all_reduce(loss)
         loss = loss / world_size

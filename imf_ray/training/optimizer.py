@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from imf_ray.agents.vla import VLAAgent
+from imf_ray.agents.base import VLAAgent
 from imf_ray.schema import TrainConfig
 
 EMA_POWER, EMA_MAX_DECAY = 0.75, 0.9999
@@ -38,7 +38,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Lamb
     return LambdaLR(optimizer, factor)
 
 
-class WeightAverage:
+class EMA:
     """Exponential moving average of a module's floating-point state.
 
     The decay after `step` updates is 1 - (1 + step)^-0.75, at most 0.9999 (as in Diffusion

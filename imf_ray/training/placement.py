@@ -22,15 +22,15 @@ from ray.train.v2._internal.execution.callback import RayTrainCallback, WorkerGr
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from imf_ray.errors import StorageError
-from imf_ray.places import here, remove
-from imf_ray.training.failures import PersistentFailurePolicy
-from imf_ray.training.tracking import WORKERS_DIR, note_loss
+from imf_ray.storage import delete, to_local
+from imf_ray.training.failures import ProgressAwareFailurePolicy
+from imf_ray.training.tracking import WORKERS_DIR, mark_workers_lost
 
 log = logging.getLogger(__name__)
 
 
-class RunTrainer(TorchTrainer):
-    """A trainer with our `PersistentFailurePolicy`, whose places are freed by `free_lost_places`
+class FaultTolerantTorchTrainer(TorchTrainer):
+    """A trainer with our `ProgressAwareFailurePolicy`, whose places are freed by `remove_orphaned_placement_groups`
     alone.
 
     Ray's own cleaner asks the dashboard whether the controller lives, takes "not known", which is
@@ -42,7 +42,7 @@ class RunTrainer(TorchTrainer):
         self._run_dir = run_dir
 
     def _initialize_and_run_controller(self, **controller: Any) -> ray.train.Result:
-        policy = PersistentFailurePolicy(self.run_config.failure_config, self._run_dir)
+        policy = ProgressAwareFailurePolicy(self.run_config.failure_config, self._run_dir)
         return super()._initialize_and_run_controller(**{**controller, "failure_policy": policy})
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
@@ -50,7 +50,7 @@ class RunTrainer(TorchTrainer):
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
-class PlaceKeeper(WorkerGroupCallback):
+class OrphanedPlacementGroupCleanup(WorkerGroupCallback):
     """Frees, in Ray Train's controller, what earlier workers held, and forgets who they were."""
 
     def __init__(self, run_dir: Path) -> None:
@@ -58,19 +58,19 @@ class PlaceKeeper(WorkerGroupCallback):
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
         """Make room for the workers to come."""
-        free_lost_places()
+        remove_orphaned_placement_groups()
         try:
-            remove(here(self._run_dir) / WORKERS_DIR)
+            delete(to_local(self._run_dir) / WORKERS_DIR)
         except StorageError as error:  # they write their records anew
             log.warning("Who the last workers were is not forgotten: %s", error)
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Note that workers are gone, of which one failed: Ray ends the others."""
         if worker_group_status.errors:
-            note_loss(here(self._run_dir))
+            mark_workers_lost(to_local(self._run_dir))
 
 
-def free_lost_places(made_by_driver: bool = False) -> None:
+def remove_orphaned_placement_groups(made_by_driver: bool = False) -> None:
     """Remove the placement groups of this job whose makers are dead, with the workers in them.
 
     Args:

@@ -20,10 +20,10 @@ from rich.progress import (
 )
 
 from imf_ray.errors import UserError
-from imf_ray.places import pull
-from imf_ray.rollout.records import EPISODES, describe_success
+from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
+from imf_ray.storage import download
 from imf_ray.training.checkpoint import VALIDATION_ERROR
-from imf_ray.training.tracking import METRICS_FILE, latest_metrics
+from imf_ray.training.tracking import METRICS_FILE, merge_metrics
 
 POLL_S = 1.0
 TRAINING_FORMATS = {
@@ -36,7 +36,7 @@ TRAINING_FORMATS = {
 }
 
 
-class ProgressBoard:
+class RunProgress:
     """Shows runs while the code inside the `with` block carries them out.
 
     Args:
@@ -60,7 +60,7 @@ class ProgressBoard:
             disable=not console.is_terminal,
         )
 
-    def __enter__(self) -> ProgressBoard:
+    def __enter__(self) -> RunProgress:
         for run_dir in self._runs:  # what an earlier session wrote is not news
             self._new_lines(run_dir)
         self._progress.start()
@@ -82,13 +82,13 @@ class ProgressBoard:
     def _poll(self) -> None:
         for run_dir in self._runs:
             for metrics in self._new_lines(run_dir):
-                self._latest[run_dir] = latest_metrics(self._latest.get(run_dir, {}), metrics)
+                self._latest[run_dir] = merge_metrics(self._latest.get(run_dir, {}), metrics)
                 self._show(run_dir, metrics)
 
     def _new_lines(self, run_dir: Path) -> list[dict[str, Any]]:
         path = run_dir / METRICS_FILE
         try:
-            pull(path)
+            download(path)
         except UserError:  # a network that fails for a moment: the next look will tell
             return []
         if not path.is_file():
@@ -103,9 +103,9 @@ class ProgressBoard:
 
     def _show(self, run_dir: Path, metrics: dict[str, Any]) -> None:
         latest = self._latest[run_dir]
-        text = describe_metrics(latest)
+        text = format_metrics(latest)
         if not self._console.is_terminal:
-            if line := describe_metrics(metrics):  # diagnostics alone are not shown
+            if line := format_metrics(metrics):  # diagnostics alone are not shown
                 self._console.print(
                     f"{run_dir.name}  step {metrics['step']}/{self._runs[run_dir]}  {line}",
                     soft_wrap=True,
@@ -118,7 +118,7 @@ class ProgressBoard:
         self._progress.update(self._bars[run_dir], completed=latest["step"], text=text)
 
 
-def describe_metrics(metrics: Mapping[str, Any]) -> str:
+def format_metrics(metrics: Mapping[str, Any]) -> str:
     """The numbers a person wants to see, in one line."""
     parts = []
     if metrics.get("restarts", 0):
@@ -132,7 +132,7 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
         parts.append(f"action error {metrics['action_error']:.4f}")
     success = describe_success(metrics)
     if success is not None:
-        parts.append(f"success {success} of {metrics[EPISODES]:.0f}")
+        parts.append(f"success {success} of {metrics[NUM_EPISODES_METRIC]:.0f}")
     if VALIDATION_ERROR in metrics:
         parts.append(f"validation failed: {metrics[VALIDATION_ERROR]}")
     return "  ".join(parts)

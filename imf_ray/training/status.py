@@ -10,14 +10,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from imf_ray.agents.pretrained import CONFIG
+from imf_ray.agents.pretrained import CONFIG_FILE
 from imf_ray.training.checkpoint import VALIDATION_ERROR, newest_step
-from imf_ray.training.tracking import METRICS_FILE, RESTARTS, latest_metrics, read_metrics
+from imf_ray.training.tracking import METRICS_FILE, RESTARTS, merge_metrics, read_metrics
 
-SILENT_S, SILENT_GAPS = 300.0, 3.0
+STALLED_AFTER_S, STALLED_AFTER_INTERVALS = 300.0, 3.0
 """A run that has said nothing for so long, and so many times as long as it ever took for a line, is
 not called running."""
-WAITING, RUNNING, SILENT, TRAINED = "waiting", "running", "silent", "trained"
+PENDING, RUNNING, STALLED, TRAINED = "waiting", "running", "silent", "trained"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class RunStatus:
 
     name: str
     state: str
-    """`WAITING`, `RUNNING`, `SILENT` or `TRAINED`; of a trial that has ended, its record's."""
+    """`PENDING`, `RUNNING`, `STALLED` or `TRAINED`; of a trial that has ended, its record's."""
     step: int
     max_steps: int
     checkpoint: int | None
@@ -41,17 +41,17 @@ class RunStatus:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run."""
-    return (folder / CONFIG).is_file()
+    return (folder / CONFIG_FILE).is_file()
 
 
 def read_status(run_dir: Path, now: float) -> RunStatus:
     """What a run's folder says at the time `now`, in seconds since the epoch."""
     lines = read_metrics(run_dir / METRICS_FILE)
-    metrics: dict[str, Any] = functools.reduce(latest_metrics, lines, {"step": 0})
+    metrics: dict[str, Any] = functools.reduce(merge_metrics, lines, {"step": 0})
     age = now - lines[-1]["time"] if lines else None
-    max_steps = int(OmegaConf.load(run_dir / CONFIG).train.max_steps)
+    max_steps = int(OmegaConf.load(run_dir / CONFIG_FILE).train.max_steps)
     if age is None:
-        state = WAITING
+        state = PENDING
     elif metrics["step"] >= max_steps:
         state = TRAINED
     else:
@@ -60,8 +60,8 @@ def read_status(run_dir: Path, now: float) -> RunStatus:
             for line, after in itertools.pairwise(lines)
             if RESTARTS not in after  # before those, nobody was there
         )
-        patience = max(SILENT_S, SILENT_GAPS * max(gaps, default=0.0))
-        state = RUNNING if age < patience else SILENT
+        patience = max(STALLED_AFTER_S, STALLED_AFTER_INTERVALS * max(gaps, default=0.0))
+        state = RUNNING if age < patience else STALLED
     return RunStatus(
         name=run_dir.name,
         state=state,

@@ -20,22 +20,30 @@ import ray
 
 from imf_ray.config import config_to_dict
 from imf_ray.errors import StorageError, UserError
-from imf_ray.files import LineFile, insist, read_lines, write_atomically
-from imf_ray.mp4 import decode_video, encode_gif
-from imf_ray.places import Place, exists, origin, pull, push, read_if_there, reporting
+from imf_ray.files import JsonlWriter, read_lines, retry_io, write_atomically
 from imf_ray.schema import Config
+from imf_ray.storage import (
+    AnyPath,
+    authoritative_path,
+    download,
+    exists,
+    read_text_or_none,
+    storage_errors,
+    upload,
+)
 from imf_ray.training.checkpoint import (
-    PATTERN,
+    CHECKPOINT_GLOB,
     VALIDATED_STEP,
     VALIDATION_ERROR,
+    checkpoint_step,
     read_validations,
-    step_of,
     validation_video,
 )
 from imf_ray.training.gauges import Gauges
+from imf_ray.video import decode_video, encode_gif
 
 METRICS_FILE, WORKERS_DIR, SWANLAB_DIR = "metrics.jsonl", "workers", "swanlab"
-LOST = "lost"
+WORKERS_LOST_FILE = "lost"
 """Beside the records of workers: they have died."""
 RESTARTS = "restarts"
 RUN_ID = "run_id"
@@ -57,7 +65,7 @@ class WorkerRecord:
     """Hex id of the place that it holds, with the other ranks."""
 
 
-def record_worker(run_dir: Path, rank: int) -> None:
+def write_worker_record(run_dir: Path, rank: int) -> None:
     """Write this process's `WorkerRecord` into the run's folder."""
     context = ray.get_runtime_context()
     folder = Path(ray._private.worker._global_node.get_logs_dir_path())
@@ -82,16 +90,16 @@ class SampleLog:
     """
 
     def __init__(self, run_dir: Path, rank: int) -> None:
-        self._file = LineFile(run_dir / f"samples_rank_{rank}.jsonl")
+        self._file = JsonlWriter(run_dir / f"samples_rank_{rank}.jsonl")
 
     def log(self, step: int, samples: np.ndarray) -> None:
         """Log the sample ids (n,) of the update after `step` updates."""
         line = json.dumps({"step": step, "samples": samples.tolist()})
-        insist(lambda: self._file.add(line))
+        retry_io(lambda: self._file.add(line))
 
     def close(self) -> None:
         """Close the file."""
-        insist(self._file.close)
+        retry_io(self._file.close)
 
 
 class Tracker:
@@ -106,14 +114,16 @@ class Tracker:
         self._config = config
         self._run_dir = run_dir
         before = read_metrics(run_dir / METRICS_FILE)
-        self._logged = {_judged(line) for line in before if "validated" in line}
+        self._logged = {_validation_key(line) for line in before if "validated" in line}
         starts = [line for line in before if RESTARTS in line]
         self._gauges = Gauges(run_dir.name)
-        self._file = insist(lambda: LineFile(run_dir / METRICS_FILE))
+        self._file = retry_io(lambda: JsonlWriter(run_dir / METRICS_FILE))
         self._swanlab_dir = run_dir / SWANLAB_DIR
         self._swanlab = _start_swanlab(run_dir, config) if config.train.use_swanlab else None
         self._last_step, self._last_time = start_step, time.monotonic()
-        passed_over = sum(step_of(path) > start_step for path in run_dir.glob(PATTERN))
+        passed_over = sum(
+            checkpoint_step(path) > start_step for path in run_dir.glob(CHECKPOINT_GLOB)
+        )
         fallbacks = sum(line["checkpoint_fallbacks"] for line in starts[-1:]) + passed_over
         start = {"checkpoint_fallbacks": fallbacks, "bad_episodes": bad_episodes}
         self._write(start_step, {RESTARTS: len(starts), **start})
@@ -135,10 +145,10 @@ class Tracker:
         once, or twice where it had failed.
         """
         found = []
-        for metrics in insist(lambda: read_validations(self._run_dir)):
+        for metrics in retry_io(lambda: read_validations(self._run_dir)):
             step = metrics[VALIDATED_STEP]
-            if _judged(metrics) not in self._logged:
-                self._logged.add(_judged(metrics))
+            if _validation_key(metrics) not in self._logged:
+                self._logged.add(_validation_key(metrics))
                 self._write(step, {"validated": 1.0, **metrics})
                 self._show_video(step)
                 found.append(metrics)
@@ -157,16 +167,16 @@ class Tracker:
     def close(self) -> None:
         """Flush everything."""
         self._gauges.close()
-        insist(self._file.close)
+        retry_io(self._file.close)
         if self._swanlab is not None:
             self._swanlab.finish()
-            insist(lambda: push(self._swanlab_dir))
+            retry_io(lambda: upload(self._swanlab_dir))
 
     def _show_video(self, step: int) -> None:
         if self._swanlab is None:
             return
         video = validation_video(self._run_dir, step)
-        insist(lambda: pull(video))
+        retry_io(lambda: download(video))
         if video.is_file():
             import swanlab
 
@@ -175,14 +185,14 @@ class Tracker:
 
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
         line = json.dumps({"step": step, "time": time.time(), **values})
-        insist(lambda: self._file.add(line))
+        retry_io(lambda: self._file.add(line))
         self._gauges.set(values)
         if self._swanlab is not None:
             numbers = {name: v for name, v in values.items() if isinstance(v, (int, float))}
             self._swanlab.log(numbers, step=step)
 
 
-def _judged(metrics: Mapping[str, Any]) -> tuple[int, bool]:
+def _validation_key(metrics: Mapping[str, Any]) -> tuple[int, bool]:
     """The step of a checkpoint that was judged, and whether that failed."""
     return int(metrics[VALIDATED_STEP]), VALIDATION_ERROR in metrics
 
@@ -192,7 +202,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in read_lines(path)]
 
 
-def latest_metrics(before: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
+def merge_metrics(before: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
     """The latest value of each; `step` is that of the training, not of what was judged late."""
     if "validated" not in line:
         return {**before, **line}
@@ -206,31 +216,33 @@ def read_workers(run_dir: Path) -> list[dict[str, Any]]:
     Raises:
         StorageError: they cannot be read.
     """
-    folder = origin(run_dir / WORKERS_DIR)
+    folder = authoritative_path(run_dir / WORKERS_DIR)
     found = []
-    with reporting(folder, "listed"):
-        files: list[Place] = [*folder.glob("*.json")]
+    with storage_errors(folder, "listed"):
+        files: list[AnyPath] = [*folder.glob("*.json")]
     for file in sorted(files, key=str):
-        if (text := read_if_there(file)) is not None:  # a run that starts anew takes them away
+        if (text := read_text_or_none(file)) is not None:  # a run that starts anew takes them away
             found.append(json.loads(text))
     return found
 
 
-def note_loss(run_dir: Path) -> None:
+def mark_workers_lost(run_dir: Path) -> None:
     """Note that the run's workers have died: nobody shall wait for a checkpoint of theirs."""
     try:
-        write_atomically(run_dir / WORKERS_DIR / LOST, "")
+        write_atomically(run_dir / WORKERS_DIR / WORKERS_LOST_FILE, "")
     except StorageError as error:  # whoever waits for it is told that a second Ctrl-C ends that
         log.warning("That workers are gone is not noted: %s", error)
 
 
-def has_workers(run_dir: Path) -> bool:
+def has_live_workers(run_dir: Path) -> bool:
     """Whether the run has workers that may yet write a checkpoint.
 
     Raises:
         StorageError: it cannot be told.
     """
-    return bool(read_workers(run_dir)) and not exists(origin(run_dir / WORKERS_DIR) / LOST)
+    return bool(read_workers(run_dir)) and not exists(
+        authoritative_path(run_dir / WORKERS_DIR) / WORKERS_LOST_FILE
+    )
 
 
 def check_tracking(config: Config) -> None:
@@ -282,7 +294,7 @@ def _start_swanlab(run_dir: Path, config: Config) -> Any:
         return start(mode=mode)
     name = folder / RUN_ID
     try:
-        pull(name)
+        download(name)
         if not name.is_file():
             write_atomically(name, uuid.uuid4().hex)
         return start(mode=mode, id=name.read_text(), resume="allow")

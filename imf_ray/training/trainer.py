@@ -25,27 +25,27 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-from imf_ray.agents.pretrained import CONFIG, build_agent
+from imf_ray.agents.pretrained import CONFIG_FILE, make_agent
+from imf_ray.allocation import DATA_POOL, TRAIN_POOL, RunResources, label_selector
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
-from imf_ray.data.episodes import EpisodeSource
+from imf_ray.data.episodes import EpisodeRef
 from imf_ray.data.index import EpisodeIndex, build_index
-from imf_ray.data.pipeline import DATASET_NAME, EpisodeStream, PlannedDataConfig
+from imf_ray.data.pipeline import DATASET_NAME, PerRankDataConfig, TrainDataset
 from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
-from imf_ray.files import insist, write_if_changed
-from imf_ray.places import exists, kept_at, place, pull, remove, shown
-from imf_ray.resources import DATA_POOL, TRAIN_POOL, RunResources, in_pool
-from imf_ray.rollout.settings import agent_settings
+from imf_ray.files import retry_io, write_if_changed
+from imf_ray.rollout.rollout_config import agent_rollout_config
 from imf_ray.schema import Config, EvaluateConfig
+from imf_ray.storage import delete, display_path, download, exists, parse_path, remote_path
 from imf_ray.training.checkpoint import (
-    DATA_FILE,
+    DATA_MANIFEST_FILE,
+    download_run,
     newest_checkpoint,
-    pull_run,
 )
-from imf_ray.training.failures import Progress, user_error
-from imf_ray.training.loop import TrainPayload, train_worker
-from imf_ray.training.placement import PlaceKeeper, RunTrainer
+from imf_ray.training.failures import CheckpointProgress, find_user_error
+from imf_ray.training.loop import WorkerConfig, train_worker
+from imf_ray.training.placement import FaultTolerantTorchTrainer, OrphanedPlacementGroupCleanup
 from imf_ray.training.tracking import check_tracking
 from imf_ray.training.validation import validate, window_spec
 
@@ -54,7 +54,7 @@ CONTROLLER_FAILURE_LIMIT = 30
 """Workers that find no place in a minute count as one failure. So often, it is told."""
 ELASTIC_FAILURE_LIMIT = 1
 """So often, an elastic run waits for more workers than may find a place, before it takes fewer."""
-HELD_OUT = "held_out_files"
+VAL_EPISODES_KEY = "held_out_files"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 FREE_KEYS = (
     "cluster",
@@ -94,7 +94,7 @@ rounding that depends on how a batch is divided among workers and parts."""
 
 
 @dataclass(frozen=True)
-class CheckedRun:
+class PreparedRun:
     """A configuration that was checked together with its data."""
 
     config: Config
@@ -123,15 +123,15 @@ class RunOutcome:
     """Whether it was asked to stop before its last step."""
 
 
-def check_run(config: Config) -> CheckedRun:
+def prepare_run(config: Config) -> PreparedRun:
     """Check everything that can be wrong before anything starts.
 
     Raises:
         UserError: bad data, an impossible agent or batch, or a tracker that is not installed.
     """
     check_tracking(config)
-    build_agent(config.agent, config.task.action_space)
-    agent_settings(config, config.train.rollout_seed)
+    make_agent(config.agent, config.task.action_space)
+    agent_rollout_config(config, config.train.rollout_seed)
     train, held = build_index(config).split(config.train.val_split, config.train.seed)
     plan = SamplePlan(
         lengths=tuple(episode.length for episode in train.episodes),
@@ -143,11 +143,11 @@ def check_run(config: Config) -> CheckedRun:
         pool_chunks=config.data.pool_chunks,
         seed=config.train.seed,
     )
-    return CheckedRun(config, train, held, plan)
+    return PreparedRun(config, train, held, plan)
 
 
 def fit(
-    run: CheckedRun, run_dir: Path, resources: RunResources, callbacks: Sequence[Any] = ()
+    run: PreparedRun, run_dir: Path, resources: RunResources, callbacks: Sequence[Any] = ()
 ) -> RunOutcome:
     """Train in `run_dir`, or go on there from the newest valid checkpoint.
 
@@ -160,21 +160,21 @@ def fit(
         ray.train.TrainingFailedError: it failed for another reason.
     """
     config = run.config
-    insist(lambda: pull_run(run_dir))
-    plan = insist(lambda: claim_run_dir(run, run_dir))
-    _tell_of_unequal_shares(plan, config.cluster.num_workers)
+    retry_io(lambda: download_run(run_dir))
+    plan = retry_io(lambda: init_or_verify_run_dir(run, run_dir))
+    _warn_uneven_shards(plan, config.cluster.num_workers)
     spec = window_spec(config)
     statistics = compute_statistics(run.train.episodes, spec.selection)
-    stream = EpisodeStream(
+    stream = TrainDataset(
         plan=plan,
         spec=spec,
         episodes=tuple(episode.source for episode in run.train.episodes),
         frame_bytes=len(config.agent.camera_names) * 3 * config.task.image_size**2,
         max_steps=config.train.max_steps,
         readers=config.train.num_workers,
-        options=in_pool(resources.pool_label, DATA_POOL),
+        options=label_selector(resources.pool_label, DATA_POOL),
     )
-    payload = TrainPayload(
+    payload = WorkerConfig(
         config_to_dict(config), str(run_dir), stream, statistics, len(run.train.skipped)
     )
     validation = ValidationTaskConfig(
@@ -188,7 +188,7 @@ def fit(
     )
 
     def make_trainer(workers: int) -> TorchTrainer:
-        return RunTrainer(
+        return FaultTolerantTorchTrainer(
             run_dir,
             train_worker,
             train_loop_config={"payload": payload, "cpus": resources.cpus_per_worker},
@@ -196,7 +196,7 @@ def fit(
             scaling_config=scaling_config(dataclasses.replace(resources, workers=workers)),
             run_config=RunConfig(
                 name=run_dir.name,
-                **_storage_of(run_dir),
+                **_ray_storage_kwargs(run_dir),
                 failure_config=FailureConfig(
                     max_failures=config.train.max_failures,
                     controller_failure_limit=(
@@ -204,25 +204,25 @@ def fit(
                     ),
                 ),
                 checkpoint_config=CheckpointConfig(num_to_keep=None),  # the loop prunes them
-                callbacks=[*callbacks, PlaceKeeper(run_dir)],
+                callbacks=[*callbacks, OrphanedPlacementGroupCleanup(run_dir)],
             ),
             datasets={DATASET_NAME: stream},  # read by PlannedDataConfig
-            dataset_config=PlannedDataConfig(lambda: _start_step(run_dir)),
+            dataset_config=PerRankDataConfig(lambda: _start_step(run_dir)),
             validation_config=ValidationConfig(
                 validate, validation, ray_remote_kwargs={"num_cpus": 0, "max_retries": -1}
             ),
         )
 
     try:
-        result = fit_in_spite_of_controllers(
+        result = fit_with_controller_restarts(
             make_trainer, run_dir, resources, config.train.max_failures
         )
     except ray.train.TrainingFailedError as error:
-        cause = user_error(error)
+        cause = find_user_error(error)
         if cause is not None:
             raise UserError(f"Training stopped: {cause}") from error
         raise
-    insist(lambda: pull_run(run_dir))
+    retry_io(lambda: download_run(run_dir))
     ended = result.return_value or {}
     return RunOutcome(
         run_dir,
@@ -231,7 +231,7 @@ def fit(
     )
 
 
-def fit_in_spite_of_controllers(
+def fit_with_controller_restarts(
     make_trainer: Callable[[int], TorchTrainer],
     run_dir: Path,
     resources: RunResources,
@@ -254,11 +254,11 @@ def fit_in_spite_of_controllers(
         ray.train.TrainingFailedError: training failed, or the controller too often.
         ray.exceptions.RayActorError: the controller died too often.
     """
-    workers, failures, progress = resources.workers, 0, Progress(run_dir)
+    workers, failures, progress = resources.workers, 0, CheckpointProgress(run_dir)
     while True:
         # That list cannot be read when a folder in it is gone or a write of it was cut off; what
         # counts is on disk, and the loop reports that again.
-        insist(lambda: remove(run_dir / RAY_SNAPSHOT))
+        retry_io(lambda: delete(run_dir / RAY_SNAPSHOT))
         try:
             return make_trainer(workers).fit()
         except (ray.train.ControllerError, RayActorError) as error:
@@ -286,20 +286,20 @@ def scaling_config(resources: RunResources) -> ScalingConfig:
         ),
         use_gpu=resources.gpus_per_worker > 0,
         resources_per_worker=per_worker,
-        **in_pool(resources.pool_label, TRAIN_POOL),
+        **label_selector(resources.pool_label, TRAIN_POOL),
     )
 
 
-def _storage_of(run_dir: Path) -> dict[str, Any]:
+def _ray_storage_kwargs(run_dir: Path) -> dict[str, Any]:
     """Where Ray Train keeps what it has to remember of a run: beside what we keep."""
-    kept = kept_at(run_dir.parent)
+    kept = remote_path(run_dir.parent)
     if kept is None:
         return {"storage_path": str(run_dir.parent)}
     filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(kept.fs))
     return {"storage_path": kept.path, "storage_filesystem": filesystem}
 
 
-def _tell_of_unequal_shares(plan: SamplePlan, workers: int) -> None:
+def _warn_uneven_shards(plan: SamplePlan, workers: int) -> None:
     if plan.virtual_shards % workers:
         log.warning(
             "%d workers share %d virtual shards unequally, and wait for those with most; with a "
@@ -309,17 +309,17 @@ def _tell_of_unequal_shares(plan: SamplePlan, workers: int) -> None:
         )
 
 
-def _validates(config: Config) -> bool:
+def _has_validation(config: Config) -> bool:
     return config.train.rollout_val_freq_epochs > 0 or config.train.rollout_validate_on_checkpoint
 
 
 def _start_step(run_dir: Path) -> int:
-    insist(lambda: pull_run(run_dir))
+    retry_io(lambda: download_run(run_dir))
     checkpoint = newest_checkpoint(run_dir)
     return 0 if checkpoint is None else checkpoint.step
 
 
-def claim_run_dir(run: CheckedRun, run_dir: Path) -> SamplePlan:
+def init_or_verify_run_dir(run: PreparedRun, run_dir: Path) -> SamplePlan:
     """Make the run's folder, or see that it is the same run's; return the plan it goes by.
 
     The number of virtual shards is that of the first start, so that the batches stay the same when
@@ -329,18 +329,18 @@ def claim_run_dir(run: CheckedRun, run_dir: Path) -> SamplePlan:
         UserError: the folder holds a run of another configuration or other data.
     """
     config, plan = run.config, run.plan
-    settings, data = run_dir / CONFIG, run_dir / DATA_FILE
+    settings, data = run_dir / CONFIG_FILE, run_dir / DATA_MANIFEST_FILE
     episodes = [[Path(e.path).name, e.length, e.digest] for e in run.train.episodes]
     if settings.is_file() and data.is_file():
         stored = OmegaConf.to_container(OmegaConf.load(settings))
         before = config_from_dict(stored)  # type: ignore[arg-type]  # options it lacks are younger
-        changed = _differences(config_to_dict(before), config_to_dict(config))
+        changed = _config_diff(config_to_dict(before), config_to_dict(config))
         record = json.loads(data.read_text())
         if record["episodes"] != episodes:
             changed.append(f"the episodes of {config.data.dataset_dir} have changed")
         if changed:
             raise UserError(
-                f"The run {shown(run_dir)} was started with other settings: {'; '.join(changed)}. "
+                f"The run {display_path(run_dir)} was started with other settings: {'; '.join(changed)}. "
                 "Choose another run_name, or use the same settings to go on with it."
             )
         shards = choose_virtual_shards(
@@ -351,37 +351,37 @@ def claim_run_dir(run: CheckedRun, run_dir: Path) -> SamplePlan:
     record = {
         "episodes": episodes,
         "virtual_shards": plan.virtual_shards,
-        HELD_OUT: [dataclasses.asdict(episode.source) for episode in run.held.episodes],
+        VAL_EPISODES_KEY: [dataclasses.asdict(episode.source) for episode in run.held.episodes],
     }
     write_if_changed(data, json.dumps(record))
     return plan
 
 
-def read_held_out(run_dir: Path) -> list[EpisodeSource]:
+def read_held_out(run_dir: Path) -> list[EpisodeRef]:
     """The episodes held out of a run; empty where they are not to be found."""
-    path = run_dir / DATA_FILE
-    pull(path)
+    path = run_dir / DATA_MANIFEST_FILE
+    download(path)
     if not path.is_file():
         return []
-    episodes = [EpisodeSource(**row) for row in json.loads(path.read_text()).get(HELD_OUT, [])]
-    return episodes if all(exists(place(episode.path)) for episode in episodes) else []
+    episodes = [EpisodeRef(**row) for row in json.loads(path.read_text()).get(VAL_EPISODES_KEY, [])]
+    return episodes if all(exists(parse_path(episode.path)) for episode in episodes) else []
 
 
-def _differences(before: Any, after: Any, prefix: str = "") -> list[str]:
+def _config_diff(before: Any, after: Any, prefix: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         found = []
         for key in after:
             name = f"{prefix}{key}"
             if name in FREE:
                 continue
-            found += _differences(before.get(key), after[key], f"{name}.")
+            found += _config_diff(before.get(key), after[key], f"{name}.")
         return found
     return [] if before == after else [f"{prefix[:-1]} was {before} and is {after}"]
 
 
-def with_rollouts(config: Config) -> Config:
+def enable_validation(config: Config) -> Config:
     """The configuration with validation of every checkpoint switched on where there is none."""
-    if _validates(config):
+    if _has_validation(config):
         return config
     train = dataclasses.replace(config.train, rollout_validate_on_checkpoint=True)
     return dataclasses.replace(config, train=train)

@@ -21,19 +21,19 @@ import torch
 
 from imf_ray.agents.pretrained import POLICY_FILES, load_agent
 from imf_ray.config import config_from_dict
-from imf_ray.data.episodes import EpisodeSource, Selection
+from imf_ray.data.episodes import EpisodeFields, EpisodeRef
 from imf_ray.data.windows import WindowSpec, sample_windows
-from imf_ray.files import insist, write_atomically
-from imf_ray.places import here, pull
-from imf_ray.rollout.actors import RolloutJob, run_episodes
-from imf_ray.rollout.artifacts import VIDEO, Keep
-from imf_ray.rollout.judgement import keep_records
+from imf_ray.files import retry_io, write_atomically
+from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
+from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest
 from imf_ray.rollout.records import summarize
-from imf_ray.rollout.settings import agent_settings
+from imf_ray.rollout.rollout_config import agent_rollout_config
+from imf_ray.rollout.seed_evaluation import store_records
 from imf_ray.schema import Config
+from imf_ray.storage import download, to_local
 from imf_ray.training.checkpoint import (
     VALIDATION_ERROR,
-    step_of,
+    checkpoint_step,
     validation_video,
     write_validation,
 )
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 def window_spec(config: Config) -> WindowSpec:
     """How this run's windows are cut."""
-    selection = Selection(
+    selection = EpisodeFields(
         cameras=tuple(config.agent.camera_names),
         objects=config.agent.recorded_objects,
         action_space=config.task.action_space,
@@ -64,7 +64,7 @@ def validate(
     checkpoint: ray.train.Checkpoint,
     run_dir: str,
     config: Mapping[str, Any],
-    held_out: Sequence[EpisodeSource],
+    held_out: Sequence[EpisodeRef],
     actors: int,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def validate(
         options: Ray options of each.
     """
     metrics: dict[str, Any] = {}
-    folder = here(Path(run_dir)) / Path(checkpoint.path).name
+    folder = to_local(Path(run_dir)) / Path(checkpoint.path).name
     try:
         run = config_from_dict(config)
         if held_out:
@@ -90,10 +90,10 @@ def validate(
             finally:
                 ray.cancel(pending, force=True)  # one that found no room would wait for ever
         first = run.train.rollout_seed
-        settings = agent_settings(run, noise_seed=first)
-        job = RolloutJob(str(folder), settings, run.evaluate.envs_per_actor)
+        settings = agent_rollout_config(run, noise_seed=first)
+        job = RolloutSpec(str(folder), settings, run.evaluate.envs_per_actor)
         seeds = range(first, first + run.train.rollout_num_episodes)
-        keep = {first: Keep(video=run.train.rollout_video)}
+        keep = {first: ArtifactRequest(video=run.train.rollout_video)}
         begun, records = time.perf_counter(), []
         videos: list[bytes] = []  # at most one: written once nobody's time limit runs
         for played in run_episodes(job, seeds, actors, options, keep):
@@ -104,19 +104,19 @@ def validate(
         steps = sum(record.steps for record in records)
         metrics["rollout/fps"] = steps / (time.perf_counter() - begun)
         for video in videos:
-            path = validation_video(folder.parent, step_of(folder))
-            insist(partial(write_atomically, path, video))
-        insist(lambda: keep_records(folder.parent, folder.name, records))
+            path = validation_video(folder.parent, checkpoint_step(folder))
+            retry_io(partial(write_atomically, path, video))
+        retry_io(lambda: store_records(folder.parent, folder.name, records))
     except Exception as error:  # the promise above: training goes on, and the report says why
         log.exception("Validation of %s failed", folder)
         metrics[VALIDATION_ERROR] = f"{type(error).__name__}: {error}"
-    insist(lambda: write_validation(folder, metrics))
+    retry_io(lambda: write_validation(folder, metrics))
     return metrics
 
 
 def action_error(
     folder: Path,
-    held_out: Sequence[EpisodeSource],
+    held_out: Sequence[EpisodeRef],
     ema: bool = True,
     inference_steps: int | None = None,
 ) -> float:
@@ -150,9 +150,9 @@ def action_error(
 
 @ray.remote(max_retries=2)
 def _action_error_task(
-    folder: str, held_out: Sequence[EpisodeSource], ema: bool, inference_steps: int | None
+    folder: str, held_out: Sequence[EpisodeRef], ema: bool, inference_steps: int | None
 ) -> float:
     torch.set_num_threads(1)
-    checkpoint = here(Path(folder))
-    pull(checkpoint, *POLICY_FILES)
+    checkpoint = to_local(Path(folder))
+    download(checkpoint, *POLICY_FILES)
     return action_error(checkpoint, held_out, ema, inference_steps)

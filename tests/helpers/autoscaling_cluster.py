@@ -1,0 +1,166 @@
+"""Runs a sweep on an autoscaling cluster that starts with room for one trial.
+
+`python -m tests.helpers.autoscaling_cluster FOLDER DATA`: the last line is JSON, the worker nodes that
+were there at first, and the most of them. Nodes are local raylets that Ray's own autoscaler starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FakeMultiNodeProvider,
+)
+
+from imf_ray.allocation import HEAD_NODE_RESOURCE
+from tests.helpers.configs import COMMAND_LIMIT_S, TINY_AGENT, TINY_TRAINING
+
+RAY = str(Path(sys.executable).parent / "ray")
+MAX_NODES, NODE_CPUS = 2, 2
+START_LIMIT_S, POLL_S = 120.0, 0.5
+SPACE = """
+fixed:
+  agent: resnet_imf_attnres_multitoken
+  agent.head.n_head: 2
+grid:
+  agent.head.n_emb: [16, 24]
+"""
+
+
+def autoscaling(address: str) -> dict[str, Any]:
+    """What Ray's autoscaler is told: a head for nobody, and small nodes, of which one is kept."""
+    return {
+        "cluster_name": "growing",
+        "max_workers": MAX_NODES,
+        "provider": {
+            "type": "external",  # as `fake_multinode` it needs a file that Ray's wheel lacks
+            "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
+            "head_node_id": FAKE_HEAD_NODE_ID,
+            "gcs_address": address,
+            "launch_multiple": True,
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {
+                "resources": {"CPU": NODE_CPUS},
+                "node_config": {},
+                "min_workers": 1,
+                "max_workers": MAX_NODES,
+            },
+        },
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 1,
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
+    }
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def start_head(folder: Path, address: str) -> subprocess.Popen[bytes]:
+    """A head node with an autoscaler, which live in a folder; what they start is in its group."""
+    config = folder / "autoscaling.json"
+    config.write_text(json.dumps(autoscaling(address)))
+    environment = os.environ | {
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    }
+    command = [RAY, "start", "--head", "--block", "--num-cpus=0"]
+    command += [f"--port={address.rpartition(':')[2]}", f"--temp-dir={folder}"]
+    command += [f"--autoscaling-config={config}", "--include-dashboard=false"]
+    log = (folder / "head.log").open("wb")
+    return subprocess.Popen(
+        command, env=environment, stdout=log, stderr=log, start_new_session=True
+    )
+
+
+def worker_nodes() -> int:
+    """How many nodes are there beside the head."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return sum(HEAD_NODE_RESOURCE not in node["Resources"] for node in nodes)
+
+
+def connect(address: str) -> None:
+    """Wait for the head, and for the node that it keeps."""
+    until = time.monotonic() + START_LIMIT_S
+    while True:
+        try:
+            ray.init(address=address, log_to_driver=False)
+            break
+        except ConnectionError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(POLL_S)
+    while worker_nodes() < 1:
+        if time.monotonic() > until:
+            raise TimeoutError("the autoscaler has started no node")
+        time.sleep(POLL_S)
+
+
+def main(folder: Path, data: str) -> None:
+    """Start the cluster, run the sweep, and print how many nodes there were."""
+    address = f"{ray.util.get_node_ip_address()}:{free_port()}"
+    (folder / "space.yaml").write_text(SPACE)
+    varied = ("agent.head.n_emb", "agent.head.n_head", "cluster.dashboard")
+    options = [o for o in (*TINY_AGENT, *TINY_TRAINING) if not o.startswith(varied)]
+    options += [f"search_space={folder}/space.yaml", f"data.dataset_dir={data}"]
+    options += [f"storage_path={folder}/runs", "run_name=sweep", "task.max_episode_steps=60"]
+    options += [f"cluster.address={address}", f"cluster.max_nodes={MAX_NODES}"]
+    # Both trials' simulators find room on the first node, and then one worker beside them.
+    options += [f"tune.cpus_per_trial={NODE_CPUS}", "cluster.cpus_per_worker=0.9"]
+    # The socket paths inside Ray's folder are limited to 107 characters.
+    ray_folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    head = start_head(Path(ray_folder), address)
+    try:
+        connect(address)
+        first = most = worker_nodes()
+        sweep = subprocess.Popen([sys.executable, "-m", "imf_ray.tune", *options])
+        until = time.monotonic() + COMMAND_LIMIT_S
+        while sweep.poll() is None and time.monotonic() < until:
+            most = max(most, worker_nodes())
+            time.sleep(POLL_S)
+        if sweep.returncode != 0:
+            sweep.kill()
+            raise SystemExit(f"the sweep ended with {sweep.returncode}")
+        ray.shutdown()
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait()
+        shutil.rmtree(ray_folder, ignore_errors=True)
+    print(json.dumps([first, most]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

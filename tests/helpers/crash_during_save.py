@@ -1,0 +1,80 @@
+"""Kills processes that save checkpoints, at random moments, and looks at what they leave behind.
+
+`python -m tests.helpers.crash_during_save FOLDER DATA KILLS` prints how many were killed while a
+checkpoint was half written.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from imf_ray.agents.pretrained import load_agent, make_agent
+from imf_ray.training.checkpoint import (
+    PARTIAL_PREFIX,
+    list_checkpoints,
+    load_trainer_state,
+    newest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from tests.helpers.configs import tiny_config
+
+KEEP_LAST, WARM_UP_SAVES = 2, 5
+
+
+def main(run_dir: Path, data: Path, kills: int) -> None:
+    """Kill `kills` saving processes; whatever is found afterwards must load.
+
+    Raises:
+        AssertionError: a checkpoint was lost, or is not what was written.
+    """
+    torch.set_num_threads(1)
+    config = tiny_config(data)
+    agent = make_agent(config.agent, config.task.action_space)
+
+    def save(step: int) -> None:
+        with torch.no_grad():
+            next(agent.parameters()).fill_(step)
+        state = {"step": step, "moments": torch.full((50_000,), float(step))}
+        average = {name: value.clone() for name, value in agent.state_dict().items()}
+        save_checkpoint(run_dir, step, {"loss": 1.0 / step}, agent, config, average, state)
+        prune_checkpoints(run_dir, KEEP_LAST, pending=lambda step: False)
+
+    usual, known = float("inf"), 0
+    for known in range(1, WARM_UP_SAVES + 1):
+        start = time.perf_counter()
+        save(known)
+        usual = min(usual, time.perf_counter() - start)
+    rng, half_written = random.Random(0), 0
+    for _ in range(kills):
+        parent, child = os.getpid(), os.fork()
+        if child == 0:
+            step = known
+            while os.getppid() == parent:
+                step += 1
+                save(step)
+            os._exit(1)
+        time.sleep(rng.uniform(0.0, 3.0 * usual))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        half_written += any(run_dir.glob(f"{PARTIAL_PREFIX}*"))
+        newest = newest_checkpoint(run_dir)
+        assert newest is not None and newest.step >= known, (newest, known)
+        known = newest.step
+        state = load_trainer_state(newest.path, "cpu")
+        assert state["step"] == known and (state["moments"] == known).all()
+        weights = next(load_agent(newest.path)[0].parameters())
+        assert (weights == known).all()
+        assert len(list_checkpoints(run_dir)) <= KEEP_LAST + 2  # the best, and one not yet pruned
+    print(half_written)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

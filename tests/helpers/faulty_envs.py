@@ -1,0 +1,58 @@
+"""The transfer task with faults at certain seeds, for tests of what a judgement makes of them.
+
+`task.env_id=tests.helpers.faulty_envs:tests/FaultyTransfer-v0` imports this module wherever the
+environment is made, in simulators too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from imf_ray.sim.transfer import SimTransferEnv
+
+ENV_ID = "tests.helpers.faulty_envs:tests/FaultyTransfer-v0"
+NEVER_MADE = "tests.helpers.faulty_envs:tests/NeverMade-v0"
+RAISES, RETURNS_NAN, REWARDS_NAN, DIES, HANGS = range(9000, 9005)
+FAULTY_STEP = 3
+
+
+class FaultyTransferEnv(SimTransferEnv):
+    """Goes wrong at step `FAULTY_STEP` of the episodes of the seeds above."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self._seed, self._steps = seed, 0
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        self._steps += 1
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self._steps == FAULTY_STEP:
+            if self._seed == RAISES:
+                raise ArithmeticError("the simulation diverged")
+            if self._seed == RETURNS_NAN:
+                observation["qpos"] = np.full_like(observation["qpos"], np.nan)
+            if self._seed == REWARDS_NAN:
+                reward = float("nan")
+            if self._seed == DIES:
+                os.kill(
+                    os.getpid(), signal.SIGSEGV
+                )  # as a simulator that reaches where it must not
+            if self._seed == HANGS:
+                time.sleep(10_000)
+        return observation, reward, terminated, truncated, info
+
+
+gymnasium.register(id="tests/FaultyTransfer-v0", entry_point=FaultyTransferEnv)
+
+
+def _never_made(**_: Any) -> gymnasium.Env:
+    raise OSError("the scene is missing")
+
+
+gymnasium.register(id="tests/NeverMade-v0", entry_point=_never_made)

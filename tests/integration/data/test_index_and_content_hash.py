@@ -1,0 +1,305 @@
+"""Digests, files that reach out of themselves or claim too much, and readers that die."""
+
+import errno
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import h5py
+import numpy as np
+import psutil
+import pytest
+
+from imf_ray.data import check_pool
+import imf_ray.data.episodes as episodes
+from imf_ray.data.content_hash import DIGEST, hash_contents
+from imf_ray.data.episodes import (
+    EpisodeFields,
+    EpisodeMetadata,
+    check_episode,
+    episode_path,
+    read_slice,
+)
+from imf_ray.data.hdf5 import CACHE_DIR
+from imf_ray.data.index import check_dataset
+from imf_ray.errors import UserError
+from tests.unit.data.test_readers import write_act
+
+
+def _value(file: h5py.File) -> None:
+    file["observations/qvel"][7, 3] += 1e-3
+
+
+def _pixel(file: h5py.File) -> None:
+    file["observations/images/top"][5, 2, 1, 0] ^= 1
+
+
+def _attribute(file: h5py.File) -> None:
+    file.attrs["control_hz"] = 51
+
+
+def _attribute_type(file: h5py.File) -> None:
+    file.attrs["control_hz"] = 50.0
+
+
+def _new_dataset(file: h5py.File) -> None:
+    file["extra"] = np.zeros(3)
+
+
+def _renamed(file: h5py.File) -> None:
+    file.move("observations/qvel", "observations/qvek")
+
+
+@pytest.mark.parametrize(
+    "change", [_value, _pixel, _attribute, _attribute_type, _new_dataset, _renamed]
+)
+def test_every_change_shows(own_demonstrations: Path, change: Callable[[h5py.File], None]) -> None:
+    path = episode_path(own_demonstrations, 0)
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(UserError, match=r"episode_0.hdf5.*digest does not match"):
+        check_episode(path)
+
+
+def test_a_digest_cannot_be_lost(own_demonstrations: Path) -> None:
+    path = episode_path(own_demonstrations, 0)
+    with h5py.File(path, "r+") as file:
+        file.attrs["dihest"] = file.attrs[DIGEST]
+        del file.attrs[DIGEST]
+    with pytest.raises(UserError, match="an attribute that is not ours: dihest"):
+        check_episode(path)
+
+
+def test_other_storage_keeps_the_digest(own_demonstrations: Path, tmp_path: Path) -> None:
+    path = tmp_path / "copy.hdf5"
+    with h5py.File(episode_path(own_demonstrations, 0)) as source, h5py.File(path, "w") as copy:
+        for name in ("action", "action_ee", "observations"):
+            source.copy(name, copy)
+        frames = copy["observations/images/top"][:]
+        del copy["observations/images/top"]
+        copy.create_dataset("observations/images/top", data=frames, compression="gzip")
+        for name, value in source.attrs.items():
+            copy.attrs[name] = value
+        assert hash_contents(copy) == source.attrs[DIGEST]
+    check_episode(path)
+
+
+def _soft_link(file: h5py.File) -> None:
+    file["again"] = h5py.SoftLink("/action")
+
+
+def _external_link(file: h5py.File) -> None:
+    del file["observations/qpos"]
+    file["observations/qpos"] = h5py.ExternalLink("episode_1.hdf5", "/observations/qpos")
+
+
+def _hard_link(file: h5py.File) -> None:
+    file["again"] = file["action"]
+
+
+def _virtual(file: h5py.File) -> None:
+    shape = file["action"].shape
+    layout = h5py.VirtualLayout(shape, np.float32)
+    layout[:] = h5py.VirtualSource("episode_1.hdf5", "action", shape)
+    del file["action"]
+    file.create_virtual_dataset("action", layout)
+
+
+def _stored_elsewhere(file: h5py.File) -> None:
+    values = file["action"][:]
+    elsewhere = Path(file.filename).with_name("elsewhere.bin")
+    elsewhere.write_bytes(values.tobytes())
+    del file["action"]
+    place = [(elsewhere.name, 0, values.nbytes)]
+    file.create_dataset("action", values.shape, values.dtype, external=place)
+
+
+def _huge(file: h5py.File) -> None:
+    width = file["observations/qpos"].shape[1]
+    del file["observations/qpos"]
+    file.create_dataset(
+        "observations/qpos", shape=(1 << 40, width), chunks=(1, width), dtype=np.float32
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_soft_link, "/again is a link"),
+        (_hard_link, "is a link"),
+        (_external_link, "/observations/qpos is a link"),
+        (_virtual, "/action keeps its values in another file"),
+        (_stored_elsewhere, "/action keeps its values in another file"),
+        (_huge, "/observations/qpos claims .* bytes, but 0 are stored"),
+    ],
+)
+def test_a_file_holds_its_own_values(
+    own_demonstrations: Path, change: Callable[[h5py.File], None], reason: str
+) -> None:
+    path = episode_path(own_demonstrations, 0)
+    with h5py.File(path, "r+") as file:
+        del file.attrs[DIGEST]
+        change(file)
+    with pytest.raises(UserError, match=reason):
+        check_episode(path)
+
+
+def test_a_reader_that_dies_or_hangs_is_a_verdict(
+    own_demonstrations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [episode_path(own_demonstrations, number) for number in range(2)]
+    child = check_pool._CheckerProcess("auto")
+    assert isinstance(child.check(paths[0]), EpisodeMetadata)
+    assert child._process is not None
+    os.kill(child._process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(check_pool, "MIN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(check_pool, "LEAST_BYTES_PER_S", 1e12)
+    hung = child.check(paths[0])
+    assert "takes more than" in str(hung)
+    monkeypatch.undo()
+    assert isinstance(child.check(paths[1]), EpisodeMetadata)  # by a new process
+    os.kill(child._process.pid, signal.SIGSTOP)
+    dead = threading.Timer(0.2, os.kill, (child._process.pid, signal.SIGKILL))
+    dead.start()
+    assert "killed the reader (exit code -9)" in str(child.check(paths[1]))
+    assert isinstance(child.check(paths[0]), EpisodeMetadata)
+    os.kill(child._process.pid, signal.SIGKILL)
+    child._process.wait()  # it died while it had nothing to read
+    assert isinstance(child.check(paths[1]), EpisodeMetadata)
+    child.close()
+
+
+def test_who_leaves_does_not_wait_for_a_file_that_hangs(own_demonstrations: Path) -> None:
+    paths = [episode_path(own_demonstrations, number % 3) for number in range(200)]
+    coming = check_pool.check_files(paths, "auto")
+    next(coming)
+    for process in psutil.Process().children():
+        if check_pool.__name__ in process.cmdline():
+            process.suspend()
+    begun = time.monotonic()
+    coming.close()
+    assert time.monotonic() - begun < check_pool.MIN_TIMEOUT_S
+
+
+def test_a_foreign_file_is_the_one_that_was_indexed(tmp_path: Path) -> None:
+    path = tmp_path / "episode_0.hdf5"
+    write_act(path)
+    assert isinstance(check_dataset(tmp_path, [path], "auto")[path], EpisodeMetadata)
+    with h5py.File(path, "r+") as file:
+        file["action"][3, 2] += 0.5
+    for _ in range(2):
+        assert "not those that were indexed" in str(check_dataset(tmp_path, [path], "auto")[path])
+    with h5py.File(path, "r+") as file:
+        file["action"][3, 2] = np.nan
+    assert "NaN" in str(check_dataset(tmp_path, [path], "auto")[path])
+    write_act(path)
+    assert isinstance(check_dataset(tmp_path, [path], "auto")[path], EpisodeMetadata)
+    with h5py.File(path, "r+") as file:
+        file["action"][3, 2] += 0.5
+    (tmp_path / CACHE_DIR / "index.json").unlink()
+    assert isinstance(check_dataset(tmp_path, [path], "auto")[path], EpisodeMetadata)
+
+
+def test_a_file_that_changed_is_not_trained_on(own_demonstrations: Path, tmp_path: Path) -> None:
+    """Though it is as long as before, and carries the digest of what it was."""
+    foreign, ours = tmp_path / "episode_0.hdf5", episode_path(own_demonstrations, 0)
+    write_act(foreign)
+    for path, change in product((foreign, ours), (_edit, _exchange)):
+        info = check_episode(path, "auto")
+        read = partial(read_slice, info.source, EpisodeFields(), (0, 1), (0, 1))
+        read()
+        content = path.read_bytes()
+        change(path)
+        with pytest.raises(UserError, match=rf"{path.name} cannot be read as it was.*was changed"):
+            read()
+        path.write_bytes(content)
+        read()  # a copy need not have the same time
+
+
+def test_a_shared_folder_that_is_away_for_a_moment_is_waited_for(
+    own_demonstrations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = check_episode(episode_path(own_demonstrations, 0), "auto").source
+    read = partial(read_slice, source, EpisodeFields(), (0, 1), (0, 1))
+    errors = [
+        OSError(errno.ESTALE, "Stale file handle"),
+        OSError("Can't read data (file read failed: errno = 5, error message = 'I/O error')"),
+    ]
+    waited: list[float] = []
+    open_again = episodes.open_hdf5
+
+    def open_hdf5(path: str) -> AbstractContextManager[h5py.File]:
+        if errors:
+            raise errors.pop()
+        return open_again(path)
+
+    monkeypatch.setattr(episodes, "open_hdf5", open_hdf5)
+    monkeypatch.setattr("imf_ray.files.time.sleep", waited.append)
+    assert read().length == source.length
+    assert not errors and len(waited) == 2
+    errors.append(OSError("Can't read data (inflate() failed)"))
+    with pytest.raises(UserError, match="cannot be read as it was"):
+        read()
+    assert len(waited) == 2  # what is wrong with a file stays
+
+
+def _edit(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["action"][3, 2] += 0.5
+
+
+def _exchange(path: Path) -> None:
+    path.unlink()
+    write_act(path, np.float64)
+
+
+def test_what_check_finds_is_what_training_finds(tmp_path: Path) -> None:
+    """Also if the file looks the same from outside: a flipped bit of a disk keeps the times."""
+    path = tmp_path / "episode_0.hdf5"
+    write_act(path)
+    assert isinstance(check_dataset(tmp_path, [path], "auto")[path], EpisodeMetadata)
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    with h5py.File(path, "r+") as file:
+        file["action"][3, 2] += 0.5
+    os.utime(path, ns=times)
+    assert isinstance(
+        check_dataset(tmp_path, [path], "auto")[path], EpisodeMetadata
+    )  # not read again
+    for again in (True, False):
+        verdict = check_dataset(tmp_path, [path], "auto", again=again)[path]
+        assert "not those that were indexed" in str(verdict)
+
+
+def test_an_index_that_is_none_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "episode_0.hdf5"
+    write_act(path)
+    (tmp_path / CACHE_DIR).mkdir()
+    (tmp_path / CACHE_DIR / "index.json").write_text("[]")
+    assert isinstance(check_dataset(tmp_path, [path], "auto")[path], EpisodeMetadata)
+
+
+def test_another_kind_of_file_does_not_vouch_for_itself(
+    own_demonstrations: Path, tmp_path: Path
+) -> None:
+    foreign, ours = tmp_path / "episode_0.hdf5", episode_path(own_demonstrations, 0)
+    write_act(foreign)
+    for path, other in ((foreign, episode_path(own_demonstrations, 1)), (ours, foreign)):
+        check_dataset(path.parent, [path], "auto")
+        shutil.copy(other, path)
+        verdict = check_dataset(path.parent, [path], "auto")[path]
+        assert "not those that were indexed" in str(verdict)
+        write_act(foreign)
+
+
+def test_ours_may_be_recorded_anew(own_demonstrations: Path) -> None:
+    first, second = (episode_path(own_demonstrations, number) for number in range(2))
+    check_dataset(own_demonstrations, [first], "auto")
+    shutil.copy(second, first)
+    assert isinstance(check_dataset(own_demonstrations, [first], "auto")[first], EpisodeMetadata)

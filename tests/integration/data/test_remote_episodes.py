@@ -1,0 +1,216 @@
+"""A data set behind a URL is the same data set; a web server stands for all remote file systems."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from imf_ray.allocation import ClusterSize, allocate_run
+from imf_ray.collect import main as collect
+from imf_ray.data.episodes import EpisodeFields, EpisodeRef, episode_path, read_slice
+from imf_ray.data.hdf5 import cache_folder
+from imf_ray.data.index import build_index
+from imf_ray.data.pipeline import TrainDataset
+from imf_ray.data.sampling import SamplePlan
+from imf_ray.data.windows import Batch, WindowSpec
+from imf_ray.errors import StorageError, UserError
+from imf_ray.storage import exists, parse_path
+from imf_ray.training.checkpoint import best_checkpoint
+from imf_ray.training.trainer import fit, prepare_run
+from tests.helpers.configs import DEMONSTRATIONS, LOGICAL_CPUS, tiny_config
+
+
+class _Ranges(SimpleHTTPRequestHandler):
+    """Answers `Range: bytes=A-B`, as every object store does, and keeps what was asked for."""
+
+    served: list[int] = []  # noqa: RUF012  (each test sets its own)
+    down: list[str] = []  # noqa: RUF012
+    """Paths with these words in them are answered by an error,"""
+    flaky: list[str] = []  # noqa: RUF012
+    """and of these the first read."""
+
+    def do_HEAD(self) -> None:
+        if not self._is_down() and not self._is_flaky():
+            super().do_HEAD()
+
+    def _is_flaky(self) -> bool:
+        name = f"{self.command} {self.path.strip('/')}"
+        found = name in self.flaky
+        if found:
+            self.flaky.remove(name)
+            self.send_error(503)
+        return found
+
+    def _is_down(self) -> bool:
+        found = any(word in self.path for word in self.down)
+        if found:
+            self.send_error(503)
+        return found
+
+    def do_GET(self) -> None:
+        if self._is_down() or self._is_flaky():
+            return
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if wanted is None or not path.is_file():
+            super().do_GET()
+            return
+        first, last = map(int, wanted.groups())
+        content = path.read_bytes()
+        part = content[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+        self.served.append(len(part))
+
+    def end_headers(self) -> None:
+        self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def served(
+    own_demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, list[int]]]:
+    """The URL of the demonstrations, and the sizes of the parts that were fetched."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sizes: list[int] = []
+    monkeypatch.setattr(_Ranges, "served", sizes)
+    monkeypatch.setattr(_Ranges, "down", [])
+    monkeypatch.setattr(_Ranges, "flaky", [])
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *a: _Ranges(*a, directory=str(own_demonstrations))
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", sizes
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_url_is_indexed_as_its_folder_is(
+    served: tuple[str, list[int]], own_demonstrations: Path
+) -> None:
+    url, sizes = served
+    remote = build_index(tiny_config(url))
+    local = build_index(tiny_config(own_demonstrations))
+    assert [episode.path for episode in remote.episodes] == [
+        f"{url}/episode_{number}.hdf5" for number in range(len(local.episodes))
+    ]
+    for found, expected in zip(remote.episodes, local.episodes, strict=True):
+        assert (
+            dataclasses.replace(found, path=expected.path, fingerprint=expected.fingerprint)
+            == expected
+        )
+    assert (cache_folder(parse_path(url)) / "index.json").is_file()
+
+    read = len(sizes)  # what is indexed is not read again,
+    assert build_index(tiny_config(url)) == remote and len(sizes) == read
+    with h5py.File(episode_path(own_demonstrations, 1), "r+") as file:  # unless it has changed
+        file["action"][3, 2] += 1.0
+    with pytest.raises(UserError, match=r"http://.*/episode_1.hdf5: .*digest"):
+        build_index(tiny_config(url))
+
+
+def test_batches_of_a_url_are_those_of_its_folder(
+    served: tuple[str, list[int]], own_demonstrations: Path, ray_cluster: None
+) -> None:
+    url, sizes = served
+    whole = sum(path.stat().st_size for path in own_demonstrations.glob("*.hdf5"))
+    local, remote = (
+        [episode.source for episode in build_index(tiny_config(folder)).episodes[:3]]
+        for folder in (own_demonstrations, url)
+    )
+    sizes.clear()
+    local, remote = (list(_batches(tuple(episodes))) for episodes in (local, remote))
+    assert len(local) == len(remote) == 6
+    for expected, found in zip(local, remote, strict=True):
+        np.testing.assert_array_equal(found["sample_id"], expected["sample_id"])
+        np.testing.assert_array_equal(found["action"], expected["action"])
+        np.testing.assert_array_equal(found["images"]["top"], expected["images"]["top"])  # type: ignore[index]
+    assert 0 < sum(sizes) < whole / 2  # only what was needed was fetched
+
+
+def test_a_run_trains_from_a_url(
+    served: tuple[str, list[int]], tmp_path: Path, ray_cluster: None
+) -> None:
+    config = tiny_config(
+        served[0], "train.rollout_val_freq_epochs=1000", "task.max_episode_steps=60"
+    )
+    size = ClusterSize(((float(LOGICAL_CPUS), 0.0),))
+    fit(prepare_run(config), tmp_path / "run", allocate_run(config, size))
+    best = best_checkpoint(tmp_path / "run")
+    assert best.step == config.train.max_steps and best.metrics["action_error"] > 0.0
+
+
+def _batches(episodes: tuple[EpisodeRef, ...]) -> Iterator[Batch]:
+    plan = SamplePlan((400, 400, 400), 8, 2, chunk_steps=10, pool_chunks=2, seed=0)
+    spec = WindowSpec(EpisodeFields(("top",)), obs_horizon=2, pred_horizon=4)
+    stream = TrainDataset(plan, spec, episodes, 48 * 48 * 3, max_steps=6, readers=2)
+    yield from stream.batches(stream.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
+
+
+def test_what_a_server_does_not_give_is_named(served: tuple[str, list[int]]) -> None:
+    url, _ = served
+    _Ranges.down.append("episode_1")
+    with pytest.raises(UserError, match=r"http://.*/episode_1.hdf5 cannot be read: "):
+        build_index(tiny_config(url))
+    _Ranges.down.append("/")
+    with pytest.raises(UserError, match=r"http://.* cannot be listed: ClientResponseError: 503"):
+        build_index(tiny_config(url))
+
+
+def test_what_is_bad_at_the_first_look_only_is_good(served: tuple[str, list[int]]) -> None:
+    """A network that failed for a moment says nothing of the file."""
+    url, _ = served
+    _Ranges.flaky.append("GET episode_1.hdf5")
+    assert len(build_index(tiny_config(url)).episodes) == DEMONSTRATIONS
+    assert not _Ranges.flaky
+
+
+def test_training_waits_for_a_server(
+    served: tuple[str, list[int]], own_demonstrations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To fsspec, every failure of a web server is a file that is missing."""
+    monkeypatch.setattr("imf_ray.files.RETRY_DELAYS_S", (0.0,))
+    url, _ = served
+    source = build_index(tiny_config(url)).episodes[1].source
+    expected = read_slice(source, EpisodeFields(), (0, 1), (0, 5)).action
+    for failing in (["HEAD", "GET"], ["GET"]):
+        _Ranges.flaky += [f"{method} episode_1.hdf5" for method in failing]
+        found = read_slice(source, EpisodeFields(), (0, 1), (0, 5)).action
+        np.testing.assert_array_equal(found, expected)
+        assert not _Ranges.flaky
+    _Ranges.down.append("episode_1")
+    with pytest.raises(UserError, match=r"episode_1.hdf5 cannot be read .*503"):
+        read_slice(source, EpisodeFields(), (0, 1), (0, 5))
+    with pytest.raises(StorageError, match="cannot be read"):
+        exists(parse_path(source.path))
+    _Ranges.down.clear()
+    episode_path(own_demonstrations, 1).unlink()
+    assert not exists(parse_path(source.path))
+
+
+def test_nothing_is_recorded_into_a_url() -> None:
+    with pytest.raises(UserError, match=r"s3://demos is a URL.*copy the folder"):
+        collect(tiny_config("s3://demos"), [])
+
+
+def test_a_url_that_cannot_be_opened_is_named() -> None:
+    with pytest.raises(UserError, match=r"nosuch://demos cannot be opened"):
+        build_index(tiny_config("nosuch://demos"))

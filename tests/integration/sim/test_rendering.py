@@ -1,0 +1,19 @@
+"""Rendering beside the other libraries of a process."""
+
+import subprocess
+import sys
+
+RENDER_THEN_BUILD = """
+import gymnasium, imf_ray
+from imf_ray.env_vars import prepare_environment
+prepare_environment(own_cluster=True)
+env = gymnasium.make("imf_ray/SimTransfer-v0", camera_names=["top"])
+env.reset(seed=0)
+import torchvision
+"""
+
+
+def test_a_trunk_can_be_built_after_rendering():
+    """Mesa's LLVM and that of triton, which torchvision loads, work in one order only."""
+    done = subprocess.run([sys.executable, "-c", RENDER_THEN_BUILD], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

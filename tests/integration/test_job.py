@@ -1,0 +1,185 @@
+"""A sweep submitted as a Ray job to a cluster of `ray start --head`, which asks for a token."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import REPO_ROOT
+from tests.helpers.configs import COMMAND_LIMIT_S, TINY_AGENT, TINY_TRAINING
+
+ROOT = REPO_ROOT
+RAY = str(Path(sys.executable).parent / "ray")
+START_LIMIT_S = 600
+GAUGE, TRIAL = "ray_imf_ray_", "00000-n_emb_16"
+PROMETHEUS_TARGETS = "prom_metrics_service_discovery.json"
+"""What the head writes for Prometheus."""
+SPACE = """
+fixed:
+  agent: resnet_imf_attnres_multitoken
+  agent.head.n_head: 2
+grid:
+  agent.head.n_emb: [16]
+"""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head node: its dashboard, its metrics, and the environment of its clients."""
+
+    url: str
+    folder: Path
+    environment: dict[str, str]
+
+    def get(self, path: str, token: bool = True) -> object:
+        """An answer of the dashboard's API."""
+        headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(self.url + path, headers=headers if token else {})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def gauges(self, run: str) -> set[str]:
+        """The names of our gauges of a run that Prometheus would find now."""
+        found = set()
+        for group in json.loads((self.folder / PROMETHEUS_TARGETS).read_text()):
+            for target in group["targets"]:
+                with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as answer:
+                    lines = answer.read().decode().splitlines()
+                found |= {line.partition("{")[0] for line in lines if f'run="{run}"' in line}
+        return {name.removeprefix(GAUGE) for name in found if name.startswith(GAUGE)}
+
+
+def _free_port() -> int:
+    """A port outside of the range that Ray gives its workers (10002-19999)."""
+    for port in range(21000 + os.getpid() % 5000, 32000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise RuntimeError("no free port")
+
+
+@pytest.fixture
+def head() -> Iterator[Head]:
+    """`ray start --head` on two CPUs, ended by its process id."""
+    port = _free_port()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_metrics_report_interval_ms": "1000"}
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        process = subprocess.Popen(
+            [
+                RAY,
+                "start",
+                "--head",
+                "--block",
+                "--num-cpus=2",
+                f"--port={port}",
+                f"--dashboard-port={port + 1}",
+                f"--ray-client-server-port={port + 2}",
+                f"--dashboard-agent-listen-port={port + 3}",
+                "--dashboard-host=127.0.0.1",
+                f"--temp-dir={folder}",
+            ],
+            env=environment,
+            start_new_session=True,
+        )
+        running = Head(f"http://127.0.0.1:{port + 1}", Path(folder), environment)
+        try:
+            _wait_until_it_answers(running)
+            yield running
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(START_LIMIT_S)
+
+
+def _wait_until_it_answers(head: Head) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while True:
+        try:
+            head.get("/api/jobs/")
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the dashboard did not come up"
+            time.sleep(1)
+
+
+def _submit(head: Head, *command: str) -> subprocess.CompletedProcess[str]:
+    """Submit a job as a user does, who tries again while Ray says that it is not ready yet."""
+    options = ["--submission-id=sweep", "--runtime-env=runtime_env.yaml", "--working-dir=."]
+    deadline = time.monotonic() + START_LIMIT_S
+    while True:
+        submitted = subprocess.run(
+            [RAY, "job", "submit", f"--address={head.url}", *options, "--", *command],
+            cwd=ROOT,
+            env=head.environment,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_LIMIT_S,
+        )
+        if "No available agent" not in submitted.stderr or time.monotonic() > deadline:
+            return submitted
+        time.sleep(1)
+
+
+def test_a_submitted_sweep_runs_and_is_shown(
+    head: Head, demonstrations: Path, tmp_path: Path
+) -> None:
+    space = tmp_path / "one.yaml"
+    space.write_text(SPACE)
+    varied = ("agent.head.n_emb", "agent.head.n_head")
+    options = [o for o in (*TINY_AGENT, *TINY_TRAINING) if not o.startswith(varied)]
+    seen: list[set[str]] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            with contextlib.suppress(OSError):  # until the metrics are served
+                seen.append(head.gauges(TRIAL))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    submitted = _submit(
+        head,
+        *(sys.executable, "-m", "imf_ray.tune"),
+        *options,
+        f"search_space={space}",
+        f"data.dataset_dir={demonstrations}",
+        f"storage_path={tmp_path}/runs",
+        "run_name=job",
+        "train.max_steps=2",
+        "task.max_episode_steps=60",
+    )
+    ended.set()
+    watcher.join()
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert (tmp_path / "runs/job/sweep.json").is_file()
+    jobs = head.get("/api/jobs/")
+    assert [job["status"] for job in jobs if job["submission_id"] == "sweep"] == ["SUCCEEDED"]
+    runs = head.get("/api/train/v2/runs/v1")["train_runs"]
+    assert [(run["name"], run["status"]) for run in runs] == [(TRIAL, "FINISHED")]
+    at_the_start = {"restarts", "bad_episodes", "checkpoint_fallbacks"}
+    at_each_line = {"loss", "samples_per_s", "data_wait"}
+    assert any({*at_the_start, *at_each_line} <= names for names in seen)  # at the same time
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        head.get("/api/jobs/", token=False)
+    asked = [RAY, "job", "list", f"--address={head.url}"]
+    unasked = {k: v for k, v in head.environment.items() if not k.startswith("RAY_AUTH_")}
+    refused = subprocess.run(asked, env=unasked, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0 and "RAY_AUTH_MODE" in refused.stdout + refused.stderr
+    subprocess.run(asked, env=head.environment, capture_output=True, check=True)

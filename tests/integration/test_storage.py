@@ -1,0 +1,245 @@
+"""Runs that are kept at a URL, with a local server that speaks S3 for all remote file systems."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
+from safetensors.torch import load_file
+from upath import UPath
+
+from imf_ray.agents.pretrained import EMA_WEIGHTS_FILE, WEIGHTS_FILE
+from imf_ray.errors import StorageError, UserError
+from imf_ray.files import JsonlWriter, write_atomically
+from imf_ray.storage import delete, display_path, download, local_dir, remote_path, to_local, upload
+from imf_ray.sweep.trial import read_trial
+from imf_ray.training.checkpoint import CHECKPOINT_GLOB, checkpoint_step, list_checkpoints
+from imf_ray.training.stop_signal import clear_stop, request_stop, stop_requested
+from imf_ray.training.tracking import METRICS_FILE, read_metrics
+from tests.helpers import REPO_ROOT
+from tests.helpers.commands import command_environment, run_command
+from tests.helpers.configs import COMMAND_LIMIT_S, TINY_AGENT, TINY_TRAINING
+
+ROOT = REPO_ROOT
+BUCKET = "s3://runs"
+AGENT = "resnet_imf_attnres_multitoken"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of the server."""
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A URL of its own, which this process and those that it starts can reach."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "XDG_CACHE_HOME": str(tmp_path / "one"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    UPath(BUCKET).mkdir(exist_ok=True)
+    return f"{BUCKET}/{tmp_path.name}"
+
+
+def be_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """See the working copies of a machine that has none yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+
+
+class _NoAnswerError(Exception):
+    """Such as botocore's, which are of no kind that Python knows."""
+
+
+def test_an_outage_is_no_answer(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fsspec's own `isfile` makes of one."""
+    run_dir = local_dir(bucket) / "run"
+    questions = (stop_requested, read_trial)
+    assert [bool(ask(run_dir)) for ask in questions] == [False] * 2
+    request_stop(run_dir)
+    assert stop_requested(run_dir)
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise _NoAnswerError
+
+    monkeypatch.setattr(S3FileSystem, "get_s3", fail)
+    for ask in questions:
+        with pytest.raises(StorageError, match=f"{bucket}/run.* cannot be read: _NoAnswerError"):
+            ask(run_dir)
+    with pytest.raises(StorageError):
+        download(run_dir)
+
+
+def test_a_path_tells_its_url(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = local_dir(bucket + "/") / "run"
+    assert str(remote_path(run_dir)) == display_path(run_dir) == f"{bucket}/run"
+    assert local_dir(f"{bucket}/run") == run_dir
+    assert (
+        remote_path(tmp_path) is None
+        and display_path(tmp_path) == str(tmp_path)
+        and to_local(tmp_path) == tmp_path
+    )
+    be_another_machine(monkeypatch, tmp_path)
+    there = local_dir(bucket) / "run"
+    assert there != run_dir and to_local(run_dir) == there == to_local(there)
+
+
+def test_what_one_machine_writes_another_one_has(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = local_dir(bucket) / "run"
+    log = JsonlWriter(run_dir / "log.jsonl")
+    log.add("1")
+    write_atomically(run_dir / "small.json", "a")
+    request_stop(run_dir)
+    log.close()
+    be_another_machine(monkeypatch, tmp_path)
+    copy = to_local(run_dir)
+    assert stop_requested(copy)
+    clear_stop(copy)
+    assert not stop_requested(run_dir)
+    download(copy, "*.json")
+    assert sorted(p.name for p in copy.iterdir()) == ["small.json"]
+    download(copy)
+    assert (copy / "log.jsonl").read_text() == "1\n"
+    (copy / "log.jsonl").write_text("1\n2\n")  # ours, and not copied yet
+    write_atomically(run_dir / "small.json", "b")
+    download(copy)
+    assert (copy / "small.json").read_text() == "b"
+    assert (copy / "log.jsonl").read_text() == "1\n2\n"
+    upload(copy)
+    delete(run_dir)
+    assert not run_dir.exists() and not (UPath(bucket) / "run").exists()
+    download(copy / "nothing")  # is no error
+    delete(copy / "nothing")
+
+
+def test_a_bucket_that_is_not_there(bucket: str) -> None:
+    with pytest.raises(UserError, match=r"s3://no-such/run/a cannot be written"):
+        write_atomically(local_dir("s3://no-such") / "run" / "a", "a")
+
+
+@pytest.mark.slow
+def test_nodes_that_share_no_folder(
+    bucket: str, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = tmp_path / "caches"
+    command = ["-m", "tests.helpers.no_shared_folder", bucket, str(demonstrations), str(caches)]
+    subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=command_environment(),
+        check=True,
+        timeout=COMMAND_LIMIT_S,
+    )
+    found = {}
+    for machine in ("head", "node", "driver"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(caches / machine))
+        run_dir = local_dir(bucket) / "run"
+        found[machine] = [checkpoint.step for checkpoint in list_checkpoints(run_dir)]
+    kept = sorted(
+        checkpoint_step(Path(path.name)) for path in (UPath(bucket) / "run").glob(CHECKPOINT_GLOB)
+    )
+    assert found["driver"] == kept and 8 in kept and len(kept) <= 3  # two, and the best
+    assert 8 in found["head"] or 8 in found["node"]
+    lines = read_metrics(run_dir / METRICS_FILE)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
+    judged = [line["rollout/episodes"] for line in lines if "validated" in line]
+    assert judged == [2, 2, 2, 2]
+    assert all("action_error" in line for line in lines if "validated" in line)
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_on_another_machine(
+    bucket: str, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = {"fixed": {"agent": AGENT}, "grid": {"train.lr": [1e-3, 1e-4]}}
+    (tmp_path / "tiny.yaml").write_text(json.dumps(space))
+    options = [*TINY_AGENT, *TINY_TRAINING, f"data.dataset_dir={demonstrations}"]
+    options += ["search_space=tiny.yaml", f"storage_path={bucket}", "run_name=sweep"]
+    options += ["task.max_episode_steps=60"]
+    done = run_command("tune", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    kept = UPath(bucket) / "sweep"
+    for name in ("sweep.json", "sweep.csv", "best.mp4"):
+        assert (kept / name).exists() and f"{bucket}/sweep/{name}" in done.stdout
+    first = json.loads((kept / "sweep.json").read_text())
+
+    (kept / "sweep.json").unlink()
+    trial = kept / "trials" / Path(first["trials"][0]["run_dir"]).name
+    (trial / "trial.json").unlink()
+    kept.fs.rm((trial / "checkpoint_00000004").path, recursive=True)
+    be_another_machine(monkeypatch, tmp_path)
+    again = run_command("tune", "resume=auto", f"storage_path={bucket}", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"Going on with {bucket}/sweep" in again.stdout
+    second = json.loads((kept / "sweep.json").read_text())
+    success = "rollout/success_rate"
+    for one, other in zip(first["trials"], second["trials"], strict=True):
+        assert one["params"] == other["params"]
+        assert one["metrics"][success] == other["metrics"][success]
+    table = run_command("report", f"storage_path={bucket}", "run_name=sweep", cwd=tmp_path)
+    assert table.returncode == 0 and "untrained" in table.stdout
+    best = f"{bucket}/sweep/trials/{trial.name}/checkpoint_00000004"
+    judged = run_command(
+        "evaluate",
+        f"checkpoint={best}",
+        "evaluate.episodes=1",
+        "cluster.dashboard=false",
+        cwd=tmp_path,
+    )
+    assert judged.returncode == 0, judged.stderr
+    assert f"Records: {bucket}/sweep/trials/{trial.name}/evaluations" in judged.stdout
+
+
+def test_a_run_goes_on_on_another_machine(
+    bucket: str, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands as a user types them; between them the machine is lost."""
+    options = [
+        f"agent={AGENT}",
+        *TINY_AGENT,
+        *TINY_TRAINING,
+        f"data.dataset_dir={demonstrations}",
+        "train.save_freq=2",
+        "train.rollout_val_freq_epochs=0",
+        f"storage_path={bucket}",
+        "run_name=run",
+    ]
+    done = run_command("train", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"Best checkpoint: {bucket}/run/checkpoint_00000004" in done.stdout
+    first = local_dir(bucket) / "run" / "checkpoint_00000004"
+    kept = UPath(bucket) / "run"
+    assert (kept / first.name / "manifest.json").exists() and (kept / "metrics.jsonl").exists()
+
+    kept.fs.rm((kept / first.name).path, recursive=True)
+    be_another_machine(monkeypatch, tmp_path)
+    again = run_command("train", *options, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    second = local_dir(bucket) / "run" / first.name
+    assert first != second
+    for name in (WEIGHTS_FILE, EMA_WEIGHTS_FILE):
+        expected, found = load_file(first / name), load_file(second / name)
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+    steps = [line["step"] for line in read_metrics(second.parent / METRICS_FILE) if "loss" in line]
+    assert steps == [1, 2, 3, 4, 3, 4]
+
+    shown_status = run_command("status", f"{bucket}/run", cwd=tmp_path)
+    assert shown_status.returncode == 0 and "4/4" in shown_status.stdout

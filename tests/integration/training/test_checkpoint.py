@@ -1,0 +1,161 @@
+"""When checkpoints are written and validated, and what of one is handed on."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from imf_ray.agents.pretrained import load_agent
+from imf_ray.errors import UserError
+from imf_ray.schema import TrainConfig
+from imf_ray.training.checkpoint import (
+    DIGEST,
+    MANIFEST,
+    PARTIAL_PREFIX,
+    TRAINER_STATE,
+    VALIDATION,
+    CheckpointSchedule,
+    _digest_of,
+    _digest_of_manifest,
+    clear_validation,
+    export_policy,
+    list_checkpoints,
+    load_trainer_state,
+    newest_checkpoint,
+    newest_step,
+    prune_checkpoints,
+    read_checkpoint,
+    save_checkpoint,
+    write_validation,
+)
+from tests.helpers import REPO_ROOT
+from tests.helpers.configs import fresh_agent, tiny_config
+
+
+def _steps(train: TrainConfig) -> tuple[list[int], list[int]]:
+    """The steps after which a checkpoint is due, and those of them that are validated."""
+    schedule = CheckpointSchedule(train, steps_per_epoch=4)
+    due = [step for step in range(1, train.max_steps + 1) if schedule.due(step)]
+    return due, [step for step in due if schedule.validated(step)]
+
+
+def test_without_validation_only_save_freq_and_the_end_count() -> None:
+    train = TrainConfig(max_steps=10, save_freq=3)
+    assert _steps(train) == ([3, 6, 9, 10], [])
+
+
+def test_validation_by_epochs_adds_checkpoints_and_judges_the_last() -> None:
+    train = TrainConfig(max_steps=10, save_freq=5, rollout_val_freq_epochs=2)
+    assert _steps(train) == ([5, 8, 10], [8, 10])
+
+
+def test_validation_on_checkpoint_adds_none() -> None:
+    train = TrainConfig(max_steps=10, save_freq=4, rollout_validate_on_checkpoint=True)
+    assert _steps(train) == ([4, 8, 10], [4, 8, 10])
+
+
+def test_an_exported_policy_is_the_average_and_nothing_of_the_training(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(demonstrations)
+    average = {name: value.clone() for name, value in fresh_agent(config, 1).state_dict().items()}
+    saved = save_checkpoint(tmp_path, 7, {"loss": 1.0}, fresh_agent(config), config, average, {})
+    policy = export_policy(saved.path, tmp_path / "policies" / "mine")
+    assert read_checkpoint(policy.path).metrics == {"step": 7}
+    assert not [path for path in policy.path.iterdir() if path.suffix == ".pt"]
+    assert str(demonstrations) not in (policy.path / "config.yaml").read_text()
+    agent, settings = load_agent(policy.path)
+    assert settings.agent == config.agent and settings.task == config.task
+    for name, value in agent.state_dict().items():
+        assert torch.equal(value, average[name]), name
+    with pytest.raises(UserError, match="exists: remove it"):
+        export_policy(saved.path, policy.path)
+
+
+@pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_save_killed_at_any_moment(demonstrations: Path, tmp_path: Path, kills: int) -> None:
+    command = [sys.executable, "-m", "tests.helpers.crash_during_save", str(tmp_path)]
+    done = subprocess.run(
+        [*command, str(demonstrations), str(kills)],
+        cwd=REPO_ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > kills / 10  # it was killed where it could hurt
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no right to mount a file system: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("rest", [0, 100_000], ids=["in the weights", "in the trainer's state"])
+def test_a_full_disk_costs_nothing_that_was_saved(
+    small_disk: Path, demonstrations: Path, rest: int
+) -> None:
+    config = tiny_config(demonstrations)
+    agent, state = fresh_agent(config), {"moments": torch.zeros(rest)}
+    with pytest.raises(UserError, match=r"small/checkpoint_\d+ cannot be written.*MiB are free"):
+        for step in range(1, 100):
+            save_checkpoint(small_disk, step, {}, agent, config, None, state)
+    saved = list_checkpoints(small_disk)
+    assert [checkpoint.step for checkpoint in saved] == list(range(1, step)) and step > 1
+    assert not list(small_disk.glob(f"{PARTIAL_PREFIX}*"))
+
+
+def test_a_pickle_that_would_run_code_is_not_loaded(demonstrations: Path, tmp_path: Path) -> None:
+    config = tiny_config(demonstrations)
+    saved = save_checkpoint(tmp_path / "run", 1, {}, fresh_agent(config), config, None, {})
+    mark = tmp_path / "ran"
+
+    class Harmful:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {mark}",)
+
+    (saved.path / TRAINER_STATE).write_bytes(pickle.dumps(Harmful(), protocol=2))
+    assert newest_checkpoint(tmp_path / "run") is None  # its digest gives it away
+    manifest = json.loads((saved.path / MANIFEST).read_text())
+    manifest["files"][TRAINER_STATE] = _digest_of(saved.path / TRAINER_STATE)
+    (saved.path / MANIFEST).write_text(json.dumps(manifest))
+    assert newest_checkpoint(tmp_path / "run") is None  # nor can that alone be changed
+    del manifest[DIGEST]
+    manifest[DIGEST] = _digest_of_manifest(manifest)
+    (saved.path / MANIFEST).write_text(json.dumps(manifest))
+    assert newest_checkpoint(tmp_path / "run") is not None  # but all of them can be forged
+    with pytest.raises(UserError, match=r"trainer_state.pt is not loaded"):
+        load_trainer_state(saved.path, "cpu")
+    assert not mark.exists()
+
+
+def test_a_checkpoint_that_is_judged_again_is_kept_for_that(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(demonstrations)
+    assert newest_step(tmp_path) is None
+    for step in (1, 2, 3, 4):
+        saved = save_checkpoint(tmp_path, step, {}, fresh_agent(config), config, None, {})
+        write_validation(saved.path, {"validation_error": "no room"} if step < 3 else {"a": 1})
+    first = list_checkpoints(tmp_path)[0]
+    assert first.validated and not first.judged
+    again = clear_validation(first)
+    assert not again.validated and not (first.path / VALIDATION).exists()
+    prune_checkpoints(tmp_path, keep_last=2, pending=lambda step: True)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1, 3, 4]
+    assert newest_step(tmp_path) == 4

@@ -1,0 +1,112 @@
+"""One process, no cluster: an agent overfits two episodes, and a saved one predicts bitwise."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from imf_ray.agents.base import VLAAgent
+from imf_ray.agents.pretrained import load_policy_config, save_agent
+from imf_ray.data.episodes import EpisodeFields, EpisodeRef, EpisodeSlice
+from imf_ray.data.statistics import compute_statistics
+from imf_ray.data.windows import Batch, WindowBatcher, sample_windows
+from imf_ray.schema import Config
+from imf_ray.training.loop import TrainState, to_tensors
+from imf_ray.training.trainer import PreparedRun, prepare_run
+from imf_ray.training.validation import action_error, window_spec
+from tests.helpers.configs import tiny_config
+
+STEPS = 600
+
+
+def test_an_agent_overfits_two_episodes(demonstrations: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        demonstrations,
+        f"train.max_steps={STEPS}",
+        "train.batch_size=32",
+        "train.lr=3e-3",
+        "train.warmup_steps=50",
+        "agent.head.n_emb=64",
+        "agent.time_sampler=uniform",
+    )
+    run = prepare_run(config)
+    assert len(run.train.episodes) == 2
+    episodes = [episode.source for episode in run.train.episodes]
+    statistics = compute_statistics(run.train.episodes, EpisodeFields())
+    trainer = TrainState(config, statistics, torch.device("cpu"))
+
+    def error_now() -> float:
+        folder = tmp_path / f"step_{trainer.step}"
+        folder.mkdir()
+        save_agent(folder, trainer.agent, config, trainer.average.state)
+        return action_error(folder, episodes)
+
+    before = error_now()
+    for batch in _batches(run, config):
+        epoch = trainer.step // run.plan.steps_per_epoch
+        trainer.update(to_tensors(batch, config, epoch, trainer.device))
+    after = error_now()
+    assert after <= before / 10.0, f"{before:.4f} -> {after:.4f}"
+    _assert_same_in_a_new_process(trainer.agent, tmp_path / f"step_{STEPS}", episodes)
+
+
+def _batches(run: PreparedRun, config: Config) -> Iterator[Batch]:
+    """The run's batches, read in this process."""
+    spec, plan = window_spec(config), run.plan
+
+    def rows() -> Iterator[tuple[int, int, EpisodeSlice]]:
+        for epoch, numbers in plan.rank_rows(0, 1, 0, config.train.max_steps):
+            rows = plan.epoch(epoch)
+            for number in numbers:
+                episode = run.train.episodes[rows.episode[number]]
+                start, stop = int(rows.start[number]), int(rows.stop[number])
+                yield epoch, int(number), spec.read(episode.source, start, stop)
+
+    return WindowBatcher(plan, spec, 0, 1).batches(rows(), 0, config.train.max_steps)
+
+
+PREDICT = """
+import json, sys, torch
+from pathlib import Path
+from imf_ray.agents.pretrained import load_agent
+from imf_ray.data.episodes import EpisodeSource
+from imf_ray.data.windows import sample_windows
+from imf_ray.training.validation import window_spec
+torch.set_num_threads(1)
+agent, config = load_agent(Path(sys.argv[1]), ema=False)
+episodes = [EpisodeSource(**row) for row in json.loads(sys.argv[2])]
+windows = sample_windows(episodes, window_spec(config), 4, seed=3)
+observation = {
+    "images": {name: torch.from_numpy(v) for name, v in windows["images"].items()},
+    "qpos": torch.from_numpy(windows["qpos"]),
+}
+actions = agent.predict_action(observation, generator=torch.Generator().manual_seed(5))
+print(actions.numpy().tobytes().hex())
+"""
+
+
+def _assert_same_in_a_new_process(
+    agent: VLAAgent, folder: Path, episodes: list[EpisodeRef]
+) -> None:
+    """A process that loads the saved agent predicts the bits that this one predicts."""
+    command = [
+        sys.executable,
+        "-c",
+        PREDICT,
+        str(folder),
+        json.dumps([asdict(e) for e in episodes]),
+    ]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    windows = sample_windows(episodes, window_spec(load_policy_config(folder)), 4, seed=3)
+    observation = {
+        "images": {name: torch.from_numpy(frames) for name, frames in windows["images"].items()},
+        "qpos": torch.from_numpy(windows["qpos"]),
+    }
+    actions = agent.eval().predict_action(observation, generator=torch.Generator().manual_seed(5))
+    assert bytes.fromhex(printed.strip()) == actions.numpy().tobytes()

@@ -1,0 +1,80 @@
+"""Nodes that go and come, and nodes that are for one part of the work."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imf_ray.training.checkpoint import list_checkpoints
+from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics
+from imf_ray.training.trainer import prepare_run
+from tests.helpers import REPO_ROOT
+from tests.helpers.commands import command_environment
+from tests.helpers.configs import COMMAND_LIMIT_S, tiny_config
+from tests.helpers.two_nodes import STEPS
+
+ROOT = REPO_ROOT
+
+
+def run_script(name: str, *arguments: str) -> str:
+    """What a script of this folder prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.helpers.{name}", *arguments],
+        cwd=ROOT,
+        env=command_environment(),
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_LIMIT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "killed",
+        pytest.param("drained", marks=pytest.mark.slow),
+        pytest.param("added", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_with_the_nodes_that_there_are(
+    demonstrations: Path, tmp_path: Path, mode: str
+) -> None:
+    run_dir = tmp_path / "run"
+    run_script("two_nodes", str(run_dir), str(demonstrations), mode)
+    metrics = read_metrics(run_dir / METRICS_FILE)
+    first, second = (line["step"] for line in metrics if RESTARTS in line)
+    end = max(line["step"] for line in metrics)
+    assert first == 0 < second < end
+    if mode == "drained":  # no other checkpoint was due
+        assert second in [checkpoint.step for checkpoint in list_checkpoints(run_dir)]
+    if mode != "added":
+        assert end == STEPS[mode]
+    assert list_checkpoints(run_dir)[-1].step == end
+
+    plan = prepare_run(tiny_config(demonstrations, "cluster.num_workers=2..4")).plan
+    logs = [
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(run_dir.glob("samples_rank_*.jsonl"))
+    ]
+    assert len(logs) == 4
+    before, after = (2, 4) if mode == "added" else (4, 2)
+    for step in range(end):
+        lines = [[entry["samples"] for entry in log if entry["step"] == step] for log in logs]
+        ranks, which = (before, 0) if step < second else (after, -1)
+        taken = [found[which] for found in lines[:ranks]]
+        assert sorted(itertools.chain(*taken)) == sorted(plan.global_batch(step).tolist())
+
+
+@pytest.mark.slow
+def test_each_part_of_the_work_keeps_to_its_pool(demonstrations: Path, tmp_path: Path) -> None:
+    seen = json.loads(
+        run_script("node_pools", str(tmp_path / "run"), str(demonstrations)).splitlines()[-1]
+    )
+    for title, own in (("RayTrainWorker", "train"), ("RolloutActor", "sim"), ("Read", "data")):
+        pools = [pool for pool, titles in seen.items() if any(title in t for t in titles)]
+        assert pools == [own], seen

@@ -1,0 +1,475 @@
+"""Training on a real Ray cluster: smoke, resume, gradients over ranks, resources."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+import ray
+import torch
+from omegaconf import OmegaConf
+from ray import tune
+from ray.exceptions import ActorDiedError
+from ray.train import CheckpointConfig, ControllerError, RunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util.placement_group import placement_group, remove_placement_group
+from safetensors.torch import load_file
+
+from imf_ray.agents.pretrained import CONFIG_FILE, EMA_WEIGHTS_FILE, WEIGHTS_FILE, load_agent
+from imf_ray.allocation import ClusterSize, RunResources, allocate_run
+from imf_ray.config import config_to_dict
+from imf_ray.data.episodes import EpisodeFields
+from imf_ray.data.pipeline import DATASET_NAME, PerRankDataConfig, TrainDataset
+from imf_ray.data.sampling import SamplePlan
+from imf_ray.data.statistics import compute_statistics
+from imf_ray.errors import UserError
+from imf_ray.schema import Config
+from imf_ray.training import checkpoint
+from imf_ray.training.checkpoint import (
+    VALIDATED_STEP,
+    VALIDATION_ERROR,
+    best_checkpoint,
+    list_checkpoints,
+    load_trainer_state,
+    newest_checkpoint,
+    prune_checkpoints,
+    read_validations,
+    write_validation,
+)
+from imf_ray.training.diagnostics import DEPTH_WEIGHTS
+from imf_ray.training.loop import TrainState, WorkerConfig, to_tensors
+from imf_ray.training.tracking import METRICS_FILE, read_metrics
+from imf_ray.training.trainer import (
+    RAY_SNAPSHOT,
+    fit,
+    fit_with_controller_restarts,
+    init_or_verify_run_dir,
+    prepare_run,
+    scaling_config,
+)
+from imf_ray.training.validation import window_spec
+from tests.helpers import faulty_envs
+from tests.helpers.configs import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
+
+PATIENCE_S = 300.0
+ELASTIC = RunResources(4, 0.5, 0.0, 1, 0.5, fewest_workers=2)
+SIZE = ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),))
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        demonstrations,
+        "train.save_freq=2",
+        "train.rollout_val_freq_epochs=1000",
+        "train.diagnostics_freq=2",
+        "task.max_episode_steps=60",
+    )
+    resources = allocate_run(config, SIZE)
+    whole = fit(prepare_run(config), tmp_path / "whole", resources)
+    assert not whole.stopped
+    metrics = list_checkpoints(tmp_path / "whole")[-1].metrics
+    assert metrics["step"] == 4 and 0.0 <= metrics["rollout/success_rate"] <= 1.0
+    assert metrics["rollout/episodes"] == 2 and metrics["action_error"] > 0.0
+    assert metrics["rollout/success_low"] <= metrics["rollout/success_rate"]
+    (records,) = tmp_path.glob("whole/evaluations/checkpoint_00000004-*/episodes.jsonl")
+    assert records.read_text().count("\n") == 2
+
+    # The same run once more, as if it had been killed after its first checkpoint was written and
+    # before Ray heard of it: validation of what is there comes on top.
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copytree(tmp_path / "whole/checkpoint_00000002", half / "checkpoint_00000002")
+    (half / "checkpoint_manager_snapshot.json").write_text("cut o")
+    (half / ".partial_00000003").mkdir()
+    fit(prepare_run(config), half, resources)
+    assert not (half / ".partial_00000003").exists()
+    assert [checkpoint.step for checkpoint in list_checkpoints(half)] == [2, 4]
+    best = best_checkpoint(half)
+    assert best.metrics["rollout/success_rate"] == metrics["rollout/success_rate"]
+    for name in (WEIGHTS_FILE, EMA_WEIGHTS_FILE):
+        expected = load_file(tmp_path / "whole/checkpoint_00000004" / name)
+        found = load_file(half / "checkpoint_00000004" / name)
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+    log = [json.loads(line) for line in (half / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "loss" in line] == [3, 4]
+    assert [line["step"] for line in log if "validated" in line] == [4]
+    assert all(0.0 <= line["grad_clipped"] <= 1.0 for line in log if "loss" in line)
+    looks = [line for line in log if any(name.startswith("velocity_error/") for name in line)]
+    assert [line["step"] for line in looks] == [4]
+    assert (half / DEPTH_WEIGHTS).is_file()
+
+    changed = tiny_config(demonstrations, "train.lr=1e-2", "train.compile=true")
+    with pytest.raises(UserError, match=r"other settings: .*train.lr was .*train.compile was"):
+        fit(prepare_run(changed), half, resources)
+    settings = OmegaConf.load(half / CONFIG_FILE)
+    del settings.train.autocast  # an option younger than the run has its default in it
+    OmegaConf.save(settings, half / CONFIG_FILE)
+    init_or_verify_run_dir(prepare_run(config), half)
+
+
+@pytest.mark.parametrize("error", [ControllerError(OSError("full")), ActorDiedError()])
+def test_a_controller_that_died_or_could_not_write_is_begun_anew(
+    tmp_path: Path, error: Exception
+) -> None:
+    tried = []
+
+    class Failing:
+        def __init__(self, workers: int) -> None:
+            assert workers == 4
+
+        def fit(self) -> None:
+            tried.append((tmp_path / RAY_SNAPSHOT).exists())
+            (tmp_path / RAY_SNAPSHOT).touch()
+            raise error
+
+    with pytest.raises(type(error)):
+        fit_with_controller_restarts(Failing, tmp_path, ELASTIC, max_failures=2)
+    assert tried == [False] * 3
+
+
+def test_an_elastic_run_asks_for_fewer_workers_where_more_find_no_place(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class Waiting:
+        def __init__(self, workers: int) -> None:
+            asked.append(workers)
+
+        def fit(self) -> int:
+            if len(asked) < 5:
+                raise ControllerError(WorkerGroupStartupTimeoutError(asked[-1]))
+            return len(asked)
+
+    assert fit_with_controller_restarts(Waiting, tmp_path, ELASTIC, max_failures=0) == 5
+    assert asked == [4, 3, 2, 2, 2]
+
+
+def test_a_run_waits_for_its_place_as_long_as_it_takes(
+    demonstrations: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("imf_ray.training.trainer.CONTROLLER_FAILURE_LIMIT", 0)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    taken = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    assert taken.wait(PATIENCE_S)
+
+    def give_back_late() -> None:
+        until = time.monotonic() + PATIENCE_S
+        while caplog.text.count("waits for a place") < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        remove_placement_group(taken)
+
+    waiting = threading.Thread(target=give_back_late)
+    waiting.start()
+    config = tiny_config(demonstrations, "train.max_steps=1", "train.max_failures=0")
+    fit(prepare_run(config), tmp_path / "run", allocate_run(config, SIZE))
+    waiting.join()
+    assert caplog.text.count("waits for a place") >= 2
+
+
+@pytest.mark.parametrize("who", ["worker", "controller", "controller before its workers"])
+def test_who_dies_as_workers_start_holds_no_place(
+    demonstrations: Path, tmp_path: Path, who: str
+) -> None:
+    killed = str(tmp_path / "killed")
+
+    class Kill(WorkerGroupCallback):
+        def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+            self._kill("controller before its workers", os.getpid())
+            return {}
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            self._kill("worker", worker_group.get_workers()[0].metadata.pid)
+            self._kill("controller", os.getpid())
+
+        def _kill(self, role: str, pid: int) -> None:
+            if role == who and not Path(killed).exists():
+                Path(killed).touch()
+                os.kill(pid, signal.SIGKILL)
+
+    def held() -> set[str]:
+        table = ray.util.placement_group_table()
+        return {key for key, group in table.items() if group["state"] != "REMOVED"}
+
+    before = held()
+    config = tiny_config(demonstrations, "train.max_steps=2", "train.max_failures=1")
+    fit(prepare_run(config), tmp_path / "run", allocate_run(config, SIZE), [Kill()])
+    assert Path(killed).exists()
+    assert held() == before
+
+
+@pytest.mark.parametrize("env_id", [faulty_envs.ENV_ID, faulty_envs.NEVER_MADE])
+def test_whatever_a_simulator_does_training_goes_on(
+    demonstrations: Path, tmp_path: Path, env_id: str
+) -> None:
+    """One that raises, dies or hangs costs its episode; one that does not start, the judgement."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for source in demonstrations.glob("*.hdf5"):
+        shutil.copy(source, data)
+        with h5py.File(data / source.name, "r+") as file:  # which say that they are of another task
+            for name in list(file.attrs):
+                del file.attrs[name]
+    config = tiny_config(
+        data,
+        f"task.env_id={env_id}",
+        "task.max_episode_steps=20",
+        f"train.rollout_seed={faulty_envs.RAISES}",
+        f"train.rollout_num_episodes={faulty_envs.HANGS - faulty_envs.RAISES + 1}",
+        "train.rollout_validate_on_checkpoint=true",
+        "train.save_freq=2",
+        "train.max_failures=0",
+        "evaluate.episode_limit_s=5",
+    )
+    outcome = fit(prepare_run(config), tmp_path / "run", allocate_run(config, SIZE))
+    assert not outcome.stopped
+    assert [c.step for c in list_checkpoints(tmp_path / "run")] == [2, 4]
+    judged = [line for line in read_metrics(tmp_path / "run" / METRICS_FILE) if "validated" in line]
+    assert [line["step"] for line in judged] == [2, 4]
+    for line in judged:
+        if env_id == faulty_envs.NEVER_MADE:
+            assert "the scene is missing" in line[VALIDATION_ERROR]
+        else:
+            assert line["rollout/episodes"] == line["rollout/failed"] == 5
+            assert VALIDATION_ERROR not in line
+    if env_id == faulty_envs.NEVER_MADE:  # another time it may be judged
+        fit(prepare_run(config), tmp_path / "run", allocate_run(config, SIZE))
+        assert [found[VALIDATED_STEP] for found in read_validations(tmp_path / "run")] == [2, 4] * 2
+
+
+def test_a_file_that_changes_while_training_reads_ends_it_in_one_message(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(demonstrations, tmp_path / "data")
+    config = tiny_config(tmp_path / "data", "train.max_failures=0")
+    run = prepare_run(config)
+    for episode in run.train.episodes:
+        content = Path(episode.path).read_bytes()
+        Path(episode.path).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"^Training stopped: Episode .*episode_\d.hdf5 cannot be"):
+        fit(run, tmp_path / "run", allocate_run(config, SIZE))
+
+
+def test_gradients_are_averaged_over_ranks(demonstrations: Path, tmp_path: Path) -> None:
+    options = ("train.batch_size=16", "train.grad_clip=1e9")
+    one, two = (
+        _first_gradients(
+            tiny_config(demonstrations, *options, f"train.accumulate_batches={parts}"),
+            workers,
+            tmp_path,
+        )
+        for workers, parts in ((1, 1), (2, 2))
+    )
+    assert one.keys() == two.keys() and len(one) > 20
+    scale = max(float(g.abs().max()) for g in one.values())
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=name)
+    difference = sum(float((two[n] - one[n]).square().sum()) for n in one) ** 0.5
+    assert difference <= 1e-5 * sum(float(g.square().sum()) for g in one.values()) ** 0.5
+
+
+def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, torch.Tensor]:
+    """Gradients of the first global batch, computed by that many workers through Ray Train."""
+    run = prepare_run(dataclasses.replace(config))
+    spec = window_spec(config)
+    episodes = tuple(episode.source for episode in run.train.episodes)
+    frame_bytes = len(spec.selection.cameras) * 3 * config.task.image_size**2
+    stream = TrainDataset(run.plan, spec, episodes, frame_bytes, max_steps=1, readers=1)
+    statistics = compute_statistics(run.train.episodes, spec.selection)
+    target = str(folder / f"gradients_{workers}.pt")
+
+    def loop(train_loop_config: dict[str, Any]) -> None:
+        import ray.train
+
+        context = ray.train.get_context()
+        rank, world = context.get_world_rank(), context.get_world_size()
+        payload = train_loop_config["payload"]
+        trainer = TrainState(config, payload.statistics, torch.device("cpu"))
+        trainer.distribute()
+        iterator = ray.train.get_dataset_shard(DATASET_NAME)
+        (batch,) = payload.stream.batches(iterator, rank, world, 0)
+        trainer.update(to_tensors(batch, config, 0, trainer.device, world))
+        if rank == 0:
+            gradients = {
+                name: p.grad for name, p in trainer.agent.named_parameters() if p.grad is not None
+            }
+            torch.save(gradients, train_loop_config["target"])
+
+    payload = WorkerConfig(config_to_dict(config), str(folder), stream, statistics)
+    TorchTrainer(
+        loop,
+        train_loop_config={"payload": payload, "target": target},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=scaling_config(RunResources(workers, 0.5, 0.0, 1, 0.5)),
+        run_config=RunConfig(name=f"gradients_{workers}", storage_path=str(folder)),
+        datasets={DATASET_NAME: stream},
+        dataset_config=PerRankDataConfig(lambda: 0),
+    ).fit()
+    return torch.load(target, weights_only=True)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(demonstrations, "train.max_steps=2", "train.save_freq=1")
+    resources = allocate_run(config, SIZE)
+    fit(prepare_run(config), tmp_path, resources)
+    weights = tmp_path / "checkpoint_00000002" / WEIGHTS_FILE
+    made = weights.read_bytes()
+    weights.write_bytes(made[:-1] + bytes([made[-1] ^ 1]))
+    fit(prepare_run(config), tmp_path, resources)
+    assert weights.read_bytes() == made
+    lines = read_metrics(tmp_path / METRICS_FILE)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 2]
+    starts = [line for line in lines if "restarts" in line]
+    assert [line["checkpoint_fallbacks"] for line in starts] == [0, 1]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    demonstrations: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny_config(demonstrations)
+    trainer, plan = _local_trainer(config)
+    for step in (1, 2, 3):
+        trainer.step = step
+        trainer.save(tmp_path, {}, plan)
+    assert newest_checkpoint(tmp_path).step == 3
+    weights = tmp_path / "checkpoint_00000003" / WEIGHTS_FILE
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for _ in range(2):
+        assert newest_checkpoint(tmp_path).step == 2
+    assert caplog.text.count("Passed over") == 1
+    (tmp_path / "checkpoint_00000002" / "manifest.json").rename(tmp_path / "manifest.json")
+    assert newest_checkpoint(tmp_path).step == 1
+    (tmp_path / "manifest.json").rename(tmp_path / "checkpoint_00000002" / "manifest.json")
+
+    errors = [OSError(errno.EIO, "Input/output error")]
+    digest = checkpoint._digest_of
+
+    def read(path: Path) -> str:
+        if errors:
+            raise errors.pop()
+        return digest(path)
+
+    monkeypatch.setattr(checkpoint, "_digest_of", read)
+    monkeypatch.setattr("imf_ray.files.RETRY_DELAYS_S", (0.0,))
+    assert newest_checkpoint(tmp_path).step == 2  # what a disk does not give now is not bad
+    (tmp_path / "checkpoint_00000002" / "manifest.json").unlink()
+    found = newest_checkpoint(tmp_path)
+    assert found.step == 1
+    load_agent(found.path)
+
+
+def test_pruning_keeps_the_newest_the_best_and_the_pending(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    trainer, plan = _local_trainer(tiny_config(demonstrations))
+    for step in range(1, 6):
+        trainer.step = step
+        path = trainer.save(tmp_path, {}, plan).path
+        if step in (1, 2):
+            write_validation(path, {"rollout/success_rate": 1.0 - 0.1 * step})
+    prune_checkpoints(tmp_path, 2, pending=lambda step: step == 3)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1, 3, 4, 5]
+    prune_checkpoints(tmp_path, 2, pending=lambda step: False)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1, 4, 5]
+
+
+def test_a_checkpoint_knows_its_place_in_the_data(demonstrations: Path, tmp_path: Path) -> None:
+    trainer, plan = _local_trainer(tiny_config(demonstrations))
+    trainer.step = plan.steps_per_epoch + 2
+    saved = trainer.save(tmp_path, {}, plan)
+    position = load_trainer_state(saved.path, "cpu")["position"]
+    assert (position["epoch"], position["batch"]) == (1, 2)
+    trainer.restore(saved, plan)
+    for other in (
+        dataclasses.replace(plan, virtual_shards=1),
+        dataclasses.replace(plan, lengths=(plan.lengths[0] + 1, *plan.lengths[1:])),
+    ):
+        assert other != plan
+        with pytest.raises(UserError, match=f"{saved.path.name} was saved at .* of two runs"):
+            trainer.restore(saved, other)
+
+
+def _local_trainer(config: Config) -> tuple[TrainState, SamplePlan]:
+    run = prepare_run(config)
+    statistics = compute_statistics(run.train.episodes, EpisodeFields())
+    return TrainState(config, statistics, torch.device("cpu")), run.plan
+
+
+def test_each_worker_of_a_trial_gets_its_own_gpu(tmp_path: Path) -> None:
+    resources = RunResources(2, 0.5, 1.0, 1, 0.5)
+    assert sorted(_gpus_of_workers(resources, tmp_path, "own")) == [["0"], ["1"]]
+
+
+def test_two_trials_share_a_gpu_at_a_half(tmp_path: Path) -> None:
+    """Four trials at 0.5 run side by side on two logical GPUs, two on each."""
+    resources = RunResources(1, 0.5, 0.5, 1, 0.5)
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+
+    def trial(params: dict[str, Any]) -> None:
+        found = _gpus_of_workers(resources, tmp_path, f"half-{params['number']}", str(meeting))
+        tune.report({"gpus": found[0]})
+
+    driver = tune.PlacementGroupFactory([{"CPU": 0.05}])
+    results = tune.Tuner(
+        tune.with_resources(trial, driver),
+        param_space={"number": tune.grid_search([0, 1, 2, 3])},
+        run_config=tune.RunConfig(name="halves", storage_path=str(tmp_path), verbose=0),
+    ).fit()
+    assert sorted(result.metrics["gpus"] for result in results) == [["0"], ["0"], ["1"], ["1"]]
+
+
+def _gpus_of_workers(
+    resources: RunResources, folder: Path, name: str, meeting: str | None = None
+) -> list[list[str]]:
+    """The GPU ids that Ray gave to each worker; with `meeting`, once four workers are there."""
+
+    def loop(train_loop_config: dict[str, Any]) -> list[list[str]]:
+        import time
+
+        import ray
+        import ray.train
+
+        if train_loop_config["meeting"] is not None:
+            place = Path(train_loop_config["meeting"])
+            (place / ray.train.get_context().get_experiment_name()).touch()
+            while len(list(place.iterdir())) < 4:
+                time.sleep(0.1)
+        mine = list(ray.get_runtime_context().get_accelerator_ids()["GPU"])
+        world = ray.train.get_context().get_world_size()
+        if world == 1:
+            return [mine]
+        found: list[Any] = [None] * world
+        torch.distributed.all_gather_object(found, mine)
+        return found
+
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"meeting": meeting},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=scaling_config(resources),
+        run_config=RunConfig(
+            name=name, storage_path=str(folder), checkpoint_config=CheckpointConfig()
+        ),
+    )
+    return trainer.fit().return_value

@@ -1,0 +1,177 @@
+"""Conditioning, queues, optimizer groups and the state dict, as every agent has them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from imf_ray.agents.imf import IMFVLAAgent
+
+Make = Callable[..., IMFVLAAgent]
+Batch = dict[str, Any]
+
+
+def step_of(batch: Batch, index: int = 0) -> Batch:
+    return {
+        "images": {name: images[:, index] for name, images in batch["images"].items()},
+        "qpos": batch["qpos"][:, index],
+    }
+
+
+def stats(dim: int) -> dict[str, np.ndarray]:
+    data = np.random.default_rng(0).normal(3, 5, (50, dim)).astype(np.float32)
+    return {name: getattr(data, name)(axis=0) for name in ("min", "max", "mean", "std")}
+
+
+def test_single_token_condition(make_stub_agent: Make, batch: Batch) -> None:
+    agent = make_stub_agent()
+    assert agent.head.sizes["cond_dim"] == 3 * 64 + 16 == 208
+    assert agent.head.sizes["n_obs_steps"] == agent.condition_sequence_length == 2
+    assert agent.condition_tokens_per_step == 1
+    cond = agent._build_cond(batch)
+    assert cond.shape == (4, 2, 208)
+    torch.testing.assert_close(cond[..., -16:], batch["qpos"])
+
+
+def test_multi_token_condition(make_agent: Make, batch: Batch) -> None:
+    agent = make_agent(condition="multi_token")
+    assert agent.condition_tokens_per_step == 3
+    assert agent.condition_sequence_length == 6
+    assert agent.head.cond_obs_emb.in_features == 16
+    cond = agent._build_cond(batch)
+    assert cond.shape == (4, 6, 16)
+    # Token 4 is the second camera of the second step.
+    features = agent._encode_images(agent.vision_encoder, batch["images"], None)[:, 1, 1]
+    token = agent.projector(torch.cat((features, batch["qpos"][:, 1]), dim=-1))
+    torch.testing.assert_close(cond[:, 4], token)
+
+
+def test_a_policy_on_state_alone(make_stub_agent: Make, batch: Batch) -> None:
+    agent = make_stub_agent(camera_names=(), num_poses=1)
+    assert agent.head.sizes["cond_dim"] == 16 + 7
+    pose = torch.tensor([0.1, 0.2, 0.3, -1.0, 0.0, 0.0, 0.0])
+    qpos = torch.cat((batch["qpos"], pose.expand(4, 2, 7)), dim=-1)
+    cond = agent._build_cond({"qpos": qpos})
+    # q and -q are the same rotation.
+    upright = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(cond[..., -4:], upright.expand(4, 2, 4))
+    assert agent.select_action({"qpos": qpos[:, 0]}).shape == (4, 16)
+    with pytest.raises(ValueError, match="camera_names is empty"):
+        make_stub_agent(camera_names=(), condition="multi_token")
+
+
+def test_crops_move_in_training_only(make_agent: Make, batch: Batch) -> None:
+    fine = {"stage_widths": (8, 8, 8, 8), "stage_strides": (1, 1, 1, 1)}  # maps of many pixels
+    agent = make_agent(vision_encoder={**fine, "crop_size": 24})
+    assert torch.equal(agent.eval()._build_cond(batch), agent._build_cond(batch))
+    assert not torch.equal(agent.train()._build_cond(batch), agent._build_cond(batch))
+    places = {"crop_offsets": torch.rand(4, 3, 2)}
+    assert torch.equal(agent._build_cond(batch | places), agent._build_cond(batch | places))
+
+
+def test_forward_is_the_loss(make_agent: Make, batch: Batch) -> None:
+    agent = make_agent()
+    assert torch.equal(agent(batch), agent.compute_loss(batch))
+    assert agent(batch).shape == ()
+
+
+def test_select_action_asks_the_network_once_per_chunk(make_stub_agent: Make, batch: Batch) -> None:
+    agent = make_stub_agent(num_action_steps=8)
+    actions = []
+    for step in range(17):
+        obs = step_of(batch)
+        if not agent._queue.needs_images:
+            del obs["images"]
+        actions.append(agent.select_action(obs, noise=batch["noise"]))
+        assert len(agent.head.calls) == 1 + step // 8
+    repeated = {
+        "images": {k: v[:, :1].expand(-1, 2, -1, -1, -1) for k, v in batch["images"].items()},
+        "qpos": batch["qpos"][:, :1].expand(-1, 2, -1),
+    }
+    chunk = agent.predict_action(repeated, noise=batch["noise"])
+    torch.testing.assert_close(torch.stack(actions[:8], dim=1), chunk[:, 1:9])
+    agent.reset()
+    agent.select_action(step_of(batch, 1))
+    assert torch.equal(agent.head.calls[-1]["cond"][:, 0], agent.head.calls[-1]["cond"][:, 1])
+
+
+def test_actions_come_back_in_real_units(make_stub_agent: Make, batch: Batch) -> None:
+    agent = make_stub_agent(stats={"qpos": stats(16), "action": stats(16)})
+    noise = torch.zeros(4, 16, 16)
+    agent.head.forward = lambda sample, r, t, cond: torch.ones_like(sample)
+    lowest = torch.from_numpy(stats(16)["min"]).expand(4, 16, 16)
+    torch.testing.assert_close(agent.predict_action(batch, noise=noise), lowest)
+    given = agent.get_normalization_stats()
+    np.testing.assert_array_equal(given["action"]["std"], stats(16)["std"])
+
+
+def test_end_effector_actions_have_unit_quaternions(make_agent: Make, batch: Batch) -> None:
+    actions = make_agent(action_space="ee").predict_action(batch)
+    for quaternion in (actions[..., 3:7], actions[..., 11:15]):
+        torch.testing.assert_close(quaternion.norm(dim=-1), torch.ones(4, 16))
+
+
+@pytest.mark.parametrize("condition", ["single_token", "multi_token"])
+def test_state_dict_round_trip_predicts_the_same_bits(
+    make_agent: Make, batch: Batch, condition: str
+) -> None:
+    trained = make_agent(condition=condition, stats={"qpos": stats(16), "action": stats(16)})
+    fresh = make_agent(condition=condition)
+    for parameter in trained.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+
+    def predict(agent: IMFVLAAgent) -> Tensor:
+        return agent.predict_action(batch, generator=torch.Generator().manual_seed(7))
+
+    assert not torch.equal(predict(fresh), predict(trained))
+    fresh.load_state_dict(trained.state_dict())
+    assert torch.equal(predict(fresh), predict(trained))
+
+
+def test_optimizer_groups_hold_every_trainable_parameter_once(make_agent: Make) -> None:
+    agent = make_agent(condition="multi_token", vision_encoder={"freeze_backbone": True})
+    groups = agent.get_optim_groups(weight_decay=0.1)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) >= {id(p) for p in agent.parameters() if p.requires_grad}
+    decaying = {id(p) for g in groups if g["weight_decay"] == 0.1 for p in g["params"]}
+    assert id(agent.projector.weight) in decaying
+    assert id(agent.projector.bias) not in decaying
+    assert id(agent.head.input_emb.weight) in decaying
+
+
+def test_a_head_without_groups_is_split_like_the_rest(make_stub_agent: Make) -> None:
+    agent = make_stub_agent()
+    _, no_decay = agent.get_optim_groups(weight_decay=0.1)
+    assert any(p is agent.head.scale for p in no_decay["params"])
+
+
+def test_missing_camera_is_named(make_agent: Make, batch: Batch) -> None:
+    agent = make_agent()
+    del batch["images"]["top"]
+    with pytest.raises(ValueError, match="camera top are missing"):
+        agent(batch)
+    with pytest.raises(ValueError, match="camera top are missing"):
+        agent.select_action(step_of(batch))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_action_steps": 16}, "num_action_steps <= 15 or pred_horizon >= 17"),
+        ({"obs_horizon": 0}, "obs_horizon=0"),
+        ({"inference_steps": 0}, "inference_steps=0"),
+        ({"condition": "film"}, "choose one of single_token, multi_token"),
+        ({"condition": "multi_token", "head": {}}, "set head.n_emb"),
+        ({"action_space": "cartesian"}, "choose one of joint, ee"),
+        ({"action_space": "ee", "action_dim": 14}, "action_dim=14"),
+    ],
+)
+def test_impossible_options_are_refused(
+    make_agent: Make, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_agent(**options)

@@ -1,0 +1,152 @@
+"""One update: accumulated over the parts of a batch, compiled, with encoders in bfloat16."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from imf_ray.errors import UserError
+from imf_ray.training.loop import split_microbatches
+from tests.helpers.trainers import MakeTrainer, config_of, gradients
+
+Batch = dict[str, Any]
+STATE_ONLY = ("agent.camera_names=[]",)
+
+
+def test_parts_of_a_batch_are_the_batch(batch: Batch) -> None:
+    parts = split_microbatches(batch, 4)
+    assert all(part["valid_count"] is batch["valid_count"] for part in parts)
+    top = torch.cat([part["images"]["top"] for part in parts])
+    assert torch.equal(top, batch["images"]["top"])
+    assert torch.cat([part["sample_id"] for part in parts]).tolist() == list(range(8))
+    assert [len(part["action"]) for part in parts] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("draws", "poses"), [(1, False), (2, False), (2, True)])
+def test_accumulated_gradients_are_those_of_the_batch(
+    make_trainer: MakeTrainer, batch: Batch, draws: int, poses: bool
+) -> None:
+    if poses:
+        batch["qpos"] = torch.cat((batch["qpos"], torch.randn(8, 2, 7)), dim=-1)
+    if draws > 1:
+        batch["noise"] = torch.randn(8, draws, 16, 16)
+        batch["time_uniforms"] = torch.rand(8, draws, 3)
+    found = []
+    for parts in (1, 4):
+        trainer = make_trainer(
+            f"train.accumulate_batches={parts}",
+            f"agent.draws_per_observation={draws}",
+            *(["agent.target_pose_objects=[cube]"] if poses else []),
+        )
+        loss, norm = trainer.update(batch)
+        found.append((loss, norm, gradients(trainer)))
+    (loss, norm, whole), (loss_parts, norm_parts, accumulated) = found
+    torch.testing.assert_close(loss_parts, loss, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(norm_parts, norm, rtol=1e-5, atol=0.0)
+    assert (accumulated - whole).norm() <= 1e-5 * whole.norm()
+
+
+def test_parts_must_divide_a_workers_share() -> None:
+    config_of("train.batch_size=8", "train.accumulate_batches=4", "cluster.num_workers=2")
+    with pytest.raises(UserError, match=r"train.accumulate_batches=3 .* train.batch_size=8"):
+        config_of("train.batch_size=8", "train.accumulate_batches=3")
+    with pytest.raises(UserError, match="a multiple of 16"):
+        config_of("train.batch_size=8", "train.accumulate_batches=8", "cluster.num_workers=2")
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    address = f"file://{tmp_path / 'ranks'}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize(
+    "kind",
+    [
+        STATE_ONLY,
+        # Encoders are compiled as well; one camera's are enough.
+        ("agent.objective=ddpm", "agent.camera_names=[top]"),
+    ],
+    ids=["imf", "ddpm with pictures"],
+)
+def test_compiled_updates_are_the_eager_ones(
+    make_trainer: MakeTrainer, batch: Batch, kind: tuple[str, ...]
+) -> None:
+    """Also where DDP wraps the agent, whose own way of compiling would cut the JVP."""
+    options = (*kind, "agent.head.n_layer=1", "train.accumulate_batches=2")
+    eager = make_trainer(*options)
+    compiled = make_trainer(*options, "train.compile=true")
+    compiled.module = DistributedDataParallel(compiled.agent, bucket_cap_mb=0.005)
+    for _ in range(3):
+        expected, found = eager.update(batch), compiled.update(batch)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        difference = gradients(compiled) - gradients(eager)
+        assert difference.norm() <= 1e-4 * gradients(eager).norm()
+
+
+def test_compiling_is_refused_where_it_cannot_work(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"set agent.head.p_drop_attn=0 \(it is 0.1\)"):
+        config_of("train.compile=true", "agent.head.p_drop_attn=0.1")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="no-such-compiler: install it"):
+        make_trainer("train.compile=true")
+
+
+def test_encoders_in_bfloat16_leave_the_objective_alone(
+    make_trainer: MakeTrainer, batch: Batch
+) -> None:
+    trainer = make_trainer()
+    agent = trainer.agent
+
+    def compute() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The condition, the loss and the gradients of both parts."""
+        agent.zero_grad()
+        loss = agent(batch)
+        loss.backward()
+        found = {part: gradients(trainer, part) for part in ("vision_encoder", "head")}
+        return agent._build_cond(batch).detach(), loss.detach(), found
+
+    cond, loss, expected = compute()
+    agent.bf16_encoders = True
+    cond_half, loss_half, found = compute()
+    epsilon = torch.finfo(torch.bfloat16).eps
+    assert cond_half.dtype == torch.float32 and not torch.equal(cond_half, cond)
+    assert (cond_half - cond).abs().max() <= 4 * epsilon
+    torch.testing.assert_close(loss_half, loss, rtol=epsilon, atol=0.0)
+    for part, bound in (("head", epsilon), ("vision_encoder", 32 * epsilon)):  # over its layers
+        assert (found[part] - expected[part]).norm() <= bound * expected[part].norm(), part
+    assert not torch.equal(found["vision_encoder"], expected["vision_encoder"])
+
+    # From one condition, u and du/dt are the same bits: nothing after the encoders is affected.
+    r, t = batch["time_uniforms"][:, :2].sort(dim=-1).values.unbind(-1)
+    derivatives = []
+    for agent.bf16_encoders in (False, True):
+        derivatives.append(agent._compute_u_and_du_dt(batch["noise"], r, t, cond))
+    assert all(torch.equal(a, b) for a, b in zip(*derivatives, strict=True))
+
+    agent.eval()  # evaluation stays in float32
+    with torch.no_grad():
+        half = agent._build_cond(batch)
+        agent.bf16_encoders = False
+        assert torch.equal(half, agent._build_cond(batch))
+
+
+def test_bfloat16_is_refused_where_it_is_emulated(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with pytest.raises(UserError, match=r"train.autocast=bf16, but the cpu .* set train.autocast"):
+        make_trainer("train.autocast=bf16")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert make_trainer("train.autocast=bf16").agent.bf16_encoders
