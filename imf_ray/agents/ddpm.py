@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from imf_ray.agents.base import VLAAgent, check_choice
-from imf_ray.agents.objectives import LOSS_TYPES, masked_mean
+from imf_ray.agents.losses import LOSS_TYPES, masked_mean
 
 BETA_SCHEDULES = ("squaredcos_cap_v2", "linear")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")

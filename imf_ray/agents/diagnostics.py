@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.imf import IMFVLAAgent
-from imf_ray.agents.objectives import masked_mean
+from imf_ray.agents.losses import masked_mean
 
 INTERVAL_BUCKETS = 5
 """Equal parts of 0 < t - r <= 1; r = t is a bucket of its own."""

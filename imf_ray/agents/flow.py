@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from imf_ray.agents.imf import IMFVLAAgent
-from imf_ray.agents.objectives import SINGLE_TIME_SAMPLERS, TimeSampler
+from imf_ray.agents.time_sampling import SINGLE_TIME_SAMPLERS, TimeSampler
 
 
 class FlowVLAAgent(IMFVLAAgent):

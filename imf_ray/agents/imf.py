@@ -13,12 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from imf_ray.agents.base import VLAAgent, check_choice
-from imf_ray.agents.objectives import (
-    TIME_SAMPLERS,
-    VELOCITY_LOSS_TYPES,
-    TimeSampler,
-    velocity_loss,
-)
+from imf_ray.agents.losses import VELOCITY_LOSS_TYPES, velocity_loss
+from imf_ray.agents.time_sampling import TIME_SAMPLERS, TimeSampler
 from imf_ray.models.attnres import RMSNorm
 from imf_ray.models.imf_transformer import IMFTransformer1D
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from imf_ray.agents.losses import masked_mean
 from imf_ray.agents.normalization import POSE_DIM, Normalizer, pose_quaternion_slices
-from imf_ray.agents.objectives import masked_mean
 
 
 class PoseHead(nn.Module):

@@ -100,7 +100,7 @@ class AgentConfig:
     and which learns much faster); of ddpm it is `ddpm.prediction_type`."""
     time_sampler: str = "logit_normal"
     """Of the times to train at. imf: `uniform`, `logit_normal`, `meanflow_v1` or `corner` (see
-    `agents/objectives.py`); flow: `uniform`, `logit_normal` or `beta`; ddpm draws its timesteps
+    `agents/time_sampling.py`); flow: `uniform`, `logit_normal` or `beta`; ddpm draws its timesteps
     evenly."""
     aux_v_head: bool = False
     """Give imf a second output, the instantaneous velocity, as the direction of its derivative."""

@@ -17,8 +17,8 @@ import numpy as np
 import psutil
 import pytest
 
-from imf_ray.data import check_pool
 import imf_ray.data.episodes as episodes
+from imf_ray.data import check_pool
 from imf_ray.data.content_hash import DIGEST, hash_contents
 from imf_ray.data.episodes import (
     EpisodeFields,

@@ -9,7 +9,8 @@ import torch
 from imf_ray.agents.ddpm import DDPMVLAAgent
 from imf_ray.agents.flow import FlowVLAAgent
 from imf_ray.agents.imf import IMFVLAAgent
-from imf_ray.agents.objectives import TIME_SAMPLERS, VELOCITY_LOSS_TYPES
+from imf_ray.agents.losses import VELOCITY_LOSS_TYPES
+from imf_ray.agents.time_sampling import TIME_SAMPLERS
 
 Make = Callable[..., IMFVLAAgent]
 Batch = dict[str, Any]

@@ -8,16 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from imf_ray.agents.objectives import (
+from imf_ray.agents.losses import (
     LOSS_TYPES,
-    SINGLE_TIME_SAMPLERS,
-    TIME_SAMPLERS,
     VELOCITY_LOSS_TYPES,
     adaptive_l2,
     masked_mean,
     pseudo_huber,
     velocity_loss,
 )
+from imf_ray.agents.time_sampling import SINGLE_TIME_SAMPLERS, TIME_SAMPLERS
 
 LENGTHS = (0.0, 0.05, 0.2, 0.5, 0.8, 0.95)
 NORMAL = NormalDist()
