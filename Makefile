@@ -30,9 +30,9 @@ $(ALOHA_STAMP): $(STAMP) requirements-aloha.txt scripts/overlay.sh
 	touch $@
 
 demo: setup
-	$(BIN)/python -m imf_ray.evaluate checkpoint=policies/sim_transfer evaluate.episodes=8 \
-	  evaluate.video=all evaluate.output=$(DEMO)/policy
-	$(BIN)/python -m imf_ray.collect data.dataset_dir=$(DEMO)/data collect.episodes=24
+	$(BIN)/python -m imf_ray.evaluate checkpoint=policies/sim_transfer evaluate.num_episodes=8 \
+	  evaluate.video=all evaluate.output_dir=$(DEMO)/policy
+	$(BIN)/python -m imf_ray.collect data.dataset_dir=$(DEMO)/data collect.num_episodes=24
 	$(BIN)/python -m imf_ray.tune search_space=quickstart data.dataset_dir=$(DEMO)/data \
 	  storage_path=$(DEMO) run_name=sweep
 

@@ -67,14 +67,14 @@ OPTIONS = (
     "train.warmup_steps=1",
     "train.log_freq=1",
     "train.num_workers=1",
-    "train.log_samples=true",
+    "train.log_sample_ids=true",
     "train.max_failures=10",
     "train.rollout_num_episodes=2",
     "train.rollout_validate_on_checkpoint=true",
     "train.val_split=0.0",
     f"cluster.num_workers={RANKS}",
     "agent.vision_backbone.crop_size=40",
-    "cluster.rollout_actors=1",
+    "cluster.num_rollout_actors=1",
     "task.image_size=48",
     "tune.max_concurrent_trials=2",
 )
@@ -198,7 +198,7 @@ def pauses(trials: Sequence[Path]) -> list[float]:
 def passed_over(trials: Sequence[Path]) -> int:
     """Bad checkpoints that the trials' workers met with and went on without."""
     starts = [[e for e in read_metrics(t / METRICS_FILE) if RESTARTS in e] for t in trials]
-    return sum(int(lines[-1]["checkpoint_fallbacks"]) for lines in starts)
+    return sum(int(lines[-1]["invalid_checkpoints_skipped"]) for lines in starts)
 
 
 def settle(total: float) -> float:
@@ -264,7 +264,7 @@ def run(seed: int, count: int, work: Path, disk: Path | None) -> Report:
     short = f"task.max_episode_steps={ROLLOUT_STEPS}"
     space = work / "seeds.yaml"
     space.write_text(json.dumps({"grid": {"train.seed": list(SEEDS)}}))
-    collect = [*python, "imf_ray.collect", *options, "collect.episodes=10"]
+    collect = [*python, "imf_ray.collect", *options, "collect.num_episodes=10"]
     subprocess.run(collect, check=True, stdout=subprocess.DEVNULL)
 
     def sweep(name: str) -> Sweep:

@@ -96,7 +96,7 @@ def prepare(work: Path, case: Case, real: int, lerobot: str | None) -> Path:
     raw, deflated = home / "raw", home / "deflated"
     if not episode_path(raw, real - 1).exists():
         options = [f"data.dataset_dir={raw}", f"task.image_size={case.size}"]
-        _call(sys.executable, "-m", "imf_ray.collect", *options, f"collect.episodes={real}")
+        _call(sys.executable, "-m", "imf_ray.collect", *options, f"collect.num_episodes={real}")
     deflated.mkdir(exist_ok=True)
     for number in range(real):
         if not episode_path(deflated, number).exists():
@@ -197,7 +197,7 @@ def step_table(found: dict[Case, Measured]) -> str:
 
 
 def _deflate(source: Path, target: Path) -> None:
-    """A copy of an episode with its pictures as `collect.compress=true` stores them."""
+    """A copy of an episode with its pictures as `collect.gzip_images=true` stores them."""
     partial = target.with_suffix(".partial")
     with h5py.File(source) as original, h5py.File(partial, "w") as file:
         for name, value in original.attrs.items():

@@ -86,7 +86,7 @@ def write_ours(path: Path, compress: bool = False) -> None:
 
 
 def write_compressed(path: Path) -> None:
-    """The same with `collect.compress=true`."""
+    """The same with `collect.gzip_images=true`."""
     write_ours(path, compress=True)
 
 
@@ -361,7 +361,7 @@ def _training(home: Path, kind: str) -> Config:
             f"data.dataset_dir={home}",
             "data.camera_names=[r_vis,top]",
             "agent.camera_names=[r_vis,top]",
-            f"agent.target_pose_objects=[{OBJECT}]",
+            f"agent.aux_pose_objects=[{OBJECT}]",
             f"task.image_size={SIZE}",
             f"task.action_space={'ee' if kind == 'RoboIMI' else 'joint'}",
             "agent.vision_backbone.crop_size=14",

@@ -81,8 +81,8 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
         lengths=tuple(episode.length for episode in episodes),
         batch_size=BATCH,
         virtual_shards=choose_virtual_shards(BATCH, 1, defaults.virtual_shards),
-        chunk_steps=defaults.chunk_steps,
-        pool_chunks=defaults.pool_chunks,
+        read_block_steps=defaults.read_block_steps,
+        shuffle_buffer_blocks=defaults.shuffle_buffer_blocks,
         seed=SEED,
     )
     spec = spec_of(paths)

@@ -146,10 +146,10 @@ def judge(row: Row, checkpoint: Path, output: Path, episodes: int) -> list[Episo
         "evaluate",
         f"checkpoint={checkpoint}",
         f"evaluate.inference_steps={row.steps}",
-        f"evaluate.episodes={episodes}",
+        f"evaluate.num_episodes={episodes}",
         f"evaluate.seed={FIRST_SEED}",
-        f"evaluate.output={folder}",
-        "cluster.dashboard=false",
+        f"evaluate.output_dir={folder}",
+        "cluster.include_dashboard=false",
     )
     records = {record.seed: record for record in read_records(folder / EPISODES_FILE)}
     return [records[seed] for seed in range(FIRST_SEED, FIRST_SEED + episodes)]
@@ -232,9 +232,9 @@ def table(judged: Mapping[str, Sequence[EpisodeRecord]], times: Mapping[str, Cal
             difference = f"{against.difference:+.3f} [{against.low:+.3f}, {against.high:+.3f}]"
         cells = [
             name,
-            f"{summary.success_rate:.3f} [{summary.success_low:.3f}, {summary.success_high:.3f}]",
+            f"{summary.success_rate:.3f} [{summary.success_ci_low:.3f}, {summary.success_ci_high:.3f}]",
             difference,
-            f"{summary.reward_sum:.1f}",
+            f"{summary.return_mean:.1f}",
             " / ".join(f"{summary.stage_shares[stage]:.2f}" for stage in stages),
             f"{times[name].head:.2f}",
             f"{times[name].head / times[REFERENCE.name].head:.3f}",

@@ -34,7 +34,7 @@ COMMON = (
     "search_space=quickstart",
     "train.rollout_validate_on_checkpoint=true",
     f"cluster.num_cpus={CPUS}",
-    f"cluster.rollout_actors={ACTORS}",
+    f"cluster.num_rollout_actors={ACTORS}",
     f"run_name={NAME}",
 )
 

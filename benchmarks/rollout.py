@@ -103,7 +103,9 @@ def make_job(checkpoint: Path, worlds: int) -> RolloutSpec:
     config = load_policy_config(checkpoint)
     settings = agent_rollout_config(config, noise_seed=0)
     task = replace(config.task, env_id=ENV_ID)
-    return RolloutSpec(str(checkpoint), replace(settings, task=task, compute_batch=worlds), worlds)
+    return RolloutSpec(
+        str(checkpoint), replace(settings, task=task, inference_batch_size=worlds), worlds
+    )
 
 
 def make_runner(job: RolloutSpec) -> EpisodeRunner:

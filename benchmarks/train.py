@@ -44,14 +44,14 @@ COMMON = (
     "train.log_freq=5",
     "train.save_freq=1000000",
     "train.rollout_val_freq_epochs=0",
-    "cluster.dashboard=false",
+    "cluster.include_dashboard=false",
     "cluster.cpus_per_worker=0.9",  # one thread, as the bare processes
 )
 AGENTS = {
     "narrow": ("recipe=cpu_transfer",),
     "resnet18": (
         "agent=resnet_imf_attnres",
-        "agent.draws_per_observation=4",
+        "agent.noise_samples_per_obs=4",
         "task.image_size=96",
         "train.batch_size=16",
         "train.num_workers=1",
@@ -144,7 +144,7 @@ def measure(case: Case, work: Path, given: Sequence[str]) -> Measured:
     return Measured(
         samples_per_s=samples / (measured[-1]["time"] - first["time"]),
         cpu_ms_per_sample=1e3 * sum(spent.values()) / samples,
-        data_wait=sum(line["data_wait"] for line in measured[1:]) / max(1, len(measured) - 1),
+        data_wait=sum(line["data_wait_frac"] for line in measured[1:]) / max(1, len(measured) - 1),
         cpu_shares={name: round(share, 3) for name, share in shares.most_common(5)},
     )
 
@@ -184,7 +184,7 @@ def _bare_rank(rank: int, world_size: int, options: Sequence[str], meeting: str)
         if rank == 0 and trainer.step % config.train.log_freq == 0:
             now = time.perf_counter()
             entry = {"step": trainer.step, "time": time.time(), "loss": float(loss)}
-            entry["data_wait"] = waited / (now - since)
+            entry["data_wait_frac"] = waited / (now - since)
             waited, since = 0.0, now
             with log.open("a") as file:
                 file.write(json.dumps(entry) + "\n")

@@ -24,7 +24,7 @@ WORKER_CPU_FRACTION, ROLLOUT_CPU_FRACTION, RESERVED_CPU_FRACTION = 0.6, 0.25, 0.
 """How a run's CPUs are divided where the configuration leaves them open."""
 MAX_CPUS_PER_WORKER, MAX_CPUS_PER_ROLLOUT_ACTOR = 8.0, 1.0
 TRAIN_POOL, SIM_POOL, DATA_POOL = POOLS = ("train", "sim", "data")
-"""What nodes can be for, where `cluster.pool_label` tells them apart."""
+"""What nodes can be for, where `cluster.node_pool_label` tells them apart."""
 HEAD_NODE_RESOURCE = "node:__internal_head__"
 """What Ray gives to the head node alone."""
 RESOURCE_EPS = 1e-3
@@ -69,17 +69,19 @@ class RunResources:
     """At most."""
     cpus_per_worker: float
     gpus_per_worker: float
-    rollout_actors: int
+    num_rollout_actors: int
     cpus_per_rollout_actor: float
     fewest_workers: int | None = None
     """With which the run goes on; None is all of them."""
-    pool_label: str | None = None
+    node_pool_label: str | None = None
     """The label that says which pool a node belongs to."""
 
     @property
     def rollout_options(self) -> dict[str, Any]:
         """What Ray is told of each simulator."""
-        return {"num_cpus": self.cpus_per_rollout_actor} | label_selector(self.pool_label, SIM_POOL)
+        return {"num_cpus": self.cpus_per_rollout_actor} | label_selector(
+            self.node_pool_label, SIM_POOL
+        )
 
     @property
     def min_workers(self) -> int:
@@ -94,7 +96,7 @@ class RunResources:
     @property
     def cpus_excluding_workers(self) -> float:
         """CPUs of the driver and the simulators."""
-        return DRIVER_CPUS + self.rollout_actors * self.cpus_per_rollout_actor
+        return DRIVER_CPUS + self.num_rollout_actors * self.cpus_per_rollout_actor
 
     @property
     def cpus(self) -> float:
@@ -115,7 +117,7 @@ class RunResources:
     def __str__(self) -> str:
         return (
             f"driver {DRIVER_CPUS:g} CPU + {self._count} worker(s) x {self.cpus_per_worker:g} "
-            f"CPU, {self.gpus_per_worker:g} GPU + {self.rollout_actors} simulator(s) x "
+            f"CPU, {self.gpus_per_worker:g} GPU + {self.num_rollout_actors} simulator(s) x "
             f"{self.cpus_per_rollout_actor:g} CPU = {self.cpus:g} CPU, {self.gpus:g} GPU"
         )
 
@@ -127,18 +129,18 @@ class RolloutResources:
     actors: int
     cpus: float
     gpus: float
-    pool_label: str | None = None
+    node_pool_label: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """What Ray is told of each."""
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
-        return options | label_selector(self.pool_label, SIM_POOL)
+        return options | label_selector(self.node_pool_label, SIM_POOL)
 
 
-def label_selector(pool_label: str | None, pool: str) -> dict[str, Any]:
+def label_selector(node_pool_label: str | None, pool: str) -> dict[str, Any]:
     """The Ray option that keeps work in a pool, if there are pools."""
-    return {} if pool_label is None else {"label_selector": {pool_label: pool}}
+    return {} if node_pool_label is None else {"label_selector": {node_pool_label: pool}}
 
 
 def cluster_size(nodes: Sequence[Mapping[str, Any]], cluster: ClusterConfig) -> ClusterSize:
@@ -147,20 +149,22 @@ def cluster_size(nodes: Sequence[Mapping[str, Any]], cluster: ClusterConfig) -> 
     Raises:
         UserError: a pool has no node, or there is none to tell what others will be like.
     """
-    if cluster.pool_label is None:
-        return _with_pending_nodes(nodes, cluster.max_nodes)
+    if cluster.node_pool_label is None:
+        return _with_pending_nodes(nodes, cluster.autoscale_max_nodes)
     members: dict[str, list[Mapping[str, Any]]] = {pool: [] for pool in POOLS}
     others: list[Mapping[str, Any]] = []
     for node in nodes:
-        members.get(node["Labels"].get(cluster.pool_label), others).append(node)
-    empty = [f"{cluster.pool_label}={pool}" for pool in POOLS if not members[pool]]
+        members.get(node["Labels"].get(cluster.node_pool_label), others).append(node)
+    empty = [f"{cluster.node_pool_label}={pool}" for pool in POOLS if not members[pool]]
     if empty:
         raise UserError(
             f"No node of the cluster has the label {' or '.join(empty)}: start some with "
-            f"`ray start --labels={empty[0]}`, or set cluster.pool_label=null to run everything "
+            f"`ray start --labels={empty[0]}`, or set cluster.node_pool_label=null to run everything "
             "anywhere."
         )
-    pools = {pool: _with_pending_nodes(members[pool], cluster.max_nodes) for pool in POOLS}
+    pools = {
+        pool: _with_pending_nodes(members[pool], cluster.autoscale_max_nodes) for pool in POOLS
+    }
     parts = [_with_pending_nodes(others, None), *pools.values()]
     return ClusterSize(
         tuple(node for part in parts for node in part.nodes),
@@ -169,21 +173,23 @@ def cluster_size(nodes: Sequence[Mapping[str, Any]], cluster: ClusterConfig) -> 
     )
 
 
-def _with_pending_nodes(nodes: Sequence[Mapping[str, Any]], max_nodes: int | None) -> ClusterSize:
+def _with_pending_nodes(
+    nodes: Sequence[Mapping[str, Any]], autoscale_max_nodes: int | None
+) -> ClusterSize:
     """These nodes and those to come, which have no more of anything than any that is there."""
     there = tuple(_node_resources(node) for node in nodes)
     workers = [
         _node_resources(node) for node in nodes if HEAD_NODE_RESOURCE not in node["Resources"]
     ]
-    if max_nodes is None or max_nodes <= len(workers):
+    if autoscale_max_nodes is None or autoscale_max_nodes <= len(workers):
         return ClusterSize(there)
     if not workers:
         raise UserError(
-            f"cluster.max_nodes={max_nodes}: no node beside the head is there to tell what others "
+            f"cluster.autoscale_max_nodes={autoscale_max_nodes}: no node beside the head is there to tell what others "
             "will be like. Let the cluster keep one, of each pool, at least."
         )
     cpus, gpus = (min(values) for values in zip(*workers, strict=True))
-    coming = max_nodes - len(workers)
+    coming = autoscale_max_nodes - len(workers)
     return ClusterSize((*there, *[(cpus, gpus)] * coming), coming=coming)
 
 
@@ -214,7 +220,7 @@ def allocate_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResour
     parts = [
         (workers, cluster.cpus_per_worker, WORKER_CPU_FRACTION, MAX_CPUS_PER_WORKER),
         (
-            cluster.rollout_actors,
+            cluster.num_rollout_actors,
             cluster.cpus_per_rollout_actor,
             ROLLOUT_CPU_FRACTION,
             MAX_CPUS_PER_ROLLOUT_ACTOR,
@@ -242,10 +248,10 @@ def allocate_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResour
         workers=cluster.num_workers,
         cpus_per_worker=worker_cpus,
         gpus_per_worker=gpus_per_worker,
-        rollout_actors=cluster.rollout_actors,
+        num_rollout_actors=cluster.num_rollout_actors,
         cpus_per_rollout_actor=rollout_cpus,
         fewest_workers=fewest,
-        pool_label=cluster.pool_label,
+        node_pool_label=cluster.node_pool_label,
     )
     _check_cpus(dataclasses.replace(run, workers=fewest), size, slots)
     return run
@@ -261,7 +267,7 @@ def allocate_rollout_actors(config: Config, size: ClusterSize) -> RolloutResourc
     cpus = cluster.cpus_per_rollout_actor or min(MAX_CPUS_PER_ROLLOUT_ACTOR, size.cpus)
     actors = max(1, math.floor(size.cpus / cpus + RESOURCE_EPS))
     if config.evaluate.device == "cpu":
-        return RolloutResources(actors, cpus, 0.0, cluster.pool_label)
+        return RolloutResources(actors, cpus, 0.0, cluster.node_pool_label)
     places = gpu_worker_slots(size, cluster.gpus_per_rollout_actor)
     if not places:
         raise UserError(
@@ -270,7 +276,7 @@ def allocate_rollout_actors(config: Config, size: ClusterSize) -> RolloutResourc
             "cluster.gpus_per_rollout_actor."
         )
     actors = min(actors, places)
-    return RolloutResources(actors, cpus, cluster.gpus_per_rollout_actor, cluster.pool_label)
+    return RolloutResources(actors, cpus, cluster.gpus_per_rollout_actor, cluster.node_pool_label)
 
 
 def max_concurrent_trials(config: Config, size: ClusterSize, trials: int) -> int:
@@ -289,7 +295,7 @@ def max_concurrent_trials(config: Config, size: ClusterSize, trials: int) -> int
         places = gpu_worker_slots(trainers, config.cluster.gpus_per_worker)
         most = places // config.cluster.num_workers
     else:
-        wanted = config.tune.cpus_per_trial
+        wanted = config.tune.min_cpus_per_trial
         if config.cluster.cpus_per_worker is not None:
             wanted = max(wanted, config.cluster.num_workers * config.cluster.cpus_per_worker)
         most = math.floor(trainers.cpus / wanted + RESOURCE_EPS)
@@ -360,8 +366,8 @@ def _check_cpus(run: RunResources, size: ClusterSize, slots: int) -> None:
         (
             SIM_POOL,
             "simulator(s)",
-            "rollout_actors",
-            run.rollout_actors,
+            "num_rollout_actors",
+            run.num_rollout_actors,
             run.cpus_per_rollout_actor,
         ),
     )

@@ -167,7 +167,7 @@ def resume_command(module: str, overrides: Sequence[str], **options: str) -> str
 
 def init_ray(config: Config) -> ClusterSize:
     """Connect to the configured cluster, or start one here; return what it has, or will
-    have once it has grown to `cluster.max_nodes`.
+    have once it has grown to `cluster.autoscale_max_nodes`.
 
     A cluster of RAY_ADDRESS (as in a submitted job) is used when the configuration names none.
 
@@ -176,9 +176,9 @@ def init_ray(config: Config) -> ClusterSize:
             grow is to.
     """
     cluster, address = config.cluster, cluster_address(config)
-    if cluster.max_nodes is not None and not address:
+    if cluster.autoscale_max_nodes is not None and not address:
         raise UserError(
-            f"cluster.max_nodes={cluster.max_nodes} is for a cluster that gets nodes when work "
+            f"cluster.autoscale_max_nodes={cluster.autoscale_max_nodes} is for a cluster that gets nodes when work "
             "waits for them, which one started here does not: name it by cluster.address."
         )
     environment = prepare_environment(own_cluster=address is None)
@@ -202,7 +202,7 @@ def init_ray(config: Config) -> ClusterSize:
             address="local",
             num_cpus=cluster.num_cpus,
             num_gpus=cluster.num_gpus,
-            include_dashboard=cluster.dashboard,
+            include_dashboard=cluster.include_dashboard,
             dashboard_host="127.0.0.1",
             # Its processes inherit the environment. One given as `runtime_env` would have to be
             # made first, and the processes that Ray starts ahead of need do not have it.

@@ -15,7 +15,7 @@ from imf_ray.storage import is_remote, local_dir
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:
-    """Bring the data set to `collect.episodes` successful episodes."""
+    """Bring the data set to `collect.num_episodes` successful episodes."""
     from imf_ray.data.index import build_index, list_episodes
     from imf_ray.demos.collect import CollectionState, collect_episodes
     from imf_ray.demos.recorder import DemoRecorder
@@ -41,21 +41,21 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         TextColumn("{task.fields[failed]} failed"),
     )
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("Demonstrations", total=config.collect.episodes, failed=0)
+        bar = progress.add_task("Demonstrations", total=config.collect.num_episodes, failed=0)
 
         def show(state: CollectionState) -> None:
             progress.update(bar, completed=len(state.seeds), failed=len(state.failed))
 
         state = collect_episodes(
             folder,
-            config.collect.episodes,
+            config.collect.num_episodes,
             config.collect.seed,
             config.task,
             config.data.camera_names,
             workers=simulators.actors,
             options=simulators.options,
             on_progress=show,
-            compress=config.collect.compress,
+            compress=config.collect.gzip_images,
         )
     attempts = len(state.seeds) + len(state.failed)
     failed = f" (seeds {state.failed})" if state.failed else ""

@@ -36,7 +36,7 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
     home, evaluate = local_dir(config.storage_path), config.evaluate
     contenders = resolve_candidates(policies, config, overrides, home)
     simulators = simulators_of(allocate_rollout_actors(config, init_ray(config)))
-    seeds = range(evaluate.seed, evaluate.seed + evaluate.episodes)
+    seeds = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
     judged = {}
     for contender in contenders:
         judged[contender.name] = evaluate_with_progress(contender, seeds, simulators, console)
@@ -47,7 +47,7 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
     console.print(comparison_table(comparisons))
     sources = {contender.name: display_path(contender.judgement.folder) for contender in contenders}
     key = settings_hash("", {"records": sorted(sources.values()), "seeds": list(seeds)})
-    output = config.compare.output
+    output = config.compare.output_dir
     folder = home / "comparisons" / key if output is None else local_dir(output)
     for path in write_files(Path(folder), judged, comparisons, sources):
         console.print(display_path(path), soft_wrap=True)

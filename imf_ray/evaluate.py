@@ -1,4 +1,4 @@
-"""Judges a policy: `python -m imf_ray.evaluate checkpoint=DIR evaluate.episodes=100`."""
+"""Judges a policy: `python -m imf_ray.evaluate checkpoint=DIR evaluate.num_episodes=100`."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             "checkpoint=untrained:CHECKPOINT or checkpoint=replay:EPISODES."
         )
     evaluate, home = config.evaluate, local_dir(config.storage_path)
-    if evaluate.output is not None:
-        evaluate.output = str(local_dir(evaluate.output))
+    if evaluate.output_dir is not None:
+        evaluate.output_dir = str(local_dir(evaluate.output_dir))
     policy = absolute_policy(config.checkpoint)
     chosen_on = selection_seeds(evaluate)
-    if evaluate.select is None:
+    if evaluate.checkpoint_selection is None:
         contender = resolve_candidate(
-            policy, config, overrides, evaluate.seed, home, evaluate.output
+            policy, config, overrides, evaluate.seed, home, evaluate.output_dir
         )
     simulators = simulators_of(allocate_rollout_actors(config, init_ray(config)))
-    if evaluate.select is not None:
+    if evaluate.checkpoint_selection is not None:
         best, judged = select_checkpoint(
             Path(policy),
             config,
@@ -57,9 +57,9 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         title = f"For the choice, on seeds {chosen_on[0]}-{chosen_on[-1]}"
         console.print(outcome_table(judged, title))
         contender = resolve_candidate(
-            str(best), config, overrides, evaluate.seed, home, evaluate.output
+            str(best), config, overrides, evaluate.seed, home, evaluate.output_dir
         )
-    seeds = range(evaluate.seed, evaluate.seed + evaluate.episodes)
+    seeds = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
     records = evaluate_with_progress(contender, seeds, simulators, console)
     _report(contender, records, simulators)
 
@@ -71,7 +71,7 @@ def _report(contender: Candidate, records: list[EpisodeRecord], simulators: Simu
     evaluate, judgement = contender.config.evaluate, contender.judgement
     seeds = [record.seed for record in records]
     console.print(str(summarize(records)), soft_wrap=True)
-    title = f"Seeds {seeds[0]}-{seeds[-1]}; success: {records[0].settings['success_rule']}"
+    title = f"Seeds {seeds[0]}-{seeds[-1]}; success: {records[0].settings['success_description']}"
     console.print(outcome_table([(contender.name, records)], title))
     for record in records:
         if record.error is not None:
@@ -80,7 +80,7 @@ def _report(contender: Candidate, records: list[EpisodeRecord], simulators: Simu
     judgement.store.finish(seeds, action_error=error, latency=latency(records))
     if evaluate.video != "none":
         wanted = [r for r in records if evaluate.video == "all" or not r.success]
-        grid = judgement.film(wanted, evaluate.video_episodes, simulators)
+        grid = judgement.film(wanted, evaluate.max_video_episodes, simulators)
         video = "no such episode" if grid is None else display_path(grid)
         console.print(f"Video: {video}", soft_wrap=True)
     console.print(f"Records: {display_path(judgement.folder)}", soft_wrap=True)
@@ -98,7 +98,9 @@ def _action_error(contender: Candidate) -> float | None:
         if not held_out:
             raise UserError("no held-out episodes beside this checkpoint")
         judged = contender.config.evaluate
-        error = action_error(contender.checkpoint, held_out, judged.ema, judged.inference_steps)
+        error = action_error(
+            contender.checkpoint, held_out, judged.use_ema_weights, judged.inference_steps
+        )
     except UserError as reason:  # they may have been recorded anew; what was played counts
         console.print(f"action error not known: {reason}", soft_wrap=True)
         return None

@@ -88,9 +88,9 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         )
     best = rank(records)[0]
     untrained = evaluate_untrained(sweep, resources, best)
-    oracles = {EXPERT: expert, UNTRAINED_NAME: untrained}
-    files = write_files(sweep_dir, records, oracles, space)
-    console.print(results_table(records, oracles))
+    baselines = {EXPERT: expert, UNTRAINED_NAME: untrained}
+    files = write_files(sweep_dir, records, baselines, space)
+    console.print(results_table(records, baselines))
     for line in failures(records):
         console.print(f"Failed: {line}", soft_wrap=True)
     console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)

@@ -45,18 +45,18 @@ class VLAAgent(nn.Module, ABC):
         num_poses: object poses (xyz, quaternion wxyz) that stand behind qpos in the observation's
             "qpos", which is then (B, obs_horizon, state_dim + 7 * num_poses).
         num_target_poses: further poses behind those in a batch's "qpos", which are not input:
-            training adds `pose_loss_weight` times the error of a `PoseHead` for them.
-        pose_loss_weight: see there.
+            training adds `aux_pose_loss_weight` times the error of a `PoseHead` for them.
+        aux_pose_loss_weight: see there.
         camera_names: cameras the policy looks at, in this order; none for a policy on state alone.
         obs_horizon, pred_horizon, num_action_steps: observations per window, actions per chunk, and
             how many of those are executed before the next chunk.
         inference_steps: network calls per chunk.
-        draws_per_observation: independent draws (noise and times) at which the objective is
+        noise_samples_per_obs: independent draws (noise and times) at which the objective is
             evaluated for each sample, whose images are encoded once.
         vision_encoder: arguments of `MultiViewResNetEncoder` other than the cameras.
         head: arguments of the head other than its widths and lengths, which the agent knows.
         head_factory: builds the head; called with `IMFTransformer1D`'s argument names.
-        condition: one of `CONDITIONING_MODES`.
+        conditioning: one of `CONDITIONING_MODES`.
         normalization_type: one of `normalization.NORMALIZATION_TYPES`, for qpos and actions.
         action_space: one of `ACTION_SPACES`. "joint": joint targets (rad) and grippers. "ee": twice
             xyz (m), quaternion wxyz, gripper; the state stays qpos.
@@ -74,26 +74,26 @@ class VLAAgent(nn.Module, ABC):
         state_dim: int,
         num_poses: int = 0,
         num_target_poses: int = 0,
-        pose_loss_weight: float = 1.0,
+        aux_pose_loss_weight: float = 1.0,
         camera_names: Sequence[str],
         obs_horizon: int = 2,
         pred_horizon: int = 16,
         num_action_steps: int = 8,
         inference_steps: int = 1,
-        draws_per_observation: int = 1,
+        noise_samples_per_obs: int = 1,
         vision_encoder: Mapping[str, Any] | None = None,
         head: Mapping[str, Any] | None = None,
         head_factory: Callable[..., nn.Module] = IMFTransformer1D,
-        condition: str = "single_token",
+        conditioning: str = "single_token",
         normalization_type: str = "min_max",
         action_space: str = "joint",
         stats: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         _check_horizons(obs_horizon, pred_horizon, num_action_steps, inference_steps)
-        if draws_per_observation < 1:
-            raise ValueError(f"draws_per_observation={draws_per_observation}: must be at least 1")
-        check_choice("condition", condition, CONDITIONING_MODES)
+        if noise_samples_per_obs < 1:
+            raise ValueError(f"noise_samples_per_obs={noise_samples_per_obs}: must be at least 1")
+        check_choice("conditioning", conditioning, CONDITIONING_MODES)
         check_choice("action_space", action_space, ACTION_SPACES)
         if action_space == "ee" and action_dim != EE_ACTION_DIM:
             raise ValueError(
@@ -106,8 +106,8 @@ class VLAAgent(nn.Module, ABC):
         self.obs_horizon = obs_horizon
         self.pred_horizon = pred_horizon
         self.inference_steps = inference_steps
-        self.draws_per_observation = draws_per_observation
-        self.condition = condition
+        self.noise_samples_per_obs = noise_samples_per_obs
+        self.conditioning = conditioning
         self.bf16_encoders = False  # a setting of training, which is not saved
 
         quaternions = EE_QUATERNION_SLICES if action_space == "ee" else ()
@@ -125,10 +125,10 @@ class VLAAgent(nn.Module, ABC):
             action_dim, normalization_type, stats.get("action"), quaternions
         )
         self.image_normalizer = ImageNormalizer()
-        if condition == "multi_token" and not self.camera_names:
+        if conditioning == "multi_token" and not self.camera_names:
             raise ValueError(
-                "condition='multi_token' makes a token of each camera, but camera_names is empty; "
-                "name cameras or set condition='single_token'"
+                "conditioning='multi_token' makes a token of each camera, but camera_names is empty; "
+                "name cameras or set conditioning='single_token'"
             )
         self.vision_encoder = (
             MultiViewResNetEncoder(self.camera_names, **(vision_encoder or {}))
@@ -138,13 +138,13 @@ class VLAAgent(nn.Module, ABC):
         features = self.vision_encoder.out_dim if self.vision_encoder is not None else 0
 
         head = dict(head or {})
-        if condition == "single_token":
+        if conditioning == "single_token":
             self.projector: nn.Module = nn.Identity()
             cond_dim = len(self.camera_names) * features + state_dim
         else:
             if "n_emb" not in head:
                 raise ValueError(
-                    "condition='multi_token' projects tokens to the head's width; set head.n_emb"
+                    "conditioning='multi_token' projects tokens to the head's width; set head.n_emb"
                 )
             cond_dim = head["n_emb"]
             self.projector = nn.Linear(features + state_dim, cond_dim)
@@ -157,7 +157,7 @@ class VLAAgent(nn.Module, ABC):
             **head,
         )
         self._num_targets = num_target_poses * POSE_DIM
-        self.pose_loss_weight = pose_loss_weight
+        self.aux_pose_loss_weight = aux_pose_loss_weight
         self.pose_readout = None
         if num_target_poses:
             if not self.camera_names:
@@ -176,7 +176,7 @@ class VLAAgent(nn.Module, ABC):
     @property
     def condition_tokens_per_step(self) -> int:
         """Condition tokens per observation step: 1, or one per camera."""
-        return 1 if self.condition == "single_token" else len(self.camera_names)
+        return 1 if self.conditioning == "single_token" else len(self.camera_names)
 
     @property
     def condition_sequence_length(self) -> int:
@@ -196,7 +196,7 @@ class VLAAgent(nn.Module, ABC):
         over ranks equal those of one process; "crop_offsets" (B, cameras, 2) in [0, 1) says where
         images are cropped; "noise" (B, pred_horizon, action_dim), standard normal, and
         "time_uniforms" (B, 3) in (0, 1) are the objective's, with the draw as second axis if
-        `draws_per_observation` is more than one. Without them torch's generator is used.
+        `noise_samples_per_obs` is more than one. Without them torch's generator is used.
 
         Raises:
             ValueError: if a camera's images are missing, or random numbers of a draw.
@@ -205,10 +205,12 @@ class VLAAgent(nn.Module, ABC):
         loss = self._loss_from_condition(actions, cond, rows)
         if self.pose_readout is None:
             return loss
-        steps = cond[:: self.draws_per_observation].unflatten(1, (self.obs_horizon, -1)).flatten(2)
+        steps = cond[:: self.noise_samples_per_obs].unflatten(1, (self.obs_horizon, -1)).flatten(2)
         poses = batch["qpos"][..., self._state_dim :]
         is_pad, valid_count = batch["action_is_pad"], batch.get("valid_count")
-        return loss + self.pose_loss_weight * self.pose_readout(steps, poses, is_pad, valid_count)
+        return loss + self.aux_pose_loss_weight * self.pose_readout(
+            steps, poses, is_pad, valid_count
+        )
 
     @torch.no_grad()
     def predict_action(
@@ -335,7 +337,7 @@ class VLAAgent(nn.Module, ABC):
         actions = self.action_normalizer.normalize(batch["action"].to(self.action_normalizer.mean))
         # Encoders may run in half precision (autocast); objectives do not.
         cond = self._build_cond(batch).to(actions.dtype)
-        draws = self.draws_per_observation
+        draws = self.noise_samples_per_obs
         if draws == 1:
             return actions, cond, batch
         rows = {"action_is_pad": batch["action_is_pad"].repeat_interleave(draws, dim=0)}
@@ -364,7 +366,7 @@ class VLAAgent(nn.Module, ABC):
         if places is None and self.training:
             places = state.new_empty(len(state), len(self.camera_names), 2).uniform_()
         features = self._encode_images(self.vision_encoder, obs["images"], places)
-        if self.condition == "single_token":
+        if self.conditioning == "single_token":
             return torch.cat((features.flatten(2), state), dim=-1)
         state = state[:, :, None].expand(-1, -1, features.shape[2], -1)
         return self.projector(torch.cat((features, state), dim=-1)).flatten(1, 2)
@@ -415,7 +417,7 @@ def check_choice(option: str, value: str, known: Sequence[str]) -> None:
 def _check_noise_shape(key: str, numbers: Tensor, expected: tuple[int, int]) -> None:
     if numbers.shape[:2] != expected:
         raise ValueError(
-            f"batch[{key!r}] has shape {tuple(numbers.shape)}, but draws_per_observation="
+            f"batch[{key!r}] has shape {tuple(numbers.shape)}, but noise_samples_per_obs="
             f"{expected[1]} takes {expected} and more; draw as many, or leave {key!r} out"
         )
 

@@ -114,7 +114,7 @@ TIME_SAMPLERS: dict[str, TimeSampler] = {
     "uniform": sample_times_uniform,
     "logit_normal": sample_times_logit_normal,
     "meanflow_v1": sample_times_meanflow_v1,
-    "corner": sample_times_endpoint_mix,
+    "endpoint_mix": sample_times_endpoint_mix,
 }
 """Of intervals, for iMF."""
 SINGLE_TIME_SAMPLERS: dict[str, TimeSampler] = {

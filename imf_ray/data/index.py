@@ -261,8 +261,8 @@ def _check_matches_config(info: EpisodeMetadata, config: Config) -> None:
     if unknown:
         raise bad_episode_error(
             path,
-            f"it has no poses of {', '.join(unknown)}, which agent.pose_objects or "
-            f"agent.target_pose_objects asks for (it has {', '.join(info.objects) or 'none'})",
+            f"it has no poses of {', '.join(unknown)}, which agent.privileged_pose_objects or "
+            f"agent.aux_pose_objects asks for (it has {', '.join(info.objects) or 'none'})",
         )
     space = config.task.action_space
     if space not in info.action_spaces:
@@ -274,11 +274,11 @@ def _check_matches_config(info: EpisodeMetadata, config: Config) -> None:
     size = config.task.image_size
     sizes = {camera: info.cameras[camera] for camera in config.data.camera_names}
     wrong = {camera: shape for camera, shape in sizes.items() if shape != (size, size)}
-    if wrong and not config.data.resize:
+    if wrong and not config.data.resize_images:
         raise bad_episode_error(
             path,
             f"its images are {wrong}, task.image_size={size} asks for ({size}, {size}); "
-            "data.resize=true scales them",
+            "data.resize_images=true scales them",
         )
     actions = info.moments[FORMATS[info.format].actions[space]]
     widths = {

@@ -83,7 +83,9 @@ class TrainDataset:
         Every shard may need a whole new pool at once, and the next one should then be on its way.
         """
         waiting = (
-            PREFETCH_BUFFERS * len(self.plan.rank_shards(rank, world_size)) * self.plan.pool_chunks
+            PREFETCH_BUFFERS
+            * len(self.plan.rank_shards(rank, world_size))
+            * self.plan.shuffle_buffer_blocks
         )
         return waiting + self.readers * self.rows_per_task
 
@@ -95,7 +97,7 @@ class TrainDataset:
 
     @property
     def _row_bytes(self) -> int:
-        return self.frame_bytes * (self.plan.chunk_steps + self.spec.obs_horizon - 1)
+        return self.frame_bytes * (self.plan.read_block_steps + self.spec.obs_horizon - 1)
 
     def batches(
         self, iterator: ray.data.DataIterator, rank: int, world_size: int, start_step: int

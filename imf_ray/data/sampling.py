@@ -3,7 +3,7 @@
 A *sample* is one start step of one episode. Episodes are cut into *chunks* of consecutive starts;
 an epoch permutes the chunks, lays their samples in one line and deals the line to V *virtual
 shards* of equal length, as MosaicML Streaming's canonical nodes. A *row* is the part of a chunk
-that fell to one shard: one read of one episode. Within a shard, `pool_chunks` consecutive rows
+that fell to one shard: one read of one episode. Within a shard, `shuffle_buffer_blocks` consecutive rows
 make a *pool*, whose samples are shuffled together. Each global batch takes the same number of
 samples from every shard, shard by shard, and each rank owns V / world_size consecutive shards, as
 evenly as that divides.
@@ -61,8 +61,8 @@ class SamplePlan:
         lengths: steps of each training episode.
         batch_size: samples in one global batch.
         virtual_shards: V, a divisor of the batch size (see `choose_virtual_shards`).
-        chunk_steps: sample starts in a chunk.
-        pool_chunks: rows of a shard that are shuffled together.
+        read_block_steps: sample starts in a chunk.
+        shuffle_buffer_blocks: rows of a shard that are shuffled together.
         seed: of the whole order.
 
     Raises:
@@ -72,8 +72,8 @@ class SamplePlan:
     lengths: tuple[int, ...]
     batch_size: int
     virtual_shards: int
-    chunk_steps: int
-    pool_chunks: int
+    read_block_steps: int
+    shuffle_buffer_blocks: int
     seed: int
 
     def __post_init__(self) -> None:
@@ -116,8 +116,8 @@ class SamplePlan:
             "batch": batch,
             "batch_size": self.batch_size,
             "virtual_shards": self.virtual_shards,
-            "chunk_steps": self.chunk_steps,
-            "pool_chunks": self.pool_chunks,
+            "read_block_steps": self.read_block_steps,
+            "shuffle_buffer_blocks": self.shuffle_buffer_blocks,
             "seed": self.seed,
             "samples": self.num_samples,
             "lengths": hashlib.sha256(repr(self.lengths).encode()).hexdigest()[:16],
@@ -183,7 +183,7 @@ def choose_virtual_shards(batch_size: int, world_size: int, wanted: int | None) 
 
 @functools.lru_cache(maxsize=4)
 def _epoch_plan(plan: SamplePlan, epoch: int) -> EpochPlan:
-    episode, start, stop = _chunks(plan.lengths, plan.chunk_steps)
+    episode, start, stop = _chunks(plan.lengths, plan.read_block_steps)
     order = np.random.default_rng([plan.seed, epoch, _CHUNK_ORDER]).permutation(len(episode))
     episode, start, stop = episode[order], start[order], stop[order]
 
@@ -199,9 +199,9 @@ def _epoch_plan(plan: SamplePlan, epoch: int) -> EpochPlan:
     position = edges[:-1] - shard_edges[shard]
     first_row = np.searchsorted(shard, np.arange(plan.virtual_shards + 1))
 
-    pool = (np.arange(len(shard)) - first_row[shard]) // plan.pool_chunks
-    pool_head = first_row[shard] + pool * plan.pool_chunks
-    pool_tail = np.minimum(pool_head + plan.pool_chunks, first_row[shard + 1])
+    pool = (np.arange(len(shard)) - first_row[shard]) // plan.shuffle_buffer_blocks
+    pool_head = first_row[shard] + pool * plan.shuffle_buffer_blocks
+    pool_tail = np.minimum(pool_head + plan.shuffle_buffer_blocks, first_row[shard + 1])
     row_stop_position = position + np.diff(edges)
     pool_start, pool_stop = position[pool_head], row_stop_position[pool_tail - 1]
 
@@ -226,12 +226,12 @@ def _epoch_plan(plan: SamplePlan, epoch: int) -> EpochPlan:
 
 
 def _chunks(
-    lengths: tuple[int, ...], chunk_steps: int
+    lengths: tuple[int, ...], read_block_steps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Episode (C,), start (C,) and stop (C,) of all chunks, in order."""
     steps = np.array(lengths, dtype=np.int64)
-    counts = -(-steps // chunk_steps)
+    counts = -(-steps // read_block_steps)
     episode = np.repeat(np.arange(len(steps)), counts)
     number = np.arange(len(episode)) - np.repeat(np.cumsum(counts) - counts, counts)
-    start = number * chunk_steps
-    return episode, start, np.minimum(start + chunk_steps, steps[episode])
+    start = number * read_block_steps
+    return episode, start, np.minimum(start + read_block_steps, steps[episode])

@@ -116,7 +116,7 @@ class WindowBatcher:
     """Turns one rank's stream of rows into its batches.
 
     Rows arrive in the order of `SamplePlan.rank_rows`; a row is kept until its pool is used up,
-    so that memory holds about `pool_chunks` rows of each shard.
+    so that memory holds about `shuffle_buffer_blocks` rows of each shard.
     """
 
     def __init__(self, plan: SamplePlan, spec: WindowSpec, rank: int, world_size: int) -> None:

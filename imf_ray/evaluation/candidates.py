@@ -31,7 +31,14 @@ SETTABLE = (
 """What may be set of a judgement; everything else is the checkpoint's."""
 OF_ONE_POLICY = tuple(
     f"evaluate.{key}="
-    for key in ("output", "video", "video_episodes", "select", "select_seed", "select_episodes")
+    for key in (
+        "output_dir",
+        "video",
+        "max_video_episodes",
+        "checkpoint_selection",
+        "selection_seed",
+        "selection_episodes",
+    )
 )
 """What means nothing where several are judged."""
 TRAINED_WITH = ("env_id", "action_space", "image_size", "shadows", "multisampling", "control_hz")
@@ -52,7 +59,7 @@ class Candidate:
         self, seeds: Sequence[int], simulators: Simulators, on_record: Callable[..., None]
     ) -> list[EpisodeRecord]:
         """The records of these seeds; what is missing is played."""
-        keep = self.config.evaluate.trajectories
+        keep = self.config.evaluate.save_trajectories
         return self.judgement.play(seeds, simulators, on_record, keep)
 
 
@@ -103,7 +110,7 @@ def resolve_candidate(
             task,
             action_space,
             stop_on_success=evaluate.stop_on_success,
-            episode_limit_s=evaluate.episode_limit_s,
+            episode_timeout_s=evaluate.episode_timeout_s,
             data_format=config.data.format,
         )
     else:
@@ -135,7 +142,7 @@ def resolve_candidates(
     overrides: Sequence[str],
     beside: Path,
 ) -> list[Candidate]:
-    """Policies for a comparison, and after them the oracles that `compare.oracles` adds.
+    """Policies for a comparison, and after them the baselines that `compare.baselines` adds.
 
     What is no checkpoint plays the task of the first one that is.
 
@@ -144,7 +151,7 @@ def resolve_candidates(
     """
     named = [absolute_policy(policy) for policy in policies]
     trained = [policy for policy in named if not _is_scripted(policy)]
-    if config.compare.oracles:
+    if config.compare.baselines:
         named += [policy for policy in _baselines(trained, config) if policy not in named]
     contenders: dict[str, Candidate] = {}
     base = config
@@ -222,13 +229,15 @@ def selection_seeds(evaluate: EvaluateConfig) -> range:
     Raises:
         UserError: one is chosen, and would be reported on some of them.
     """
-    chosen_on = range(evaluate.select_seed, evaluate.select_seed + evaluate.select_episodes)
-    reported_on = range(evaluate.seed, evaluate.seed + evaluate.episodes)
+    chosen_on = range(
+        evaluate.selection_seed, evaluate.selection_seed + evaluate.selection_episodes
+    )
+    reported_on = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
     overlap = chosen_on[0] <= reported_on[-1] and reported_on[0] <= chosen_on[-1]
-    if evaluate.select is not None and overlap:
+    if evaluate.checkpoint_selection is not None and overlap:
         raise UserError(
             f"Checkpoints would be chosen on seeds {chosen_on[0]}-{chosen_on[-1]} and reported on "
-            f"{reported_on[0]}-{reported_on[-1]}: set evaluate.select_seed or evaluate.seed so "
+            f"{reported_on[0]}-{reported_on[-1]}: set evaluate.selection_seed or evaluate.seed so "
             "that they do not overlap."
         )
     return chosen_on
@@ -273,10 +282,10 @@ def _evaluation_config(folder: Path, config: Config, overrides: Sequence[str]) -
         cameras, seen = config.data.camera_names, trained.agent.camera_names
         if sorted(cameras) != sorted(seen):
             differing.append(f"data.camera_names={cameras} (trained with {seen})")
-    if differing and not config.evaluate.allow_mismatch:
+    if differing and not config.evaluate.allow_task_mismatch:
         raise UserError(
             f"{folder} would be judged on what it was not trained for: {', '.join(differing)}. "
-            "Leave it out, or set evaluate.allow_mismatch=true."
+            "Leave it out, or set evaluate.allow_task_mismatch=true."
         )
     return judged
 

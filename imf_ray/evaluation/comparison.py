@@ -144,7 +144,9 @@ def plot_comparison(path: Path, judged: Records, comparisons: Sequence[Compariso
     rates, differences, stages = figure.subplots(1, 3)
     for place, (_, records) in enumerate(judged.items()):
         s = summarize(records)
-        rates.plot([s.success_low, s.success_high], [place, place], color="tab:blue", linewidth=2)
+        rates.plot(
+            [s.success_ci_low, s.success_ci_high], [place, place], color="tab:blue", linewidth=2
+        )
         rates.plot([s.success_rate], [place], "o", color="tab:blue")
         shares = {0: 1.0, **s.stage_shares}
         stages.plot(list(shares), list(shares.values()), marker="o")

@@ -103,13 +103,13 @@ def outcome_table(judged: Sequence[tuple[str, Sequence[EpisodeRecord]]], title: 
         table.add_column(column, no_wrap=True)
     for name, records in judged:
         summary = summarize(records)
-        interval = f"[{summary.success_low:.2f}, {summary.success_high:.2f}]"
+        interval = f"[{summary.success_ci_low:.2f}, {summary.success_ci_high:.2f}]"
         shares = [summary.stage_shares.get(stage, 0.0) for stage in stages]
         table.add_row(
             name,
             f"{summary.success_rate:.2f} {interval}",
             str(summary.episodes),
-            f"{summary.reward_sum:.1f}",
+            f"{summary.return_mean:.1f}",
             " ".join(f"{share:.2f}" for share in shares),
             *_latency(records),
         )

@@ -233,7 +233,7 @@ class RolloutActorPool:
                 simulator.playing |= episodes
                 simulator.call = simulator.actor.advance.remote(episodes)
                 # An episode ends itself after its own time; they share the actor's.
-                limits = self._job.settings.episode_limit_s * len(simulator.playing)
+                limits = self._job.settings.episode_timeout_s * len(simulator.playing)
                 simulator.deadline = time.monotonic() + limits + CALL_OVERHEAD_S
                 self._resting.remove(simulator)
                 self._busy.append(simulator)
@@ -275,7 +275,7 @@ class RolloutActorPool:
             success=False,
             max_stage=0,
             num_stages=self._identity.num_stages,
-            reward_sum=0.0,
+            episode_return=0.0,
             steps=0,
             initial_poses={},
             policy=self._identity.policy,

@@ -92,7 +92,7 @@ class _Episode:
         self._artifacts = Artifacts(keep, self._world)
         self._observation: dict[str, Any] | None = None
         self._seen = False
-        self._reward_sum, self._steps = 0.0, 0
+        self._episode_return, self._steps = 0.0, 0
         self._info: dict[str, Any] = {}
         self._initial_poses: dict[str, list[float]] = {}
 
@@ -121,7 +121,7 @@ class _Episode:
             success=self.error is None and bool(self._info["success"]),
             max_stage=int(self._info.get("max_stage", 0)),
             num_stages=self._world.num_stages,
-            reward_sum=self._reward_sum,
+            episode_return=self._episode_return,
             steps=self._steps,
             initial_poses=self._initial_poses,
             policy=self._policy.name,
@@ -142,8 +142,8 @@ class _Episode:
     def _look(self) -> None:
         assert self._observation is not None
         observation = self._observation
-        if self._settings.pose_objects:
-            told = [self._info["poses"][name] for name in self._settings.pose_objects]
+        if self._settings.privileged_pose_objects:
+            told = [self._info["poses"][name] for name in self._settings.privileged_pose_objects]
             qpos = np.concatenate([observation["qpos"], *told]).astype(np.float32)
             observation = {**observation, "qpos": qpos}
         if self.controller.needs_images:
@@ -166,7 +166,7 @@ class _Episode:
         if not np.isfinite(reward):
             raise EpisodeError(f"the reward of step {self._steps} is {reward}")
         self._artifacts.after_step(float(reward), self._info)
-        self._reward_sum += float(reward)
+        self._episode_return += float(reward)
         stopped = self._settings.stop_on_success and self._info["success"]
         out_of_steps = self._steps >= self._settings.task.max_episode_steps
         self.over = bool(terminated or truncated or stopped or out_of_steps)
@@ -180,9 +180,9 @@ class _Episode:
     def _require_time(self) -> None:
         parts = ("obs_read_ms", "env_step_ms", "preprocess_ms", "inference_ms")
         spent = self.watch.total_ms(*parts) / MILLISECONDS
-        if spent > self._settings.episode_limit_s:
+        if spent > self._settings.episode_timeout_s:
             raise EpisodeError(
-                f"it took more than evaluate.episode_limit_s={self._settings.episode_limit_s:g} s "
+                f"it took more than evaluate.episode_timeout_s={self._settings.episode_timeout_s:g} s "
                 f"({self._steps} steps)"
             )
 

@@ -93,7 +93,7 @@ class AgentEpisode:
 class AgentPolicy:
     """One agent for all episodes of a process.
 
-    Every call has `settings.compute_batch` rows, filled up with copies of the last one: a row's
+    Every call has `settings.inference_batch_size` rows, filled up with copies of the last one: a row's
     result then does not depend on how many episodes are due.
     """
 
@@ -110,13 +110,16 @@ class AgentPolicy:
         return AgentEpisode(queue, self._settings.noise_seed, seed)
 
     def plan(self, controllers: Sequence[AgentEpisode], watches: Sequence[Timer]) -> None:
-        size = self._settings.compute_batch
+        size = self._settings.inference_batch_size
         for first in range(0, len(controllers), size):
             part = slice(first, first + size)
             self._plan(controllers[part], watches[part])
 
     def _plan(self, due: Sequence[AgentEpisode], watches: Sequence[Timer]) -> None:
-        rows = [*range(len(due)), *[len(due) - 1] * (self._settings.compute_batch - len(due))]
+        rows = [
+            *range(len(due)),
+            *[len(due) - 1] * (self._settings.inference_batch_size - len(due)),
+        ]
         with Timer.shared(watches, "preprocess_ms"):
             windows = [controller.queue.window() for controller in due]
             images = {
@@ -246,8 +249,8 @@ def make_policy(spec: str, settings: RolloutConfig) -> Policy:
     else:
         folder = to_local(local_dir(spec))
         download(folder, *POLICY_FILES)
-        agent, config = load_agent(folder, ema=settings.ema, device=settings.device)
-        name = weights_digest(folder, ema=settings.ema)
+        agent, config = load_agent(folder, ema=settings.use_ema_weights, device=settings.device)
+        name = weights_digest(folder, ema=settings.use_ema_weights)
     unknown = [camera for camera in agent.camera_names if camera not in settings.camera_names]
     if unknown:
         raise UserError(

@@ -88,7 +88,7 @@ class RecordStore:
         if differing:
             raise UserError(
                 f"{self.folder / EPISODES_FILE} holds episodes of another judgement: "
-                f"{', '.join(differing)}. Choose another evaluate.output, or remove the folder."
+                f"{', '.join(differing)}. Choose another evaluate.output_dir, or remove the folder."
             )
 
 

@@ -25,7 +25,7 @@ class EpisodeRecord:
     success: bool
     max_stage: int
     num_stages: int
-    reward_sum: float
+    episode_return: float
     steps: int
     initial_poses: Mapping[str, Sequence[float]]
     """Of each object at the start: xyz in m, quaternion wxyz."""
@@ -54,10 +54,10 @@ class RolloutSummary:
     failed: int
     """Episodes that ended in an error; they count as not successful."""
     success_rate: float
-    success_low: float
-    success_high: float
+    success_ci_low: float
+    success_ci_high: float
     """95 % Wilson interval."""
-    reward_sum: float
+    return_mean: float
     """Mean over episodes of the summed reward."""
     stage_shares: Mapping[int, float]
     """Share of episodes that reached stage k or more."""
@@ -68,18 +68,18 @@ class RolloutSummary:
             NUM_EPISODES_METRIC: float(self.episodes),
             "rollout/failed": float(self.failed),
             SUCCESS_RATE: self.success_rate,
-            "rollout/success_low": self.success_low,
-            "rollout/success_high": self.success_high,
-            "rollout/reward_sum": self.reward_sum,
+            "rollout/success_ci_low": self.success_ci_low,
+            "rollout/success_ci_high": self.success_ci_high,
+            "rollout/return_mean": self.return_mean,
         }
         return values | {f"{STAGE_METRIC}{k}": share for k, share in self.stage_shares.items()}
 
     def __str__(self) -> str:
         failed = f", {self.failed} ended in an error" if self.failed else ""
         return (
-            f"success {self.success_rate:.3f} [{self.success_low:.3f}, {self.success_high:.3f}] "
+            f"success {self.success_rate:.3f} [{self.success_ci_low:.3f}, {self.success_ci_high:.3f}] "
             f"({self.successes}/{self.episodes}, 95 % Wilson{failed}), mean summed reward "
-            f"{self.reward_sum:.1f}, stages "
+            f"{self.return_mean:.1f}, stages "
             + " ".join(f">={k}: {share:.2f}" for k, share in self.stage_shares.items())
         )
 
@@ -100,9 +100,9 @@ def summarize(records: Sequence[EpisodeRecord]) -> RolloutSummary:
         successes=successes,
         failed=sum(record.error is not None for record in records),
         success_rate=successes / len(records),
-        success_low=low,
-        success_high=high,
-        reward_sum=float(np.mean([record.reward_sum for record in records])),
+        success_ci_low=low,
+        success_ci_high=high,
+        return_mean=float(np.mean([record.episode_return for record in records])),
         stage_shares={
             stage: float(np.mean([record.max_stage >= stage for record in records]))
             for stage in stages

@@ -22,19 +22,19 @@ class RolloutConfig:
 
     task: TaskConfig
     camera_names: tuple[str, ...] = ()
-    pose_objects: tuple[str, ...] = ()
+    privileged_pose_objects: tuple[str, ...] = ()
     """Objects whose true poses the policy is told."""
     noise_seed: int = 0
     num_action_steps: int | None = None
     inference_steps: int | None = None
     """Calls of the network for a chunk (K); null is the checkpoint's."""
-    ema: bool = True
+    use_ema_weights: bool = True
     """Judge the averaged weights where there are any."""
-    compute_batch: int = 1
+    inference_batch_size: int = 1
     """Rows of every call of the policy. Kernels, and so the last bits, depend on it."""
     device: str = "cpu"
     stop_on_success: bool = False
-    episode_limit_s: float = EvaluateConfig.episode_limit_s
+    episode_timeout_s: float = EvaluateConfig.episode_timeout_s
     """An episode whose own time exceeds this has failed."""
     data_format: str = AUTO
     """Of the episodes that a replay plays back."""
@@ -56,15 +56,15 @@ def agent_rollout_config(config: Config, noise_seed: int) -> RolloutConfig:
     return RolloutConfig(
         task=config.task,
         camera_names=tuple(config.agent.camera_names),
-        pose_objects=tuple(config.agent.pose_objects),
+        privileged_pose_objects=tuple(config.agent.privileged_pose_objects),
         noise_seed=noise_seed,
         num_action_steps=executed,
         inference_steps=evaluate.inference_steps or config.agent.inference_steps,
-        ema=evaluate.ema,
-        compute_batch=evaluate.compute_batch,
+        use_ema_weights=evaluate.use_ema_weights,
+        inference_batch_size=evaluate.inference_batch_size,
         device=evaluate.device,
         stop_on_success=evaluate.stop_on_success,
-        episode_limit_s=evaluate.episode_limit_s,
+        episode_timeout_s=evaluate.episode_timeout_s,
     )
 
 
@@ -72,14 +72,14 @@ def scripted_rollout_config(
     task: TaskConfig,
     action_space: str = "joint",
     stop_on_success: bool = False,
-    episode_limit_s: float = EvaluateConfig.episode_limit_s,
+    episode_timeout_s: float = EvaluateConfig.episode_timeout_s,
     data_format: str = AUTO,
 ) -> RolloutConfig:
     """How a policy that looks at nothing, such as the expert, is executed."""
     return RolloutConfig(
         task=replace(task, action_space=action_space),
         stop_on_success=stop_on_success,
-        episode_limit_s=episode_limit_s,
+        episode_timeout_s=episode_timeout_s,
         data_format=data_format,
     )
 
@@ -90,12 +90,12 @@ def recorded_settings(settings: RolloutConfig, world: SimEnv) -> Mapping[str, An
     The time limit changes no finished episode; how a replay's files are read shows in its name.
     """
     values = asdict(settings)
-    del values["episode_limit_s"], values["data_format"]
+    del values["episode_timeout_s"], values["data_format"]
     return {
         **values,
         "camera_names": list(settings.camera_names),
-        "pose_objects": list(settings.pose_objects),
-        "success_rule": world.success_rule,
+        "privileged_pose_objects": list(settings.privileged_pose_objects),
+        "success_description": world.success_description,
         "threads": THREADS,
         "version": imf_ray.__version__,
     }

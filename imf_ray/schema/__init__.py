@@ -52,7 +52,7 @@ class Config:
     """A name in `search_spaces/` or the path of a YAML file."""
     checkpoint: str | None = None
     """What `imf_ray.evaluate` judges: a checkpoint folder, `expert`, `untrained:CHECKPOINT`,
-    `replay:EPISODES`, or with `evaluate.select` a run."""
+    `replay:EPISODES`, or with `evaluate.checkpoint_selection` a run."""
     run_name: str | None = None
     """Folder of the run in `storage_path`; naming an existing one goes on with it."""
     resume: str | None = None
@@ -84,10 +84,10 @@ class Config:
             self._check_compile()
 
     def _check_batch_parts(self) -> None:
-        parts, workers = self.train.accumulate_batches, self.cluster.num_workers
+        parts, workers = self.train.gradient_accumulation_steps, self.cluster.num_workers
         if parts > 1 and self.train.batch_size % (parts * workers):
             raise UserError(
-                f"train.accumulate_batches={parts} does not divide a worker's share of a batch: "
+                f"train.gradient_accumulation_steps={parts} does not divide a worker's share of a batch: "
                 f"train.batch_size={self.train.batch_size} over cluster.num_workers={workers}. "
                 f"Choose a batch that is a multiple of {parts * workers}, or fewer parts."
             )

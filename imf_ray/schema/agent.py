@@ -75,16 +75,16 @@ class AgentConfig:
     """The group's name, for records."""
     objective: str = "imf"
     """`imf` (improved MeanFlow), `flow` (flow matching) or `ddpm` (denoising diffusion, DDIM)."""
-    condition: str = "single_token"
+    conditioning: str = "single_token"
     """`single_token` (one token a step) or `multi_token` (one token a step and camera)."""
     state_dim: int = 16
     """Width of `qpos`."""
-    pose_objects: list[str] = field(default_factory=list)
+    privileged_pose_objects: list[str] = field(default_factory=list)
     """Objects whose true pose is part of the state: a policy that is told what it should see."""
-    target_pose_objects: list[str] = field(default_factory=list)
+    aux_pose_objects: list[str] = field(default_factory=list)
     """Objects whose true pose the image encoders are taught to tell (`PoseReadout`), where it was
     recorded; acting does not need it."""
-    pose_loss_weight: float = 1.0
+    aux_pose_loss_weight: float = 1.0
     """Weight of that lesson beside the objective."""
     action_dim: int = 16
     obs_horizon: int = 2
@@ -99,12 +99,12 @@ class AgentConfig:
     """What the head predicts: `velocity`, or `sample` (the actions, from which a velocity follows,
     and which learns much faster); of ddpm it is `ddpm.prediction_type`."""
     time_sampler: str = "logit_normal"
-    """Of the times to train at. imf: `uniform`, `logit_normal`, `meanflow_v1` or `corner` (see
+    """Of the times to train at. imf: `uniform`, `logit_normal`, `meanflow_v1` or `endpoint_mix` (see
     `agents/time_sampling.py`); flow: `uniform`, `logit_normal` or `beta`; ddpm draws its timesteps
     evenly."""
     aux_v_head: bool = False
     """Give imf a second output, the instantaneous velocity, as the direction of its derivative."""
-    draws_per_observation: int = 1
+    noise_samples_per_obs: int = 1
     """Random draws at which the objective is evaluated for each sample: the encoders' work is done
     once, and the gradient's variance falls."""
     ddpm: DDPMConfig = field(default_factory=DDPMConfig)
@@ -113,25 +113,25 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         check_choice("agent.objective", self.objective, ("imf", "flow", "ddpm"))
-        check_choice("agent.condition", self.condition, ("single_token", "multi_token"))
+        check_choice("agent.conditioning", self.conditioning, ("single_token", "multi_token"))
         check_min(
             "agent",
             self,
             obs_horizon=1,
             pred_horizon=1,
             inference_steps=1,
-            draws_per_observation=1,
+            noise_samples_per_obs=1,
         )
         if self.aux_v_head and self.objective != "imf":
             raise UserError(
                 f"agent.aux_v_head=true belongs to agent.objective=imf, not {self.objective}: set "
                 "agent.aux_v_head=false or agent.objective=imf."
             )
-        if self.target_pose_objects and not self.camera_names:
+        if self.aux_pose_objects and not self.camera_names:
             raise UserError(
-                f"agent.target_pose_objects={list(self.target_pose_objects)} teaches image "
+                f"agent.aux_pose_objects={list(self.aux_pose_objects)} teaches image "
                 "encoders, but agent.camera_names is empty: name cameras, or give the poses to the "
-                "policy by agent.pose_objects."
+                "policy by agent.privileged_pose_objects."
             )
         if not 1 <= self.num_action_steps <= self.executable_steps:
             raise UserError(
@@ -160,7 +160,7 @@ class AgentConfig:
     @property
     def recorded_objects(self) -> tuple[str, ...]:
         """Objects whose recorded poses stand behind the state in training, in this order."""
-        return (*self.pose_objects, *self.target_pose_objects)
+        return (*self.privileged_pose_objects, *self.aux_pose_objects)
 
     def _check_transformer(self) -> None:
         if self.objective != "ddpm":
@@ -169,9 +169,9 @@ class AgentConfig:
                 "agent.head.backbone_type=transformer takes one timestep: set "
                 "agent.objective=ddpm or agent.head.backbone_type=attnres_full."
             )
-        if self.head.causal_attn and self.condition == "multi_token":
+        if self.head.causal_attn and self.conditioning == "multi_token":
             raise UserError(
                 "agent.head.causal_attn=true with agent.head.backbone_type=transformer takes a "
-                "condition token for a step, but agent.condition=multi_token makes one of each "
-                "camera: set agent.condition=single_token or agent.head.causal_attn=false."
+                "condition token for a step, but agent.conditioning=multi_token makes one of each "
+                "camera: set agent.conditioning=single_token or agent.head.causal_attn=false."
             )

@@ -31,10 +31,10 @@ class TrainConfig:
     compile: bool = False
     """Compile the image encoders and the loss: both are about twice as fast, after some minutes
     that the next run need not spend again. Fixed for the life of a run."""
-    autocast: str = "none"
+    encoder_precision: str = "fp32"
     """`bf16` computes the image encoders in bfloat16, where the hardware has it; the rest, and all
     of evaluation, stays in float32."""
-    accumulate_batches: int = 1
+    gradient_accumulation_steps: int = 1
     """Parts in which each worker goes through its share of a batch, to take less memory. Gradients
     are those of the whole batch."""
     diagnostics_freq: int = 0
@@ -45,10 +45,10 @@ class TrainConfig:
     num_workers: int = 2
     """Parallel readers of each training worker."""
     log_freq: int = 100
-    log_samples: bool = False
+    log_sample_ids: bool = False
     """Each worker writes the samples of each step to `samples_rank_0.jsonl` and so on."""
     save_freq: int = 10_000
-    keep_last: int = 2
+    keep_last_k: int = 2
     """Checkpoints kept beside the best one."""
     max_failures: int = 3
     """How often in a row, with no new checkpoint in between, a run whose worker died is restarted
@@ -70,7 +70,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_choice("train.device", self.device, ("cpu", "cuda"))
         check_choice("train.scheduler_type", self.scheduler_type, ("cosine", "constant"))
-        check_choice("train.autocast", self.autocast, ("none", "bf16"))
+        check_choice("train.encoder_precision", self.encoder_precision, ("fp32", "bf16"))
         check_choice("train.swanlab_mode", self.swanlab_mode, ("online", "offline", "local"))
         check_min(
             "train",
@@ -85,7 +85,7 @@ class TrainConfig:
             min_lr=0.0,
             weight_decay=0.0,
             max_failures=0,
-            accumulate_batches=1,
+            gradient_accumulation_steps=1,
             diagnostics_freq=0,
             rollout_val_freq_epochs=0,
             rollout_num_episodes=1,
@@ -98,9 +98,9 @@ class TrainConfig:
             raise UserError(f"train.betas={self.betas} must be two numbers in [0, 1).")
         if not 0.0 <= self.val_split < 1.0:
             raise UserError(f"train.val_split={self.val_split} must lie in [0, 1).")
-        if self.keep_last < 2:
+        if self.keep_last_k < 2:
             raise UserError(
-                f"train.keep_last={self.keep_last} must be at least 2: a single checkpoint is lost "
+                f"train.keep_last_k={self.keep_last_k} must be at least 2: a single checkpoint is lost "
                 "when its successor is written badly."
             )
 
@@ -124,25 +124,25 @@ class ClusterConfig:
     gpus_per_worker: float = 1.0
     """GPUs of one worker, used with `train.device=cuda`; trials may share one by fractions."""
     cpus_per_worker: float | None = None
-    rollout_actors: int = 2
+    num_rollout_actors: int = 2
     """Simulators that run beside the training of one run."""
     cpus_per_rollout_actor: float | None = None
     gpus_per_rollout_actor: float = 1.0
     """GPUs of one simulator, used with `evaluate.device=cuda`."""
-    pool_label: str | None = None
+    node_pool_label: str | None = None
     """A label of the cluster's nodes that says what a node is for: workers run where it is `train`,
     simulators where it is `sim`, and readers where it is `data`; null runs everything anywhere."""
-    max_nodes: int | None = None
+    autoscale_max_nodes: int | None = None
     """How many nodes, the head not counted, an autoscaling cluster (of pools: each) grows to. Runs
     and sweeps are planned for that, and nodes come when parts of them wait for a place. What nodes
     are like is seen from those that are there: one, of each pool, at least."""
-    dashboard: bool = True
+    include_dashboard: bool = True
     """Serve Ray's dashboard on 127.0.0.1 when a cluster is started here."""
 
     def __post_init__(self) -> None:
-        check_min("cluster", self, num_workers=1, rollout_actors=1)
-        if self.max_nodes is not None:
-            check_min("cluster", self, max_nodes=1)
+        check_min("cluster", self, num_workers=1, num_rollout_actors=1)
+        if self.autoscale_max_nodes is not None:
+            check_min("cluster", self, autoscale_max_nodes=1)
         if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
             raise UserError(
                 f"cluster.min_workers={self.min_workers} must lie between 1 and "
@@ -159,26 +159,26 @@ class ClusterConfig:
 class CollectConfig:
     """Scripted demonstrations."""
 
-    episodes: int = 50
+    num_episodes: int = 50
     seed: int = 0
     """Attempts are the seeds from here on; the successful ones are kept."""
-    compress: bool = False
+    gzip_images: bool = False
     """Deflate the pictures: nothing is lost, files shrink to a sixth, and reading takes longer
     (docs/results/data.md)."""
 
     def __post_init__(self) -> None:
-        check_min("collect", self, episodes=1, seed=0)
+        check_min("collect", self, num_episodes=1, seed=0)
 
 
 @dataclass
 class EvaluateConfig:
     """Judging policies by rollouts: on which episodes, executed how, and what is kept of them."""
 
-    episodes: int = 50
+    num_episodes: int = 50
     seed: int = 500_000
     """Episodes are the seeds from here on."""
     stop_on_success: bool = False
-    ema: bool = True
+    use_ema_weights: bool = True
     """Judge the averaged weights where the checkpoint has them."""
     num_action_steps: int | None = None
     """Actions of a chunk that are executed; null is the checkpoint's `agent.num_action_steps`."""
@@ -188,58 +188,62 @@ class EvaluateConfig:
     """`cuda` gives each actor `cluster.gpus_per_rollout_actor` GPUs."""
     envs_per_actor: int = 4
     """Environments that share an actor and its agent; records do not depend on it."""
-    compute_batch: int = 4
+    inference_batch_size: int = 4
     """Rows of every call of the policy, filled up where fewer chunks are due. Part of the settings,
     since kernels, and so the last bits of an action, depend on it."""
-    episode_limit_s: float = 300.0
+    episode_timeout_s: float = 300.0
     """Own time after which an episode has failed."""
-    allow_mismatch: bool = False
+    allow_task_mismatch: bool = False
     """Judge in a task with other cameras, pictures, control rate or actions than trained in."""
-    select: str | None = None
+    checkpoint_selection: str | None = None
     """`best-of-run`: `checkpoint` is a run; its checkpoints are compared on the seeds from
-    `select_seed`, and the best one is judged on the seeds from `seed`."""
-    select_seed: int = 450_000
-    select_episodes: int = 20
+    `selection_seed`, and the best one is judged on the seeds from `seed`."""
+    selection_seed: int = 450_000
+    selection_episodes: int = 20
     video: str = "none"
     """A grid video of `all` episodes, failures first, of `failures`, or `none`."""
-    video_episodes: int = 16
+    max_video_episodes: int = 16
     """Episodes that the grid has at most."""
-    trajectories: bool = False
+    save_trajectories: bool = False
     """Keep each episode's trajectory, and a picture with the path of the tools in red."""
-    output: str | None = None
+    output_dir: str | None = None
     """Folder of the records; null is `evaluations/` beside the checkpoint."""
 
     def __post_init__(self) -> None:
         check_choice("evaluate.device", self.device, ("cpu", "cuda"))
         check_choice("evaluate.video", self.video, ("all", "failures", "none"))
-        if self.select is not None:
-            check_choice("evaluate.select", self.select, ("best-of-run",))
+        if self.checkpoint_selection is not None:
+            check_choice(
+                "evaluate.checkpoint_selection", self.checkpoint_selection, ("best-of-run",)
+            )
         check_min(
             "evaluate",
             self,
-            episodes=1,
+            num_episodes=1,
             seed=0,
             envs_per_actor=1,
-            compute_batch=1,
-            select_seed=0,
-            select_episodes=1,
-            video_episodes=1,
+            inference_batch_size=1,
+            selection_seed=0,
+            selection_episodes=1,
+            max_video_episodes=1,
         )
         for key in ("num_action_steps", "inference_steps"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"evaluate.{key}={value} must be at least 1.")
-        if self.episode_limit_s <= 0.0:
-            raise UserError(f"evaluate.episode_limit_s={self.episode_limit_s} must be positive.")
+        if self.episode_timeout_s <= 0.0:
+            raise UserError(
+                f"evaluate.episode_timeout_s={self.episode_timeout_s} must be positive."
+            )
 
 
 @dataclass
 class CompareConfig:
     """Comparing policies on the same episodes."""
 
-    oracles: bool = True
+    baselines: bool = True
     """Add the task's expert and the first policy untrained, so that the table has both ends."""
-    output: str | None = None
+    output_dir: str | None = None
     """Folder of the comparison; null is `comparisons/` in `storage_path`."""
 
 
@@ -249,5 +253,5 @@ class TuneConfig:
 
     max_concurrent_trials: int | None = None
     """Trials at a time; null is computed from the cluster."""
-    cpus_per_trial: float = 1.0
+    min_cpus_per_trial: float = 1.0
     """CPUs that a trial is given at least when the slots of a CPU sweep are computed."""

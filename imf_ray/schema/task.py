@@ -26,13 +26,13 @@ class DataConfig:
     format: str = "auto"
     """Kind of the episode files: `auto` (each file shows it), `imf_ray`, `act`, `act_plus_plus` or
     `roboimi`; docs/formats.md says what they are."""
-    resize: bool = False
+    resize_images: bool = False
     """Take pictures of any size: their central square, scaled to `task.image_size`."""
     on_bad_episode: str = "error"
     """`error` stops at the first bad file; `skip` names each bad file and goes on without it."""
-    chunk_steps: int = 25
+    read_block_steps: int = 25
     """Sample starts in one row of the Ray dataset (one read of one episode)."""
-    pool_chunks: int = 4
+    shuffle_buffer_blocks: int = 4
     """Rows of one virtual shard whose windows are shuffled together in a worker."""
     virtual_shards: int | None = None
     """Virtual shards of the batch order: a divisor of the batch, and at least as many as the
@@ -42,7 +42,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_choice("data.format", self.format, EPISODE_FORMATS)
         check_choice("data.on_bad_episode", self.on_bad_episode, ("error", "skip"))
-        check_min("data", self, chunk_steps=1, pool_chunks=1)
+        check_min("data", self, read_block_steps=1, shuffle_buffer_blocks=1)
         if not self.camera_names:
             raise UserError("data.camera_names is empty: name at least one camera.")
 
@@ -57,7 +57,7 @@ class AdapterConfig:
     """The command that installs the module, for the message where it is missing."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment's constructor."""
-    world: str = "imf_ray.sim.gym_adapter:AdaptedWorld"
+    env_class: str = "imf_ray.sim.gym_adapter:AdaptedEnv"
     """The class that adapts it, `module:Class`."""
     cameras: dict[str, str] = field(default_factory=dict)
     """Where each camera's picture is: a dotted path in the observation, or `render()`."""
@@ -67,22 +67,22 @@ class AdapterConfig:
     """The same for velocities; none is allowed."""
     action_scaling: str = "none"
     """`none`: actions are the environment's; `box`: -1 to 1 is stretched over its action Box."""
-    progress: str = "reward"
+    progress_signal: str = "reward"
     """What tells how far the episode is: `reward`, `terminated` or `info.KEY`."""
-    stages: list[float] = field(default_factory=lambda: [1.0])
-    """Stage k is reached where `progress` is at least the k-th number; the last is success."""
-    success_rule: str = ""
-    """What success means, in words, for records; empty is made from `progress` and `stages`."""
+    stage_thresholds: list[float] = field(default_factory=lambda: [1.0])
+    """Stage k is reached where `progress_signal` is at least the k-th number; the last is success."""
+    success_description: str = ""
+    """What success means, in words, for records; empty is made from `progress_signal` and `stage_thresholds`."""
     ignore_termination: bool = False
     """Go on to `task.max_episode_steps` although the environment says that it is over."""
 
     def __post_init__(self) -> None:
         check_choice("task.adapter.action_scaling", self.action_scaling, ("none", "box"))
-        for key in ("cameras", "qpos", "stages"):
+        for key in ("cameras", "qpos", "stage_thresholds"):
             if not getattr(self, key):
                 raise UserError(f"task.adapter.{key} is empty (see docs/worlds.md).")
-        if self.stages != sorted(set(self.stages)):
-            raise UserError(f"task.adapter.stages={self.stages} must increase.")
+        if self.stage_thresholds != sorted(set(self.stage_thresholds)):
+            raise UserError(f"task.adapter.stage_thresholds={self.stage_thresholds} must increase.")
 
 
 @dataclass

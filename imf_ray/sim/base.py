@@ -30,7 +30,7 @@ class SimEnv(gymnasium.Env[dict[str, Any], Any]):
     control_hz: int
     num_stages: int
     """The highest stage; stages are counted from 0 (nothing reached yet)."""
-    success_rule: str
+    success_description: str
     """In words, for records."""
 
     @property

@@ -22,17 +22,17 @@ RENDER = "render()"
 
 
 def adapt(env_id: str, adapter: Mapping[str, Any], **kwargs: Any) -> "AdaptedEnv":
-    """The world of class `adapter["world"]` around the environment `env_id`.
+    """The world of class `adapter["env_class"]` around the environment `env_id`.
 
     Raises ValueError when a module is missing, and as the world's constructor.
     """
     if adapter["module"]:
         _import("task.adapter.module", adapter["module"], adapter["install"])
-    module, _, name = adapter["world"].partition(":")
-    kind = getattr(_import("task.adapter.world", module, adapter["install"]), name, None)
+    module, _, name = adapter["env_class"].partition(":")
+    kind = getattr(_import("task.adapter.env_class", module, adapter["install"]), name, None)
     if not (isinstance(kind, type) and issubclass(kind, AdaptedEnv)):
         raise ValueError(
-            f"task.adapter.world={adapter['world']} must name a class derived from AdaptedWorld, "
+            f"task.adapter.env_class={adapter['env_class']} must name a class derived from AdaptedWorld, "
             "as module:Class"
         )
     return kind(env_id, adapter, **kwargs)
@@ -88,9 +88,10 @@ class AdaptedEnv(SimEnv):
         for source in adapter["cameras"].values():
             self._check_source(source)
         self.control_hz = self._env.metadata.get("render_fps", control_hz)
-        self.num_stages = len(adapter["stages"])
-        self.success_rule = (
-            adapter["success_rule"] or f"{adapter['progress']} reaches {adapter['stages'][-1]:g}"
+        self.num_stages = len(adapter["stage_thresholds"])
+        self.success_description = (
+            adapter["success_description"]
+            or f"{adapter['progress_signal']} reaches {adapter['stage_thresholds'][-1]:g}"
         )
         self.action_space = self._action_box()
         self.observation_space = self._observation_box()
@@ -206,8 +207,8 @@ class AdaptedEnv(SimEnv):
         return wanted.astype(box.dtype)
 
     def _stage(self, outcome: Mapping[str, Any]) -> int:
-        value = float(_lookup("step's outcome", outcome, self._adapter["progress"]))
-        return bisect_right(self._adapter["stages"], value)
+        value = float(_lookup("step's outcome", outcome, self._adapter["progress_signal"]))
+        return bisect_right(self._adapter["stage_thresholds"], value)
 
     def _observation(self) -> dict[str, Any]:
         observation: dict[str, Any] = {

@@ -64,7 +64,7 @@ class SimAirInsertEnv(BimanualEnv):
     """
 
     num_stages = STAGE_THROUGH
-    success_rule = (
+    success_description = (
         "stage 5 (the bar goes through the ring, both held in the air) was reached at any step"
     )
     scene = scene_xml("sim_air_insert_ring_bar", _MATERIALS, _objects_xml())

@@ -28,7 +28,7 @@ class SimTransferEnv(BimanualEnv):
     """
 
     num_stages = STAGE_TRANSFERRED
-    success_rule = (
+    success_description = (
         "stage 4 (the left gripper alone holds the cube in the air) was reached at any step"
     )
     scene = scene_xml("sim_transfer", _MATERIAL, _CUBE)

@@ -48,7 +48,7 @@ def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     return sorted(judged, key=lambda record: checkpoint_rank_key(record.metrics)) + failed
 
 
-def results_table(records: Sequence[TrialRecord], oracles: Baselines) -> Table:
+def results_table(records: Sequence[TrialRecord], baselines: Baselines) -> Table:
     """The ranked trials between the expert's row and the untrained agent's."""
     names = short_names(list(records[0].params))
     table = Table(
@@ -56,11 +56,11 @@ def results_table(records: Sequence[TrialRecord], oracles: Baselines) -> Table:
         title_justify="left",
         box=box.SIMPLE,
     )
-    stages = " ".join(f">={stage} " for stage in stage_shares(oracles[EXPERT]))
+    stages = " ".join(f">={stage} " for stage in stage_shares(baselines[EXPERT]))
     for column in ("trial", *names.values(), "success", "n", "reward", stages, "error", "step"):
         table.add_column(column, no_wrap=True)
     blank = ["" for _ in names]
-    table.add_row(EXPERT, *blank, *_success_cells(oracles[EXPERT]), "", "")
+    table.add_row(EXPERT, *blank, *_success_cells(baselines[EXPERT]), "", "")
     for record in rank(records):
         params = [str(record.params[key]) for key in names]
         number = record.name.split("-", 1)[0]
@@ -76,18 +76,18 @@ def results_table(records: Sequence[TrialRecord], oracles: Baselines) -> Table:
             "" if error is None else f"{error:.4f}",
             f"{metrics['step']:.0f}" + (", stopped" if record.status == STOPPED else ""),
         )
-    table.add_row(UNTRAINED_NAME, *blank, *_success_cells(oracles[UNTRAINED_NAME]), "", "")
+    table.add_row(UNTRAINED_NAME, *blank, *_success_cells(baselines[UNTRAINED_NAME]), "", "")
     return table
 
 
 def write_files(
-    sweep_dir: Path, records: Sequence[TrialRecord], oracles: Baselines, space: SearchSpace
+    sweep_dir: Path, records: Sequence[TrialRecord], baselines: Baselines, space: SearchSpace
 ) -> list[Path]:
     """Write `sweep.json`, `sweep.csv` and, for a grid of two options, the heat map."""
     ranked = rank(records)
     content = {
         "search_space": space.name,
-        "oracles": oracles,
+        "baselines": baselines,
         "trials": [dataclasses.asdict(record) for record in ranked],
     }
     write_atomically(sweep_dir / JSON_FILE, json.dumps(content, indent=1))
@@ -105,9 +105,9 @@ def write_files(
 
 
 def read_sweep(sweep_dir: Path) -> tuple[list[TrialRecord], Baselines]:
-    """The trials and the oracles of a sweep's folder."""
+    """The trials and the baselines of a sweep's folder."""
     content = json.loads((sweep_dir / JSON_FILE).read_text())
-    return [TrialRecord(**trial) for trial in content["trials"]], content["oracles"]
+    return [TrialRecord(**trial) for trial in content["trials"]], content["baselines"]
 
 
 def draw_heat_map(path: Path, records: Sequence[TrialRecord]) -> None:
@@ -156,7 +156,7 @@ def _success_cells(metrics: Mapping[str, Any]) -> list[str]:
     return [
         success,
         _episodes(metrics),
-        f"{metrics['rollout/reward_sum']:.1f}",
+        f"{metrics['rollout/return_mean']:.1f}",
         " ".join(f"{share:.2f}" for share in stage_shares(metrics).values()),
     ]
 

@@ -57,7 +57,7 @@ CLEANUP_DELAYS_S = (2.0, 30.0)
 """Ray ends a controller as soon as it learns of the death of the driver that made it: at once, or,
 if a node died, after some missed answers."""
 TRIALS_DIR, TUNE_DIR = "trials", "tune"
-SPACE_FILE, BASELINES_FILE = "space.json", "oracles.json"
+SPACE_FILE, BASELINES_FILE = "space.json", "baselines.json"
 log = logging.getLogger(__name__)
 
 
@@ -198,7 +198,7 @@ def _evaluate_baseline(sweep: Sweep, resources: RunResources, job: RolloutSpec) 
     if job.policy not in known:
         train = sweep.first_config.train
         seeds = range(train.rollout_seed, train.rollout_seed + train.rollout_num_episodes)
-        played = run_episodes(job, seeds, resources.rollout_actors, resources.rollout_options)
+        played = run_episodes(job, seeds, resources.num_rollout_actors, resources.rollout_options)
         records = [episode.record for episode in played]
         known[job.policy] = summarize(records).metrics()
         if all(record.error is None for record in records):
@@ -219,8 +219,8 @@ def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRe
     simulator = {"CPU": resources.cpus_per_rollout_actor}
     selector = resources.rollout_options.get("label_selector", {})
     bundles = tune.PlacementGroupFactory(
-        [{"CPU": DRIVER_CPUS}, *[simulator] * resources.rollout_actors],
-        bundle_label_selector=[{}, *[selector] * resources.rollout_actors],
+        [{"CPU": DRIVER_CPUS}, *[simulator] * resources.num_rollout_actors],
+        bundle_label_selector=[{}, *[selector] * resources.num_rollout_actors],
     )
     trials = [
         {

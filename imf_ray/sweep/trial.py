@@ -60,7 +60,7 @@ class TrialRecord:
     """Rank, pid, host, gpu_ids and log_path of each worker."""
     swanlab_run: str | None = None
     error: str | None = None
-    unjudged: list[int] = field(default_factory=list)
+    failed_validation_steps: list[int] = field(default_factory=list)
     """Steps of the checkpoints that it keeps of which the judgement failed."""
 
     @property
@@ -69,7 +69,9 @@ class TrialRecord:
 
         What the scheduler has stopped stays as it is.
         """
-        return self.status == STOPPED or (self.status == FINISHED and not self.unjudged)
+        return self.status == STOPPED or (
+            self.status == FINISHED and not self.failed_validation_steps
+        )
 
 
 def run_trial(params: dict[str, Any]) -> None:
@@ -171,7 +173,9 @@ def _finished_record(record: TrialRecord, status: str, swanlab_run: str | None) 
         best_checkpoint=display_path(best.path),
         workers=read_workers(run_dir),
         swanlab_run=swanlab_run,
-        unjudged=[c.step for c in list_checkpoints(run_dir) if c.validated and not c.judged],
+        failed_validation_steps=[
+            c.step for c in list_checkpoints(run_dir) if c.validated and not c.judged
+        ],
     )
 
 

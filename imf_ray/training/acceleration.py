@@ -51,7 +51,7 @@ def check_bf16_support(device: torch.device) -> None:
         supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if not supported:
         raise UserError(
-            f"train.autocast=bf16, but the {device.type} device of {socket.gethostname()} has no "
+            f"train.encoder_precision=bf16, but the {device.type} device of {socket.gethostname()} has no "
             "bfloat16 arithmetic (a CPU has it with avx512_bf16 or AMX, a GPU from Ampere on): set "
-            "train.autocast=none."
+            "train.encoder_precision=none."
         )

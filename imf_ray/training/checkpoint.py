@@ -259,14 +259,14 @@ def clear_validation(checkpoint: SavedCheckpoint) -> SavedCheckpoint:
     return read_checkpoint(checkpoint.path)
 
 
-def prune_checkpoints(run_dir: Path, keep_last: int, pending: Callable[[int], bool]) -> None:
-    """Delete all valid checkpoints but the newest `keep_last`, the best, and pending ones.
+def prune_checkpoints(run_dir: Path, keep_last_k: int, pending: Callable[[int], bool]) -> None:
+    """Delete all valid checkpoints but the newest `keep_last_k`, the best, and pending ones.
 
     Args:
         pending: whether the checkpoint of a step still waits for its validation.
     """
     saved = list_checkpoints(run_dir)
-    kept = {checkpoint.step for checkpoint in saved[-keep_last:]}
+    kept = {checkpoint.step for checkpoint in saved[-keep_last_k:]}
     kept |= {
         checkpoint.step
         for checkpoint in sorted(saved, key=lambda c: checkpoint_rank_key(c.metrics))[:1]

@@ -40,7 +40,7 @@ class GradientNorms:
         return {
             "grad_norm": float(norms[-1]),
             "grad_norm_max": float(norms.max()),
-            "grad_clipped": float((norms > self._clip).float().mean()),
+            "grad_clip_frac": float((norms > self._clip).float().mean()),
         }
 
 

@@ -13,12 +13,15 @@ from imf_ray.rollout.records import SUCCESS_RATE
 GAUGES = {
     "loss": ("imf_ray_loss", "Training loss of the last logged batch."),
     "samples_per_s": ("imf_ray_samples_per_s", "Samples trained on in a second, over all workers."),
-    "data_wait": ("imf_ray_data_wait", "Share of the time spent waiting for data."),
+    "data_wait_frac": ("imf_ray_data_wait_frac", "Share of the time spent waiting for data."),
     "action_error": ("imf_ray_action_error", "Held-out error of the last validated checkpoint."),
     SUCCESS_RATE: ("imf_ray_success_rate", "Success of the last validated checkpoint."),
     "rollout/fps": ("imf_ray_rollout_fps", "Control steps a second of the last validation."),
-    "bad_episodes": ("imf_ray_bad_episodes", "Episode files left out of the data set."),
-    "checkpoint_fallbacks": ("imf_ray_checkpoint_fallbacks", "Bad checkpoints passed over so far."),
+    "skipped_episodes": ("imf_ray_skipped_episodes", "Episode files left out of the data set."),
+    "invalid_checkpoints_skipped": (
+        "imf_ray_invalid_checkpoints_skipped",
+        "Bad checkpoints passed over so far.",
+    ),
     "restarts": ("imf_ray_restarts", "How often the run's workers were started again."),
 }
 """By metric: the gauge's name and what it tells. A tag says which run, or trial, it is of."""

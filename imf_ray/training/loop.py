@@ -76,7 +76,7 @@ class WorkerConfig:
     run_dir: str
     stream: TrainDataset
     statistics: Statistics
-    bad_episodes: int = 0
+    skipped_episodes: int = 0
     """Files that were left out of the data set."""
 
 
@@ -88,7 +88,7 @@ class TrainState:
         self._config = config
         self.agent: VLAAgent = make_agent(config.agent, config.task.action_space, statistics)
         self.agent.to(device).train()
-        if config.train.autocast == "bf16":
+        if config.train.encoder_precision == "bf16":
             check_bf16_support(device)
             self.agent.bf16_encoders = True
         if config.train.compile:
@@ -142,7 +142,9 @@ class TrainState:
     def update(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """One optimization step; returns the loss and the gradient norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(split_microbatches(batch, self._config.train.accumulate_batches))
+        loss = self._backward(
+            split_microbatches(batch, self._config.train.gradient_accumulation_steps)
+        )
         norm = nn.utils.clip_grad_norm_(self.agent.parameters(), self._config.train.grad_clip)
         self.optimizer.step()
         self.schedule.step()
@@ -191,7 +193,7 @@ def to_tensors(
     ids = batch["sample_id"]
     assert isinstance(ids, np.ndarray)
     shape = (config.agent.pred_horizon, config.agent.action_dim)
-    count = config.agent.draws_per_observation
+    count = config.agent.noise_samples_per_obs
     draws = sample_noise_and_uniforms(config.train.seed, epoch, ids, shape, count)
     if config.agent.vision_backbone.crop_size is not None:
         cameras = len(config.agent.camera_names)
@@ -237,16 +239,16 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     tracker = None
     if rank == 0:
         delete_partial_checkpoints(run_dir)
-        tracker = Tracker(run_dir, config, trainer.step, payload.bad_episodes)
+        tracker = Tracker(run_dir, config, trainer.step, payload.skipped_episodes)
     schedule = CheckpointSchedule(config.train, stream.plan.steps_per_epoch)
-    reporter = CheckpointReporter(run_dir, schedule, config.train.keep_last, tracker)
+    reporter = CheckpointReporter(run_dir, schedule, config.train.keep_last_k, tracker)
     reporter.report_what_is_there(trainer.step)
 
     iterator = ray.train.get_dataset_shard(DATASET_NAME)
     batches = stream.batches(iterator, rank, world_size, trainer.step)
     clock, norms = DataWaitTimer(), GradientNorms(config.train.grad_clip)
     metrics: dict[str, float] = {}
-    samples = SampleLog(run_dir, rank) if config.train.log_samples else None
+    samples = SampleLog(run_dir, rank) if config.train.log_sample_ids else None
     lookout = StopMonitor(run_dir, rank, world_size)
     for batch in clock.timed(batches):
         if samples is not None:
@@ -265,12 +267,12 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
             _require_finite(norm, trainer.step)
         if is_logged:
             metrics = _metrics(loss, trainer, world_size)
-            metrics |= {"data_wait": clock.data_wait(), **norms.metrics()}
+            metrics |= {"data_wait_frac": clock.data_wait(), **norms.metrics()}
             if tracker is not None:
                 tracker.log(trainer.step, {"epoch": progress, **metrics})
             reporter.look_for_validations()
         if tracker is not None and _is_due(trainer.step, config.train.diagnostics_freq):
-            part = split_microbatches(tensors, config.train.accumulate_batches)[0]
+            part = split_microbatches(tensors, config.train.gradient_accumulation_steps)[0]
             tracker.log_diagnostics(trainer.step, run_diagnostics(trainer.agent, part, run_dir))
         if is_saved:
             saved = None
@@ -301,11 +303,11 @@ class CheckpointReporter:
     """
 
     def __init__(
-        self, run_dir: Path, schedule: CheckpointSchedule, keep_last: int, tracker: Tracker | None
+        self, run_dir: Path, schedule: CheckpointSchedule, keep_last_k: int, tracker: Tracker | None
     ) -> None:
         self._run_dir = run_dir
         self._schedule = schedule
-        self._keep_last = keep_last
+        self._keep_last = keep_last_k
         self._tracker = tracker
         # Those of earlier workers, too: Ray Train may not have been told of them.
         self._found = [] if tracker is None else retry_io(lambda: read_validations(run_dir))

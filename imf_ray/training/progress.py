@@ -32,7 +32,7 @@ TRAINING_FORMATS = {
     "lr": "lr {:.1e}",
     "grad_norm": "grad {:.2f}",
     "samples_per_s": "{:.0f} samples/s",
-    "data_wait": "data wait {:.0%}",
+    "data_wait_frac": "data wait {:.0%}",
 }
 
 
@@ -123,8 +123,8 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
     parts = []
     if metrics.get("restarts", 0):
         parts.append(f"restart {metrics['restarts']}")
-    if metrics.get("checkpoint_fallbacks", 0):
-        parts.append(f"{metrics['checkpoint_fallbacks']} bad checkpoint(s) passed over")
+    if metrics.get("invalid_checkpoints_skipped", 0):
+        parts.append(f"{metrics['invalid_checkpoints_skipped']} bad checkpoint(s) passed over")
     for name, text in TRAINING_FORMATS.items():
         if name in metrics:
             parts.append(text.format(metrics[name]))

@@ -106,11 +106,13 @@ class Tracker:
     """Rank 0's record of a run: `metrics.jsonl`, Ray's gauges, and SwanLab where asked for.
 
     It begins with a line of how the run came here: its `restarts`, the bad checkpoints that were
-    passed over for the one it goes on from (`checkpoint_fallbacks`, of all starts), and the episode
-    files that were left out (`bad_episodes`).
+    passed over for the one it goes on from (`invalid_checkpoints_skipped`, of all starts), and the episode
+    files that were left out (`skipped_episodes`).
     """
 
-    def __init__(self, run_dir: Path, config: Config, start_step: int, bad_episodes: int) -> None:
+    def __init__(
+        self, run_dir: Path, config: Config, start_step: int, skipped_episodes: int
+    ) -> None:
         self._config = config
         self._run_dir = run_dir
         before = read_metrics(run_dir / METRICS_FILE)
@@ -124,8 +126,8 @@ class Tracker:
         passed_over = sum(
             checkpoint_step(path) > start_step for path in run_dir.glob(CHECKPOINT_GLOB)
         )
-        fallbacks = sum(line["checkpoint_fallbacks"] for line in starts[-1:]) + passed_over
-        start = {"checkpoint_fallbacks": fallbacks, "bad_episodes": bad_episodes}
+        fallbacks = sum(line["invalid_checkpoints_skipped"] for line in starts[-1:]) + passed_over
+        start = {"invalid_checkpoints_skipped": fallbacks, "skipped_episodes": skipped_episodes}
         self._write(start_step, {RESTARTS: len(starts), **start})
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

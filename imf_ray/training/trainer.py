@@ -70,19 +70,25 @@ FREE_KEYS = (
 )
 FREE_TRAIN_KEYS = (
     "num_workers",
-    "log_samples",
-    "accumulate_batches",
+    "log_sample_ids",
+    "gradient_accumulation_steps",
     "log_freq",
     "diagnostics_freq",
     "save_freq",
-    "keep_last",
+    "keep_last_k",
     "max_failures",
     "rollout_video",
     "use_swanlab",
     "swanlab_project",
     "swanlab_mode",
 )
-VALIDATED_BY = ("stop_on_success", "ema", "num_action_steps", "inference_steps", "compute_batch")
+VALIDATED_BY = (
+    "stop_on_success",
+    "use_ema_weights",
+    "num_action_steps",
+    "inference_steps",
+    "inference_batch_size",
+)
 """Options of `evaluate` on which the records of a validation depend."""
 FREE = {
     *FREE_KEYS,
@@ -139,8 +145,8 @@ def prepare_run(config: Config) -> PreparedRun:
         virtual_shards=choose_virtual_shards(
             config.train.batch_size, config.cluster.num_workers, config.data.virtual_shards
         ),
-        chunk_steps=config.data.chunk_steps,
-        pool_chunks=config.data.pool_chunks,
+        read_block_steps=config.data.read_block_steps,
+        shuffle_buffer_blocks=config.data.shuffle_buffer_blocks,
         seed=config.train.seed,
     )
     return PreparedRun(config, train, held, plan)
@@ -172,7 +178,7 @@ def fit(
         frame_bytes=len(config.agent.camera_names) * 3 * config.task.image_size**2,
         max_steps=config.train.max_steps,
         readers=config.train.num_workers,
-        options=label_selector(resources.pool_label, DATA_POOL),
+        options=label_selector(resources.node_pool_label, DATA_POOL),
     )
     payload = WorkerConfig(
         config_to_dict(config), str(run_dir), stream, statistics, len(run.train.skipped)
@@ -182,7 +188,7 @@ def fit(
             "run_dir": payload.run_dir,
             "config": payload.config,
             "held_out": [episode.source for episode in run.held.episodes],
-            "actors": resources.rollout_actors,
+            "actors": resources.num_rollout_actors,
             "options": resources.rollout_options,
         }
     )
@@ -286,7 +292,7 @@ def scaling_config(resources: RunResources) -> ScalingConfig:
         ),
         use_gpu=resources.gpus_per_worker > 0,
         resources_per_worker=per_worker,
-        **label_selector(resources.pool_label, TRAIN_POOL),
+        **label_selector(resources.node_pool_label, TRAIN_POOL),
     )
 
 

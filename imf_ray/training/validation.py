@@ -83,7 +83,7 @@ def validate(
         run = config_from_dict(config)
         if held_out:
             task = _action_error_task.options(**options)
-            judged = run.evaluate.ema, run.evaluate.inference_steps
+            judged = run.evaluate.use_ema_weights, run.evaluate.inference_steps
             pending = task.remote(str(folder), list(held_out), *judged)
             try:
                 metrics["action_error"] = ray.get(pending, timeout=ACTION_ERROR_LIMIT_S)

@@ -133,13 +133,13 @@ def main(folder: Path, data: str) -> None:
     """Start the cluster, run the sweep, and print how many nodes there were."""
     address = f"{ray.util.get_node_ip_address()}:{free_port()}"
     (folder / "space.yaml").write_text(SPACE)
-    varied = ("agent.head.n_emb", "agent.head.n_head", "cluster.dashboard")
+    varied = ("agent.head.n_emb", "agent.head.n_head", "cluster.include_dashboard")
     options = [o for o in (*TINY_AGENT, *TINY_TRAINING) if not o.startswith(varied)]
     options += [f"search_space={folder}/space.yaml", f"data.dataset_dir={data}"]
     options += [f"storage_path={folder}/runs", "run_name=sweep", "task.max_episode_steps=60"]
-    options += [f"cluster.address={address}", f"cluster.max_nodes={MAX_NODES}"]
+    options += [f"cluster.address={address}", f"cluster.autoscale_max_nodes={MAX_NODES}"]
     # Both trials' simulators find room on the first node, and then one worker beside them.
-    options += [f"tune.cpus_per_trial={NODE_CPUS}", "cluster.cpus_per_worker=0.9"]
+    options += [f"tune.min_cpus_per_trial={NODE_CPUS}", "cluster.cpus_per_worker=0.9"]
     # The socket paths inside Ray's folder are limited to 107 characters.
     ray_folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     head = start_head(Path(ray_folder), address)

@@ -37,7 +37,7 @@ TINY_TRAINING = (
     "train.val_split=0.34",
     "task.image_size=48",
     "task.max_episode_steps=400",
-    "cluster.dashboard=false",
+    "cluster.include_dashboard=false",
 )
 
 

@@ -44,7 +44,7 @@ def main(run_dir: Path, data: str) -> None:
     config = tiny_config(
         data,
         f"cluster.address={cluster.address}",
-        "cluster.pool_label=pool",
+        "cluster.node_pool_label=pool",
         "train.max_steps=20",
         "train.rollout_val_freq_epochs=1000",
     )

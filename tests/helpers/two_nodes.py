@@ -85,7 +85,11 @@ def main(run_dir: Path, data: str, mode: str) -> None:
     ray.init(address=cluster.address, log_to_driver=False)
     config = tiny_config(
         data,
-        *("cluster.num_workers=2..4", f"train.max_steps={STEPS[mode]}", "train.log_samples=true"),
+        *(
+            "cluster.num_workers=2..4",
+            f"train.max_steps={STEPS[mode]}",
+            "train.log_sample_ids=true",
+        ),
         f"train.save_freq={SAVE_FREQ[mode]}",
     )
     with contextlib.ExitStack() as at_the_end:

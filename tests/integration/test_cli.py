@@ -42,7 +42,7 @@ def main(config, overrides):
     is_safe = lambda: next(failing, None) is None
     interruptible(work, request_stop, is_safe, resume="the command")
 
-sys.exit(run("endless", main, ["cluster.dashboard=false", "cluster.num_cpus=1"]))
+sys.exit(run("endless", main, ["cluster.include_dashboard=false", "cluster.num_cpus=1"]))
 """
 
 

@@ -48,17 +48,17 @@ def test_train_then_evaluate_with_relative_paths(demonstrations: Path, tmp_path:
     assert (checkpoint / "config.yaml").is_file()
     assert "step 2/2" in done.stdout and str(checkpoint) in done.stdout
     assert "1 bad ones skipped" in done.stdout and "episode_99.hdf5" in done.stderr
-    assert read_metrics(tmp_path / "runs/smoke/metrics.jsonl")[0]["bad_episodes"] == 1
+    assert read_metrics(tmp_path / "runs/smoke/metrics.jsonl")[0]["skipped_episodes"] == 1
 
     judged = run_command(
         "evaluate",
         "checkpoint=runs/smoke/checkpoint_00000002",
-        "evaluate.episodes=2",
-        "evaluate.output=judged",
+        "evaluate.num_episodes=2",
+        "evaluate.output_dir=judged",
         "evaluate.video=failures",
-        "evaluate.video_episodes=1",
-        "evaluate.trajectories=true",
-        "cluster.dashboard=false",
+        "evaluate.max_video_episodes=1",
+        "evaluate.save_trajectories=true",
+        "cluster.include_dashboard=false",
         cwd=tmp_path,
     )
     assert judged.returncode == 0, judged.stderr

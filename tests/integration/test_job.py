@@ -173,8 +173,8 @@ def test_a_submitted_sweep_runs_and_is_shown(
     assert [job["status"] for job in jobs if job["submission_id"] == "sweep"] == ["SUCCEEDED"]
     runs = head.get("/api/train/v2/runs/v1")["train_runs"]
     assert [(run["name"], run["status"]) for run in runs] == [(TRIAL, "FINISHED")]
-    at_the_start = {"restarts", "bad_episodes", "checkpoint_fallbacks"}
-    at_each_line = {"loss", "samples_per_s", "data_wait"}
+    at_the_start = {"restarts", "skipped_episodes", "invalid_checkpoints_skipped"}
+    at_each_line = {"loss", "samples_per_s", "data_wait_frac"}
     assert any({*at_the_start, *at_each_line} <= names for names in seen)  # at the same time
     with pytest.raises(urllib.error.HTTPError, match="401"):
         head.get("/api/jobs/", token=False)

@@ -16,9 +16,9 @@ def test_the_transfer_policy_moves_the_cube_from_arm_to_arm(tmp_path: Path) -> N
     ended = run_command(
         "evaluate",
         f"checkpoint={policy}",
-        "evaluate.episodes=4",
-        f"evaluate.output={tmp_path}",
-        "cluster.dashboard=false",
+        "evaluate.num_episodes=4",
+        f"evaluate.output_dir={tmp_path}",
+        "cluster.include_dashboard=false",
         cwd=tmp_path,
     )
     assert ended.returncode == 0, ended.stderr

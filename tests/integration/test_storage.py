@@ -200,8 +200,8 @@ def test_a_sweep_goes_on_on_another_machine(
     judged = run_command(
         "evaluate",
         f"checkpoint={best}",
-        "evaluate.episodes=1",
-        "cluster.dashboard=false",
+        "evaluate.num_episodes=1",
+        "cluster.include_dashboard=false",
         cwd=tmp_path,
     )
     assert judged.returncode == 0, judged.stderr

@@ -27,7 +27,7 @@ TWO_GPU_NODES = ClusterSize(((16.0, 4.0), (16.0, 4.0)))
     actors=st.integers(1, 8),
 )
 def test_open_shares_always_fit(cpus: int, slots: int, workers: int, actors: int) -> None:
-    config = load_config([f"cluster.num_workers={workers}", f"cluster.rollout_actors={actors}"])
+    config = load_config([f"cluster.num_workers={workers}", f"cluster.num_rollout_actors={actors}"])
     size = ClusterSize(((float(cpus), 0.0),))
     run = allocate_run(config, size, slots)
     assert run.cpus * slots <= cpus + 1e-6
@@ -53,7 +53,7 @@ def test_gpus_make_the_slots() -> None:
     ("options", "node", "slots"),
     [
         (["cluster.cpus_per_rollout_actor=2"], (8.0, 0.0), 1),
-        (["cluster.cpus_per_rollout_actor=0.5", "cluster.rollout_actors=2"], (2.0, 0.0), 1),
+        (["cluster.cpus_per_rollout_actor=0.5", "cluster.num_rollout_actors=2"], (2.0, 0.0), 1),
         (["train.device=cuda", "cluster.cpus_per_worker=4"], (8.0, 8.0), 1),
         (["train.device=cuda", "cluster.cpus_per_worker=2"], (16.0, 8.0), 7),
     ],
@@ -92,8 +92,8 @@ def test_pools_give_each_part_its_own_nodes() -> None:
         "data": ClusterSize(((8.0, 0.0),)),
     }
     size = ClusterSize(tuple(n for pool in pools.values() for n in pool.nodes), pools)
-    options = ["train.device=cuda", "cluster.num_workers=2", "cluster.pool_label=pool"]
-    config = load_config([*options, "cluster.rollout_actors=100"])
+    options = ["train.device=cuda", "cluster.num_workers=2", "cluster.node_pool_label=pool"]
+    config = load_config([*options, "cluster.num_rollout_actors=100"])
     run = allocate_run(config, size)
     assert run.rollout_options == {"num_cpus": 1.0, "label_selector": {"pool": "sim"}}
     assert run.cpus_per_worker == pytest.approx(0.6 * 16 / 2, abs=0.01)
@@ -104,7 +104,7 @@ def test_pools_give_each_part_its_own_nodes() -> None:
     with pytest.raises(UserError, match=r"8 worker.* has 4"):
         allocate_run(load_config([*options, "cluster.num_workers=8"]), size)
     with pytest.raises(UserError, match=r"Only 128 of 129 simulator"):
-        actors = ["cluster.rollout_actors=129", "cluster.cpus_per_rollout_actor=1"]
+        actors = ["cluster.num_rollout_actors=129", "cluster.cpus_per_rollout_actor=1"]
         allocate_run(load_config([*options, *actors]), size)
     assert (
         "label_selector"
@@ -119,20 +119,20 @@ def _node(cpus: float, gpus: float = 0.0, pool: str | None = None, head: bool = 
 
 def test_an_autoscaling_cluster_is_planned_for_as_it_will_be() -> None:
     head = _node(2.0, head=True)
-    options = ["train.device=cuda", "cluster.num_workers=4", "cluster.max_nodes=4"]
+    options = ["train.device=cuda", "cluster.num_workers=4", "cluster.autoscale_max_nodes=4"]
     config = load_config(options)
     size = cluster_size([head, _node(16.0, 4.0), _node(8.0, 4.0)], config.cluster)
     assert size.nodes == ((2.0, 0.0), (16.0, 4.0), (8.0, 4.0), (8.0, 4.0), (8.0, 4.0))
     assert "5 node(s), 2 of them to come," in str(size)
     assert max_concurrent_trials(config, size, 8) == 4
     assert cluster_size([head, *[_node(8.0)] * 6], config.cluster).cpus == 50.0  # more are more
-    with pytest.raises(UserError, match=r"cluster\.max_nodes=4: no node beside the head"):
+    with pytest.raises(UserError, match=r"cluster\.autoscale_max_nodes=4: no node beside the head"):
         cluster_size([head], config.cluster)
 
 
 def test_a_trial_has_room_to_train_though_no_node_comes() -> None:
     """On the nodes that are there, beside the simulators of all trials that run at a time."""
-    options = ["train.device=cuda", "cluster.max_nodes=4"]
+    options = ["train.device=cuda", "cluster.autoscale_max_nodes=4"]
     config = load_config(options)
     size = cluster_size([_node(2.0, head=True), _node(16.0, 4.0)], config.cluster)
     slots = max_concurrent_trials(config, size, 100)
@@ -142,7 +142,7 @@ def test_a_trial_has_room_to_train_though_no_node_comes() -> None:
 
 
 def test_each_pool_of_an_autoscaling_cluster_grows() -> None:
-    config = load_config(["cluster.pool_label=pool", "cluster.max_nodes=3"])
+    config = load_config(["cluster.node_pool_label=pool", "cluster.autoscale_max_nodes=3"])
     nodes = [_node(2.0, head=True), _node(8.0, 2.0, "train"), _node(4.0, pool="sim")]
     size = cluster_size([*nodes, _node(1.0, pool="data")], config.cluster)
     assert [size.pool(pool).cpus for pool in POOLS] == [24.0, 12.0, 3.0]

@@ -93,12 +93,12 @@ def test_kuberay_accepts_the_job() -> None:
     python, m, module, *overrides = spec["entrypoint"].split()
     assert (python, m, module) == ("python", "-m", "imf_ray.tune")
     config = load_config(overrides)
-    label = config.cluster.pool_label
+    label = config.cluster.node_pool_label
     assert config.resume == "auto" and {g["labels"][label] for g in groups} == set(POOLS)
 
 
 def test_machines_of_ones_own_are_in_a_pool() -> None:
-    config, label = read("cluster.yaml"), load_config(["cluster=pools"]).cluster.pool_label
+    config, label = read("cluster.yaml"), load_config(["cluster=pools"]).cluster.node_pool_label
     for kind in ("head", "worker"):
         start = "\n".join(config[f"{kind}_start_ray_commands"])
         assert f"--labels={label}=$(cat ~/imf_ray_pool || echo train)" in start
@@ -115,7 +115,7 @@ def test_the_image_is_set_up_alike_and_holds_no_data() -> None:
 
 
 def test_pools_on_aws_are_those_of_the_configuration() -> None:
-    label = load_config(["cluster=pools"]).cluster.pool_label
+    label = load_config(["cluster=pools"]).cluster.node_pool_label
     kinds = read("deploy/aws.yaml")["available_node_types"].values()
     assert {kind["labels"][label] for kind in kinds if "labels" in kind} == set(POOLS)
 

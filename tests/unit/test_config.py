@@ -59,18 +59,20 @@ def test_dictionary_round_trip() -> None:
 
 def test_a_task_may_be_a_file_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.yaml").write_text(
-        "env_id: Theirs-v0\nadapter: {cameras: {top: pixels.top}, qpos: [state], stages: [1, 2]}\n"
+        "env_id: Theirs-v0\nadapter: {cameras: {top: pixels.top}, qpos: [state], stage_thresholds: [1, 2]}\n"
     )
     monkeypatch.chdir(tmp_path)
     config = load_config(["task=mine.yaml", "task.adapter.qvel=[speed]"])
     assert config.task.env_id == "Theirs-v0" and config.task.adapter is not None
-    assert config.task.adapter.stages == [1.0, 2.0] and config.task.adapter.qvel == ["speed"]
+    assert config.task.adapter.stage_thresholds == [1.0, 2.0] and config.task.adapter.qvel == [
+        "speed"
+    ]
     assert config.task.env_kwargs(["top"])["adapter"]["cameras"] == {"top": "pixels.top"}
     assert config_from_dict(config_to_dict(config)) == config
     for override, message in (
-        ("task.adapter.stages=[2,1]", "must increase"),
+        ("task.adapter.stage_thresholds=[2,1]", "must increase"),
         ("task.adapter.action_scaling=twice", "choose one of none, box"),
-        ("task.adapter.progres=reward", "did you mean task.adapter.progress"),
+        ("task.adapter.progres=reward", "did you mean task.adapter.progress_signal"),
     ):
         with pytest.raises(UserError, match=message):
             load_config(["task=mine.yaml", override])
@@ -100,7 +102,7 @@ def test_every_option_has_its_default_in_the_help() -> None:
         ("agent.camera_names=[left]", "data.camera_names"),
         ("train.device=tpu", "choose one of cpu, cuda"),
         ("task.action_space=torque", "choose 'joint' or 'ee'"),
-        ("train.keep_last=1", "at least 2"),
+        ("train.keep_last_k=1", "at least 2"),
     ],
 )
 def test_bad_options_are_named(
@@ -118,8 +120,10 @@ def test_bad_options_are_named(
 
 
 def test_poses_are_taught_to_eyes() -> None:
-    with pytest.raises(UserError, match=r"target_pose_objects=\['cube'\].*agent.pose_objects"):
-        load_config(["agent=state_imf_attnres", "agent.target_pose_objects=[cube]"])
+    with pytest.raises(
+        UserError, match=r"aux_pose_objects=\['cube'\].*agent.privileged_pose_objects"
+    ):
+        load_config(["agent=state_imf_attnres", "agent.aux_pose_objects=[cube]"])
 
 
 def test_debug_shows_the_traceback() -> None:

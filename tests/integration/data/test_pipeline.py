@@ -80,7 +80,7 @@ def test_readers_wait_for_a_slow_training(
     demonstrations: Path, tmp_path: Path, ray_cluster: None, cameras: tuple[str, ...]
 ) -> None:
     paths = [episode_path(demonstrations, number) for number in range(3)]
-    plan = SamplePlan((400, 400, 400), 8, 1, chunk_steps=4, pool_chunks=2, seed=0)
+    plan = SamplePlan((400, 400, 400), 8, 1, read_block_steps=4, shuffle_buffer_blocks=2, seed=0)
     rows = 3 * 400 // 4
     stream = TrainDataset(
         plan=plan,

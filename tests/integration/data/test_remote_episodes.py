@@ -159,7 +159,7 @@ def test_a_run_trains_from_a_url(
 
 
 def _batches(episodes: tuple[EpisodeRef, ...]) -> Iterator[Batch]:
-    plan = SamplePlan((400, 400, 400), 8, 2, chunk_steps=10, pool_chunks=2, seed=0)
+    plan = SamplePlan((400, 400, 400), 8, 2, read_block_steps=10, shuffle_buffer_blocks=2, seed=0)
     spec = WindowSpec(EpisodeFields(("top",)), obs_horizon=2, pred_horizon=4)
     stream = TrainDataset(plan, spec, episodes, 48 * 48 * 3, max_steps=6, readers=2)
     yield from stream.batches(stream.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)

@@ -39,10 +39,12 @@ def checkpoint(run_dir: Path, step: int = 1) -> str:
 
 
 def test_options_of_the_checkpoint_are_refused() -> None:
-    require_settable(["evaluate.episodes=4", "task.shadows=true", "checkpoint=x", "debug=true"], ())
+    require_settable(
+        ["evaluate.num_episodes=4", "task.shadows=true", "checkpoint=x", "debug=true"], ()
+    )
     require_settable(["cluster=pools", "cluster.num_cpus=2", "data.format=act"], OF_ONE_POLICY)
     with pytest.raises(UserError, match=r"agent\.head\.n_emb=4 cannot be set here"):
-        require_settable(["evaluate.episodes=4", "agent.head.n_emb=4"], ())
+        require_settable(["evaluate.num_episodes=4", "agent.head.n_emb=4"], ())
     with pytest.raises(UserError, match=r"evaluate\.video=all means nothing to this command"):
         require_settable(["evaluate.video=all"], OF_ONE_POLICY)
 
@@ -75,12 +77,12 @@ def test_the_judgement_says_how_the_policy_is_executed(run_dir: Path, tmp_path: 
 def test_what_a_checkpoint_was_not_trained_for_is_refused(
     run_dir: Path, tmp_path: Path, option: str, reason: str
 ) -> None:
-    with pytest.raises(UserError, match=f"{reason}.*evaluate.allow_mismatch=true"):
+    with pytest.raises(UserError, match=f"{reason}.*evaluate.allow_task_mismatch=true"):
         resolve_candidate(checkpoint(run_dir), load_config([option]), [option], 0, tmp_path)
 
 
 def test_a_mismatch_may_be_asked_for(run_dir: Path, tmp_path: Path) -> None:
-    overrides = ["task.shadows=true", "evaluate.allow_mismatch=true"]
+    overrides = ["task.shadows=true", "evaluate.allow_task_mismatch=true"]
     contender = resolve_candidate(
         checkpoint(run_dir), load_config(overrides), overrides, 0, tmp_path
     )
@@ -88,13 +90,13 @@ def test_a_mismatch_may_be_asked_for(run_dir: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_judged_is_named(run_dir: Path, tmp_path: Path) -> None:
-    blind = ["data.camera_names=[top]", "evaluate.allow_mismatch=true"]
+    blind = ["data.camera_names=[top]", "evaluate.allow_task_mismatch=true"]
     with pytest.raises(UserError, match=r"asks for \['r_vis', 'front'\]"):
         resolve_candidate(checkpoint(run_dir), load_config(blind), blind, 0, tmp_path)
-    unknown = ["data.camera_names=[r_vis,top,front,wrist]", "evaluate.allow_mismatch=true"]
+    unknown = ["data.camera_names=[r_vis,top,front,wrist]", "evaluate.allow_task_mismatch=true"]
     with pytest.raises(UserError, match="wrist"):
         resolve_candidate(checkpoint(run_dir), load_config(unknown), unknown, 0, tmp_path)
-    slow = ["task.control_hz=25", "evaluate.allow_mismatch=true"]
+    slow = ["task.control_hz=25", "evaluate.allow_task_mismatch=true"]
     with pytest.raises(UserError, match="50 Hz"):
         resolve_candidate(checkpoint(run_dir), load_config(slow), slow, 0, tmp_path)
     with pytest.raises(UserError, match="is not a checkpoint"):
@@ -111,7 +113,7 @@ def test_a_corrupted_checkpoint_is_refused(run_dir: Path, tmp_path: Path) -> Non
         resolve_candidate(str(damaged), load_config(), [], 0, tmp_path)
 
 
-def test_oracles_stand_beside_the_policies(run_dir: Path, tmp_path: Path) -> None:
+def test_baselines_stand_beside_the_policies(run_dir: Path, tmp_path: Path) -> None:
     policies = [checkpoint(run_dir, 1), checkpoint(run_dir, 2)]
     contenders = resolve_candidates(policies, load_config(QUICK), QUICK, tmp_path)
     one, two, expert, untrained = (contender.name for contender in contenders)
@@ -122,7 +124,7 @@ def test_oracles_stand_beside_the_policies(run_dir: Path, tmp_path: Path) -> Non
     assert expert == "expert" and "untrained" in untrained
     task = contenders[2].judgement.identity.settings["task"]
     assert task["image_size"] == 48  # the expert plays the checkpoint's task
-    without = load_config([*QUICK, "compare.oracles=false"])
+    without = load_config([*QUICK, "compare.baselines=false"])
     assert len(resolve_candidates(policies, without, QUICK, tmp_path)) == 2
     with pytest.raises(UserError, match="named twice"):
         resolve_candidates([policies[0], policies[0]], without, QUICK, tmp_path)
@@ -133,7 +135,7 @@ def _record(seed: int, success: bool) -> EpisodeRecord:
 
 
 def test_the_best_of_a_run_is_chosen_on_other_seeds(run_dir: Path) -> None:
-    config = load_config([*QUICK, "evaluate.select_episodes=4"])
+    config = load_config([*QUICK, "evaluate.selection_episodes=4"])
     asked = []
 
     def judge(contender):
@@ -144,8 +146,10 @@ def test_the_best_of_a_run_is_chosen_on_other_seeds(run_dir: Path) -> None:
     best, judged = select_checkpoint(run_dir, config, QUICK, judge)
     assert best.name == "checkpoint_00000002" and len(judged) == 3
     noise = {c.judgement.identity.settings["noise_seed"] for c in asked}
-    assert noise == {config.evaluate.select_seed}
-    overlapping = load_config(["evaluate.select=best-of-run", "evaluate.select_seed=500049"])
+    assert noise == {config.evaluate.selection_seed}
+    overlapping = load_config(
+        ["evaluate.checkpoint_selection=best-of-run", "evaluate.selection_seed=500049"]
+    )
     with pytest.raises(UserError, match="500049-500068 and reported on 500000-500049"):
         select_checkpoint(run_dir, overlapping, [], judge)
     with pytest.raises(UserError, match="no valid checkpoint"):

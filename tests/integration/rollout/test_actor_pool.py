@@ -55,7 +55,7 @@ def _simulators() -> list[int]:
 def test_a_world_that_kills_or_blocks_its_simulator_is_found_out(job: RolloutSpec) -> None:
     """It ends in records with errors; the episodes that shared its actor are played."""
     task = replace(job.settings.task, env_id=faulty_envs.ENV_ID)
-    settings = replace(job.settings, task=task, episode_limit_s=2.0)
+    settings = replace(job.settings, task=task, episode_timeout_s=2.0)
     faulty = replace(job, settings=settings, worlds=2)
     seeds = [faulty_envs.DIES, 700, faulty_envs.HANGS, 701]
     records: dict[int, EpisodeRecord] = {
@@ -71,7 +71,7 @@ def test_a_world_that_kills_or_blocks_its_simulator_is_found_out(job: RolloutSpe
 def test_whoever_takes_the_episodes_may_take_long(job: RolloutSpec) -> None:
     """Longer than the time limit of those that are played meanwhile, and have come back."""
     limit_s = 5.0
-    settings = replace(job.settings, episode_limit_s=limit_s)
+    settings = replace(job.settings, episode_timeout_s=limit_s)
     errors = []
     for played in run_episodes(replace(job, settings=settings, worlds=1), SEEDS[:12], 2, OPTIONS):
         errors.append(played.record.error)

@@ -73,7 +73,7 @@ def test_a_record_says_how_it_came_about(job: RolloutSpec) -> None:
     said = record.settings
     assert (said["num_action_steps"], said["inference_steps"], said["ema"]) == (8, 1, True)
     assert said["task"]["shadows"] is False and said["task"]["image_size"] == 48
-    assert "stage 4" in said["success_rule"] and said["noise_seed"] == 1
+    assert "stage 4" in said["success_description"] and said["noise_seed"] == 1
     robo_imi = {"obs_read_ms", "preprocess_ms", "inference_ms", "env_step_ms", "loop_total_ms"}
     assert robo_imi | {"inference_ms_p50", "inference_ms_p95", "wall_s"} == set(record.timing)
     assert record.timing["loop_total_ms"] >= record.timing["env_step_ms"] > 0.0
@@ -147,7 +147,9 @@ def test_a_policy_on_poses_is_told_them(demonstrations: Path, tmp_path: Path) ->
     runner = EpisodeRunner(policy, job.settings, worlds=1)
     runner.start(7)
     (played,) = runner.advance()
-    assert played.record.error is None and played.record.settings["pose_objects"] == ["cube"]
+    assert played.record.error is None and played.record.settings["privileged_pose_objects"] == [
+        "cube"
+    ]
     told = seen[0][0, -1, 16:]
     start = torch.tensor(played.record.initial_poses["cube"], dtype=torch.float32)
     assert torch.equal(told, start)
@@ -178,15 +180,15 @@ def test_a_broken_world_costs_its_own_episode_only(job: RolloutSpec, faulty: Rol
     for seed in (700, 701):
         assert records[seed].error is None
         sound = play(policy, job.settings, [seed], 1)[seed].record
-        assert (records[seed].steps, records[seed].reward_sum) == (24, sound.reward_sum)
+        assert (records[seed].steps, records[seed].episode_return) == (24, sound.episode_return)
     assert not any(records[seed].success for seed in seeds)
 
 
 def test_an_episode_ends_with_its_time_or_its_steps(job: RolloutSpec) -> None:
     policy = make_policy(job.policy, job.settings)
-    hurried = replace(job.settings, episode_limit_s=1e-6)
+    hurried = replace(job.settings, episode_timeout_s=1e-6)
     record = play(policy, hurried, [700], 1)[700].record
-    assert "evaluate.episode_limit_s=1e-06" in str(record.error) and not record.success
+    assert "evaluate.episode_timeout_s=1e-06" in str(record.error) and not record.success
 
 
 def test_a_policy_of_nan_is_a_failed_episode(job: RolloutSpec) -> None:
@@ -207,7 +209,7 @@ def test_a_damaged_policy_is_named(job: RolloutSpec, tmp_path: Path) -> None:
         make_policy(job.policy, blind)
 
 
-def test_oracles(demonstrations: Path, job: RolloutSpec) -> None:
+def test_baselines(demonstrations: Path, job: RolloutSpec) -> None:
     """The expert succeeds, a recorded episode repeats itself, an untrained agent does not."""
     settings = scripted_rollout_config(tiny_config(demonstrations).task)
     expert = play(make_policy("expert", settings), settings, [0, 1], 2)
@@ -237,7 +239,7 @@ def test_files_of_an_episode(job: RolloutSpec) -> None:
     trajectory = np.load(io.BytesIO(kept.files[TRAJECTORY]), allow_pickle=False)
     assert trajectory["qpos"].shape == trajectory["action"].shape == (24, 16)
     assert trajectory["ee_poses"].shape == (25, 2, 7) and trajectory["pose_cube"].shape == (24, 7)
-    assert trajectory["reward"].sum() == kept.record.reward_sum
+    assert trajectory["reward"].sum() == kept.record.episode_return
     assert kept.files[PATH_PICTURE].startswith(b"\x89PNG")
 
 

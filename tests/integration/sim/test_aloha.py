@@ -150,7 +150,7 @@ def test_its_cameras_are_the_model_s(make: Make) -> None:
 
 def test_collecting_gives_a_data_set(tmp_path: Path) -> None:
     folder = f"data.dataset_dir={tmp_path}"
-    arguments = (*OVERRIDES, folder, "collect.episodes=2", "cluster.dashboard=false")
+    arguments = (*OVERRIDES, folder, "collect.num_episodes=2", "cluster.include_dashboard=false")
     done = run_command("collect", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     index = build_index(load_config([*OVERRIDES, folder]))

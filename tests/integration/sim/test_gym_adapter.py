@@ -63,7 +63,7 @@ def test_a_yaml_file_makes_the_world(tmp_path: Path) -> None:
     assert (observation["images"]["wide"][:, 0] == 62).all()
     assert not observation["images"]["wide"][:, 1:].any()
     assert _world(env).render_settings["image_size"] == (4, 4)
-    assert _world(env).success_rule == "info.judge.near reaches 1"
+    assert _world(env).success_description == "info.judge.near reaches 1"
 
 
 def test_success_is_the_last_stage_and_ends_the_episode(tmp_path: Path) -> None:
@@ -86,7 +86,11 @@ def test_the_task_s_time_limit_is_the_only_one(tmp_path: Path) -> None:
 
 
 def test_stages_count_what_was_reached(tmp_path: Path) -> None:
-    env = _make(tmp_path, "task.adapter.progress=reward", "task.adapter.stages=[-0.6,-0.3,-0.1]")
+    env = _make(
+        tmp_path,
+        "task.adapter.progress_signal=reward",
+        "task.adapter.stage_thresholds=[-0.6,-0.3,-0.1]",
+    )
     observation, _ = env.reset(seed=0)
     stages, distances = [], []
     for _ in range(10):
@@ -162,7 +166,10 @@ def test_views_are_fitted_and_what_is_unknown_is_said(tmp_path: Path) -> None:
         (["task.adapter.cameras={wide: camera.left}"], r"no 'camera.left'; it has: camera.depth"),
         (["task.adapter.cameras={wide: render()}"], "render_mode: rgb_array"),
         (["task.adapter.module=no_such_env"], "'no_such_env'; install it with: pip install point"),
-        (["task.adapter.world=point_env:PointEnv"], "must name a class derived from AdaptedWorld"),
+        (
+            ["task.adapter.env_class=point_env:PointEnv"],
+            "must name a class derived from AdaptedWorld",
+        ),
         (["task.adapter.kwargs={speeed: 1}"], "do not fit .*speeed"),
         (["task.adapter.kwargs={speed: .inf}"], "needs finite bounds"),
         (["task.env_id=imf_ray_tests/Line-v0"], "task.env_id=imf_ray_tests/Line-v0"),
@@ -184,7 +191,7 @@ def test_what_shows_only_later_is_named_too(tmp_path: Path) -> None:
     env = _make(tmp_path, "task.adapter.cameras={wide: camera.depth}")
     with pytest.raises(ValueError, match=r"'camera.depth' is float32\(12, 16\), not uint8"):
         env.reset(seed=0)
-    env = _make(tmp_path, "task.adapter.progress=info.is_success")
+    env = _make(tmp_path, "task.adapter.progress_signal=info.is_success")
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"no 'info.is_success'; it has: .*info.judge.near"):
         env.step(np.zeros(2))

@@ -115,14 +115,16 @@ def test_which_sweep_goes_on(tmp_path: Path) -> None:
         (tmp_path / name / "space.json").write_text(json.dumps(content))
         time.sleep(0.02)
     assert find_resumable_sweep(tmp_path, None) == tmp_path / "b"
-    for status, unjudged, newest in (
+    for status, failed_validation_steps, newest in (
         (FAILED, [], "b"),
         (FINISHED, [2], "b"),
         (FINISHED, [], "a"),
         (STOPPED, [2], "a"),
     ):
-        ended = TrialRecord("00000-lr_1", {"train.lr": 1}, status, unjudged=unjudged)
-        content = {"trials": [dataclasses.asdict(ended)], "oracles": {}}
+        ended = TrialRecord(
+            "00000-lr_1", {"train.lr": 1}, status, failed_validation_steps=failed_validation_steps
+        )
+        content = {"trials": [dataclasses.asdict(ended)], "baselines": {}}
         (tmp_path / "b" / "sweep.json").write_text(json.dumps(content))
         assert find_resumable_sweep(tmp_path, None) == tmp_path / newest
     assert find_resumable_sweep(tmp_path, "b") == tmp_path / "b"

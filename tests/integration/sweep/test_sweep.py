@@ -212,8 +212,8 @@ def test_a_sweep_stops_goes_on_trains_judges_and_records(
         found = [line["step"] for line in log if "restarts" in line]
         assert found == [0, *(steps[trial] for steps in starts)]
     content = json.loads((folder / "sweep.json").read_text())
-    for oracle in ("expert", "untrained"):
-        assert content["oracles"][oracle]["rollout/episodes"] == 2
+    for baseline in ("expert", "untrained"):
+        assert content["baselines"][baseline]["rollout/episodes"] == 2
     for trial in content["trials"]:
         assert trial["status"] == "finished" and trial["driver_pid"] > 0 and trial["driver_host"]
         assert Path(trial["best_checkpoint"]).is_dir()

@@ -156,6 +156,6 @@ def test_a_checkpoint_that_is_judged_again_is_kept_for_that(
     assert first.validated and not first.judged
     again = clear_validation(first)
     assert not again.validated and not (first.path / VALIDATION).exists()
-    prune_checkpoints(tmp_path, keep_last=2, pending=lambda step: True)
+    prune_checkpoints(tmp_path, keep_last_k=2, pending=lambda step: True)
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1, 3, 4]
     assert newest_step(tmp_path) == 4

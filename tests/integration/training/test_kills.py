@@ -26,8 +26,8 @@ OPTIONS = (
     f"train.max_steps={STEPS}",
     "train.batch_size=48",
     f"train.save_freq={SAVE_FREQ}",
-    "train.keep_last=8",
-    "train.log_samples=true",
+    "train.keep_last_k=8",
+    "train.log_sample_ids=true",
     "agent.vision_backbone.crop_size=40",
 )
 PATIENCE_S = 120.0

@@ -37,7 +37,7 @@ def test_single_token_condition(make_stub_agent: Make, batch: Batch) -> None:
 
 
 def test_multi_token_condition(make_agent: Make, batch: Batch) -> None:
-    agent = make_agent(condition="multi_token")
+    agent = make_agent(conditioning="multi_token")
     assert agent.condition_tokens_per_step == 3
     assert agent.condition_sequence_length == 6
     assert agent.head.cond_obs_emb.in_features == 16
@@ -60,7 +60,7 @@ def test_a_policy_on_state_alone(make_stub_agent: Make, batch: Batch) -> None:
     torch.testing.assert_close(cond[..., -4:], upright.expand(4, 2, 4))
     assert agent.select_action({"qpos": qpos[:, 0]}).shape == (4, 16)
     with pytest.raises(ValueError, match="camera_names is empty"):
-        make_stub_agent(camera_names=(), condition="multi_token")
+        make_stub_agent(camera_names=(), conditioning="multi_token")
 
 
 def test_crops_move_in_training_only(make_agent: Make, batch: Batch) -> None:
@@ -114,12 +114,12 @@ def test_end_effector_actions_have_unit_quaternions(make_agent: Make, batch: Bat
         torch.testing.assert_close(quaternion.norm(dim=-1), torch.ones(4, 16))
 
 
-@pytest.mark.parametrize("condition", ["single_token", "multi_token"])
+@pytest.mark.parametrize("conditioning", ["single_token", "multi_token"])
 def test_state_dict_round_trip_predicts_the_same_bits(
-    make_agent: Make, batch: Batch, condition: str
+    make_agent: Make, batch: Batch, conditioning: str
 ) -> None:
-    trained = make_agent(condition=condition, stats={"qpos": stats(16), "action": stats(16)})
-    fresh = make_agent(condition=condition)
+    trained = make_agent(conditioning=conditioning, stats={"qpos": stats(16), "action": stats(16)})
+    fresh = make_agent(conditioning=conditioning)
     for parameter in trained.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
 
@@ -132,7 +132,7 @@ def test_state_dict_round_trip_predicts_the_same_bits(
 
 
 def test_optimizer_groups_hold_every_trainable_parameter_once(make_agent: Make) -> None:
-    agent = make_agent(condition="multi_token", vision_encoder={"freeze_backbone": True})
+    agent = make_agent(conditioning="multi_token", vision_encoder={"freeze_backbone": True})
     groups = agent.get_optim_groups(weight_decay=0.1)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert len(grouped) == len(set(grouped))
@@ -164,8 +164,8 @@ def test_missing_camera_is_named(make_agent: Make, batch: Batch) -> None:
         ({"num_action_steps": 16}, "num_action_steps <= 15 or pred_horizon >= 17"),
         ({"obs_horizon": 0}, "obs_horizon=0"),
         ({"inference_steps": 0}, "inference_steps=0"),
-        ({"condition": "film"}, "choose one of single_token, multi_token"),
-        ({"condition": "multi_token", "head": {}}, "set head.n_emb"),
+        ({"conditioning": "film"}, "choose one of single_token, multi_token"),
+        ({"conditioning": "multi_token", "head": {}}, "set head.n_emb"),
         ({"action_space": "cartesian"}, "choose one of joint, ee"),
         ({"action_space": "ee", "action_dim": 14}, "action_dim=14"),
     ],

@@ -155,7 +155,7 @@ def test_random_numbers_come_from_the_batch_or_from_torch(backbone: str, batch: 
 
 
 def test_several_draws_of_a_sample_are_averaged(batch: Batch) -> None:
-    single, double = make(), make(draws_per_observation=2)
+    single, double = make(), make(noise_samples_per_obs=2)
     other = {"noise": -batch["noise"], "time_uniforms": 1 - batch["time_uniforms"]}
     both = {key: torch.stack((batch[key], other[key]), dim=1) for key in other}
     mean = (single(batch) + single(batch | other)) / 2
@@ -359,7 +359,7 @@ def test_steps_that_cannot_be_walked_are_refused_when_they_are_set() -> None:
         (["agent=resnet_transformer", "agent.objective=flow"], "objective=flow .* r and t"),
         (["agent.head.backbone_type=unet"], "choose one of attnres_full, transformer"),
         (["agent.objective=score"], "choose one of imf, flow, ddpm"),
-        (["agent=resnet_transformer", "agent.condition=multi_token"], "causal_attn=false"),
+        (["agent=resnet_transformer", "agent.conditioning=multi_token"], "causal_attn=false"),
         (["agent=resnet_transformer", "agent.inference_steps=7"], "inference_steps=7"),
         (["agent=resnet_ddpm_attnres", "agent.head.n_cond_layers=1"], "n_cond_layers=0"),
     ],

@@ -57,7 +57,7 @@ def test_flow_matching_has_one_bucket(make_agent: Make, batch: Batch) -> None:
 @pytest.mark.parametrize("aux_v_head", [False, True])
 def test_buckets_together_are_the_loss(make_agent: Make, batch: Batch, aux_v_head: bool) -> None:
     agent = make_agent(
-        **STATE_ONLY, aux_v_head=aux_v_head, loss_type="mse", draws_per_observation=3
+        **STATE_ONLY, aux_v_head=aux_v_head, loss_type="mse", noise_samples_per_obs=3
     )
     batch["action_is_pad"][:] = False
     batch["noise"] = torch.randn(4, 3, 16, 16)

@@ -111,8 +111,8 @@ def test_gradients_reach_every_parameter_of_the_head(
 def test_what_does_not_fit_is_refused(make_flow: Callable[..., FlowVLAAgent]) -> None:
     with pytest.raises(ValueError, match=r"aux_v_head=True .* set aux_v_head=False"):
         make_flow(aux_v_head=True)
-    with pytest.raises(ValueError, match="'corner' is unknown; choose one of uniform"):
-        make_flow(time_sampler="corner")
+    with pytest.raises(ValueError, match="'endpoint_mix' is unknown; choose one of uniform"):
+        make_flow(time_sampler="endpoint_mix")
     with pytest.raises(UserError, match=r"belongs to agent\.objective=imf, not flow"):
         load_config(["agent=resnet_flow_attnres", "agent.aux_v_head=true"])
 

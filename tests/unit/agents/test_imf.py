@@ -15,7 +15,7 @@ from imf_ray.agents.time_sampling import TIME_SAMPLERS
 Make = Callable[..., IMFVLAAgent]
 Batch = dict[str, Any]
 HEAD = {"n_emb": 16, "n_layer": 1, "n_head": 1, "n_kv_head": 1, "p_drop_emb": 0, "p_drop_attn": 0}
-CORNER_SAMPLE = {"prediction_type": "sample", "time_sampler": "corner"}
+CORNER_SAMPLE = {"prediction_type": "sample", "time_sampler": "endpoint_mix"}
 STATE_ONLY: dict[str, Any] = {"camera_names": (), "head": HEAD}
 
 
@@ -107,7 +107,7 @@ def test_random_numbers_come_from_the_batch_or_from_torch(make_agent: Make, batc
 def test_gradients_reach_every_trainable_parameter(
     make_agent: Make, batch: Batch, options: dict[str, Any]
 ) -> None:
-    agent = make_agent(condition="multi_token", **options)
+    agent = make_agent(conditioning="multi_token", **options)
     agent(batch).backward()
     for name, parameter in agent.named_parameters():
         assert parameter.grad is not None or not parameter.requires_grad, name
@@ -230,7 +230,7 @@ def test_an_aux_head_needs_features(make_stub_agent: Make) -> None:
 def test_draws_of_an_observation_are_averaged(
     make_agent: Make, batch: Batch, agent_class: type[IMFVLAAgent], with_count: bool
 ) -> None:
-    agent = make_agent(agent_class=agent_class, head=HEAD, draws_per_observation=3)
+    agent = make_agent(agent_class=agent_class, head=HEAD, noise_samples_per_obs=3)
     batch["noise"] = torch.randn(4, 3, 16, 16)
     batch["time_uniforms"] = torch.rand(4, 3, 3)
     if with_count:
@@ -243,7 +243,7 @@ def test_draws_of_an_observation_are_averaged(
     assert len(encoded) == 1
 
     agent.zero_grad()
-    agent.draws_per_observation = 1
+    agent.noise_samples_per_obs = 1
     alone = [
         agent(batch | {key: batch[key][:, draw] for key in ("noise", "time_uniforms")})
         for draw in range(3)
@@ -256,7 +256,7 @@ def test_draws_of_an_observation_are_averaged(
 
 
 def test_draws_come_from_torch_if_they_are_not_in_the_batch(make_agent: Make, batch: Batch) -> None:
-    agent = make_agent(**STATE_ONLY, draws_per_observation=2)
+    agent = make_agent(**STATE_ONLY, noise_samples_per_obs=2)
     rows = []
     agent.head.register_forward_hook(lambda module, args, output: rows.append(args[0]))
     with pytest.raises(
@@ -267,8 +267,8 @@ def test_draws_come_from_torch_if_they_are_not_in_the_batch(make_agent: Make, ba
     agent(batch)
     assert rows[0].shape == (8, 16, 16)
     assert not torch.equal(rows[0][0], rows[0][1])
-    with pytest.raises(ValueError, match="draws_per_observation=0"):
-        make_agent(draws_per_observation=0)
+    with pytest.raises(ValueError, match="noise_samples_per_obs=0"):
+        make_agent(noise_samples_per_obs=0)
 
 
 def test_the_objective_has_full_precision_under_autocast(make_agent: Make, batch: Batch) -> None:
@@ -289,7 +289,7 @@ def test_the_objective_has_full_precision_under_autocast(make_agent: Make, batch
 def test_encoders_in_half_precision_only_round_the_condition(
     make_agent: Make, batch: Batch
 ) -> None:
-    agent = make_agent(condition="multi_token")
+    agent = make_agent(conditioning="multi_token")
     cond = agent._build_cond(batch).bfloat16()
     exact, action = agent(batch), agent.predict_action(batch, noise=batch["noise"])
     expected = agent._loss_from_condition(batch["action"], cond.float(), batch)
@@ -338,6 +338,6 @@ def test_unknown_options_are_refused(make_agent: Make) -> None:
     with pytest.raises(ValueError, match="choose one of mse, pseudo_huber, adaptive"):
         make_agent(loss_type="l1")
     with pytest.raises(
-        ValueError, match="choose one of uniform, logit_normal, meanflow_v1, corner"
+        ValueError, match="choose one of uniform, logit_normal, meanflow_v1, endpoint_mix"
     ):
         make_agent(time_sampler="beta")

@@ -37,17 +37,17 @@ def test_the_error_counts_samples_by_their_valid_actions() -> None:
     torch.testing.assert_close(readout(torch.randn(2, 2, 5), poses, is_pad, None), error)
 
 
-@pytest.mark.parametrize("condition", ["single_token", "multi_token"])
+@pytest.mark.parametrize("conditioning", ["single_token", "multi_token"])
 @pytest.mark.parametrize("draws", [1, 3])
 def test_it_is_added_to_the_objective_with_its_weight(
-    make_agent: Make, batch: Batch, condition: str, draws: int
+    make_agent: Make, batch: Batch, conditioning: str, draws: int
 ) -> None:
     if draws > 1:
         batch = batch | {"noise": torch.randn(4, 3, 16, 16), "time_uniforms": torch.rand(4, 3, 3)}
-    options = {"condition": condition, "draws_per_observation": draws}
+    options = {"conditioning": conditioning, "noise_samples_per_obs": draws}
     objective = make_agent(**options)(batch)
     losses = [
-        make_agent(num_target_poses=1, pose_loss_weight=weight, **options)(with_poses(batch))
+        make_agent(num_target_poses=1, aux_pose_loss_weight=weight, **options)(with_poses(batch))
         for weight in (0.0, 1.0, 3.0)
     ]
     torch.testing.assert_close(losses[0], objective)
@@ -59,7 +59,7 @@ def test_it_teaches_the_encoders(make_agent: Make, batch: Batch) -> None:
     agent = make_agent(num_target_poses=1)
     weight = agent.vision_encoder.encoders["top"].trunk.conv1.weight
     gradients = []
-    for agent.pose_loss_weight in (0.0, 1.0):
+    for agent.aux_pose_loss_weight in (0.0, 1.0):
         agent.zero_grad()
         agent(with_poses(batch)).backward()
         gradients.append(weight.grad.clone())

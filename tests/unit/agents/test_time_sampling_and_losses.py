@@ -54,7 +54,7 @@ LONGER: dict[str, Callable[[float], float]] = {
     "uniform": lambda d: (1 - d) ** 2,
     "logit_normal": lambda d: 0.5 * farther_apart(d, PAPER, PAPER),
     "meanflow_v1": lambda d: farther_apart(d, (-4.0, 1.6), (-0.6, 1.6)),
-    "corner": lambda d: 0.25 * ((1 - d) + 1 + (1 - d) ** 2),
+    "endpoint_mix": lambda d: 0.25 * ((1 - d) + 1 + (1 - d) ** 2),
 }
 
 
@@ -78,18 +78,18 @@ def test_lengths_of_intervals_have_their_distribution(name: str, uniforms: Tenso
 
 
 @pytest.mark.parametrize(
-    ("name", "corner", "same"),
+    ("name", "far", "same"),
     [
         ("uniform", 0.04, 0.0),
         ("logit_normal", 5e-4, 0.5),
         ("meanflow_v1", 0.081, 0.0),
-        ("corner", 0.31, 0.25),
+        ("endpoint_mix", 0.31, 0.25),
     ],
 )
 def test_the_shares_that_docstrings_state(
-    name: str, corner: float, same: float, uniforms: Tensor
+    name: str, far: float, same: float, uniforms: Tensor
 ) -> None:
-    assert LONGER[name](0.8) == pytest.approx(corner, rel=0.02)
+    assert LONGER[name](0.8) == pytest.approx(far, rel=0.02)
     r, t = TIME_SAMPLERS[name](uniforms)
     assert (r == t).double().mean().item() == pytest.approx(same, abs=1e-3)
 
@@ -104,7 +104,7 @@ def test_which_of_the_two_logit_normals_is_the_later_time(uniforms: Tensor) -> N
 
 
 def test_corner_is_a_mixture_of_four(uniforms: Tensor) -> None:
-    r, t = TIME_SAMPLERS["corner"](uniforms)
+    r, t = TIME_SAMPLERS["endpoint_mix"](uniforms)
     same, point, edge = r == t, (r == 0) & (t == 1), (r == 0) & (t < 1)
     rest = ~(same | point | edge)
     for part in (same, point, edge, rest):

@@ -113,7 +113,7 @@ def test_what_is_not_learned_from_is_said(tmp_path: Path, caplog: pytest.LogCapt
     write_act(tmp_path / "episode_0.hdf5", dim=16)
     with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
         file["base_action"] = np.zeros((LENGTH, 2))
-    options = ["data.camera_names=[top]", "train.val_split=0.0", "data.resize=true"]
+    options = ["data.camera_names=[top]", "train.val_split=0.0", "data.resize_images=true"]
     for _ in range(2):  # the second from the cache
         caplog.clear()
         build_index(tiny_config(tmp_path, *options))
@@ -129,7 +129,7 @@ def test_a_format_may_be_asked_for(tmp_path: Path) -> None:
 
 def test_the_action_space_must_be_there(tmp_path: Path) -> None:
     write_roboimi(tmp_path / "episode_0.hdf5")
-    options = ["data.camera_names=[top]", "train.val_split=0.0", "data.resize=true"]
+    options = ["data.camera_names=[top]", "train.val_split=0.0", "data.resize_images=true"]
     with pytest.raises(UserError, match=r"format roboimi it has ee actions, not.*=joint"):
         build_index(tiny_config(tmp_path, *options))
     index = build_index(tiny_config(tmp_path, *options, "task.action_space=ee"))
@@ -143,9 +143,9 @@ def test_the_action_space_must_be_there(tmp_path: Path) -> None:
 def test_other_sizes_are_refused_or_scaled(tmp_path: Path) -> None:
     write_act(tmp_path / "episode_0.hdf5", dim=16)
     options = ["data.camera_names=[top]", "task.image_size=16"]
-    with pytest.raises(UserError, match=r"\(24, 32\).*data.resize=true"):
+    with pytest.raises(UserError, match=r"\(24, 32\).*data.resize_images=true"):
         build_index(tiny_config(tmp_path, *options))
-    (info,) = build_index(tiny_config(tmp_path, *options, "data.resize=true")).episodes
+    (info,) = build_index(tiny_config(tmp_path, *options, "data.resize_images=true")).episodes
     part = read_slice(info.source, EpisodeFields(("top",), image_size=16), (0, 3), (0, 1))
     assert part.images["top"].shape == (3, 16, 16, 3)
 

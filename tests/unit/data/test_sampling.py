@@ -28,8 +28,8 @@ def plans(draw: st.DrawFn) -> SamplePlan:
         lengths=tuple(lengths),
         batch_size=batch,
         virtual_shards=shards,
-        chunk_steps=draw(st.integers(1, 12)),
-        pool_chunks=draw(st.integers(1, 4)),
+        read_block_steps=draw(st.integers(1, 12)),
+        shuffle_buffer_blocks=draw(st.integers(1, 4)),
         seed=draw(st.integers(0, 5)),
     )
 

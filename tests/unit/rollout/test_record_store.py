@@ -64,7 +64,7 @@ def test_records_of_other_settings_or_policies_are_refused(tmp_path: Path) -> No
     RecordStore(tmp_path, "p", SETTINGS).add(record(1))
     with pytest.raises(UserError, match=r"num_action_steps=8 \(now 16\)"):
         RecordStore(tmp_path, "p", {**SETTINGS, "num_action_steps": 16})
-    with pytest.raises(UserError, match=r"policy p \(now q\).*another evaluate.output"):
+    with pytest.raises(UserError, match=r"policy p \(now q\).*another evaluate.output_dir"):
         RecordStore(tmp_path, "q", SETTINGS)
     assert settings_hash("p", SETTINGS) != settings_hash("q", SETTINGS)
 
@@ -78,7 +78,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 def test_summary_and_interval() -> None:
     summary = summarize([record(seed, success=seed < 45) for seed in range(50)])
     assert summary.success_rate == 0.9 and summary.failed == 0
-    assert (round(summary.success_low, 2), round(summary.success_high, 2)) == (0.79, 0.96)
+    assert (round(summary.success_ci_low, 2), round(summary.success_ci_high, 2)) == (0.79, 0.96)
     assert summary.stage_shares == {1: 1.0, 2: 1.0, 3: 0.9, 4: 0.9}
     assert stage_shares(summary.metrics()) == summary.stage_shares
     failed = replace(record(50, success=False), error="lost")

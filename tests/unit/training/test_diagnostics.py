@@ -14,9 +14,9 @@ def test_gradient_norms_since_the_last_line() -> None:
     norms = GradientNorms(clip=1.0)
     for value in (0.5, 3.0, 1.5, 1.0):
         norms.add(torch.tensor(value))
-    assert norms.metrics() == {"grad_norm": 1.0, "grad_norm_max": 3.0, "grad_clipped": 0.5}
+    assert norms.metrics() == {"grad_norm": 1.0, "grad_norm_max": 3.0, "grad_clip_frac": 0.5}
     norms.add(torch.tensor(0.25))
-    assert norms.metrics() == {"grad_norm": 0.25, "grad_norm_max": 0.25, "grad_clipped": 0.0}
+    assert norms.metrics() == {"grad_norm": 0.25, "grad_norm_max": 0.25, "grad_clip_frac": 0.0}
 
 
 @pytest.mark.parametrize("agent", ["resnet_imf_attnres", "resnet_ddpm_attnres"])

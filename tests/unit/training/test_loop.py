@@ -38,9 +38,9 @@ def test_accumulated_gradients_are_those_of_the_batch(
     found = []
     for parts in (1, 4):
         trainer = make_trainer(
-            f"train.accumulate_batches={parts}",
-            f"agent.draws_per_observation={draws}",
-            *(["agent.target_pose_objects=[cube]"] if poses else []),
+            f"train.gradient_accumulation_steps={parts}",
+            f"agent.noise_samples_per_obs={draws}",
+            *(["agent.aux_pose_objects=[cube]"] if poses else []),
         )
         loss, norm = trainer.update(batch)
         found.append((loss, norm, gradients(trainer)))
@@ -51,11 +51,15 @@ def test_accumulated_gradients_are_those_of_the_batch(
 
 
 def test_parts_must_divide_a_workers_share() -> None:
-    config_of("train.batch_size=8", "train.accumulate_batches=4", "cluster.num_workers=2")
-    with pytest.raises(UserError, match=r"train.accumulate_batches=3 .* train.batch_size=8"):
-        config_of("train.batch_size=8", "train.accumulate_batches=3")
+    config_of("train.batch_size=8", "train.gradient_accumulation_steps=4", "cluster.num_workers=2")
+    with pytest.raises(
+        UserError, match=r"train.gradient_accumulation_steps=3 .* train.batch_size=8"
+    ):
+        config_of("train.batch_size=8", "train.gradient_accumulation_steps=3")
     with pytest.raises(UserError, match="a multiple of 16"):
-        config_of("train.batch_size=8", "train.accumulate_batches=8", "cluster.num_workers=2")
+        config_of(
+            "train.batch_size=8", "train.gradient_accumulation_steps=8", "cluster.num_workers=2"
+        )
 
 
 @pytest.fixture
@@ -81,7 +85,7 @@ def test_compiled_updates_are_the_eager_ones(
     make_trainer: MakeTrainer, batch: Batch, kind: tuple[str, ...]
 ) -> None:
     """Also where DDP wraps the agent, whose own way of compiling would cut the JVP."""
-    options = (*kind, "agent.head.n_layer=1", "train.accumulate_batches=2")
+    options = (*kind, "agent.head.n_layer=1", "train.gradient_accumulation_steps=2")
     eager = make_trainer(*options)
     compiled = make_trainer(*options, "train.compile=true")
     compiled.module = DistributedDataParallel(compiled.agent, bucket_cap_mb=0.005)
@@ -146,7 +150,9 @@ def test_bfloat16_is_refused_where_it_is_emulated(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    with pytest.raises(UserError, match=r"train.autocast=bf16, but the cpu .* set train.autocast"):
-        make_trainer("train.autocast=bf16")
+    with pytest.raises(
+        UserError, match=r"train.encoder_precision=bf16, but the cpu .* set train.encoder_precision"
+    ):
+        make_trainer("train.encoder_precision=bf16")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert make_trainer("train.autocast=bf16").agent.bf16_encoders
+    assert make_trainer("train.encoder_precision=bf16").agent.bf16_encoders

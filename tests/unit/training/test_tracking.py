@@ -41,8 +41,8 @@ def test_each_start_tells_how_the_run_came_here(tmp_path: Path) -> None:
     lines = read_metrics(tmp_path / METRICS_FILE)
     starts = [line for line in lines if "restarts" in line]
     assert [line["restarts"] for line in starts] == [0, 1, 2]
-    assert [line["checkpoint_fallbacks"] for line in starts] == [0, 1, 2]
-    assert [line["bad_episodes"] for line in starts] == [0, 3, 0]
+    assert [line["invalid_checkpoints_skipped"] for line in starts] == [0, 1, 2]
+    assert [line["skipped_episodes"] for line in starts] == [0, 3, 0]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 2, 3]
 
 

@@ -1,0 +1,107 @@
+"""Names that earlier versions wrote to disk or accepted on the command line.
+
+This is the only table of old names. Readers of configurations, records and metrics translate
+through it; everything that is written carries the new names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+OPTIONS = {
+    "agent.condition": "agent.conditioning",
+    "agent.draws_per_observation": "agent.noise_samples_per_obs",
+    "agent.pose_loss_weight": "agent.aux_pose_loss_weight",
+    "agent.pose_objects": "agent.privileged_pose_objects",
+    "agent.target_pose_objects": "agent.aux_pose_objects",
+    "cluster.dashboard": "cluster.include_dashboard",
+    "cluster.max_nodes": "cluster.autoscale_max_nodes",
+    "cluster.pool_label": "cluster.node_pool_label",
+    "cluster.rollout_actors": "cluster.num_rollout_actors",
+    "collect.compress": "collect.gzip_images",
+    "collect.episodes": "collect.num_episodes",
+    "compare.oracles": "compare.baselines",
+    "compare.output": "compare.output_dir",
+    "data.chunk_steps": "data.read_block_steps",
+    "data.pool_chunks": "data.shuffle_buffer_blocks",
+    "data.resize": "data.resize_images",
+    "evaluate.allow_mismatch": "evaluate.allow_task_mismatch",
+    "evaluate.compute_batch": "evaluate.inference_batch_size",
+    "evaluate.ema": "evaluate.use_ema_weights",
+    "evaluate.episode_limit_s": "evaluate.episode_timeout_s",
+    "evaluate.episodes": "evaluate.num_episodes",
+    "evaluate.output": "evaluate.output_dir",
+    "evaluate.select": "evaluate.checkpoint_selection",
+    "evaluate.select_episodes": "evaluate.selection_episodes",
+    "evaluate.select_seed": "evaluate.selection_seed",
+    "evaluate.trajectories": "evaluate.save_trajectories",
+    "evaluate.video_episodes": "evaluate.max_video_episodes",
+    "task.adapter.progress": "task.adapter.progress_signal",
+    "task.adapter.stages": "task.adapter.stage_thresholds",
+    "task.adapter.success_rule": "task.adapter.success_description",
+    "task.adapter.world": "task.adapter.env_class",
+    "train.accumulate_batches": "train.gradient_accumulation_steps",
+    "train.autocast": "train.encoder_precision",
+    "train.keep_last": "train.keep_last_k",
+    "train.log_samples": "train.log_sample_ids",
+    "tune.cpus_per_trial": "tune.min_cpus_per_trial",
+}
+"""Dotted option names, old to new."""
+
+VALUES: dict[str, dict[str, str]] = {
+    "agent.time_sampler": {"corner": "endpoint_mix"},
+    "task.adapter.env_class": {
+        "imf_ray.sim.adapter:AdaptedWorld": "imf_ray.sim.gym_adapter:AdaptedEnv",
+        "imf_ray.sim.aloha:AlohaWorld": "imf_ray.sim.aloha:AlohaEnv",
+    },
+    "train.encoder_precision": {"none": "fp32"},
+}
+"""Values by the new option name, old to new."""
+
+METRICS = {
+    "bad_episodes": "skipped_episodes",
+    "checkpoint_fallbacks": "invalid_checkpoints_skipped",
+    "data_wait": "data_wait_frac",
+    "grad_clipped": "grad_clip_frac",
+    "rollout/reward_sum": "rollout/return_mean",
+    "rollout/success_high": "rollout/success_ci_high",
+    "rollout/success_low": "rollout/success_ci_low",
+}
+"""Metrics in `metrics.jsonl`, `validations.jsonl`, checkpoints and sweeps, old to new."""
+
+RECORD_FIELDS = {"reward_sum": "episode_return"}
+"""Fields of an `EpisodeRecord`, old to new."""
+
+RECORD_SETTINGS = {
+    "compute_batch": "inference_batch_size",
+    "ema": "use_ema_weights",
+    "pose_objects": "privileged_pose_objects",
+    "success_rule": "success_description",
+}
+"""Keys of an `EpisodeRecord`'s settings, old to new."""
+
+TRIAL_FIELDS = {"unjudged": "failed_validation_steps"}
+"""Fields of a `TrialRecord`, old to new."""
+
+SWEEP_KEYS = {"oracles": "baselines"}
+"""Keys of `sweep.json`, old to new."""
+
+EPISODE_REF_FIELDS = {"stamp": "fingerprint"}
+"""Fields of an `EpisodeRef` in a run's `data.json`, old to new."""
+
+STATE_DICT_PREFIXES = {"pose_readout.": "pose_head."}
+"""Prefixes of a checkpoint's weights, old to new."""
+
+
+def rename_keys(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A copy of `values` with the keys of `names` renamed; other keys stay.
+
+    Raises:
+        ValueError: a key is given under its old and its new name.
+    """
+    renamed = {names.get(key, key): value for key, value in values.items()}
+    if len(renamed) < len(values):
+        twice = sorted(old for old, new in names.items() if old in values and new in values)
+        raise ValueError(f"given under both the old and the new name: {', '.join(twice)}")
+    return renamed
