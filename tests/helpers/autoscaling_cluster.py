@@ -25,7 +25,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 )
 
 from imf_ray.allocation import HEAD_NODE_RESOURCE
-from tests.helpers.configs import COMMAND_LIMIT_S, TINY_AGENT, TINY_TRAINING
+from tests.helpers.commands import COMMAND_TIMEOUT_S
+from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 
 RAY = str(Path(sys.executable).parent / "ray")
 MAX_NODES, NODE_CPUS = 2, 2
@@ -147,7 +148,7 @@ def main(folder: Path, data: str) -> None:
         connect(address)
         first = most = worker_nodes()
         sweep = subprocess.Popen([sys.executable, "-m", "imf_ray.tune", *options])
-        until = time.monotonic() + COMMAND_LIMIT_S
+        until = time.monotonic() + COMMAND_TIMEOUT_S
         while sweep.poll() is None and time.monotonic() < until:
             most = max(most, worker_nodes())
             time.sleep(POLL_S)

@@ -14,8 +14,8 @@ from benchmarks.chaos_sweep import is_alive
 from imf_ray.training.checkpoint import newest_checkpoint
 from imf_ray.training.stop_signal import stop_requested
 from imf_ray.training.tracking import METRICS_FILE, read_metrics, read_workers
-from tests.helpers.commands import begin_command, command_environment
-from tests.helpers.configs import COMMAND_LIMIT_S, TINY_AGENT, TINY_TRAINING
+from tests.helpers.commands import COMMAND_TIMEOUT_S, begin_command, command_environment
+from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 
 ENDLESS = """
 import os, signal, sys, threading
@@ -53,7 +53,7 @@ def test_what_goes_on_after_an_interruption_does_not_use_ray_again() -> None:
         env=command_environment(),
         capture_output=True,
         text=True,
-        timeout=COMMAND_LIMIT_S,
+        timeout=COMMAND_TIMEOUT_S,
     )
     assert done.returncode == 130, done.stderr
     assert done.stderr.endswith("Interrupted. Go on with:\n  the command\n")
@@ -67,7 +67,7 @@ def test_training_stops_with_a_checkpoint_or_at_once(demonstrations: Path, tmp_p
     begun = begin_command("train", f"data.dataset_dir={demonstrations}", *options, cwd=tmp_path)
     _wait_for_step(3, run_dir, begun)
     begun.send_signal(signal.SIGINT)
-    _, errors = begun.communicate(timeout=COMMAND_LIMIT_S)
+    _, errors = begun.communicate(timeout=COMMAND_TIMEOUT_S)
     assert begun.returncode == 130, errors
     saved = newest_checkpoint(run_dir)
     assert saved is not None and saved.step == _last_step(run_dir)
@@ -85,7 +85,7 @@ def test_training_stops_with_a_checkpoint_or_at_once(demonstrations: Path, tmp_p
         time.sleep(0.1)
     assert again.poll() is None
     again.send_signal(signal.SIGINT)
-    _, errors = again.communicate(timeout=COMMAND_LIMIT_S)
+    _, errors = again.communicate(timeout=COMMAND_TIMEOUT_S)
     assert again.returncode == 130, errors
     assert errors.endswith(f"Go on with:\n{command}\n")
     assert newest_checkpoint(run_dir) == saved

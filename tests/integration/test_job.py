@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import REPO_ROOT
-from tests.helpers.configs import COMMAND_LIMIT_S, TINY_AGENT, TINY_TRAINING
+from tests.helpers.commands import COMMAND_TIMEOUT_S
+from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 
 ROOT = REPO_ROOT
 RAY = str(Path(sys.executable).parent / "ray")
@@ -130,7 +131,7 @@ def _submit(head: Head, *command: str) -> subprocess.CompletedProcess[str]:
             env=head.environment,
             capture_output=True,
             text=True,
-            timeout=COMMAND_LIMIT_S,
+            timeout=COMMAND_TIMEOUT_S,
         )
         if "No available agent" not in submitted.stderr or time.monotonic() > deadline:
             return submitted

@@ -25,8 +25,8 @@ from imf_ray.training.checkpoint import CHECKPOINT_GLOB, checkpoint_step, list_c
 from imf_ray.training.stop_signal import clear_stop, request_stop, stop_requested
 from imf_ray.training.tracking import METRICS_FILE, read_metrics
 from tests.helpers import REPO_ROOT
-from tests.helpers.commands import command_environment, run_command
-from tests.helpers.configs import COMMAND_LIMIT_S, TINY_AGENT, TINY_TRAINING
+from tests.helpers.commands import COMMAND_TIMEOUT_S, command_environment, run_command
+from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 
 ROOT = REPO_ROOT
 BUCKET = "s3://runs"
@@ -146,7 +146,7 @@ def test_nodes_that_share_no_folder(
         cwd=ROOT,
         env=command_environment(),
         check=True,
-        timeout=COMMAND_LIMIT_S,
+        timeout=COMMAND_TIMEOUT_S,
     )
     found = {}
     for machine in ("head", "node", "driver"):

@@ -12,8 +12,8 @@ from imf_ray.training.checkpoint import list_checkpoints
 from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics
 from imf_ray.training.trainer import prepare_run
 from tests.helpers import REPO_ROOT
-from tests.helpers.commands import command_environment
-from tests.helpers.configs import COMMAND_LIMIT_S, tiny_config
+from tests.helpers.commands import COMMAND_TIMEOUT_S, command_environment
+from tests.helpers.configs import tiny_config
 from tests.helpers.two_nodes import STEPS
 
 ROOT = REPO_ROOT
@@ -27,7 +27,7 @@ def run_script(name: str, *arguments: str) -> str:
         env=command_environment(),
         capture_output=True,
         text=True,
-        timeout=COMMAND_LIMIT_S,
+        timeout=COMMAND_TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
