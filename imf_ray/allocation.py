@@ -12,53 +12,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from imf_ray.cluster import SIM_POOL, TRAIN_POOL, ClusterSize, label_selector
 from imf_ray.errors import UserError
-from imf_ray.schema import ClusterConfig, Config
+from imf_ray.schema import Config
 
 DRIVER_CPUS = 0.05
 WORKER_CPU_FRACTION, ROLLOUT_CPU_FRACTION, RESERVED_CPU_FRACTION = 0.6, 0.25, 0.15
 """How a run's CPUs are divided where the configuration leaves them open."""
 MAX_CPUS_PER_WORKER, MAX_CPUS_PER_ROLLOUT_ACTOR = 8.0, 1.0
-TRAIN_POOL, SIM_POOL, DATA_POOL = POOLS = ("train", "sim", "data")
-"""What nodes can be for, where `cluster.node_pool_label` tells them apart."""
-HEAD_NODE_RESOURCE = "node:__internal_head__"
-"""What Ray gives to the head node alone."""
 RESOURCE_EPS = 1e-3
 """Ray counts resources to four digits; shares are rounded down to this."""
-
-
-@dataclass(frozen=True)
-class ClusterSize:
-    """What a cluster has: totals, and its nodes' (CPUs, GPUs)."""
-
-    nodes: tuple[tuple[float, float], ...]
-    pools: Mapping[str, ClusterSize] = field(default_factory=dict)
-    """The nodes of each pool; empty where any node may do anything."""
-    coming: int = 0
-    """How many of the nodes are not there yet."""
-
-    def pool(self, name: str) -> ClusterSize:
-        """The nodes that may do this part of the work."""
-        return self.pools.get(name, self)
-
-    @property
-    def cpus(self) -> float:
-        """Logical CPUs of all nodes."""
-        return sum(cpus for cpus, _ in self.nodes)
-
-    @property
-    def gpus(self) -> float:
-        """Logical GPUs of all nodes."""
-        return sum(gpus for _, gpus in self.nodes)
-
-    def __str__(self) -> str:
-        coming = f", {self.coming} of them to come," if self.coming else ""
-        nodes = f"{len(self.nodes)} node(s){coming}"
-        return f"{nodes} with {self.cpus:g} CPUs and {self.gpus:g} GPUs"
 
 
 @dataclass(frozen=True)
@@ -136,65 +102,6 @@ class RolloutResources:
         """What Ray is told of each."""
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         return options | label_selector(self.node_pool_label, SIM_POOL)
-
-
-def label_selector(node_pool_label: str | None, pool: str) -> dict[str, Any]:
-    """The Ray option that keeps work in a pool, if there are pools."""
-    return {} if node_pool_label is None else {"label_selector": {node_pool_label: pool}}
-
-
-def cluster_size(nodes: Sequence[Mapping[str, Any]], cluster: ClusterConfig) -> ClusterSize:
-    """What these nodes (of `ray.nodes()`) have, and those that come as the cluster grows.
-
-    Raises:
-        UserError: a pool has no node, or there is none to tell what others will be like.
-    """
-    if cluster.node_pool_label is None:
-        return _with_pending_nodes(nodes, cluster.autoscale_max_nodes)
-    members: dict[str, list[Mapping[str, Any]]] = {pool: [] for pool in POOLS}
-    others: list[Mapping[str, Any]] = []
-    for node in nodes:
-        members.get(node["Labels"].get(cluster.node_pool_label), others).append(node)
-    empty = [f"{cluster.node_pool_label}={pool}" for pool in POOLS if not members[pool]]
-    if empty:
-        raise UserError(
-            f"No node of the cluster has the label {' or '.join(empty)}: start some with "
-            f"`ray start --labels={empty[0]}`, or set cluster.node_pool_label=null to run everything "
-            "anywhere."
-        )
-    pools = {
-        pool: _with_pending_nodes(members[pool], cluster.autoscale_max_nodes) for pool in POOLS
-    }
-    parts = [_with_pending_nodes(others, None), *pools.values()]
-    return ClusterSize(
-        tuple(node for part in parts for node in part.nodes),
-        pools,
-        sum(part.coming for part in parts),
-    )
-
-
-def _with_pending_nodes(
-    nodes: Sequence[Mapping[str, Any]], autoscale_max_nodes: int | None
-) -> ClusterSize:
-    """These nodes and those to come, which have no more of anything than any that is there."""
-    there = tuple(_node_resources(node) for node in nodes)
-    workers = [
-        _node_resources(node) for node in nodes if HEAD_NODE_RESOURCE not in node["Resources"]
-    ]
-    if autoscale_max_nodes is None or autoscale_max_nodes <= len(workers):
-        return ClusterSize(there)
-    if not workers:
-        raise UserError(
-            f"cluster.autoscale_max_nodes={autoscale_max_nodes}: no node beside the head is there to tell what others "
-            "will be like. Let the cluster keep one, of each pool, at least."
-        )
-    cpus, gpus = (min(values) for values in zip(*workers, strict=True))
-    coming = autoscale_max_nodes - len(workers)
-    return ClusterSize((*there, *[(cpus, gpus)] * coming), coming=coming)
-
-
-def _node_resources(node: Mapping[str, Any]) -> tuple[float, float]:
-    return node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
 
 
 def allocate_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
@@ -309,11 +216,11 @@ def _fits(config: Config, size: ClusterSize, slots: int) -> bool:
         run = allocate_run(config, size, slots)
     except UserError:
         return False
-    if not size.coming or size.pools:
+    if not size.pending or size.pools:
         return True
     # Simulators of all trials find their places at once, on the nodes that are there; should no
     # other come, there must be room for the workers of one trial beside them.
-    there = sum(cpus for cpus, _ in size.nodes[: -size.coming])
+    there = sum(cpus for cpus, _ in size.nodes[: -size.pending])
     return (
         slots * run.cpus_excluding_workers + run.min_workers * run.cpus_per_worker
         <= there + RESOURCE_EPS

@@ -16,16 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from rich.console import Console
-
-from imf_ray.allocation import ClusterSize, cluster_size
+from imf_ray.cluster import cluster_address
 from imf_ray.config import GROUPS, RECIPE, group_choices, key_help, load_config, to_yaml
 from imf_ray.env_vars import prepare_environment
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
+from imf_ray.terminal import console
 
-NON_TTY_WIDTH = 110
-console = Console(markup=False, width=None if sys.stdout.isatty() else NON_TTY_WIDTH)
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 POLL_INTERVAL_S = 0.2
@@ -163,68 +160,6 @@ def resume_command(module: str, overrides: Sequence[str], **options: str) -> str
     kept = [o for o in overrides if o.partition("=")[0] not in options]
     given = [f"{key}={value}" for key, value in options.items()]
     return shlex.join(["python", "-m", module, *kept, *given])
-
-
-def init_ray(config: Config) -> ClusterSize:
-    """Connect to the configured cluster, or start one here; return what it has, or will
-    have once it has grown to `cluster.autoscale_max_nodes`.
-
-    A cluster of RAY_ADDRESS (as in a submitted job) is used when the configuration names none.
-
-    Raises:
-        UserError: the named cluster cannot be reached, or lacks a pool; or one that cannot
-            grow is to.
-    """
-    cluster, address = config.cluster, cluster_address(config)
-    if cluster.autoscale_max_nodes is not None and not address:
-        raise UserError(
-            f"cluster.autoscale_max_nodes={cluster.autoscale_max_nodes} is for a cluster that gets nodes when work "
-            "waits for them, which one started here does not: name it by cluster.address."
-        )
-    environment = prepare_environment(own_cluster=address is None)
-    import ray  # only now: Ray reads its environment when it is imported
-
-    if address:
-        try:
-            ray.init(
-                address=address,
-                runtime_env={"env_vars": environment},
-                log_to_driver=config.debug,
-            )
-        except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
-            raise UserError(
-                f"No Ray cluster answers at {address} ({error}). Start one with `ray start --head`,"
-                " or set cluster.address=null to start one here; where it asks for a token, set "
-                "RAY_AUTH_MODE=token."
-            ) from error
-    else:
-        ray.init(
-            address="local",
-            num_cpus=cluster.num_cpus,
-            num_gpus=cluster.num_gpus,
-            include_dashboard=cluster.include_dashboard,
-            dashboard_host="127.0.0.1",
-            # Its processes inherit the environment. One given as `runtime_env` would have to be
-            # made first, and the processes that Ray starts ahead of need do not have it.
-            log_to_driver=config.debug,  # what workers say is in their logs and on the dashboard
-            logging_level=logging.WARNING,
-        )
-    size = cluster_size([node for node in ray.nodes() if node["Alive"]], cluster)
-    dashboard = ray.get_runtime_context().gcs_address if address else _dashboard_url()
-    console.print(f"Ray: {size}; {'cluster' if address else 'dashboard'} {dashboard}")
-    return size
-
-
-def cluster_address(config: Config) -> str | None:
-    """The cluster to connect to, or None to start one."""
-    return config.cluster.address or os.environ.get("RAY_ADDRESS")
-
-
-def _dashboard_url() -> str:
-    from ray._private.worker import get_dashboard_url
-
-    url = get_dashboard_url()
-    return f"http://{url}" if url else "off"
 
 
 def _parser(module: str, purpose: str, names: str | None) -> argparse.ArgumentParser:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imf_ray.allocation import allocate_rollout_actors
-from imf_ray.cli import console, init_ray, run
+from imf_ray.cli import run
+from imf_ray.cluster import init_ray
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.storage import display_path, local_dir
+from imf_ray.terminal import console
 
 
 def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> None:

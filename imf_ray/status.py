@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from imf_ray.cli import console, run
+from imf_ray.cli import run
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.storage import download, local_dir
+from imf_ray.terminal import console
 
 
 def main(config: Config, overrides: Sequence[str], folders: Sequence[str]) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from imf_ray.allocation import allocate_rollout_actors
-from imf_ray.cli import console, init_ray, resume_command, run, run_interruptibly
+from imf_ray.cli import resume_command, run, run_interruptibly
+from imf_ray.cluster import init_ray
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.storage import display_path, local_dir, parse_path
+from imf_ray.terminal import console
 
 VIDEO_FILES = {"expert": "expert.mp4", "best": "best.mp4"}
 

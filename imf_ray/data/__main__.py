@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from imf_ray.cli import console, run
+from imf_ray.cli import run
 from imf_ray.data.episodes import EpisodeMetadata
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.storage import AnyPath, display_path, local_dir, parse_path
+from imf_ray.terminal import console
 
 USAGE = "python -m imf_ray.data check DIR, or python -m imf_ray.data inspect DIR"
 

@@ -20,11 +20,11 @@ from ray.tune.schedulers import TrialScheduler
 
 from imf_ray.allocation import (
     DRIVER_CPUS,
-    ClusterSize,
     RunResources,
     allocate_run,
     max_concurrent_trials,
 )
+from imf_ray.cluster import ClusterSize
 from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
 from imf_ray.files import RETRY_DELAYS_S, retry_io, write_atomically, write_if_changed

@@ -26,7 +26,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from imf_ray.agents.pretrained import CONFIG_FILE, make_agent
-from imf_ray.allocation import DATA_POOL, TRAIN_POOL, RunResources, label_selector
+from imf_ray.allocation import RunResources
+from imf_ray.cluster import DATA_POOL, TRAIN_POOL, label_selector
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
 from imf_ray.data.episodes import EpisodeRef
 from imf_ray.data.index import EpisodeIndex, build_index

@@ -24,7 +24,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
     FakeMultiNodeProvider,
 )
 
-from imf_ray.allocation import HEAD_NODE_RESOURCE
+from imf_ray.cluster import HEAD_NODE_RESOURCE
 from tests.helpers.commands import COMMAND_TIMEOUT_S
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 

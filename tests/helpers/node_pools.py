@@ -16,8 +16,8 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from imf_ray.allocation import POOLS, allocate_run
-from imf_ray.cli import init_ray
+from imf_ray.allocation import allocate_run
+from imf_ray.cluster import POOLS, init_ray
 from imf_ray.training.trainer import fit, prepare_run
 from tests.helpers.configs import tiny_config
 

@@ -21,11 +21,12 @@ ENDLESS = """
 import os, signal, sys, threading
 import ray
 from imf_ray.errors import UserError
-from imf_ray.cli import connect, interruptible, run
+from imf_ray.cli import run, run_interruptibly
+from imf_ray.cluster import init_ray
 
 def main(config, overrides):
     "Work that never ceases to use Ray."
-    connect(config)
+    init_ray(config)
     begun, failing = threading.Event(), iter([True, True, False])
 
     def work():
@@ -40,7 +41,7 @@ def main(config, overrides):
             raise UserError("the bucket does not answer")
 
     is_safe = lambda: next(failing, None) is None
-    interruptible(work, request_stop, is_safe, resume="the command")
+    run_interruptibly(work, request_stop, is_safe, resume="the command")
 
 sys.exit(run("endless", main, ["cluster.include_dashboard=false", "cluster.num_cpus=1"]))
 """

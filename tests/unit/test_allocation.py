@@ -4,15 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imf_ray.allocation import (
-    HEAD_NODE_RESOURCE,
-    POOLS,
-    ClusterSize,
-    allocate_rollout_actors,
-    allocate_run,
-    cluster_size,
-    max_concurrent_trials,
-)
+from imf_ray.allocation import allocate_rollout_actors, allocate_run, max_concurrent_trials
+from imf_ray.cluster import HEAD_NODE_RESOURCE, POOLS, ClusterSize, cluster_size
 from imf_ray.config import load_config
 from imf_ray.errors import UserError
 

@@ -9,7 +9,7 @@ import yaml
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from imf_ray.allocation import POOLS
+from imf_ray.cluster import POOLS
 from imf_ray.config import load_config
 from tests.helpers import REPO_ROOT
 

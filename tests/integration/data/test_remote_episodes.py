@@ -14,7 +14,8 @@ import h5py
 import numpy as np
 import pytest
 
-from imf_ray.allocation import ClusterSize, allocate_run
+from imf_ray.allocation import allocate_run
+from imf_ray.cluster import ClusterSize
 from imf_ray.collect import main as collect
 from imf_ray.data.episodes import EpisodeFields, EpisodeRef, episode_path, read_slice
 from imf_ray.data.hdf5 import cache_folder

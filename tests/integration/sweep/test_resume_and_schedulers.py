@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 
-from imf_ray.allocation import ClusterSize
+from imf_ray.cluster import ClusterSize
 from imf_ray.errors import UserError
 from imf_ray.files import append_line
 from imf_ray.sweep.runner import (

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from imf_ray.agents.pretrained import EMA_WEIGHTS_FILE, WEIGHTS_FILE
-from imf_ray.allocation import ClusterSize, allocate_run
+from imf_ray.allocation import allocate_run
+from imf_ray.cluster import ClusterSize
 from imf_ray.training.tracking import METRICS_FILE, RESTARTS, WORKERS_DIR, read_metrics
 from imf_ray.training.trainer import fit, prepare_run
 from tests.helpers.configs import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config

@@ -28,7 +28,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
 
 from imf_ray.agents.pretrained import CONFIG_FILE, EMA_WEIGHTS_FILE, WEIGHTS_FILE, load_agent
-from imf_ray.allocation import ClusterSize, RunResources, allocate_run
+from imf_ray.allocation import RunResources, allocate_run
+from imf_ray.cluster import ClusterSize
 from imf_ray.config import config_to_dict
 from imf_ray.data.episodes import EpisodeFields
 from imf_ray.data.pipeline import DATASET_NAME, PerRankDataConfig, TrainDataset

@@ -1,0 +1,174 @@
+"""The Ray cluster: connecting to one or starting one, its size and its node pools."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from imf_ray.env_vars import prepare_environment
+from imf_ray.errors import UserError
+from imf_ray.schema import ClusterConfig, Config
+from imf_ray.terminal import console
+
+TRAIN_POOL, SIM_POOL, DATA_POOL = POOLS = ("train", "sim", "data")
+"""Values of the node label `cluster.node_pool_label`: the kind of work that a node does."""
+HEAD_NODE_RESOURCE = "node:__internal_head__"
+"""The resource that Ray gives to the head node alone."""
+
+
+@dataclass(frozen=True)
+class ClusterSize:
+    """The nodes of a cluster as (CPUs, GPUs), those that an autoscaler may still add included."""
+
+    nodes: tuple[tuple[float, float], ...]
+    pools: Mapping[str, ClusterSize] = field(default_factory=dict)
+    """The nodes of each pool; empty if every node does every kind of work."""
+    pending: int = 0
+    """Number of nodes that have not joined yet; they are the last of `nodes`."""
+
+    def pool(self, name: str) -> ClusterSize:
+        """The nodes of one pool, or all nodes if there are no pools."""
+        return self.pools.get(name, self)
+
+    @property
+    def cpus(self) -> float:
+        """Logical CPUs of all nodes."""
+        return sum(cpus for cpus, _ in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Logical GPUs of all nodes."""
+        return sum(gpus for _, gpus in self.nodes)
+
+    def __str__(self) -> str:
+        pending = f", {self.pending} of them pending," if self.pending else ""
+        nodes = f"{len(self.nodes)} node(s){pending}"
+        return f"{nodes} with {self.cpus:g} CPUs and {self.gpus:g} GPUs"
+
+
+def init_ray(config: Config) -> ClusterSize:
+    """Connect to the configured cluster or start a local one; return its size.
+
+    Without `cluster.address`, RAY_ADDRESS (set in a submitted job) names the cluster. The size
+    includes the nodes that join until the cluster has `cluster.autoscale_max_nodes`.
+
+    Raises:
+        UserError: the cluster cannot be reached or lacks a pool, or `cluster.autoscale_max_nodes`
+            is set for a local cluster.
+    """
+    cluster, address = config.cluster, cluster_address(config)
+    if cluster.autoscale_max_nodes is not None and not address:
+        raise UserError(
+            f"cluster.autoscale_max_nodes={cluster.autoscale_max_nodes} is for a cluster that adds "
+            "nodes for waiting work. A local cluster does not: set cluster.address."
+        )
+    environment = prepare_environment(own_cluster=address is None)
+    import ray  # not at the top: Ray reads its environment variables on import
+
+    if address:
+        try:
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": environment},
+                log_to_driver=config.debug,
+            )
+        except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
+            raise UserError(
+                f"No Ray cluster answers at {address} ({error}). Start one with `ray start --head`,"
+                " or set cluster.address=null to start one here; where it asks for a token, set "
+                "RAY_AUTH_MODE=token."
+            ) from error
+    else:
+        ray.init(
+            address="local",
+            num_cpus=cluster.num_cpus,
+            num_gpus=cluster.num_gpus,
+            include_dashboard=cluster.include_dashboard,
+            dashboard_host="127.0.0.1",
+            # No `runtime_env`: Ray's processes inherit the environment. A runtime environment takes
+            # time to create, and the workers that Ray prestarts do not have it.
+            log_to_driver=config.debug,  # workers' output is in their logs and on the dashboard
+            logging_level=logging.WARNING,
+        )
+    size = cluster_size([node for node in ray.nodes() if node["Alive"]], cluster)
+    url = ray.get_runtime_context().gcs_address if address else _dashboard_url()
+    console.print(f"Ray: {size}; {'cluster' if address else 'dashboard'} {url}")
+    return size
+
+
+def cluster_address(config: Config) -> str | None:
+    """The address of the cluster to connect to, or None to start one."""
+    return config.cluster.address or os.environ.get("RAY_ADDRESS")
+
+
+def cluster_size(nodes: Sequence[Mapping[str, Any]], cluster: ClusterConfig) -> ClusterSize:
+    """The size of a cluster from `ray.nodes()`, pending nodes of an autoscaling one included.
+
+    Raises:
+        UserError: a pool has no node, or no current node shows the size of pending ones.
+    """
+    if cluster.node_pool_label is None:
+        return _with_pending_nodes(nodes, cluster.autoscale_max_nodes)
+    members: dict[str, list[Mapping[str, Any]]] = {pool: [] for pool in POOLS}
+    others: list[Mapping[str, Any]] = []
+    for node in nodes:
+        members.get(node["Labels"].get(cluster.node_pool_label), others).append(node)
+    empty = [f"{cluster.node_pool_label}={pool}" for pool in POOLS if not members[pool]]
+    if empty:
+        raise UserError(
+            f"No node of the cluster has the label {' or '.join(empty)}: start some with "
+            f"`ray start --labels={empty[0]}`, or set cluster.node_pool_label=null to run "
+            "everything anywhere."
+        )
+    pools = {
+        pool: _with_pending_nodes(members[pool], cluster.autoscale_max_nodes) for pool in POOLS
+    }
+    parts = [_with_pending_nodes(others, None), *pools.values()]
+    return ClusterSize(
+        tuple(node for part in parts for node in part.nodes),
+        pools,
+        sum(part.pending for part in parts),
+    )
+
+
+def label_selector(node_pool_label: str | None, pool: str) -> dict[str, Any]:
+    """The Ray option that keeps work in a pool; empty without pools."""
+    return {} if node_pool_label is None else {"label_selector": {node_pool_label: pool}}
+
+
+def _with_pending_nodes(
+    nodes: Sequence[Mapping[str, Any]], autoscale_max_nodes: int | None
+) -> ClusterSize:
+    """The current nodes plus pending ones up to `autoscale_max_nodes`.
+
+    The head node does not count. Each pending node is as small as the smallest current one.
+    """
+    current = tuple(_node_resources(node) for node in nodes)
+    workers = [
+        _node_resources(node) for node in nodes if HEAD_NODE_RESOURCE not in node["Resources"]
+    ]
+    if autoscale_max_nodes is None or autoscale_max_nodes <= len(workers):
+        return ClusterSize(current)
+    if not workers:
+        raise UserError(
+            f"cluster.autoscale_max_nodes={autoscale_max_nodes}: the cluster has only its head "
+            "node, so the size of further nodes is unknown. Keep at least one other node running, "
+            "in each pool if there are pools."
+        )
+    cpus, gpus = (min(values) for values in zip(*workers, strict=True))
+    pending = autoscale_max_nodes - len(workers)
+    return ClusterSize((*current, *[(cpus, gpus)] * pending), pending=pending)
+
+
+def _node_resources(node: Mapping[str, Any]) -> tuple[float, float]:
+    return node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
+
+
+def _dashboard_url() -> str:
+    from ray._private.worker import get_dashboard_url
+
+    url = get_dashboard_url()
+    return f"http://{url}" if url else "off"
