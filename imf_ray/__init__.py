@@ -5,7 +5,7 @@ Importing the package registers its simulated tasks with gymnasium by name and d
 
 import gymnasium
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 gymnasium.register(
     id="imf_ray/SimTransfer-v0",
