@@ -70,7 +70,7 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
     from ray.train import RunConfig
     from ray.train.torch import TorchTrainer
 
-    from imf_ray.allocation import RunResources
+    from imf_ray.allocation import RolloutResources, RunResources
     from imf_ray.data.pipeline import DATASET_NAME, PerRankDataConfig, TrainDataset
     from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
     from imf_ray.training.trainer import scaling_config
@@ -113,7 +113,7 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
         TorchTrainer(
             loop,
             train_loop_config=options,
-            scaling_config=scaling_config(RunResources(1, 1.0, 0.0, 1, 1.0)),
+            scaling_config=scaling_config(RunResources(1, 1, 1.0, 0.0, RolloutResources(1, 1.0))),
             run_config=RunConfig(name="loading", storage_path=home),
             datasets={DATASET_NAME: stream},
             dataset_config=PerRankDataConfig(lambda: 0),

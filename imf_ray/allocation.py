@@ -1,11 +1,12 @@
-"""Who gets what of a cluster: the arithmetic of CPUs and GPUs, without Ray.
+"""Divides the CPUs and GPUs of a cluster among the parts of a run; plain arithmetic, without Ray.
 
-A run needs a driver, training workers, readers beside each worker and rollout actors. On a small
-machine all of them live in fractions of a CPU, since Ray counts logical CPUs: what is not given in
-the configuration is computed from what is there, so that nothing waits for ever. Readers reserve
-nothing: Ray Data hands out whatever Train and Tune leave in whole CPUs a dataset, which on a small
-machine is none, and its reads starve. A share is left free for them, and `train.num_workers` bounds
-their number.
+A run has a driver, training workers, data readers and rollout actors. Ray counts logical CPUs: on a
+small machine each part gets a fraction of one. Amounts that the configuration leaves null are
+computed from the cluster, so that no part waits forever for CPUs.
+
+Readers reserve nothing. Ray Data runs them on whole CPUs that Train and Tune left over, of which a
+small machine has none, and reading would starve. A fraction stays reserved for them, and
+`train.num_workers` bounds their number.
 """
 
 from __future__ import annotations
@@ -20,277 +21,314 @@ from imf_ray.errors import UserError
 from imf_ray.schema import Config
 
 DRIVER_CPUS = 0.05
+"""CPUs of the process that drives a run."""
 WORKER_CPU_FRACTION, ROLLOUT_CPU_FRACTION, RESERVED_CPU_FRACTION = 0.6, 0.25, 0.15
-"""How a run's CPUs are divided where the configuration leaves them open."""
+"""Fractions of a run's CPUs for workers, rollout actors and readers, where not configured."""
 MAX_CPUS_PER_WORKER, MAX_CPUS_PER_ROLLOUT_ACTOR = 8.0, 1.0
+"""Upper bounds of the computed CPUs of one worker and of one rollout actor."""
 RESOURCE_EPS = 1e-3
-"""Ray counts resources to four digits; shares are rounded down to this."""
-
-
-@dataclass(frozen=True)
-class RunResources:
-    """What one run (a training or one trial) takes from the cluster."""
-
-    workers: int
-    """At most."""
-    cpus_per_worker: float
-    gpus_per_worker: float
-    num_rollout_actors: int
-    cpus_per_rollout_actor: float
-    fewest_workers: int | None = None
-    """With which the run goes on; None is all of them."""
-    node_pool_label: str | None = None
-    """The label that says which pool a node belongs to."""
-
-    @property
-    def rollout_options(self) -> dict[str, Any]:
-        """What Ray is told of each simulator."""
-        return {"num_cpus": self.cpus_per_rollout_actor} | label_selector(
-            self.node_pool_label, SIM_POOL
-        )
-
-    @property
-    def min_workers(self) -> int:
-        """The least number of workers."""
-        return self.workers if self.fewest_workers is None else self.fewest_workers
-
-    @property
-    def is_fixed(self) -> bool:
-        """Whether the run has always as many workers."""
-        return self.min_workers == self.workers
-
-    @property
-    def cpus_excluding_workers(self) -> float:
-        """CPUs of the driver and the simulators."""
-        return DRIVER_CPUS + self.num_rollout_actors * self.cpus_per_rollout_actor
-
-    @property
-    def cpus(self) -> float:
-        """CPUs of the whole run."""
-        return self.cpus_excluding_workers + self.workers * self.cpus_per_worker
-
-    @property
-    def gpus(self) -> float:
-        """GPUs of the whole run."""
-        return self.workers * self.gpus_per_worker
-
-    @property
-    def _count(self) -> str:
-        if self.is_fixed:
-            return str(self.workers)
-        return f"{self.min_workers} to {self.workers}"
-
-    def __str__(self) -> str:
-        return (
-            f"driver {DRIVER_CPUS:g} CPU + {self._count} worker(s) x {self.cpus_per_worker:g} "
-            f"CPU, {self.gpus_per_worker:g} GPU + {self.num_rollout_actors} simulator(s) x "
-            f"{self.cpus_per_rollout_actor:g} CPU = {self.cpus:g} CPU, {self.gpus:g} GPU"
-        )
+"""Ray counts resources to four digits; computed amounts are rounded down to multiples of this."""
 
 
 @dataclass(frozen=True)
 class RolloutResources:
-    """Simulators of one judgement, and what each takes."""
+    """Number of rollout actors, and the resources of each."""
 
-    actors: int
-    cpus: float
-    gpus: float
+    num_actors: int
+    num_cpus: float
+    num_gpus: float = 0.0
     node_pool_label: str | None = None
+    """The node label that names a node's pool; None without pools."""
 
     @property
-    def options(self) -> dict[str, Any]:
-        """What Ray is told of each."""
-        options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+    def cpus(self) -> float:
+        """CPUs of all actors."""
+        return self.num_actors * self.num_cpus
+
+    @property
+    def ray_options(self) -> dict[str, Any]:
+        """Ray options of each actor."""
+        options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
         return options | label_selector(self.node_pool_label, SIM_POOL)
 
+    def __str__(self) -> str:
+        gpus = f", {self.num_gpus:g} GPU" if self.num_gpus else ""
+        return f"{self.num_actors} rollout actor(s) x {self.num_cpus:g} CPU{gpus}"
 
-def allocate_run(config: Config, size: ClusterSize, slots: int = 1) -> RunResources:
-    """Divide 1/slots of the cluster among the parts of one run.
+
+@dataclass(frozen=True)
+class RunResources:
+    """Resources of one run: a training or one trial of a sweep."""
+
+    min_workers: int
+    max_workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    rollout: RolloutResources
+
+    @property
+    def is_elastic(self) -> bool:
+        """True if the number of workers may change during the run."""
+        return self.min_workers < self.max_workers
+
+    @property
+    def node_pool_label(self) -> str | None:
+        """The node label that names a node's pool; None without pools."""
+        return self.rollout.node_pool_label
+
+    @property
+    def cpus_excluding_workers(self) -> float:
+        """CPUs of the driver and the rollout actors."""
+        return DRIVER_CPUS + self.rollout.cpus
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of the whole run with `max_workers`."""
+        return self.cpus_excluding_workers + self.max_workers * self.cpus_per_worker
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of the whole run with `max_workers`."""
+        return self.max_workers * self.gpus_per_worker
+
+    def __str__(self) -> str:
+        workers = str(self.max_workers)
+        if self.is_elastic:
+            workers = f"{self.min_workers} to {workers}"
+        return (
+            f"driver {DRIVER_CPUS:g} CPU + {workers} worker(s) x {self.cpus_per_worker:g} CPU, "
+            f"{self.gpus_per_worker:g} GPU + {self.rollout} = {self.cpus:g} CPU, {self.gpus:g} GPU"
+        )
+
+
+def allocate_run(config: Config, size: ClusterSize, concurrent_trials: int = 1) -> RunResources:
+    """Divide 1 / `concurrent_trials` of the cluster among the parts of one run.
 
     Raises:
         UserError: the run does not fit; the message holds the arithmetic.
     """
     cluster = config.cluster
     gpus_per_worker = cluster.gpus_per_worker if config.train.device == "cuda" else 0.0
-    fewest = cluster.min_workers or cluster.num_workers
-    trainers = size.pool(TRAIN_POOL)
+    min_workers = cluster.min_workers or cluster.num_workers
+    train_pool = size.pool(TRAIN_POOL)
     if config.evaluate.device != "cpu":
         raise UserError(
-            f"evaluate.device={config.evaluate.device}: beside training, policies are judged on "
-            "CPUs. Set evaluate.device=cpu, and judge checkpoints on GPUs by "
+            f"evaluate.device={config.evaluate.device}: validation during training runs on CPUs. "
+            "Set evaluate.device=cpu, and evaluate checkpoints on GPUs with "
             "`python -m imf_ray.evaluate`."
         )
-    _check_gpus(fewest, cluster.num_workers, gpus_per_worker, slots, trainers)
-    workers = cluster.num_workers  # as many as may be here: more may come
-    if gpus_per_worker:
-        workers = min(workers, max(fewest, gpu_worker_slots(trainers, gpus_per_worker) // slots))
-    parts = [
-        (workers, cluster.cpus_per_worker, WORKER_CPU_FRACTION, MAX_CPUS_PER_WORKER),
-        (
-            cluster.num_rollout_actors,
-            cluster.cpus_per_rollout_actor,
-            ROLLOUT_CPU_FRACTION,
-            MAX_CPUS_PER_ROLLOUT_ACTOR,
-        ),
-    ]
-    if size.pools:
-        rooms = (trainers.cpus, size.pool(SIM_POOL).cpus)
-        shares = [_round_down(cpus / slots / p[0]) for cpus, p in zip(rooms, parts, strict=True)]
-    else:
-        left = size.cpus / slots - DRIVER_CPUS
-        left -= sum(count * given for count, given, _, _ in parts if given is not None)
-        open_shares = RESERVED_CPU_FRACTION + sum(
-            share for _, given, share, _ in parts if given is None
+    _check_gpus(min_workers, cluster.num_workers, gpus_per_worker, concurrent_trials, train_pool)
+    cpus_per_worker, cpus_per_rollout_actor = _divide_cpus(config, size, concurrent_trials)
+    if cluster.cpus_per_worker is None:
+        workers = _current_workers(config, size, concurrent_trials)
+        limit = _cpus_per_worker_on_one_node(
+            train_pool, workers * concurrent_trials, needs_gpu=gpus_per_worker > 0
         )
-        shares = [_round_down(max(left, 0.0) * p[2] / open_shares / p[0]) for p in parts]
-    worker_cpus, rollout_cpus = (
-        given if given is not None else min(share, limit)
-        for share, (_, given, _, limit) in zip(shares, parts, strict=True)
-    )
-    if cluster.cpus_per_worker is None:  # every worker finds its CPUs on one node
-        hosts = [cpus for cpus, gpus in trainers.nodes if not gpus_per_worker or gpus > 0]
-        share = max(hosts) / math.ceil(workers * slots / len(hosts))
-        worker_cpus = min(worker_cpus, _round_down(share * WORKER_CPU_FRACTION))
+        cpus_per_worker = min(cpus_per_worker, limit)
     run = RunResources(
-        workers=cluster.num_workers,
-        cpus_per_worker=worker_cpus,
+        min_workers=min_workers,
+        max_workers=cluster.num_workers,
+        cpus_per_worker=cpus_per_worker,
         gpus_per_worker=gpus_per_worker,
-        num_rollout_actors=cluster.num_rollout_actors,
-        cpus_per_rollout_actor=rollout_cpus,
-        fewest_workers=fewest,
-        node_pool_label=cluster.node_pool_label,
+        rollout=RolloutResources(
+            cluster.num_rollout_actors,
+            cpus_per_rollout_actor,
+            node_pool_label=cluster.node_pool_label,
+        ),
     )
-    _check_cpus(dataclasses.replace(run, workers=fewest), size, slots)
+    _check_cpus(dataclasses.replace(run, max_workers=min_workers), size, concurrent_trials)
     return run
 
 
+def _current_workers(config: Config, size: ClusterSize, concurrent_trials: int) -> int:
+    """The workers of one run that the cluster has GPUs for now; an elastic run may get more."""
+    cluster = config.cluster
+    if config.train.device != "cuda":
+        return cluster.num_workers
+    min_workers = cluster.min_workers or cluster.num_workers
+    slots = gpu_worker_slots(size.pool(TRAIN_POOL), cluster.gpus_per_worker)
+    return min(cluster.num_workers, max(min_workers, slots // concurrent_trials))
+
+
+def _divide_cpus(config: Config, size: ClusterSize, concurrent_trials: int) -> tuple[float, float]:
+    """CPUs per worker and per rollout actor: the configured ones, or a fraction of the cluster."""
+    cluster = config.cluster
+    counts = (_current_workers(config, size, concurrent_trials), cluster.num_rollout_actors)
+    configured = (cluster.cpus_per_worker, cluster.cpus_per_rollout_actor)
+    fractions = (WORKER_CPU_FRACTION, ROLLOUT_CPU_FRACTION)
+    if size.pools:
+        pool_cpus = (size.pool(TRAIN_POOL).cpus, size.pool(SIM_POOL).cpus)
+        computed = [
+            _round_down(cpus / concurrent_trials / count)
+            for cpus, count in zip(pool_cpus, counts, strict=True)
+        ]
+    else:
+        available = size.cpus / concurrent_trials - DRIVER_CPUS
+        open_fractions = RESERVED_CPU_FRACTION
+        for count, cpus, fraction in zip(counts, configured, fractions, strict=True):
+            if cpus is None:
+                open_fractions += fraction
+            else:
+                available -= count * cpus
+        computed = [
+            _round_down(max(available, 0.0) * fraction / open_fractions / count)
+            for count, fraction in zip(counts, fractions, strict=True)
+        ]
+    worker, rollout_actor = (
+        cpus if cpus is not None else min(share, limit)
+        for cpus, share, limit in zip(
+            configured, computed, (MAX_CPUS_PER_WORKER, MAX_CPUS_PER_ROLLOUT_ACTOR), strict=True
+        )
+    )
+    return worker, rollout_actor
+
+
+def _cpus_per_worker_on_one_node(pool: ClusterSize, num_workers: int, needs_gpu: bool) -> float:
+    """The most CPUs that each of the workers finds on a single node."""
+    hosts = [cpus for cpus, gpus in pool.nodes if gpus > 0 or not needs_gpu]
+    share = max(hosts) / math.ceil(num_workers / len(hosts))
+    return _round_down(share * WORKER_CPU_FRACTION)
+
+
 def allocate_rollout_actors(config: Config, size: ClusterSize) -> RolloutResources:
-    """Simulators where nothing else runs: as many as the CPUs, and on GPUs as they, have room for.
+    """Rollout actors where nothing else runs: as many as fit on the CPUs, and on the GPUs if used.
 
     Raises:
-        UserError: policies shall run on GPUs, and there are none.
+        UserError: evaluate.device=cuda, and the cluster has no GPU for an actor.
     """
     cluster, size = config.cluster, size.pool(SIM_POOL)
-    cpus = cluster.cpus_per_rollout_actor or min(MAX_CPUS_PER_ROLLOUT_ACTOR, size.cpus)
-    actors = max(1, math.floor(size.cpus / cpus + RESOURCE_EPS))
-    if config.evaluate.device == "cpu":
-        return RolloutResources(actors, cpus, 0.0, cluster.node_pool_label)
-    places = gpu_worker_slots(size, cluster.gpus_per_rollout_actor)
-    if not places:
+    num_cpus = cluster.cpus_per_rollout_actor or min(MAX_CPUS_PER_ROLLOUT_ACTOR, size.cpus)
+    num_actors = max(1, math.floor(size.cpus / num_cpus + RESOURCE_EPS))
+    num_gpus = 0.0
+    if config.evaluate.device != "cpu":
+        num_gpus = cluster.gpus_per_rollout_actor
+        num_actors = min(num_actors, gpu_worker_slots(size, num_gpus))
+    if num_actors == 0:
         raise UserError(
-            f"evaluate.device=cuda asks for {cluster.gpus_per_rollout_actor:g} GPUs a simulator, "
-            f"and the cluster has {size.gpus:g} ({size}). Set evaluate.device=cpu or lower "
+            f"evaluate.device=cuda asks for {num_gpus:g} GPUs per rollout actor, and the cluster "
+            f"has {size.gpus:g} ({size}). Set evaluate.device=cpu or lower "
             "cluster.gpus_per_rollout_actor."
         )
-    actors = min(actors, places)
-    return RolloutResources(actors, cpus, cluster.gpus_per_rollout_actor, cluster.node_pool_label)
+    return RolloutResources(num_actors, num_cpus, num_gpus, cluster.node_pool_label)
 
 
-def max_concurrent_trials(config: Config, size: ClusterSize, trials: int) -> int:
-    """How many of the trials run at a time: as configured, or as the GPUs or CPUs allow.
+def max_concurrent_trials(config: Config, size: ClusterSize, num_trials: int) -> int:
+    """The number of trials that run at a time: the configured one, or as many as fit.
+
+    Returns at least 1; `allocate_run` checks that one trial fits.
 
     Raises:
-        UserError: what is configured makes no sense. That one trial fits is `allocate_run`'s to say.
+        UserError: tune.max_concurrent_trials is less than 1.
     """
-    if config.tune.max_concurrent_trials is not None:
-        slots = config.tune.max_concurrent_trials
-        if slots < 1:
-            raise UserError(f"tune.max_concurrent_trials={slots} must be at least 1.")
-        return min(slots, trials)
-    trainers = size.pool(TRAIN_POOL)
+    configured = config.tune.max_concurrent_trials
+    if configured is not None:
+        if configured < 1:
+            raise UserError(f"tune.max_concurrent_trials={configured} must be at least 1.")
+        return min(configured, num_trials)
+    train_pool, cluster = size.pool(TRAIN_POOL), config.cluster
     if config.train.device == "cuda":
-        places = gpu_worker_slots(trainers, config.cluster.gpus_per_worker)
-        most = places // config.cluster.num_workers
+        limit = gpu_worker_slots(train_pool, cluster.gpus_per_worker) // cluster.num_workers
     else:
-        wanted = config.tune.min_cpus_per_trial
-        if config.cluster.cpus_per_worker is not None:
-            wanted = max(wanted, config.cluster.num_workers * config.cluster.cpus_per_worker)
-        most = math.floor(trainers.cpus / wanted + RESOURCE_EPS)
-    return next(
-        (slots for slots in range(min(most, trials), 1, -1) if _fits(config, size, slots)), 1
-    )
+        cpus_per_trial = config.tune.min_cpus_per_trial
+        if cluster.cpus_per_worker is not None:
+            cpus_per_trial = max(cpus_per_trial, cluster.num_workers * cluster.cpus_per_worker)
+        limit = math.floor(train_pool.cpus / cpus_per_trial + RESOURCE_EPS)
+    candidates = range(min(limit, num_trials), 1, -1)
+    return next((trials for trials in candidates if _fits(config, size, trials)), 1)
 
 
-def _fits(config: Config, size: ClusterSize, slots: int) -> bool:
+def _fits(config: Config, size: ClusterSize, concurrent_trials: int) -> bool:
     try:
-        run = allocate_run(config, size, slots)
+        run = allocate_run(config, size, concurrent_trials)
     except UserError:
         return False
     if not size.pending or size.pools:
         return True
-    # Simulators of all trials find their places at once, on the nodes that are there; should no
-    # other come, there must be room for the workers of one trial beside them.
-    there = sum(cpus for cpus, _ in size.nodes[: -size.pending])
-    return (
-        slots * run.cpus_excluding_workers + run.min_workers * run.cpus_per_worker
-        <= there + RESOURCE_EPS
-    )
+    # The rollout actors of all trials start on the current nodes. If no pending node joins, the
+    # workers of one trial must still fit next to them.
+    current_cpus = sum(cpus for cpus, _ in size.nodes[: -size.pending])
+    needed = concurrent_trials * run.cpus_excluding_workers + run.min_workers * run.cpus_per_worker
+    return needed <= current_cpus + RESOURCE_EPS
 
 
 def gpu_worker_slots(size: ClusterSize, gpus_per_worker: float) -> int:
-    """Workers that find their GPUs: whole ones on one node, fractions on one GPU."""
+    """Number of workers that fit on the GPUs.
+
+    Whole GPUs of a worker are on one node; a fraction is on one GPU.
+    """
     if gpus_per_worker < 1.0:
-        each = math.floor(1.0 / gpus_per_worker + RESOURCE_EPS)
-        return sum(math.floor(gpus) * each for _, gpus in size.nodes)
+        per_gpu = math.floor(1.0 / gpus_per_worker + RESOURCE_EPS)
+        return sum(math.floor(gpus) * per_gpu for _, gpus in size.nodes)
     return sum(math.floor(gpus / gpus_per_worker + RESOURCE_EPS) for _, gpus in size.nodes)
 
 
 def _check_gpus(
-    workers: int, most_workers: int, gpus_per_worker: float, slots: int, size: ClusterSize
+    min_workers: int,
+    max_workers: int,
+    gpus_per_worker: float,
+    concurrent_trials: int,
+    pool: ClusterSize,
 ) -> None:
-    if 0.0 < gpus_per_worker < 1.0 and most_workers > 1:
+    if not gpus_per_worker:
+        return
+    if gpus_per_worker < 1.0 and max_workers > 1:
         raise UserError(
-            f"cluster.gpus_per_worker={gpus_per_worker:g} with cluster.num_workers={most_workers}: "
+            f"cluster.gpus_per_worker={gpus_per_worker:g} with cluster.num_workers={max_workers}: "
             "trials can share a GPU, the workers of one run cannot (NCCL refuses two ranks on a "
             "device). Set cluster.num_workers=1 or cluster.gpus_per_worker=1."
         )
-    places = gpu_worker_slots(size, gpus_per_worker) if gpus_per_worker else workers * slots
-    if places < workers * slots:
-        at_a_time = f" x {slots} trials at a time" if slots > 1 else ""
+    num_fitting = gpu_worker_slots(pool, gpus_per_worker)
+    if num_fitting < min_workers * concurrent_trials:
         raise UserError(
-            f"This asks for {workers} worker(s) x {gpus_per_worker:g} GPU{at_a_time} = "
-            f"{workers * gpus_per_worker * slots:g} GPUs, and the cluster has {size.gpus:g}, with "
-            f"room for {places} such worker(s) ({size}). Lower {_concurrency_hint(slots)}"
-            "cluster.num_workers or cluster.gpus_per_worker, or set train.device=cpu."
+            f"This asks for {min_workers} worker(s) x {gpus_per_worker:g} GPU"
+            f"{_times_trials(concurrent_trials)} = "
+            f"{min_workers * gpus_per_worker * concurrent_trials:g} GPUs, and the cluster has "
+            f"{pool.gpus:g}, enough for {num_fitting} such worker(s) ({pool}). Lower "
+            f"{_concurrency_hint(concurrent_trials)}cluster.num_workers or "
+            "cluster.gpus_per_worker, or set train.device=cpu."
         )
 
 
-def _check_cpus(run: RunResources, size: ClusterSize, slots: int) -> None:
-    at_a_time = f" x {slots} trials at a time" if slots > 1 else ""
-    if run.cpus * slots > size.cpus + RESOURCE_EPS:
+def _check_cpus(run: RunResources, size: ClusterSize, concurrent_trials: int) -> None:
+    if run.cpus * concurrent_trials > size.cpus + RESOURCE_EPS:
         raise UserError(
-            f"This asks for {run}{at_a_time} = {run.cpus * slots:g} CPUs, and the cluster has "
-            f"{size.cpus:g} ({size}). Lower {_concurrency_hint(slots)}cluster.cpus_per_worker, "
+            f"This asks for {run}{_times_trials(concurrent_trials)} = "
+            f"{run.cpus * concurrent_trials:g} CPUs, and the cluster has {size.cpus:g} ({size}). "
+            f"Lower {_concurrency_hint(concurrent_trials)}cluster.cpus_per_worker, "
             "cluster.num_workers or cluster.cpus_per_rollout_actor, or leave them null."
         )
-    if min(run.cpus_per_worker, run.cpus_per_rollout_actor) <= 0.0:
+    if min(run.cpus_per_worker, run.rollout.num_cpus) <= 0.0:
         raise UserError(
-            f"Nothing is left for some part of the run: {run}, of {size}. Lower what is given in "
+            f"Nothing is left for some part of the run: {run}, of {size}. Lower what is set in "
             "cluster.*, or leave it null."
         )
-    needs = (
-        (TRAIN_POOL, "worker(s)", "num_workers", run.workers, run.cpus_per_worker),
+    parts = (
+        (TRAIN_POOL, "worker(s)", "num_workers", run.max_workers, run.cpus_per_worker),
         (
             SIM_POOL,
-            "simulator(s)",
+            "rollout actor(s)",
             "num_rollout_actors",
-            run.num_rollout_actors,
-            run.cpus_per_rollout_actor,
+            run.rollout.num_actors,
+            run.rollout.num_cpus,
         ),
     )
-    for pool, what, key, count, cpus_of_one in needs:
-        nodes = size.pool(pool)
-        places = sum(math.floor(cpus / cpus_of_one + RESOURCE_EPS) for cpus, _ in nodes.nodes)
-        if places < count * slots:
+    for pool_name, part, key, count, cpus_each in parts:
+        pool = size.pool(pool_name)
+        num_fitting = sum(math.floor(cpus / cpus_each + RESOURCE_EPS) for cpus, _ in pool.nodes)
+        if num_fitting < count * concurrent_trials:
             raise UserError(
-                f"Only {places} of {count * slots} {what} with {cpus_of_one:g} CPUs find a node "
-                f"({nodes}). Lower {_concurrency_hint(slots)}the CPUs of one in cluster.*, or "
-                f"cluster.{key}."
+                f"Only {num_fitting} of {count * concurrent_trials} {part} with {cpus_each:g} CPUs "
+                f"fit on a node ({pool}). Lower {_concurrency_hint(concurrent_trials)}"
+                f"cluster.{key}, or the CPUs of each in cluster.*."
             )
 
 
-def _concurrency_hint(slots: int) -> str:
-    return "tune.max_concurrent_trials, " if slots > 1 else ""
+def _times_trials(concurrent_trials: int) -> str:
+    return f" x {concurrent_trials} trials at a time" if concurrent_trials > 1 else ""
+
+
+def _concurrency_hint(concurrent_trials: int) -> str:
+    return "tune.max_concurrent_trials, " if concurrent_trials > 1 else ""
 
 
 def _round_down(value: float) -> float:

@@ -54,8 +54,8 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             config.collect.seed,
             config.task,
             config.data.camera_names,
-            workers=simulators.actors,
-            options=simulators.options,
+            workers=simulators.num_actors,
+            options=simulators.ray_options,
             on_progress=show,
             compress=config.collect.gzip_images,
         )

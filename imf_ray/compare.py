@@ -26,7 +26,6 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
         OF_ONE_POLICY,
         require_settable,
         resolve_candidates,
-        simulators_of,
     )
     from imf_ray.evaluation.comparison import compare, comparison_table, write_files
     from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
@@ -37,7 +36,7 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
         raise UserError("Name two policies or more: python -m imf_ray.compare A B [C ...]")
     home, evaluate = local_dir(config.storage_path), config.evaluate
     contenders = resolve_candidates(policies, config, overrides, home)
-    simulators = simulators_of(allocate_rollout_actors(config, init_ray(config)))
+    simulators = allocate_rollout_actors(config, init_ray(config))
     seeds = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
     judged = {}
     for contender in contenders:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imf_ray.allocation import allocate_rollout_actors
+from imf_ray.allocation import RolloutResources, allocate_rollout_actors
 from imf_ray.cli import run
 from imf_ray.cluster import init_ray
 from imf_ray.errors import UserError
@@ -18,7 +18,6 @@ from imf_ray.terminal import console
 if TYPE_CHECKING:
     from imf_ray.evaluation.candidates import Candidate
     from imf_ray.rollout.records import EpisodeRecord
-    from imf_ray.rollout.seed_evaluation import Simulators
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:
@@ -29,7 +28,6 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         resolve_candidate,
         select_checkpoint,
         selection_seeds,
-        simulators_of,
     )
     from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
 
@@ -48,7 +46,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         contender = resolve_candidate(
             policy, config, overrides, evaluate.seed, home, evaluate.output_dir
         )
-    simulators = simulators_of(allocate_rollout_actors(config, init_ray(config)))
+    simulators = allocate_rollout_actors(config, init_ray(config))
     if evaluate.checkpoint_selection is not None:
         best, judged = select_checkpoint(
             Path(policy),
@@ -66,7 +64,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     _report(contender, records, simulators)
 
 
-def _report(contender: Candidate, records: list[EpisodeRecord], simulators: Simulators) -> None:
+def _report(contender: Candidate, records: list[EpisodeRecord], simulators: RolloutResources) -> None:
     from imf_ray.evaluation.tables import latency, outcome_table
     from imf_ray.rollout.records import summarize
 

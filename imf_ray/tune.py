@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from imf_ray.allocation import allocate_rollout_actors
+from imf_ray.allocation import RolloutResources, allocate_rollout_actors
 from imf_ray.cli import resume_command, run, run_interruptibly
 from imf_ray.cluster import init_ray
 from imf_ray.errors import UserError
@@ -96,9 +96,9 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     for line in failures(records):
         console.print(f"Failed: {line}", soft_wrap=True)
     console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
-    simulators = allocate_rollout_actors(config, size)
+    one_actor = dataclasses.replace(allocate_rollout_actors(config, size), num_actors=1)
     played = sweep.configs[best.name]
-    videos = _write_videos(sweep_dir, played, str(best.best_checkpoint), simulators.options)
+    videos = _write_videos(sweep_dir, played, str(best.best_checkpoint), one_actor)
     for path in [*files, *videos]:
         console.print(display_path(path), soft_wrap=True)
     failed = sum(record.status == FAILED for record in records)
@@ -109,7 +109,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
 
 
 def _write_videos(
-    sweep_dir: Path, config: Config, checkpoint: str, options: Mapping[str, Any]
+    sweep_dir: Path, config: Config, checkpoint: str, rollout: RolloutResources
 ) -> list[Path]:
     """The expert and the best policy, which is of that configuration, on its first seed."""
     from imf_ray.files import write_atomically
@@ -126,7 +126,7 @@ def _write_videos(
     paths = []
     for name, job in jobs.items():
         path = sweep_dir / VIDEO_FILES[name]
-        for episode in run_episodes(job, [seed], 1, options, {seed: ArtifactRequest(video=True)}):
+        for episode in run_episodes(job, [seed], rollout, {seed: ArtifactRequest(video=True)}):
             if VIDEO in episode.files:  # or it ended in an error
                 write_atomically(path, episode.files[VIDEO])
                 paths.append(path)

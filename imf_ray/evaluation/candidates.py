@@ -18,7 +18,7 @@ from imf_ray.rollout.rollout_config import (
     agent_rollout_config,
     scripted_rollout_config,
 )
-from imf_ray.rollout.seed_evaluation import Evaluation, Simulators, evaluation_dir
+from imf_ray.rollout.seed_evaluation import Evaluation, evaluation_dir
 from imf_ray.schema import Config, EvaluateConfig
 from imf_ray.sim.experts import EXPERTS
 from imf_ray.storage import download, is_remote, local_dir
@@ -56,7 +56,7 @@ class Candidate:
     checkpoint: Path | None = None
 
     def play(
-        self, seeds: Sequence[int], simulators: Simulators, on_record: Callable[..., None]
+        self, seeds: Sequence[int], simulators: RolloutResources, on_record: Callable[..., None]
     ) -> list[EpisodeRecord]:
         """The records of these seeds; what is missing is played."""
         keep = self.config.evaluate.save_trajectories
@@ -187,11 +187,6 @@ def absolute_policy(policy: str) -> str:
         if policy.startswith(prefix):
             return f"{prefix}{local_dir(policy.removeprefix(prefix))}"
     return str(local_dir(policy))
-
-
-def simulators_of(plan: RolloutResources) -> Simulators:
-    """The plan in the terms of Ray."""
-    return Simulators(plan.actors, plan.options)
 
 
 def select_checkpoint(

@@ -19,10 +19,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from imf_ray.allocation import RolloutResources
 from imf_ray.evaluation.candidates import Candidate
 from imf_ray.rollout.confidence_intervals import wilson_interval
 from imf_ray.rollout.records import EpisodeRecord, summarize
-from imf_ray.rollout.seed_evaluation import Simulators
 from imf_ray.storage import display_path
 
 NAME_WIDTH = 36
@@ -78,7 +78,7 @@ class EpisodeProgress:
 
 
 def evaluate_with_progress(
-    contender: Candidate, seeds: Sequence[int], simulators: Simulators, console: Console
+    contender: Candidate, seeds: Sequence[int], simulators: RolloutResources, console: Console
 ) -> list[EpisodeRecord]:
     """The records of these seeds, with the progress of those that must be played."""
     missing = contender.judgement.store.missing(seeds)

@@ -19,6 +19,7 @@ import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
+from imf_ray.allocation import RolloutResources
 from imf_ray.errors import UserError
 from imf_ray.rollout.artifacts import ArtifactRequest
 from imf_ray.rollout.episode_runner import EpisodeResult, EpisodeRunner
@@ -119,8 +120,7 @@ class _ActorSlot:
 def run_episodes(
     job: RolloutSpec,
     seeds: Sequence[int],
-    actors: int,
-    options: Mapping[str, Any],
+    resources: RolloutResources,
     keep: Mapping[int, ArtifactRequest] | None = None,
 ) -> Iterator[EpisodeResult]:
     """Play all seeds on `actors` actors; yield each episode as it ends.
@@ -129,7 +129,6 @@ def run_episodes(
     one that kills or blocks its actor is found out; it ends in a record with an error.
 
     Args:
-        options: Ray options of each actor, such as `num_cpus`.
         keep: files to make, by seed.
 
     Raises:
@@ -137,7 +136,7 @@ def run_episodes(
         RuntimeError: actors die before they play.
         ray.exceptions.RayTaskError: the policy or the task raised an error.
     """
-    judge = RolloutActorPool(job, seeds, actors, options, keep or {})
+    judge = RolloutActorPool(job, seeds, resources, keep or {})
     try:
         yield from judge.play()
     finally:
@@ -151,19 +150,18 @@ class RolloutActorPool:
         self,
         job: RolloutSpec,
         seeds: Sequence[int],
-        actors: int,
-        options: Mapping[str, Any],
+        resources: RolloutResources,
         keep: Mapping[int, ArtifactRequest],
     ) -> None:
         self._job, self._keep = job, keep
-        self._make = RolloutActor.options(**options)  # type: ignore[attr-defined]
+        self._make = RolloutActor.options(**resources.ray_options)  # type: ignore[attr-defined]
         self._waiting = deque(dict.fromkeys(seeds))
         self._suspects: deque[int] = deque()
         self._deaths: Counter[int] = Counter()
         self._failed_starts = 0
         self._identity: RolloutMetadata | None = None
         self._resting: list[_ActorSlot] = []
-        self._actors = min(actors, len(self._waiting))
+        self._actors = min(resources.num_actors, len(self._waiting))
         self._busy = [self._new_simulator() for _ in range(self._actors)]
 
     def play(self) -> Iterator[EpisodeResult]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imf_ray.allocation import RolloutResources
 from imf_ray.files import write_atomically
 from imf_ray.rollout.actor_pool import RolloutMetadata, RolloutSpec, run_episodes
 from imf_ray.rollout.artifacts import TRAJECTORY, VIDEO, ArtifactRequest
@@ -16,19 +16,6 @@ from imf_ray.rollout.records import EpisodeRecord
 
 EVALUATIONS, TRAJECTORIES, GRID = "evaluations", "trajectories", "grid.mp4"
 OnRecord = Callable[[EpisodeRecord], None]
-
-
-@dataclass(frozen=True)
-class Simulators:
-    """What plays the episodes: so many actors with these Ray options each."""
-
-    actors: int
-    options: Mapping[str, Any]
-
-    def __str__(self) -> str:
-        numbers = {k: v for k, v in self.options.items() if isinstance(v, (int, float))}
-        each = ", ".join(f"{key} {value:g}" for key, value in numbers.items())
-        return f"{self.actors} simulator(s) with {each}"
 
 
 class Evaluation:
@@ -46,7 +33,7 @@ class Evaluation:
     def play(
         self,
         seeds: Sequence[int],
-        simulators: Simulators,
+        simulators: RolloutResources,
         on_record: OnRecord,
         trajectories: bool = False,
     ) -> list[EpisodeRecord]:
@@ -73,7 +60,7 @@ class Evaluation:
         return [self.store.records[seed] for seed in seeds]
 
     def film(
-        self, records: Sequence[EpisodeRecord], limit: int, simulators: Simulators
+        self, records: Sequence[EpisodeRecord], limit: int, simulators: RolloutResources
     ) -> Path | None:
         """Play the first `limit` of these episodes again, failures first, into one grid video.
 
@@ -96,9 +83,9 @@ class Evaluation:
         return path
 
     def _run(
-        self, seeds: Sequence[int], simulators: Simulators, keep: Mapping[int, ArtifactRequest]
+        self, seeds: Sequence[int], simulators: RolloutResources, keep: Mapping[int, ArtifactRequest]
     ) -> Any:
-        return run_episodes(self._job, seeds, simulators.actors, simulators.options, keep)
+        return run_episodes(self._job, seeds, simulators, keep)
 
     def _trajectory(self, seed: int) -> Path:
         return self.folder / TRAJECTORIES / f"seed_{seed}"

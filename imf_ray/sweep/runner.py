@@ -198,7 +198,7 @@ def _evaluate_baseline(sweep: Sweep, resources: RunResources, job: RolloutSpec) 
     if job.policy not in known:
         train = sweep.first_config.train
         seeds = range(train.rollout_seed, train.rollout_seed + train.rollout_num_episodes)
-        played = run_episodes(job, seeds, resources.num_rollout_actors, resources.rollout_options)
+        played = run_episodes(job, seeds, resources.rollout)
         records = [episode.record for episode in played]
         known[job.policy] = summarize(records).metrics()
         if all(record.error is None for record in records):
@@ -216,18 +216,18 @@ def run_sweep(sweep: Sweep, resources: RunResources, slots: int) -> list[TrialRe
     _reset_session(sweep)
     # The first bundle holds the trial's driver. Validation runs in grandchildren of the driver,
     # which Tune's placement group captures: the other bundles are the room they need.
-    simulator = {"CPU": resources.cpus_per_rollout_actor}
-    selector = resources.rollout_options.get("label_selector", {})
+    rollout = resources.rollout
+    selector = rollout.ray_options.get("label_selector", {})
     bundles = tune.PlacementGroupFactory(
-        [{"CPU": DRIVER_CPUS}, *[simulator] * resources.num_rollout_actors],
-        bundle_label_selector=[{}, *[selector] * resources.num_rollout_actors],
+        [{"CPU": DRIVER_CPUS}, *[{"CPU": rollout.num_cpus}] * rollout.num_actors],
+        bundle_label_selector=[{}, *[selector] * rollout.num_actors],
     )
     trials = [
         {
             "name": name,
             "params": sweep.params[name],
             "config": config_to_dict(config),
-            "resources": dataclasses.asdict(resources),
+            "resources": resources,
             "sweep_dir": str(sweep.sweep_dir),
             "run_dir": str(sweep.run_dir(name)),
         }

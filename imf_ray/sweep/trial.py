@@ -83,12 +83,12 @@ def run_trial(params: dict[str, Any]) -> None:
     allows. Other errors are raised, so that Tune does, at once; so is what is wrong with the data
     before training begins, since the sweep has found them good.
 
-    `params` holds `name`, `params`, `config` and `resources` as plain dictionaries, `sweep_dir` and
-    `run_dir`.
+    `params` holds `name`, `params` and `config` as plain dictionaries, `resources` (`RunResources`),
+    `sweep_dir` and `run_dir`.
     """
     config = config_from_dict(params["config"])
     run_dir = to_local(Path(params["run_dir"]))
-    resources = RunResources(**params["resources"])
+    resources = params["resources"]
     sweep_dir = to_local(Path(params["sweep_dir"]))
     if retry_io(lambda: read_trial(run_dir)) is not None:
         return

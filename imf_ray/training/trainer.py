@@ -189,8 +189,7 @@ def fit(
             "run_dir": payload.run_dir,
             "config": payload.config,
             "held_out": [episode.source for episode in run.held.episodes],
-            "actors": resources.num_rollout_actors,
-            "options": resources.rollout_options,
+            "rollout": resources.rollout,
         }
     )
 
@@ -200,14 +199,14 @@ def fit(
             train_worker,
             train_loop_config={"payload": payload, "cpus": resources.cpus_per_worker},
             torch_config=TorchConfig(backend="nccl" if config.train.device == "cuda" else "gloo"),
-            scaling_config=scaling_config(dataclasses.replace(resources, workers=workers)),
+            scaling_config=scaling_config(dataclasses.replace(resources, max_workers=workers)),
             run_config=RunConfig(
                 name=run_dir.name,
                 **_ray_storage_kwargs(run_dir),
                 failure_config=FailureConfig(
                     max_failures=config.train.max_failures,
                     controller_failure_limit=(
-                        CONTROLLER_FAILURE_LIMIT if resources.is_fixed else ELASTIC_FAILURE_LIMIT
+                        ELASTIC_FAILURE_LIMIT if resources.is_elastic else CONTROLLER_FAILURE_LIMIT
                     ),
                 ),
                 checkpoint_config=CheckpointConfig(num_to_keep=None),  # the loop prunes them
@@ -261,7 +260,7 @@ def fit_with_controller_restarts(
         ray.train.TrainingFailedError: training failed, or the controller too often.
         ray.exceptions.RayActorError: the controller died too often.
     """
-    workers, failures, progress = resources.workers, 0, CheckpointProgress(run_dir)
+    workers, failures, progress = resources.max_workers, 0, CheckpointProgress(run_dir)
     while True:
         # That list cannot be read when a folder in it is gone or a write of it was cut off; what
         # counts is on disk, and the loop reports that again.
@@ -278,7 +277,7 @@ def fit_with_controller_restarts(
             failures = 1 if progress.was_made() else failures + 1
             if failures > max_failures:
                 raise
-            workers = resources.workers  # there may be room for more by now
+            workers = resources.max_workers  # there may be room for more by now
             log.warning("Training in %s begins again: %s", run_dir, cause)
 
 
@@ -289,7 +288,9 @@ def scaling_config(resources: RunResources) -> ScalingConfig:
         per_worker["GPU"] = resources.gpus_per_worker
     return ScalingConfig(
         num_workers=(
-            resources.workers if resources.is_fixed else (resources.min_workers, resources.workers)
+            (resources.min_workers, resources.max_workers)
+            if resources.is_elastic
+            else resources.max_workers
         ),
         use_gpu=resources.gpus_per_worker > 0,
         resources_per_worker=per_worker,

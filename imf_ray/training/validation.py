@@ -20,6 +20,7 @@ import ray.train
 import torch
 
 from imf_ray.agents.pretrained import POLICY_FILES, load_agent
+from imf_ray.allocation import RolloutResources
 from imf_ray.config import config_from_dict
 from imf_ray.data.episodes import EpisodeFields, EpisodeRef
 from imf_ray.data.windows import WindowSpec, sample_windows
@@ -65,8 +66,7 @@ def validate(
     run_dir: str,
     config: Mapping[str, Any],
     held_out: Sequence[EpisodeRef],
-    actors: int,
-    options: Mapping[str, Any],
+    rollout: RolloutResources,
 ) -> dict[str, Any]:
     """Metrics of a checkpoint; `VALIDATION_ERROR` says what went wrong, if anything did.
 
@@ -74,15 +74,14 @@ def validate(
         run_dir: the run's folder, as the driver names it.
         config: the run's, as a dictionary.
         held_out: the episodes held out of training.
-        actors: simulators in parallel.
-        options: Ray options of each.
+        rollout: the rollout actors.
     """
     metrics: dict[str, Any] = {}
     folder = to_local(Path(run_dir)) / Path(checkpoint.path).name
     try:
         run = config_from_dict(config)
         if held_out:
-            task = _action_error_task.options(**options)
+            task = _action_error_task.options(**rollout.ray_options)
             judged = run.evaluate.use_ema_weights, run.evaluate.inference_steps
             pending = task.remote(str(folder), list(held_out), *judged)
             try:
@@ -96,7 +95,7 @@ def validate(
         keep = {first: ArtifactRequest(video=run.train.rollout_video)}
         begun, records = time.perf_counter(), []
         videos: list[bytes] = []  # at most one: written once nobody's time limit runs
-        for played in run_episodes(job, seeds, actors, options, keep):
+        for played in run_episodes(job, seeds, rollout, keep):
             records.append(played.record)
             if VIDEO in played.files:
                 videos.append(played.files[VIDEO])

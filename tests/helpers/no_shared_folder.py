@@ -13,13 +13,13 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from imf_ray.allocation import RunResources
+from imf_ray.allocation import RolloutResources, RunResources
 from imf_ray.storage import local_dir
 from imf_ray.training.trainer import fit, prepare_run
 from tests.helpers.configs import tiny_config
 
 NODE = {"num_cpus": 2, "num_gpus": 1}
-RESOURCES = RunResources(2, 0.2, 1.0, 1, 0.1)
+RESOURCES = RunResources(2, 2, 0.2, 1.0, RolloutResources(1, 0.1))
 
 
 def main(url: str, data: str, caches: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from imf_ray.allocation import RunResources
+from imf_ray.allocation import RolloutResources, RunResources
 from imf_ray.training.checkpoint import list_checkpoints
 from imf_ray.training.stop_signal import request_stop
 from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics
@@ -25,7 +25,7 @@ from imf_ray.training.trainer import fit, prepare_run
 from tests.helpers.configs import tiny_config
 
 NODE = {"num_cpus": 2, "num_gpus": 2}
-RESOURCES = RunResources(4, 0.2, 1.0, 1, 0.1, fewest_workers=2)
+RESOURCES = RunResources(2, 4, 0.2, 1.0, RolloutResources(1, 0.1))
 CHANGE_AT, NOTICE_S = 5, 30
 STEPS = {"killed": 80, "drained": 400, "added": 100_000}
 SAVE_FREQ = {"killed": 3, "drained": 1000, "added": 20}

@@ -1,4 +1,4 @@
-"""The arithmetic of CPUs and GPUs."""
+"""Allocation of CPUs and GPUs, and the size of clusters."""
 
 import pytest
 from hypothesis import given
@@ -15,25 +15,25 @@ TWO_GPU_NODES = ClusterSize(((16.0, 4.0), (16.0, 4.0)))
 
 @given(
     cpus=st.integers(1, 64),
-    slots=st.integers(1, 4),
+    trials=st.integers(1, 4),
     workers=st.integers(1, 4),
     actors=st.integers(1, 8),
 )
-def test_open_shares_always_fit(cpus: int, slots: int, workers: int, actors: int) -> None:
+def test_computed_resources_always_fit(cpus: int, trials: int, workers: int, actors: int) -> None:
     config = load_config([f"cluster.num_workers={workers}", f"cluster.num_rollout_actors={actors}"])
     size = ClusterSize(((float(cpus), 0.0),))
-    run = allocate_run(config, size, slots)
-    assert run.cpus * slots <= cpus + 1e-6
-    assert min(run.cpus_per_worker, run.cpus_per_rollout_actor) > 0
+    run = allocate_run(config, size, trials)
+    assert run.cpus * trials <= cpus + 1e-6
+    assert min(run.cpus_per_worker, run.rollout.num_cpus) > 0
 
 
-def test_two_cpus_hold_two_trials_of_the_quickstart() -> None:
+def test_two_quickstart_trials_fit_on_two_cpus() -> None:
     config = load_config([])
     assert max_concurrent_trials(config, TWO_CPUS, 8) == 2
-    assert allocate_run(config, TWO_CPUS, slots=2).cpus <= 1.0
+    assert allocate_run(config, TWO_CPUS, concurrent_trials=2).cpus <= 1.0
 
 
-def test_gpus_make_the_slots() -> None:
+def test_number_of_gpus_limits_concurrent_trials() -> None:
     config = load_config(["train.device=cuda", "cluster.num_workers=2"])
     assert max_concurrent_trials(config, TWO_GPU_NODES, 8) == 4
     shared = load_config(["train.device=cuda", "cluster.gpus_per_worker=0.5"])
@@ -43,7 +43,7 @@ def test_gpus_make_the_slots() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "node", "slots"),
+    ("options", "node", "trials"),
     [
         (["cluster.cpus_per_rollout_actor=2"], (8.0, 0.0), 1),
         (["cluster.cpus_per_rollout_actor=0.5", "cluster.num_rollout_actors=2"], (2.0, 0.0), 1),
@@ -51,34 +51,34 @@ def test_gpus_make_the_slots() -> None:
         (["train.device=cuda", "cluster.cpus_per_worker=2"], (16.0, 8.0), 7),
     ],
 )
-def test_what_is_given_leaves_fewer_slots(
-    options: list[str], node: tuple[float, float], slots: int
+def test_configured_resources_limit_concurrent_trials(
+    options: list[str], node: tuple[float, float], trials: int
 ) -> None:
     size = ClusterSize((node,))
     config = load_config(options)
-    assert max_concurrent_trials(config, size, 8) == slots
-    allocate_run(config, size, slots)
+    assert max_concurrent_trials(config, size, 8) == trials
+    allocate_run(config, size, trials)
     with pytest.raises(UserError, match=r"Lower tune\.max_concurrent_trials|Nothing is left"):
-        allocate_run(config, size, slots + 1)
+        allocate_run(config, size, trials + 1)
 
 
-def test_few_trials_on_uneven_nodes_take_turns() -> None:
-    """Two at a time, each would get more CPUs than any node but one has."""
+def test_two_large_trials_on_uneven_nodes_run_one_at_a_time() -> None:
+    """With two at a time, each would get more CPUs than all nodes but one have."""
     size = ClusterSize(((1.0, 0.0), (4.0, 0.0), (4.0, 0.0), (8.0, 0.0)))
     assert max_concurrent_trials(load_config([]), size, 20) > 2
     assert max_concurrent_trials(load_config([]), size, 2) == 1
 
 
-def test_the_default_fits_a_cluster_of_small_nodes() -> None:
+def test_default_config_fits_clusters_of_small_nodes() -> None:
     for nodes in (((4.0, 0.0),) * 4, ((2.0, 0.0),) * 2):
         run = allocate_run(load_config([]), ClusterSize(nodes))
         assert run.cpus_per_worker <= nodes[0][0]
     mixed = ClusterSize(((64.0, 0.0), (8.0, 4.0)))
     run = allocate_run(load_config(["train.device=cuda", "cluster.num_workers=4"]), mixed)
-    assert run.workers * run.cpus_per_worker <= 8.0
+    assert run.max_workers * run.cpus_per_worker <= 8.0
 
 
-def test_pools_give_each_part_its_own_nodes() -> None:
+def test_each_part_uses_the_nodes_of_its_pool() -> None:
     pools = {
         "train": ClusterSize(((16.0, 4.0),)),
         "sim": ClusterSize(((64.0, 0.0), (64.0, 0.0))),
@@ -88,21 +88,20 @@ def test_pools_give_each_part_its_own_nodes() -> None:
     options = ["train.device=cuda", "cluster.num_workers=2", "cluster.node_pool_label=pool"]
     config = load_config([*options, "cluster.num_rollout_actors=100"])
     run = allocate_run(config, size)
-    assert run.rollout_options == {"num_cpus": 1.0, "label_selector": {"pool": "sim"}}
+    options_of_one = {"num_cpus": 1.0, "num_gpus": 0.0, "label_selector": {"pool": "sim"}}
+    assert run.rollout.ray_options == options_of_one
     assert run.cpus_per_worker == pytest.approx(0.6 * 16 / 2, abs=0.01)
     assert max_concurrent_trials(config, size, 8) == 2
-    simulators = allocate_rollout_actors(config, size)
-    assert simulators.actors == 128
-    assert simulators.options["label_selector"] == {"pool": "sim"}
+    rollout = allocate_rollout_actors(config, size)
+    assert rollout.num_actors == 128
+    assert rollout.ray_options == options_of_one
     with pytest.raises(UserError, match=r"8 worker.* has 4"):
         allocate_run(load_config([*options, "cluster.num_workers=8"]), size)
-    with pytest.raises(UserError, match=r"Only 128 of 129 simulator"):
+    with pytest.raises(UserError, match=r"Only 128 of 129 rollout actor"):
         actors = ["cluster.num_rollout_actors=129", "cluster.cpus_per_rollout_actor=1"]
         allocate_run(load_config([*options, *actors]), size)
-    assert (
-        "label_selector"
-        not in allocate_run(load_config(["train.device=cuda"]), size).rollout_options
-    )
+    unlabelled = allocate_run(load_config(["train.device=cuda"]), size)
+    assert "label_selector" not in unlabelled.rollout.ray_options
 
 
 def _node(cpus: float, gpus: float = 0.0, pool: str | None = None, head: bool = False) -> dict:
@@ -110,48 +109,52 @@ def _node(cpus: float, gpus: float = 0.0, pool: str | None = None, head: bool = 
     return {"Resources": resources, "Labels": {} if pool is None else {"pool": pool}}
 
 
-def test_an_autoscaling_cluster_is_planned_for_as_it_will_be() -> None:
+def test_cluster_size_includes_pending_nodes() -> None:
     head = _node(2.0, head=True)
     options = ["train.device=cuda", "cluster.num_workers=4", "cluster.autoscale_max_nodes=4"]
     config = load_config(options)
     size = cluster_size([head, _node(16.0, 4.0), _node(8.0, 4.0)], config.cluster)
     assert size.nodes == ((2.0, 0.0), (16.0, 4.0), (8.0, 4.0), (8.0, 4.0), (8.0, 4.0))
-    assert "5 node(s), 2 of them to come," in str(size)
+    assert "5 node(s), 2 of them pending," in str(size)
     assert max_concurrent_trials(config, size, 8) == 4
-    assert cluster_size([head, *[_node(8.0)] * 6], config.cluster).cpus == 50.0  # more are more
-    with pytest.raises(UserError, match=r"cluster\.autoscale_max_nodes=4: no node beside the head"):
+    assert (
+        cluster_size([head, *[_node(8.0)] * 6], config.cluster).cpus == 50.0
+    )  # more than the maximum
+    with pytest.raises(
+        UserError, match=r"cluster\.autoscale_max_nodes=4: the cluster has only its head"
+    ):
         cluster_size([head], config.cluster)
 
 
-def test_a_trial_has_room_to_train_though_no_node_comes() -> None:
-    """On the nodes that are there, beside the simulators of all trials that run at a time."""
+def test_one_trial_can_train_if_no_pending_node_joins() -> None:
+    """Its workers fit on the current nodes next to the rollout actors of all concurrent trials."""
     options = ["train.device=cuda", "cluster.autoscale_max_nodes=4"]
     config = load_config(options)
     size = cluster_size([_node(2.0, head=True), _node(16.0, 4.0)], config.cluster)
-    slots = max_concurrent_trials(config, size, 100)
-    run = allocate_run(config, size, slots)
-    assert 4 < slots < 16
-    assert slots * run.cpus_excluding_workers + run.cpus_per_worker <= 18.0
+    trials = max_concurrent_trials(config, size, 100)
+    run = allocate_run(config, size, trials)
+    assert 4 < trials < 16
+    assert trials * run.cpus_excluding_workers + run.cpus_per_worker <= 18.0
 
 
-def test_each_pool_of_an_autoscaling_cluster_grows() -> None:
+def test_each_pool_of_an_autoscaling_cluster_has_pending_nodes() -> None:
     config = load_config(["cluster.node_pool_label=pool", "cluster.autoscale_max_nodes=3"])
     nodes = [_node(2.0, head=True), _node(8.0, 2.0, "train"), _node(4.0, pool="sim")]
     size = cluster_size([*nodes, _node(1.0, pool="data")], config.cluster)
     assert [size.pool(pool).cpus for pool in POOLS] == [24.0, 12.0, 3.0]
-    assert (size.cpus, size.gpus, size.coming) == (41.0, 6.0, 6)
+    assert (size.cpus, size.gpus, size.pending) == (41.0, 6.0, 6)
     with pytest.raises(UserError, match="label pool=data"):
         cluster_size(nodes, config.cluster)
 
 
-def test_an_elastic_run_starts_on_what_is_there() -> None:
+def test_elastic_run_is_allocated_for_its_current_workers() -> None:
     config = load_config(["train.device=cuda", "cluster.num_workers=2..16"])
     assert (config.cluster.min_workers, config.cluster.num_workers) == (2, 16)
     run = allocate_run(config, TWO_GPU_NODES)
-    assert (run.min_workers, run.workers) == (2, 16)
+    assert (run.min_workers, run.max_workers) == (2, 16) and run.is_elastic
     assert 8 * run.cpus_per_worker <= 32.0 and "2 to 16 worker(s)" in str(run)
-    alone = allocate_run(load_config(["cluster.num_workers=2"]), TWO_GPU_NODES)
-    assert alone.min_workers == alone.workers == 2
+    fixed = allocate_run(load_config(["cluster.num_workers=2"]), TWO_GPU_NODES)
+    assert fixed.min_workers == fixed.max_workers == 2 and not fixed.is_elastic
     with pytest.raises(UserError, match=r"9 worker.* has 8"):
         allocate_run(load_config(["train.device=cuda", "cluster.num_workers=9..16"]), TWO_GPU_NODES)
     with pytest.raises(UserError, match=r"min_workers=3 must lie between 1 and .*num_workers=2"):
@@ -162,7 +165,7 @@ def test_an_elastic_run_starts_on_what_is_there() -> None:
     ("overrides", "arithmetic"),
     [
         (["train.device=cuda", "cluster.num_workers=9"], "9 worker.* x 1 GPU = 9 GPUs.* has 8"),
-        (["train.device=cuda", "cluster.gpus_per_worker=5"], "has 8, with room for 0 such"),
+        (["train.device=cuda", "cluster.gpus_per_worker=5"], "has 8, enough for 0 such"),
         (
             ["train.device=cuda", "cluster.num_workers=2", "cluster.gpus_per_worker=0.5"],
             "trials can share a GPU, the workers of one run cannot",
@@ -171,12 +174,12 @@ def test_an_elastic_run_starts_on_what_is_there() -> None:
             ["train.device=cuda", "cluster.num_workers=1..4", "cluster.gpus_per_worker=0.5"],
             "cluster.num_workers=4: trials can share a GPU",
         ),
-        (["evaluate.device=cuda"], "beside training, policies are judged on CPUs"),
+        (["evaluate.device=cuda"], "validation during training runs on CPUs"),
         (["cluster.cpus_per_worker=40"], "= 40.*CPUs, and the cluster has 32"),
         (["cluster.cpus_per_worker=20"], "0 of 1 worker.*20 CPU"),
     ],
 )
-def test_what_cannot_fit_is_refused_with_the_arithmetic(
+def test_impossible_requests_are_refused_with_the_arithmetic(
     overrides: list[str], arithmetic: str
 ) -> None:
     with pytest.raises(UserError, match=arithmetic):

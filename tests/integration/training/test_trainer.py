@@ -28,7 +28,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
 
 from imf_ray.agents.pretrained import CONFIG_FILE, EMA_WEIGHTS_FILE, WEIGHTS_FILE, load_agent
-from imf_ray.allocation import RunResources, allocate_run
+from imf_ray.allocation import RolloutResources, RunResources, allocate_run
 from imf_ray.cluster import ClusterSize
 from imf_ray.config import config_to_dict
 from imf_ray.data.episodes import EpisodeFields
@@ -65,7 +65,7 @@ from tests.helpers import faulty_envs
 from tests.helpers.configs import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 
 PATIENCE_S = 300.0
-ELASTIC = RunResources(4, 0.5, 0.0, 1, 0.5, fewest_workers=2)
+ELASTIC = RunResources(2, 4, 0.5, 0.0, RolloutResources(1, 0.5))
 SIZE = ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),))
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -316,7 +316,7 @@ def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, to
         loop,
         train_loop_config={"payload": payload, "target": target},
         torch_config=TorchConfig(backend="gloo"),
-        scaling_config=scaling_config(RunResources(workers, 0.5, 0.0, 1, 0.5)),
+        scaling_config=scaling_config(RunResources(workers, workers, 0.5, 0.0, RolloutResources(1, 0.5))),
         run_config=RunConfig(name=f"gradients_{workers}", storage_path=str(folder)),
         datasets={DATASET_NAME: stream},
         dataset_config=PerRankDataConfig(lambda: 0),
@@ -417,13 +417,13 @@ def _local_trainer(config: Config) -> tuple[TrainState, SamplePlan]:
 
 
 def test_each_worker_of_a_trial_gets_its_own_gpu(tmp_path: Path) -> None:
-    resources = RunResources(2, 0.5, 1.0, 1, 0.5)
+    resources = RunResources(2, 2, 0.5, 1.0, RolloutResources(1, 0.5))
     assert sorted(_gpus_of_workers(resources, tmp_path, "own")) == [["0"], ["1"]]
 
 
 def test_two_trials_share_a_gpu_at_a_half(tmp_path: Path) -> None:
     """Four trials at 0.5 run side by side on two logical GPUs, two on each."""
-    resources = RunResources(1, 0.5, 0.5, 1, 0.5)
+    resources = RunResources(1, 1, 0.5, 0.5, RolloutResources(1, 0.5))
     meeting = tmp_path / "meeting"
     meeting.mkdir()
 
