@@ -2,126 +2,188 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from omegaconf import II, MISSING
 
 from imf_ray.errors import UserError
-from imf_ray.schema.checks import check_choice, check_min
+from imf_ray.schema.options import check_options, option, section
 
 DATA_CAMERAS, AGENT_CAMERAS = II("data.camera_names"), II("agent.camera_names")
 
 
 @dataclass
 class HeadConfig:
-    """The transformer head; the names are the constructors' of `IMFTransformer1D` and
-    `Transformer1D`."""
+    """The transformer that predicts an action chunk; options are arguments of its constructor."""
 
-    backbone_type: str = "attnres_full"
-    """`attnres_full` (attention residuals) or `transformer` (the standard encoder-decoder, for
-    `agent.objective=ddpm`; it ignores `n_kv_head` and `attn_res_*`)."""
-    n_layer: int = 12
-    n_head: int = 1
-    n_kv_head: int = 1
-    n_emb: int = 384
-    p_drop_emb: float = 0.0
-    p_drop_attn: float = 0.0
-    causal_attn: bool = False
-    time_as_cond: bool = True
-    n_cond_layers: int = 0
-    """Layers of the condition encoder that `transformer` has; 0 is a small network per token."""
-    attn_res_ffn_mult: float = 2.667
-    attn_res_eps: float = 1e-6
-    attn_res_rope_theta: float = 1e4
+    backbone_type: str = option(
+        "attnres_full",
+        "attnres_full is the attention-residual transformer. transformer is the standard "
+        "encoder-decoder for agent.objective=ddpm; it ignores n_kv_head and attn_res_*.",
+        choices=("attnres_full", "transformer"),
+    )
+    n_layer: int = option(12, "Transformer blocks.", min=1)
+    n_head: int = option(1, "Query heads; a divisor of n_emb.", min=1)
+    n_kv_head: int = option(1, "Key and value heads; a divisor of n_head.", min=1)
+    n_emb: int = option(384, "Width of the token embeddings.", min=1)
+    p_drop_emb: float = option(0.0, "Dropout probability of the token embeddings.")
+    p_drop_attn: float = option(0.0, "Dropout probability inside the blocks.")
+    causal_attn: bool = option(False, "An action token attends only to itself and earlier ones.")
+    time_as_cond: bool = option(True, "Times enter as tokens; both backbones require true.")
+    n_cond_layers: int = option(
+        0,
+        "Layers of the condition encoder of backbone_type=transformer; 0 uses a small MLP per "
+        "token. attnres_full requires 0.",
+    )
+    attn_res_ffn_mult: float = option(2.667, "SwiGLU width as a multiple of n_emb.")
+    attn_res_eps: float = option(1e-6, "Epsilon of RMSNorm.")
+    attn_res_rope_theta: float = option(1e4, "Base of the rotary position embedding.")
+
+    def __post_init__(self) -> None:
+        check_options("agent.head", self)
+        if self.n_emb % self.n_head:
+            raise UserError(
+                f"agent.head.n_emb={self.n_emb} is not divisible by agent.head.n_head="
+                f"{self.n_head}: choose a head count that divides the width."
+            )
 
 
 @dataclass
 class DDPMConfig:
-    """The noise of `agent.objective=ddpm`; the names are those of diffusers' schedulers."""
+    """Noise schedule of agent.objective=ddpm, named as in diffusers' schedulers."""
 
-    num_train_timesteps: int = 100
-    """Noise levels; a multiple of `agent.inference_steps`."""
-    beta_schedule: str = "squaredcos_cap_v2"
-    """`squaredcos_cap_v2` (cosine) or `linear`."""
-    prediction_type: str = "epsilon"
-    """What the head predicts: `epsilon` (the noise), `sample` (the actions) or `v_prediction`."""
-    clip_sample: bool = True
-    """Clip each estimate of the actions to [-1, 1], where `min_max` normalization puts them."""
+    num_train_timesteps: int = option(100, "Noise levels; a multiple of agent.inference_steps.")
+    beta_schedule: str = option(
+        "squaredcos_cap_v2", "Noise schedule: squaredcos_cap_v2 (cosine) or linear."
+    )
+    prediction_type: str = option(
+        "epsilon",
+        "Target of the head: epsilon (the noise), sample (the actions) or v_prediction.",
+    )
+    clip_sample: bool = option(
+        True,
+        "Clip each estimate of the actions to [-1, 1], the range of min_max normalization.",
+    )
 
 
 @dataclass
 class VisionBackboneConfig:
-    """The image encoder; `stage_widths` (16, 32, 64, 128) makes the narrow trunk."""
+    """The image encoder: a ResNet trunk, spatial softmax keypoints and a projection."""
 
-    vision_backbone_mode: str = "resnet"
-    pretrained_backbone_weights: str | None = None
-    freeze_backbone: bool = False
-    use_separate_rgb_encoder_per_camera: bool = True
-    camera_names: list[str] = AGENT_CAMERAS
-    num_keypoints: int = 32
-    stage_widths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
-    blocks_per_stage: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
-    stage_strides: list[int] = field(default_factory=lambda: [1, 2, 2, 2])
-    crop_size: int | None = None
-    """Side of the square that is looked at, somewhere in the picture in training (augmentation),
-    in its middle otherwise; null is the whole picture."""
+    vision_backbone_mode: str = option("resnet", "Kind of trunk; resnet is the only one.")
+    pretrained_backbone_weights: str | None = option(
+        None,
+        "Weights of torchvision's resnet18, such as IMAGENET1K_V1, at its default sizes; null "
+        "trains from scratch.",
+    )
+    freeze_backbone: bool = option(
+        False, "Do not train the trunks; keypoints and projections still train."
+    )
+    use_separate_rgb_encoder_per_camera: bool = option(
+        True, "Give each camera its own encoder; false shares one."
+    )
+    camera_names: list[str] = option(
+        AGENT_CAMERAS, "Cameras that are encoded; the same as agent.camera_names by default."
+    )
+    num_keypoints: int = option(
+        32, "Keypoints of the spatial softmax; a camera gives twice as many features."
+    )
+    stage_widths: list[int] = option(
+        [64, 128, 256, 512],
+        "Channels of the four ResNet stages. The default is resnet18; [16, 32, 64, 128] is a "
+        "narrow trunk for CPUs.",
+    )
+    blocks_per_stage: list[int] = option([2, 2, 2, 2], "Residual blocks of the four stages.")
+    stage_strides: list[int] = option(
+        [1, 2, 2, 2],
+        "Strides of the four stages. A last stride of 1 doubles the feature map, which locates "
+        "keypoints of small images more finely.",
+    )
+    crop_size: int | None = option(
+        None,
+        "Side in pixels of a square crop: random in training (augmentation), central in "
+        "evaluation. null uses the whole image.",
+    )
 
 
 @dataclass
 class AgentConfig:
-    """The policy: what it sees, what it predicts, and how it is trained."""
+    """The policy: its inputs, its outputs and its training objective."""
 
-    name: str = MISSING
-    """The group's name, for records."""
-    objective: str = "imf"
-    """`imf` (improved MeanFlow), `flow` (flow matching) or `ddpm` (denoising diffusion, DDIM)."""
-    conditioning: str = "single_token"
-    """`single_token` (one token a step) or `multi_token` (one token a step and camera)."""
-    state_dim: int = 16
-    """Width of `qpos`."""
-    privileged_pose_objects: list[str] = field(default_factory=list)
-    """Objects whose true pose is part of the state: a policy that is told what it should see."""
-    aux_pose_objects: list[str] = field(default_factory=list)
-    """Objects whose true pose the image encoders are taught to tell (`PoseReadout`), where it was
-    recorded; acting does not need it."""
-    aux_pose_loss_weight: float = 1.0
-    """Weight of that lesson beside the objective."""
-    action_dim: int = 16
-    obs_horizon: int = 2
-    pred_horizon: int = 16
-    num_action_steps: int = 8
-    inference_steps: int = 1
-    camera_names: list[str] = DATA_CAMERAS
-    normalization_type: str = "min_max"
-    loss_type: str = "pseudo_huber"
-    """`mse`, `pseudo_huber`, or of velocities `adaptive` (each sample over its own error)."""
-    prediction_type: str = "velocity"
-    """What the head predicts: `velocity`, or `sample` (the actions, from which a velocity follows,
-    and which learns much faster); of ddpm it is `ddpm.prediction_type`."""
-    time_sampler: str = "logit_normal"
-    """Of the times to train at. imf: `uniform`, `logit_normal`, `meanflow_v1` or `endpoint_mix` (see
-    `agents/time_sampling.py`); flow: `uniform`, `logit_normal` or `beta`; ddpm draws its timesteps
-    evenly."""
-    aux_v_head: bool = False
-    """Give imf a second output, the instantaneous velocity, as the direction of its derivative."""
-    noise_samples_per_obs: int = 1
-    """Random draws at which the objective is evaluated for each sample: the encoders' work is done
-    once, and the gradient's variance falls."""
-    ddpm: DDPMConfig = field(default_factory=DDPMConfig)
-    head: HeadConfig = field(default_factory=HeadConfig)
-    vision_backbone: VisionBackboneConfig = field(default_factory=VisionBackboneConfig)
+    name: str = option(MISSING, "Name of the agent group, for records and run names.")
+    objective: str = option(
+        "imf",
+        "Training objective: imf (improved MeanFlow), flow (flow matching) or ddpm (denoising "
+        "diffusion, sampled by DDIM).",
+        choices=("imf", "flow", "ddpm"),
+    )
+    conditioning: str = option(
+        "single_token",
+        "Condition tokens of an observation step: single_token (one for all cameras) or "
+        "multi_token (one per camera).",
+        choices=("single_token", "multi_token"),
+    )
+    state_dim: int = option(16, "Width of the joint state qpos.")
+    privileged_pose_objects: list[str] = option(
+        [],
+        "Objects whose true simulated pose is an input of the policy, as [cube]. Such a policy "
+        "cannot run on a real robot.",
+    )
+    aux_pose_objects: list[str] = option(
+        [],
+        "Objects whose recorded pose the image encoders learn to predict as an auxiliary task. "
+        "Inference does not need the poses.",
+    )
+    aux_pose_loss_weight: float = option(1.0, "Weight of the auxiliary pose loss.")
+    action_dim: int = option(16, "Width of an action.")
+    obs_horizon: int = option(2, "Observation steps that the policy sees.", min=1)
+    pred_horizon: int = option(16, "Actions in a predicted chunk.", min=1)
+    num_action_steps: int = option(
+        8,
+        "Actions of a chunk that are executed before the next one is predicted; at most "
+        "pred_horizon - obs_horizon + 1.",
+    )
+    inference_steps: int = option(1, "Network calls for one action chunk.", min=1)
+    camera_names: list[str] = option(
+        DATA_CAMERAS, "Cameras that the policy sees; data.camera_names by default."
+    )
+    normalization_type: str = option(
+        "min_max", "Normalization of states and actions: min_max, mean_std or identity."
+    )
+    loss_type: str = option(
+        "pseudo_huber",
+        "Error function: mse, pseudo_huber or, for imf and flow, adaptive (each sample's loss is "
+        "divided by its own error).",
+    )
+    prediction_type: str = option(
+        "velocity",
+        "Target of the head for imf and flow: velocity, or sample (the actions, from which the "
+        "velocity follows; learns much faster). ddpm uses agent.ddpm.prediction_type.",
+    )
+    time_sampler: str = option(
+        "logit_normal",
+        "Distribution of the training times. imf: uniform, logit_normal, meanflow_v1, or "
+        "endpoint_mix (a quarter each: r = t; r = 0 with uniform t; the interval (0, 1) of "
+        "one-step inference; uniform r and t). flow: uniform, logit_normal or beta. ddpm "
+        "ignores it.",
+    )
+    aux_v_head: bool = option(
+        False,
+        "Add a second output, the instantaneous velocity, which imf uses as the direction of its "
+        "time derivative. Only for agent.objective=imf.",
+    )
+    noise_samples_per_obs: int = option(
+        1,
+        "Noise and time samples per observation. Images are encoded once for all of them; more "
+        "samples reduce the gradient's variance.",
+        min=1,
+    )
+    ddpm: DDPMConfig = section(DDPMConfig)
+    head: HeadConfig = section(HeadConfig)
+    vision_backbone: VisionBackboneConfig = section(VisionBackboneConfig)
 
     def __post_init__(self) -> None:
-        check_choice("agent.objective", self.objective, ("imf", "flow", "ddpm"))
-        check_choice("agent.conditioning", self.conditioning, ("single_token", "multi_token"))
-        check_min(
-            "agent",
-            self,
-            obs_horizon=1,
-            pred_horizon=1,
-            inference_steps=1,
-            noise_samples_per_obs=1,
-        )
+        check_options("agent", self)
         if self.aux_v_head and self.objective != "imf":
             raise UserError(
                 f"agent.aux_v_head=true belongs to agent.objective=imf, not {self.objective}: set "
@@ -129,9 +191,9 @@ class AgentConfig:
             )
         if self.aux_pose_objects and not self.camera_names:
             raise UserError(
-                f"agent.aux_pose_objects={list(self.aux_pose_objects)} teaches image "
-                "encoders, but agent.camera_names is empty: name cameras, or give the poses to the "
-                "policy by agent.privileged_pose_objects."
+                f"agent.aux_pose_objects={list(self.aux_pose_objects)} trains image encoders, but "
+                "agent.camera_names is empty: name cameras, or give the poses to the policy with "
+                "agent.privileged_pose_objects."
             )
         if not 1 <= self.num_action_steps <= self.executable_steps:
             raise UserError(
@@ -139,39 +201,29 @@ class AgentConfig:
                 f"agent.pred_horizon - agent.obs_horizon + 1 = {self.executable_steps}: execution "
                 "starts at the action of the newest observation."
             )
-        head = self.head
-        check_choice(
-            "agent.head.backbone_type", head.backbone_type, ("attnres_full", "transformer")
-        )
-        if head.backbone_type == "transformer":
+        if self.head.backbone_type == "transformer":
             self._check_transformer()
-        check_min("agent.head", head, n_head=1, n_kv_head=1, n_layer=1, n_emb=1)
-        if head.n_emb % head.n_head:
-            raise UserError(
-                f"agent.head.n_emb={head.n_emb} is not divisible by agent.head.n_head="
-                f"{head.n_head}: choose a head count that divides the width."
-            )
 
     @property
     def executable_steps(self) -> int:
-        """Actions of a chunk from that of the newest observation on."""
+        """Number of actions in a chunk from the newest observation's action to the end."""
         return self.pred_horizon - self.obs_horizon + 1
 
     @property
     def recorded_objects(self) -> tuple[str, ...]:
-        """Objects whose recorded poses stand behind the state in training, in this order."""
+        """Objects whose recorded poses training reads: the privileged ones, then the auxiliary."""
         return (*self.privileged_pose_objects, *self.aux_pose_objects)
 
     def _check_transformer(self) -> None:
         if self.objective != "ddpm":
             raise UserError(
-                f"agent.objective={self.objective} gives its head two times, r and t, but that of "
+                f"agent.objective={self.objective} gives its head two times, r and t, but "
                 "agent.head.backbone_type=transformer takes one timestep: set "
                 "agent.objective=ddpm or agent.head.backbone_type=attnres_full."
             )
         if self.head.causal_attn and self.conditioning == "multi_token":
             raise UserError(
-                "agent.head.causal_attn=true with agent.head.backbone_type=transformer takes a "
-                "condition token for a step, but agent.conditioning=multi_token makes one of each "
+                "agent.head.causal_attn=true with agent.head.backbone_type=transformer needs one "
+                "condition token per step, but agent.conditioning=multi_token makes one per "
                 "camera: set agent.conditioning=single_token or agent.head.causal_attn=false."
             )

@@ -4,112 +4,152 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
 from imf_ray.errors import UserError
-from imf_ray.schema.checks import check_choice, check_min
+from imf_ray.schema.options import check_options, option
 
-EPISODE_FORMATS = ("auto", "imf_ray", "act", "act_plus_plus", "roboimi")
+READERS = ("train", "tune", "collect")
+"""Commands that read a data set to train on it or to extend it."""
 
 
 @dataclass
 class DataConfig:
-    """Where the demonstrations are and how they are read."""
+    """The demonstrations and how they are read."""
 
-    dataset_dir: str = "data/sim_transfer"
-    """A folder, or for reading a URL that fsspec knows (`s3://bucket/demos`, `https://host/demos`):
-    its files are read in place; some file systems want a package of their own."""
-    camera_names: list[str] = field(default_factory=lambda: ["r_vis", "top", "front"])
-    format: str = "auto"
-    """Kind of the episode files: `auto` (each file shows it), `imf_ray`, `act`, `act_plus_plus` or
-    `roboimi`; docs/formats.md says what they are."""
-    resize_images: bool = False
-    """Take pictures of any size: their central square, scaled to `task.image_size`."""
-    on_bad_episode: str = "error"
-    """`error` stops at the first bad file; `skip` names each bad file and goes on without it."""
-    read_block_steps: int = 25
-    """Sample starts in one row of the Ray dataset (one read of one episode)."""
-    shuffle_buffer_blocks: int = 4
-    """Rows of one virtual shard whose windows are shuffled together in a worker."""
-    virtual_shards: int | None = None
-    """Virtual shards of the batch order: a divisor of the batch, and at least as many as the
-    workers, whose shares are equal if it is a multiple of them. null is 8, fewer for a batch that 8
-    does not divide, more for more workers. Fixed for the life of a run."""
+    dataset_dir: str = option(
+        "data/sim_transfer",
+        "Folder of the episodes. For reading it may be an fsspec URL (s3://bucket/demos, "
+        "https://host/demos), whose files are read without a copy; some file systems need an "
+        "extra package.",
+        sweepable=False,
+        commands=READERS,
+    )
+    camera_names: list[str] = option(
+        ["r_vis", "top", "front"],
+        "Cameras that are recorded and read.",
+        commands=(*READERS, "evaluate", "compare"),
+    )
+    format: str = option(
+        "auto",
+        "Format of the episode files (docs/formats.md); auto detects it for each file.",
+        choices="imf_ray.data.readers:FORMATS",
+        commands=(*READERS, "dataset", "evaluate", "compare"),
+    )
+    resize_images: bool = option(
+        False,
+        "Accept images of any size: crop the central square and scale it to task.image_size.",
+        commands=READERS,
+    )
+    on_bad_episode: str = option(
+        "error",
+        "error stops at the first invalid file; skip names each invalid file and continues "
+        "without it.",
+        choices=("error", "skip"),
+        commands=READERS,
+    )
+    read_block_steps: int = option(
+        25,
+        "Sample starts in one row of the Ray dataset. A row is one read of one episode.",
+        min=1,
+    )
+    shuffle_buffer_blocks: int = option(
+        4, "Rows of a virtual shard whose samples a worker shuffles together.", min=1
+    )
+    virtual_shards: int | None = option(
+        None,
+        "Virtual shards of the batch order (MosaicML's canonical nodes), fixed for a run. A "
+        "divisor of train.batch_size and at least the number of workers; a multiple of the "
+        "workers gives them equal shares. null uses 8, or the nearest number that fits.",
+    )
 
     def __post_init__(self) -> None:
-        check_choice("data.format", self.format, EPISODE_FORMATS)
-        check_choice("data.on_bad_episode", self.on_bad_episode, ("error", "skip"))
-        check_min("data", self, read_block_steps=1, shuffle_buffer_blocks=1)
+        check_options("data", self)
         if not self.camera_names:
             raise UserError("data.camera_names is empty: name at least one camera.")
 
 
 @dataclass
 class AdapterConfig:
-    """How a gymnasium environment that is not ours becomes a task; docs/worlds.md explains it."""
+    """Adapter that makes a task of any gymnasium environment (docs/environments.md)."""
 
-    module: str | None = None
-    """Imported first, to register `task.env_id`."""
-    install: str | None = None
-    """The command that installs the module, for the message where it is missing."""
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the environment's constructor."""
-    env_class: str = "imf_ray.sim.gym_adapter:AdaptedEnv"
-    """The class that adapts it, `module:Class`."""
-    cameras: dict[str, str] = field(default_factory=dict)
-    """Where each camera's picture is: a dotted path in the observation, or `render()`."""
-    qpos: list[str] = field(default_factory=list)
-    """Dotted paths in the observation whose values, one after the other, are the state."""
-    qvel: list[str] = field(default_factory=list)
-    """The same for velocities; none is allowed."""
-    action_scaling: str = "none"
-    """`none`: actions are the environment's; `box`: -1 to 1 is stretched over its action Box."""
-    progress_signal: str = "reward"
-    """What tells how far the episode is: `reward`, `terminated` or `info.KEY`."""
-    stage_thresholds: list[float] = field(default_factory=lambda: [1.0])
-    """Stage k is reached where `progress_signal` is at least the k-th number; the last is success."""
-    success_description: str = ""
-    """What success means, in words, for records; empty is made from `progress_signal` and `stage_thresholds`."""
-    ignore_termination: bool = False
-    """Go on to `task.max_episode_steps` although the environment says that it is over."""
+    module: str | None = option(
+        None, "Python module that registers task.env_id; null imports none."
+    )
+    install: str | None = option(
+        None, "Command that installs the module, for the error message when it is missing."
+    )
+    kwargs: dict[str, Any] = option({}, "Arguments of the environment's constructor.")
+    env_class: str = option(
+        "imf_ray.sim.gym_adapter:AdaptedEnv", "Adapter class, written as module:Class."
+    )
+    cameras: dict[str, str] = option(
+        {}, "For each camera, the dotted path of its image in the observation, or render()."
+    )
+    qpos: list[str] = option(
+        [], "Dotted paths in the observation; their concatenated values are the state."
+    )
+    qvel: list[str] = option([], "The same for velocities; may be empty.")
+    action_scaling: str = option(
+        "none",
+        "none passes actions on unchanged; box scales -1 to 1 to the environment's action space.",
+        choices=("none", "box"),
+    )
+    progress_signal: str = option(
+        "reward", "Signal that measures progress: reward, terminated or info.KEY."
+    )
+    stage_thresholds: list[float] = option(
+        [1.0],
+        "Increasing values of progress_signal; reaching the k-th reaches stage k, the last is "
+        "success.",
+    )
+    success_description: str = option(
+        "",
+        "Definition of success in words, for records; empty derives it from progress_signal and "
+        "stage_thresholds.",
+    )
+    ignore_termination: bool = option(
+        False, "Continue to task.max_episode_steps after the environment terminates."
+    )
 
     def __post_init__(self) -> None:
-        check_choice("task.adapter.action_scaling", self.action_scaling, ("none", "box"))
+        check_options("task.adapter", self)
         for key in ("cameras", "qpos", "stage_thresholds"):
             if not getattr(self, key):
-                raise UserError(f"task.adapter.{key} is empty (see docs/worlds.md).")
+                raise UserError(f"task.adapter.{key} is empty (see docs/environments.md).")
         if self.stage_thresholds != sorted(set(self.stage_thresholds)):
             raise UserError(f"task.adapter.stage_thresholds={self.stage_thresholds} must increase.")
 
 
 @dataclass
 class TaskConfig:
-    """The simulated task, as recorded in episodes and as rolled out."""
+    """The simulated task, for demonstrations and for rollouts."""
 
-    env_id: str = MISSING
-    action_space: str = "joint"
-    image_size: int = 96
-    """Side of the square camera images, in pixels."""
-    shadows: bool = False
-    multisampling: bool = False
-    control_hz: int = 50
-    """Control steps per second; demonstrations and simulation must agree."""
-    max_episode_steps: int = 400
-    adapter: AdapterConfig | None = None
-    """Adapts an environment that is not ours."""
+    env_id: str = option(MISSING, "Gymnasium id of the environment.")
+    action_space: str = option(
+        "joint",
+        "joint: joint targets in radians. ee: end-effector poses, solved by inverse kinematics.",
+        choices=("joint", "ee"),
+    )
+    image_size: int = option(96, "Side of the square camera images, in pixels.", min=1)
+    shadows: bool = option(False, "Render shadows.")
+    multisampling: bool = option(False, "Render with anti-aliasing.")
+    control_hz: int = option(
+        50, "Control steps per second; demonstrations and rollouts must agree.", min=1
+    )
+    max_episode_steps: int = option(400, "Control steps of an episode.", min=1)
+    adapter: AdapterConfig | None = option(
+        None, "Adapts a gymnasium environment of another package; null for built-in tasks."
+    )
 
     def __post_init__(self) -> None:
-        if self.action_space not in ("joint", "ee"):
-            raise UserError(
-                f"task.action_space={self.action_space!r} is unknown: choose 'joint' or 'ee'."
-            )
-        check_min("task", self, image_size=1, control_hz=1, max_episode_steps=1)
+        check_options("task", self)
 
     def env_kwargs(self, camera_names: Sequence[str]) -> dict[str, Any]:
-        """Arguments with which `make_world(env_id)` of `imf_ray.sim.base` makes this task."""
+        """Arguments with which `make_env(env_id)` of `imf_ray.sim.base` makes this task."""
         return {
             "adapter": dataclasses.asdict(self.adapter) if self.adapter else None,
             "control_hz": self.control_hz,

@@ -11,9 +11,8 @@ from PIL import Image
 
 from imf_ray.data.episodes import EpisodeFields, check_episode, read_slice
 from imf_ray.data.index import build_index
-from imf_ray.data.readers import AUTO, FORMATS, center_crop_resize
+from imf_ray.data.readers import center_crop_resize
 from imf_ray.errors import UserError
-from imf_ray.schema.task import EPISODE_FORMATS
 from tests.helpers.configs import tiny_config
 
 LENGTH, HEIGHT, WIDTH = 12, 24, 32
@@ -124,7 +123,6 @@ def test_a_format_may_be_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "episode_0.hdf5"
     write_roboimi(path)
     assert check_episode(path, "act").action_spaces == ("joint",)
-    assert {AUTO, *FORMATS} == set(EPISODE_FORMATS)
 
 
 def test_the_action_space_must_be_there(tmp_path: Path) -> None:

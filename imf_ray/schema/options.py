@@ -1,0 +1,156 @@
+"""Options as dataclass fields that carry their own rules and their own sentence for `--help`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args, get_type_hints
+
+from imf_ray.errors import UserError
+
+COMMANDS = (
+    "collect",
+    "dataset",
+    "train",
+    "tune",
+    "status",
+    "report",
+    "evaluate",
+    "compare",
+    "export",
+)
+"""The commands of the package, in the order of a project."""
+
+METADATA_KEY = "option"
+
+
+@dataclass(frozen=True)
+class Option:
+    """The rules of one option, or of all options of a section."""
+
+    help: str = ""
+    """Sentences for `--help`: meaning, unit, and what null stands for."""
+    min: float | None = None
+    """Least value."""
+    above: float | None = None
+    """Bound that a value must exceed."""
+    below: float | None = None
+    """Bound that a value must stay under."""
+    reason: str = ""
+    """Why the bounds are there, for the error message."""
+    choices: Sequence[str] | str = ()
+    """Allowed values, or `module:NAME` of a registry whose keys are allowed next to the default.
+    The registry is imported when another value is checked, and for `--help`."""
+    resumable: bool | None = None
+    """True if the value may change when a run resumes; None takes the section's rule."""
+    sweepable: bool | None = None
+    """True if a search space may vary the option; None takes the section's rule."""
+    commands: Sequence[str] | None = None
+    """The commands that use the option; None takes the section's."""
+    default: Any = None
+    """The default, set by `option`."""
+
+    def choice_names(self) -> tuple[str, ...]:
+        """The allowed values; empty if any value of the type is allowed."""
+        if not isinstance(self.choices, str):
+            return tuple(self.choices)
+        module, _, name = self.choices.partition(":")
+        registry = getattr(importlib.import_module(module), name)
+        return tuple(dict.fromkeys([self.default, *registry]))
+
+    def check(self, key: str, value: Any) -> None:
+        """Check a value against bounds and choices.
+
+        Raises:
+            UserError: the value breaks a rule.
+        """
+        if value is None or value == self.default:
+            return
+        if self.choices and value not in (names := self.choice_names()):
+            raise UserError(f"{key}={value!r} is unknown: choose one of {', '.join(names)}.")
+        problem = self._bound_problem(value)
+        if problem:
+            raise UserError(f"{key}={value} {problem}{self.reason and f': {self.reason}'}.")
+
+    def _bound_problem(self, value: Any) -> str | None:
+        if self.min is not None and self.below is not None:
+            inside = self.min <= value < self.below
+            return None if inside else f"must lie in [{self.min:g}, {self.below:g})"
+        if self.min is not None and value < self.min:
+            return f"must be at least {self.min:g}"
+        if self.above is not None and value <= self.above:
+            return f"must be {'positive' if self.above == 0 else f'above {self.above:g}'}"
+        if self.below is not None and value >= self.below:
+            return f"must be below {self.below:g}"
+        return None
+
+    def within(self, section: Option) -> Option:
+        """This option with the rules that it leaves to its section filled in."""
+        inherited = {
+            rule: getattr(section, rule)
+            for rule in ("resumable", "sweepable", "commands")
+            if getattr(self, rule) is None
+        }
+        return dataclasses.replace(self, **inherited)
+
+
+def option(default: Any, help: str, **rules: Any) -> Any:
+    """Declare a dataclass field that is an option.
+
+    Args:
+        default: the default; a list or a dict is copied for each instance.
+        help: see `Option.help`.
+        rules: other fields of `Option`.
+    """
+    metadata = {METADATA_KEY: Option(help, default=default, **rules)}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: copy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(kind: type, **rules: Any) -> Any:
+    """Declare a dataclass field that is a section of options; `rules` hold for all of them."""
+    help = (kind.__doc__ or "").partition("\n\n")[0]
+    return field(default_factory=kind, metadata={METADATA_KEY: Option(help, **rules)})
+
+
+def check_options(name: str, values: Any) -> None:
+    """Check the values of one section, called `name`, against the rules of its options.
+
+    Raises:
+        UserError: a value breaks a rule.
+    """
+    nested = sections(type(values))
+    for item in fields(values):
+        if item.name not in nested:
+            key = f"{name}.{item.name}" if name else item.name
+            item.metadata[METADATA_KEY].check(key, getattr(values, item.name))
+
+
+def walk_options(root: type, rules: Option, prefix: str = "") -> Iterator[tuple[str, Option]]:
+    """Pairs of dotted name and option of a dataclass and its sections, in order.
+
+    Args:
+        rules: the rules that the options of `root` inherit.
+    """
+    nested = sections(root)
+    for item in fields(root):
+        current = item.metadata[METADATA_KEY].within(rules)
+        if item.name in nested:
+            yield from walk_options(nested[item.name], current, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, current
+
+
+def sections(root: type) -> dict[str, type]:
+    """The fields of a dataclass that are sections, possibly optional ones, and their classes."""
+    hints = get_type_hints(root).items()
+    return {
+        name: kind
+        for name, hint in hints
+        for kind in (hint, *get_args(hint))
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    }
