@@ -23,7 +23,6 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
     A policy is a checkpoint folder, `expert`, `untrained:CHECKPOINT` or `replay:EPISODES`.
     """
     from imf_ray.evaluation.candidates import (
-        OF_ONE_POLICY,
         require_settable,
         resolve_candidates,
     )
@@ -31,7 +30,7 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
     from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
     from imf_ray.rollout.record_store import settings_hash
 
-    require_settable(overrides, unused=("checkpoint=", *OF_ONE_POLICY))
+    require_settable(overrides, "compare")
     if len(policies) < 2:
         raise UserError("Name two policies or more: python -m imf_ray.compare A B [C ...]")
     home, evaluate = local_dir(config.storage_path), config.evaluate

@@ -31,7 +31,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     )
     from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
 
-    require_settable(overrides, unused=("compare.",))
+    require_settable(overrides, "evaluate")
     if config.checkpoint is None:
         raise UserError(
             "Name what to judge: checkpoint=RUN/checkpoint_00001000, checkpoint=expert, "
@@ -64,7 +64,9 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     _report(contender, records, simulators)
 
 
-def _report(contender: Candidate, records: list[EpisodeRecord], simulators: RolloutResources) -> None:
+def _report(
+    contender: Candidate, records: list[EpisodeRecord], simulators: RolloutResources
+) -> None:
     from imf_ray.evaluation.tables import latency, outcome_table
     from imf_ray.rollout.records import summarize
 

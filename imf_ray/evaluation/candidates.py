@@ -8,7 +8,7 @@ from pathlib import Path
 
 from imf_ray.agents.pretrained import load_policy_config
 from imf_ray.allocation import RolloutResources
-from imf_ray.config import apply_overrides
+from imf_ray.config import GROUPS, apply_overrides
 from imf_ray.errors import UserError
 from imf_ray.rollout.actor_pool import RolloutSpec, rollout_metadata
 from imf_ray.rollout.policies import EXPERT, REPLAY, UNTRAINED
@@ -19,30 +19,16 @@ from imf_ray.rollout.rollout_config import (
     scripted_rollout_config,
 )
 from imf_ray.rollout.seed_evaluation import Evaluation, evaluation_dir
-from imf_ray.schema import Config, EvaluateConfig
+from imf_ray.schema import (
+    Config,
+    EvaluateConfig,
+    all_options,
+    command_options,
+    training_task_options,
+)
 from imf_ray.sim.experts import EXPERTS
 from imf_ray.storage import download, is_remote, local_dir
 from imf_ray.training.checkpoint import checkpoint_rank_key, list_checkpoints, read_checkpoint
-
-SETTABLE = (
-    *("evaluate.", "compare.", "cluster.", "cluster=", "task.", "task="),
-    *("data.camera_names=", "data.format=", "checkpoint=", "storage_path=", "debug="),
-)
-"""What may be set of a judgement; everything else is the checkpoint's."""
-OF_ONE_POLICY = tuple(
-    f"evaluate.{key}="
-    for key in (
-        "output_dir",
-        "video",
-        "max_video_episodes",
-        "checkpoint_selection",
-        "selection_seed",
-        "selection_episodes",
-    )
-)
-"""What means nothing where several are judged."""
-TRAINED_WITH = ("env_id", "action_space", "image_size", "shadows", "multisampling", "control_hz")
-"""Keys of the task in which a policy and its judgement must agree."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +49,24 @@ class Candidate:
         return self.judgement.play(seeds, simulators, on_record, keep)
 
 
-def require_settable(overrides: Sequence[str], unused: tuple[str, ...]) -> None:
-    """Refuse options that belong to a checkpoint, or would be ignored.
+def require_settable(overrides: Sequence[str], command: str) -> None:
+    """Refuse options that belong to a checkpoint, or that the command would ignore.
 
     Args:
-        unused: what those begin with.
+        command: `evaluate` or `compare`.
 
     Raises:
-        UserError: one is there.
+        UserError: an override is such an option.
     """
+    settable, options = command_options(command), all_options()
     for item in overrides:
-        if item.startswith(unused):
+        key = item.partition("=")[0]
+        is_group = key in GROUPS and any(name.startswith(f"{key}.") for name in settable)
+        if key in settable or is_group:
+            continue
+        if key in options and options[key].resumable:
             raise UserError(f"{item} means nothing to this command: leave it out.")
-        if not item.startswith(SETTABLE):
-            raise UserError(f"{item} cannot be set here: it is part of the checkpoint.")
+        raise UserError(f"{item} cannot be set here: it is part of the checkpoint.")
 
 
 def resolve_candidate(
@@ -270,7 +260,7 @@ def _evaluation_config(folder: Path, config: Config, overrides: Sequence[str]) -
         judged = replace(judged, task=config.task)
     differing = [
         f"task.{key}={getattr(judged.task, key)} (trained with {getattr(trained.task, key)})"
-        for key in TRAINED_WITH
+        for key in training_task_options()
         if getattr(judged.task, key) != getattr(trained.task, key)
     ]
     if any(item.startswith("data.camera_names=") for item in overrides):

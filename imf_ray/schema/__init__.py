@@ -41,6 +41,7 @@ __all__ = [
     "command_options",
     "is_sweepable",
     "resumable_options",
+    "training_task_options",
 ]
 
 TRAINING = ("train", "tune")
@@ -160,6 +161,14 @@ def resumable_options() -> frozenset[str]:
     is divided among workers and micro-batches.
     """
     return frozenset(key for key, rules in all_options().items() if rules.resumable)
+
+
+@cache
+def training_task_options() -> tuple[str, ...]:
+    """Names of the options of `task` that evaluation must share with training."""
+    return tuple(
+        key.removeprefix("task.") for key, rules in all_options().items() if rules.match_training
+    )
 
 
 def is_sweepable(key: str) -> bool:

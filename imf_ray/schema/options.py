@@ -48,6 +48,8 @@ class Option:
     """True if the value may change when a run resumes; None takes the section's rule."""
     sweepable: bool | None = None
     """True if a search space may vary the option; None takes the section's rule."""
+    match_training: bool = False
+    """True if evaluating a policy requires the value that it was trained with."""
     commands: Sequence[str] | None = None
     """The commands that use the option; None takes the section's."""
     default: Any = None

@@ -128,17 +128,23 @@ class AdapterConfig:
 class TaskConfig:
     """The simulated task, for demonstrations and for rollouts."""
 
-    env_id: str = option(MISSING, "Gymnasium id of the environment.")
+    env_id: str = option(MISSING, "Gymnasium id of the environment.", match_training=True)
     action_space: str = option(
         "joint",
         "joint: joint targets in radians. ee: end-effector poses, solved by inverse kinematics.",
         choices=("joint", "ee"),
+        match_training=True,
     )
-    image_size: int = option(96, "Side of the square camera images, in pixels.", min=1)
-    shadows: bool = option(False, "Render shadows.")
-    multisampling: bool = option(False, "Render with anti-aliasing.")
+    image_size: int = option(
+        96, "Side of the square camera images, in pixels.", min=1, match_training=True
+    )
+    shadows: bool = option(False, "Render shadows.", match_training=True)
+    multisampling: bool = option(False, "Render with anti-aliasing.", match_training=True)
     control_hz: int = option(
-        50, "Control steps per second; demonstrations and rollouts must agree.", min=1
+        50,
+        "Control steps per second; demonstrations and rollouts must agree.",
+        min=1,
+        match_training=True,
     )
     max_episode_steps: int = option(400, "Control steps of an episode.", min=1)
     adapter: AdapterConfig | None = option(

@@ -37,7 +37,7 @@ from imf_ray.data.statistics import compute_statistics
 from imf_ray.errors import UserError
 from imf_ray.files import retry_io, write_if_changed
 from imf_ray.rollout.rollout_config import agent_rollout_config
-from imf_ray.schema import Config, EvaluateConfig
+from imf_ray.schema import Config, resumable_options
 from imf_ray.storage import delete, display_path, download, exists, parse_path, remote_path
 from imf_ray.training.checkpoint import (
     DATA_MANIFEST_FILE,
@@ -57,47 +57,6 @@ ELASTIC_FAILURE_LIMIT = 1
 """So often, an elastic run waits for more workers than may find a place, before it takes fewer."""
 VAL_EPISODES_KEY = "held_out_files"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-FREE_KEYS = (
-    "cluster",
-    "collect",
-    "compare",
-    "tune",
-    "search_space",
-    "checkpoint",
-    "run_name",
-    "resume",
-    "storage_path",
-    "debug",
-)
-FREE_TRAIN_KEYS = (
-    "num_workers",
-    "log_sample_ids",
-    "gradient_accumulation_steps",
-    "log_freq",
-    "diagnostics_freq",
-    "save_freq",
-    "keep_last_k",
-    "max_failures",
-    "rollout_video",
-    "use_swanlab",
-    "swanlab_project",
-    "swanlab_mode",
-)
-VALIDATED_BY = (
-    "stop_on_success",
-    "use_ema_weights",
-    "num_action_steps",
-    "inference_steps",
-    "inference_batch_size",
-)
-"""Options of `evaluate` on which the records of a validation depend."""
-FREE = {
-    *FREE_KEYS,
-    *(f"train.{key}" for key in FREE_TRAIN_KEYS),
-    *(f"evaluate.{f.name}" for f in dataclasses.fields(EvaluateConfig)),
-} - {f"evaluate.{key}" for key in VALIDATED_BY}
-"""Options that may change when a run goes on: they do not touch what it computes, but for the
-rounding that depends on how a batch is divided among workers and parts."""
 
 
 @dataclass(frozen=True)
@@ -171,14 +130,14 @@ def fit(
     plan = retry_io(lambda: init_or_verify_run_dir(run, run_dir))
     _warn_uneven_shards(plan, config.cluster.num_workers)
     spec = window_spec(config)
-    statistics = compute_statistics(run.train.episodes, spec.selection)
+    statistics = compute_statistics(run.train.episodes, spec.fields)
     stream = TrainDataset(
         plan=plan,
         spec=spec,
-        episodes=tuple(episode.source for episode in run.train.episodes),
+        episodes=tuple(episode.ref for episode in run.train.episodes),
         frame_bytes=len(config.agent.camera_names) * 3 * config.task.image_size**2,
         max_steps=config.train.max_steps,
-        readers=config.train.num_workers,
+        read_concurrency=config.train.num_workers,
         options=label_selector(resources.node_pool_label, DATA_POOL),
     )
     payload = WorkerConfig(
@@ -188,7 +147,7 @@ def fit(
         fn_kwargs={
             "run_dir": payload.run_dir,
             "config": payload.config,
-            "held_out": [episode.source for episode in run.held.episodes],
+            "held_out": [episode.ref for episode in run.held.episodes],
             "rollout": resources.rollout,
         }
     )
@@ -338,7 +297,7 @@ def init_or_verify_run_dir(run: PreparedRun, run_dir: Path) -> SamplePlan:
     """
     config, plan = run.config, run.plan
     settings, data = run_dir / CONFIG_FILE, run_dir / DATA_MANIFEST_FILE
-    episodes = [[Path(e.path).name, e.length, e.digest] for e in run.train.episodes]
+    episodes = [[Path(e.path).name, e.length, e.content_hash] for e in run.train.episodes]
     if settings.is_file() and data.is_file():
         stored = OmegaConf.to_container(OmegaConf.load(settings))
         before = config_from_dict(stored)  # type: ignore[arg-type]  # options it lacks are younger
@@ -359,7 +318,7 @@ def init_or_verify_run_dir(run: PreparedRun, run_dir: Path) -> SamplePlan:
     record = {
         "episodes": episodes,
         "virtual_shards": plan.virtual_shards,
-        VAL_EPISODES_KEY: [dataclasses.asdict(episode.source) for episode in run.held.episodes],
+        VAL_EPISODES_KEY: [dataclasses.asdict(episode.ref) for episode in run.held.episodes],
     }
     write_if_changed(data, json.dumps(record))
     return plan
@@ -371,7 +330,7 @@ def read_held_out(run_dir: Path) -> list[EpisodeRef]:
     download(path)
     if not path.is_file():
         return []
-    episodes = [EpisodeRef(**row) for row in json.loads(path.read_text()).get(VAL_EPISODES_KEY, [])]
+    episodes = [EpisodeRef.from_dict(row) for row in json.loads(path.read_text()).get(VAL_EPISODES_KEY, [])]
     return episodes if all(exists(parse_path(episode.path)) for episode in episodes) else []
 
 
@@ -380,7 +339,7 @@ def _config_diff(before: Any, after: Any, prefix: str = "") -> list[str]:
         found = []
         for key in after:
             name = f"{prefix}{key}"
-            if name in FREE:
+            if name in resumable_options():
                 continue
             found += _config_diff(before.get(key), after[key], f"{name}.")
         return found
