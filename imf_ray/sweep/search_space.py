@@ -20,21 +20,11 @@ from omegaconf import OmegaConf
 from ray import tune
 
 from imf_ray.bundled import search_space_names, search_space_path
-from imf_ray.config import known_keys, load_config, to_override
+from imf_ray.config import load_config, to_override
 from imf_ray.errors import UserError
-from imf_ray.schema import Config
+from imf_ray.schema import Config, all_options, is_sweepable
 from imf_ray.sweep.schedulers import check_scheduler
 
-NOT_VARIED = (
-    "cluster.",
-    "task.",
-    "collect.",
-    "evaluate.",
-    "tune.",
-    "train.device",
-    "train.rollout_",
-    "data.dataset_dir",
-)
 DISTRIBUTIONS = ("choice", "uniform", "loguniform", "quniform", "randint", "lograndint")
 """Names of the functions in `ray.tune` that a `sample:` entry may use."""
 SIGNIFICANT_DIGITS = 4
@@ -115,9 +105,9 @@ def _check(path: Path, space: SearchSpace) -> None:
     if not space.varied:
         raise UserError(f"{path} is not a search space: no option is in `grid:` or `sample:`.")
     for key in space.varied:
-        if key not in known_keys():
+        if key not in all_options():
             raise UserError(f"{path} varies {key}, which is not an option.")
-        if key.startswith(NOT_VARIED):
+        if not is_sweepable(key):
             raise UserError(
                 f"{path} varies {key}: the trials of a sweep share the cluster, the task and the "
                 "evaluation settings. Run one sweep for each value."

@@ -10,7 +10,6 @@ import pytest
 from imf_ray.config import load_config
 from imf_ray.errors import UserError
 from imf_ray.evaluation.candidates import (
-    OF_ONE_POLICY,
     require_settable,
     resolve_candidate,
     resolve_candidates,
@@ -39,14 +38,13 @@ def checkpoint(run_dir: Path, step: int = 1) -> str:
 
 
 def test_options_of_the_checkpoint_are_refused() -> None:
-    require_settable(
-        ["evaluate.num_episodes=4", "task.shadows=true", "checkpoint=x", "debug=true"], ()
-    )
-    require_settable(["cluster=pools", "cluster.num_cpus=2", "data.format=act"], OF_ONE_POLICY)
+    settable = ["evaluate.num_episodes=4", "task.shadows=true", "checkpoint=x", "debug=true"]
+    require_settable(settable, "evaluate")
+    require_settable(["cluster=pools", "cluster.num_cpus=2", "data.format=act"], "compare")
     with pytest.raises(UserError, match=r"agent\.head\.n_emb=4 cannot be set here"):
-        require_settable(["evaluate.num_episodes=4", "agent.head.n_emb=4"], ())
+        require_settable(["evaluate.num_episodes=4", "agent.head.n_emb=4"], "evaluate")
     with pytest.raises(UserError, match=r"evaluate\.video=all means nothing to this command"):
-        require_settable(["evaluate.video=all"], OF_ONE_POLICY)
+        require_settable(["evaluate.video=all"], "compare")
 
 
 def test_the_judgement_says_how_the_policy_is_executed(run_dir: Path, tmp_path: Path) -> None:
