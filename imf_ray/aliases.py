@@ -6,8 +6,13 @@ through it; everything that is written carries the new names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from imf_ray.errors import UserError
+
+Notify = Callable[[str, str], None]
+"""Called with the old and the new name of what was translated."""
 
 OPTIONS = {
     "agent.condition": "agent.conditioning",
@@ -53,7 +58,7 @@ VALUES: dict[str, dict[str, str]] = {
     "agent.time_sampler": {"corner": "endpoint_mix"},
     "task.adapter.env_class": {
         "imf_ray.sim.adapter:AdaptedWorld": "imf_ray.sim.gym_adapter:AdaptedEnv",
-        "imf_ray.sim.aloha:AlohaWorld": "imf_ray.sim.aloha:AlohaEnv",
+        "imf_ray.sim.aloha:AlohaWorld": "imf_ray.sim.tasks.aloha:AlohaEnv",
     },
     "train.encoder_precision": {"none": "fp32"},
 }
@@ -84,11 +89,17 @@ RECORD_SETTINGS = {
 TRIAL_FIELDS = {"unjudged": "failed_validation_steps"}
 """Fields of a `TrialRecord`, old to new."""
 
-SWEEP_KEYS = {"oracles": "baselines"}
-"""Keys of `sweep.json`, old to new."""
+SWEEP_KEYS = {"begun": "started_at", "oracles": "baselines"}
+"""Keys of a sweep's `space.json` and `sweep.json`, old to new."""
 
-EPISODE_REF_FIELDS = {"stamp": "fingerprint"}
+EPISODE_REF_FIELDS = {"digest": "content_hash", "stamp": "fingerprint"}
 """Fields of an `EpisodeRef` in a run's `data.json`, old to new."""
+
+DATA_STATE_KEYS = {
+    "chunk_steps": "read_block_steps",
+    "pool_chunks": "shuffle_buffer_blocks",
+}
+"""Keys of the position in the data that a checkpoint holds, old to new."""
 
 STATE_DICT_PREFIXES = {"pose_readout.": "pose_head."}
 """Prefixes of a checkpoint's weights, old to new."""
@@ -105,3 +116,68 @@ def rename_keys(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str
         twice = sorted(old for old, new in names.items() if old in values and new in values)
         raise ValueError(f"given under both the old and the new name: {', '.join(twice)}")
     return renamed
+
+
+def rename_options(
+    values: Mapping[str, Any], notify: Notify | None = None, prefix: str = ""
+) -> dict[str, Any]:
+    """A copy of options under their current names and with current values.
+
+    Args:
+        values: nested sections, or dotted names, or both.
+        prefix: dotted name of the section that `values` is, with a dot at its end.
+
+    Raises:
+        UserError: an option is given under its old and its new name.
+    """
+    renamed: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        new = rename_option(key, notify)
+        new_name = new.removeprefix(prefix)
+        if new != key and new_name in values:
+            raise UserError(f"{new} is given under its old name too: remove {key}.")
+        if new in VALUES:
+            value = rename_value(new, value, notify)
+        elif isinstance(value, Mapping):
+            value = rename_options(value, notify, f"{new}.")
+        renamed[new_name] = value
+    return renamed
+
+
+def rename_overrides(overrides: Iterable[str], notify: Notify | None = None) -> list[str]:
+    """`key=value` options under their current names and with current values.
+
+    Raises:
+        UserError: an option is given under its old and its new name.
+    """
+    overrides = list(overrides)
+    given = {item.partition("=")[0] for item in overrides}
+    renamed = []
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        new = rename_option(key, notify)
+        if new != key and new in given:
+            raise UserError(f"{new} is given under its old name too: remove {key}.")
+        renamed.append(f"{new}{separator}{rename_value(new, value, notify)}")
+    return renamed
+
+
+def rename_option(key: str, notify: Notify | None = None) -> str:
+    """The current name of an option."""
+    new = OPTIONS.get(key, key)
+    if new != key and notify is not None:
+        notify(key, new)
+    return new
+
+
+def rename_value(key: str, value: Any, notify: Notify | None = None) -> Any:
+    """The current value of the option `key`; lists and mappings are translated inside."""
+    if isinstance(value, Mapping):
+        return {name: rename_value(key, item, notify) for name, item in value.items()}
+    if isinstance(value, list):
+        return [rename_value(key, item, notify) for item in value]
+    new = VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
+    if new != value and notify is not None:
+        notify(f"{key}={value}", f"{key}={new}")
+    return new

@@ -39,7 +39,7 @@ def check(config: Config, folder: AnyPath) -> None:
     from imf_ray.data.visualize import check_table
 
     files = require_episodes(folder)
-    verdicts = check_dataset(folder, files, config.data.format, again=True)
+    verdicts = check_dataset(folder, files, config.data.format, force=True)
     console.print(check_table(verdicts))
     bad = sum(isinstance(found, str) for found in verdicts.values())
     if bad:
@@ -83,7 +83,7 @@ def inspect(config: Config, folder: AnyPath) -> None:
 
 def _vectors(episode: EpisodeMetadata) -> list[tuple[str, int]]:
     """The datasets of vectors of an episode, and their widths."""
-    return sorted((name, len(found.mean)) for name, found in episode.moments.items())
+    return sorted((name, len(stats.mean)) for name, stats in episode.stats.items())
 
 
 if __name__ == "__main__":

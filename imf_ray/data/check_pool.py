@@ -1,6 +1,7 @@
-"""Checks episode files in child processes, which a damaged file can hang or kill without harm.
+"""Checks episode files in child processes, because a damaged file can hang or kill its reader.
 
-`python -m imf_ray.data.check_pool FORMAT` is the child: a path a line in, a verdict a line out.
+`python -m imf_ray.data.check_pool FORMAT` is such a child: it reads a path per line and writes a
+result per line.
 """
 
 from __future__ import annotations
@@ -25,23 +26,24 @@ from imf_ray.data.running_stats import RunningStats
 from imf_ray.errors import StorageError, UserError
 from imf_ray.storage import AnyPath, is_remote, parse_path
 
-START_LIMIT_S = 120.0
+START_TIMEOUT_S = 120.0
+"""Seconds a child may take to start."""
 MAX_CHECKERS = 16
-"""More would share out a disk or a network until each looks as if it hung."""
-MIN_TIMEOUT_S, LEAST_BYTES_PER_S = 10.0, 1e6
-"""A check that takes longer than the first and a second for so many bytes hangs."""
+"""Most children; with more, a slow disk or network could make each look as if it hung."""
+MIN_TIMEOUT_S, MIN_BYTES_PER_S = 10.0, 1e6
+"""A check hangs if it takes longer than `MIN_TIMEOUT_S` plus its file's size at this rate."""
 MEMORY_BYTES = 16 << 30
-"""Address space of a child: a file that claims more is bad."""
+"""Limit of a child's address space; a file that needs more is invalid."""
 READY_LINE = b"ready\n"
 CheckResult = EpisodeMetadata | str
-"""On a file: what it holds, or the reason why it is bad."""
+"""The description of a valid file, or the reason why it is invalid."""
 
 
 def check_files(paths: Sequence[AnyPath], format: str) -> Iterator[tuple[AnyPath, CheckResult]]:
-    """The verdict on each file as it comes.
+    """Check files in parallel and yield each result as it arrives.
 
     Raises:
-        StorageError: a file under a URL is out of reach.
+        StorageError: a file under a URL cannot be reached.
     """
     if not paths:
         return
@@ -65,66 +67,68 @@ def check_files(paths: Sequence[AnyPath], format: str) -> Iterator[tuple[AnyPath
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in children:
-            child.kill()  # whoever leaves early need not wait for a slow file
+            child.kill()  # a caller that leaves early need not wait for a slow file
         pool.shutdown(wait=True)
         for child in children:
             child.close()
 
 
-def info_from_dict(values: dict[str, Any]) -> EpisodeMetadata:
-    """An index row from what JSON made of it."""
-    sizes = {camera: tuple(size) for camera, size in values["cameras"].items()}
-    lists = {name: tuple(values[name]) for name in ("action_spaces", "objects", "unread")}
-    moments = {
+def metadata_from_dict(values: dict[str, Any]) -> EpisodeMetadata:
+    """Restore a file's description from JSON."""
+    cameras = {camera: tuple(size) for camera, size in values["cameras"].items()}
+    tuples = {name: tuple(values[name]) for name in ("action_spaces", "objects", "unused_datasets")}
+    stats = {
         name: RunningStats(
-            found["count"], *(tuple(found[key]) for key in ("min", "max", "mean", "squares"))
+            part["count"], *(tuple(part[key]) for key in ("min", "max", "mean", "m2"))
         )
-        for name, found in values["moments"].items()
+        for name, part in values["stats"].items()
     }
-    return EpisodeMetadata(**{**values, **lists, "cameras": sizes, "moments": moments})
+    return EpisodeMetadata(**{**values, **tuples, "cameras": cameras, "stats": stats})
 
 
 class _CheckerProcess:
-    """A process that checks files, started when there is one and again after it died."""
+    """A child process that checks files; started on first use, and again after it died."""
 
     def __init__(self, format: str) -> None:
         self._command = [sys.executable, "-m", "imf_ray.data.check_pool", format]
         self._process: subprocess.Popen[bytes] | None = None
-        self._starting, self._is_over = threading.Lock(), False
+        self._start_lock, self._killed = threading.Lock(), False
 
     def check(self, path: AnyPath) -> CheckResult:
+        """Check one file, within a time limit."""
         if self._process is not None and self._process.poll() is not None:
-            self.close()  # it died between two files: neither is to blame
+            self.close()  # it died between two files, so neither is the cause
         process = self._process or self._start()
         try:
-            limit = MIN_TIMEOUT_S + file_size(path) / LEAST_BYTES_PER_S
+            timeout_s = MIN_TIMEOUT_S + file_size(path) / MIN_BYTES_PER_S
         except OSError as error:
             if is_remote(path):
                 raise StorageError(f"{path} cannot be read: {error}") from error
             return str(bad_episode_error(path, f"it cannot be read ({error})"))
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died: there is no answer either
+        with contextlib.suppress(BrokenPipeError):  # it died, so that no answer will come either
             process.stdin.write(json.dumps(str(path)).encode() + b"\n")
             process.stdin.flush()
-        line = self._line(process, limit)
+        line = self._read_line(process, timeout_s)
         if line:
             answer = json.loads(line)
-            return answer["bad"] if "bad" in answer else info_from_dict(answer["info"])
-        reason = f"reading it takes more than {limit:.0f} s"
+            return answer["bad"] if "bad" in answer else metadata_from_dict(answer["info"])
+        reason = f"reading it takes more than {timeout_s:.0f} s"
         if line is not None:
             reason = f"reading it killed the reader (exit code {process.wait()})"
         self.close()
         return str(bad_episode_error(path, reason))
 
     def kill(self) -> None:
-        """End what it is doing for somebody else, and let nobody start it again."""
-        with self._starting:
-            self._is_over = True
+        """Kill the process, which another thread may be using, and prevent a new start."""
+        with self._start_lock:
+            self._killed = True
             process = self._process
         if process is not None:
             process.kill()
 
     def close(self) -> None:
+        """Kill the process and release its pipes; the next check starts a new one."""
         if self._process is None:
             return
         self._process.kill()
@@ -135,37 +139,37 @@ class _CheckerProcess:
         self._process = None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        with self._starting:
-            if self._is_over:
-                raise RuntimeError("The check was ended.")
+        with self._start_lock:
+            if self._killed:
+                raise RuntimeError("The check was stopped.")
             process = self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-                start_new_session=True,  # Ctrl-C is for the parent
+                start_new_session=True,  # only the parent handles Ctrl-C
             )
-        if self._line(process, START_LIMIT_S) != READY_LINE:
+        if self._read_line(process, START_TIMEOUT_S) != READY_LINE:
             self.close()
-            raise RuntimeError(f"The reader does not start: {' '.join(self._command)}")
+            raise RuntimeError(f"The reader process does not start: {' '.join(self._command)}")
         return process
 
     @staticmethod
-    def _line(process: subprocess.Popen[bytes], limit_s: float) -> bytes | None:
-        """The next line of a child's output: empty if it died, None if it takes too long."""
+    def _read_line(process: subprocess.Popen[bytes], timeout_s: float) -> bytes | None:
+        """The next line of a child's output: empty if it died, None after the timeout."""
         assert process.stdout is not None
         poll = select.poll()
         poll.register(process.stdout, select.POLLIN)
-        return process.stdout.readline() if poll.poll(1e3 * limit_s) else None
+        return process.stdout.readline() if poll.poll(1e3 * timeout_s) else None
 
 
 def main(format: str) -> None:
-    """Answer each path on standard input with a line of JSON."""
+    """Check each path from standard input and write a line of JSON."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     soft = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # output of libraries goes to stderr, apart from the answers
     answers.write(READY_LINE)
     for line in sys.stdin:
         path = parse_path(json.loads(line))
@@ -173,7 +177,7 @@ def main(format: str) -> None:
             answer = json.dumps({"info": asdict(check_episode(path, format))})
         except UserError as error:
             answer = json.dumps({"bad": str(error)})
-        except Exception as error:  # whatever a file brings about is a verdict on it
+        except Exception as error:  # any other exception also makes the file invalid
             reason = f"it cannot be read ({type(error).__name__}: {error})"
             answer = json.dumps({"bad": str(bad_episode_error(path, reason))})
         answers.write(answer.encode() + b"\n")

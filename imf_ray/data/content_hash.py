@@ -1,4 +1,4 @@
-"""Whether a file holds what was written, and nothing that reaches out of it."""
+"""Content hash of an HDF5 file, and a check that the file contains all of its data."""
 
 from __future__ import annotations
 
@@ -10,59 +10,62 @@ import numpy as np
 
 from imf_ray.errors import UserError
 
-DIGEST = "digest"
-"""The root attribute that holds a file's digest."""
+HASH_ATTRIBUTE = "digest"
+"""The root attribute that holds a file's content hash."""
 MAX_COMPRESSION_RATIO = 1100
-"""Claimed bytes for a stored byte: deflate, the densest filter in use, reaches 1032."""
+"""Most bytes that one stored byte may expand to; deflate, the densest filter in use, reaches 1032.
+"""
 _BLOCK_BYTES = 1 << 24
 
 
 def hash_contents(file: h5py.File) -> str:
-    """Digest of every dataset (name, type, shape, values) and attribute, `DIGEST` itself excepted.
+    """Hash every dataset (name, type, shape, values) and attribute except `HASH_ATTRIBUTE`.
 
-    It is that of the contents, not of the bytes: copying a file with other chunks keeps it.
+    The hash is of the contents, not of the bytes: a copy with other HDF5 chunks has the same one.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, thing in _objects(file):
-        digest.update(name.encode())
-        for key in sorted(set(thing.attrs) - {DIGEST}):
-            value = np.asarray(thing.attrs[key])
-            digest.update(f"\0{key}\0{value.dtype}\0{value.shape}\0{value.tolist()!r}".encode())
-        if isinstance(thing, h5py.Dataset):
-            digest.update(f"\0{thing.dtype.str}\0{thing.shape}".encode())
-            for block in _blocks(thing):
-                if thing.dtype.hasobject:  # strings and the like
-                    digest.update(repr(block.tolist()).encode())
+    content_hash = hashlib.blake2b(digest_size=16)
+    for name, item in _objects(file):
+        content_hash.update(name.encode())
+        for key in sorted(set(item.attrs) - {HASH_ATTRIBUTE}):
+            value = np.asarray(item.attrs[key])
+            description = f"\0{key}\0{value.dtype}\0{value.shape}\0{value.tolist()!r}"
+            content_hash.update(description.encode())
+        if isinstance(item, h5py.Dataset):
+            content_hash.update(f"\0{item.dtype.str}\0{item.shape}".encode())
+            for block in _blocks(item):
+                if item.dtype.hasobject:  # for example strings
+                    content_hash.update(repr(block.tolist()).encode())
                 else:
-                    digest.update(np.ascontiguousarray(block).data)
-    return digest.hexdigest()
+                    content_hash.update(np.ascontiguousarray(block).data)
+    return content_hash.hexdigest()
 
 
 def reject_external_data(file: h5py.File) -> None:
-    """See that all that a file claims to hold is in it.
+    """Check that a file contains all data that it declares.
 
     Raises:
-        UserError: it has a link, a dataset stored elsewhere, or one larger than what is stored.
+        UserError: the file has a link, a dataset stored in another file, or a dataset that is
+            larger than the stored bytes can be.
     """
-    things = dict(_objects(file))
+    objects = dict(_objects(file))
     for name, link in _links(file):
-        # A second hard link to a thing is not among the things.
-        if not isinstance(link, h5py.HardLink) or name not in things:
+        # `visit` lists an object once, so a second hard link to it is not among the objects.
+        if not isinstance(link, h5py.HardLink) or name not in objects:
             raise UserError(f"/{name} is a link")
-    for name, thing in things.items():
-        if not isinstance(thing, h5py.Dataset):
+    for name, item in objects.items():
+        if not isinstance(item, h5py.Dataset):
             continue
-        if thing.size is None:
+        if item.size is None:
             raise UserError(f"/{name} has no shape")
-        if thing.external or thing.is_virtual:
-            raise UserError(f"/{name} keeps its values in another file")
-        claimed, stored = thing.size * thing.dtype.itemsize, thing.id.get_storage_size()
-        if claimed > MAX_COMPRESSION_RATIO * stored:
-            raise UserError(f"/{name} claims {claimed} bytes, but {stored} are stored")
+        if item.external or item.is_virtual:
+            raise UserError(f"/{name} stores its values in another file")
+        declared, stored = item.size * item.dtype.itemsize, item.id.get_storage_size()
+        if declared > MAX_COMPRESSION_RATIO * stored:
+            raise UserError(f"/{name} declares {declared} bytes, but only {stored} are stored")
 
 
 def _objects(file: h5py.File) -> Iterator[tuple[str, h5py.HLObject]]:
-    """The root ("") and everything in it, by name."""
+    """Yield the root as "" and every object in it, sorted by name."""
     names: list[str] = []
     file.visit(names.append)
     yield "", file
@@ -71,13 +74,13 @@ def _objects(file: h5py.File) -> Iterator[tuple[str, h5py.HLObject]]:
 
 
 def _links(file: h5py.File) -> Iterator[tuple[str, object]]:
-    found: list[tuple[str, object]] = []
-    file.visititems_links(lambda name, link: found.append((name, link)))
-    return iter(found)
+    links: list[tuple[str, object]] = []
+    file.visititems_links(lambda name, link: links.append((name, link)))
+    return iter(links)
 
 
 def _blocks(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
-    """All values, in pieces of about 16 MiB along the first axis."""
+    """Yield all values in blocks of about 16 MiB along the first axis."""
     if dataset.ndim == 0 or dataset.size == 0:
         yield np.asarray(dataset[()])
         return

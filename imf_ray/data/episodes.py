@@ -1,25 +1,26 @@
-"""One episode, one HDF5 file: ours is written, and those of every known format are read.
+"""Episodes as HDF5 files, one file each: writing ours, and checking and reading every format.
 
-Ours is ACT's layout with a few attributes more:
+Our layout is ACT's with some additions:
 
-    /observations/images/{camera}  (T, H, W, 3) uint8 RGB, a chunk a frame, deflated on request
+    /observations/images/{camera}  (T, H, W, 3) uint8 RGB, one HDF5 chunk per frame, optional gzip
     /observations/qpos             (T, D_state) float32
     /observations/qvel             (T, D_state) float32, optional
     /observations/poses/{object}   (T, 7) float32, xyz in m and quaternion wxyz, optional
     /action                        (T, D_action) float32, joint targets or the task's own actions
     /action_ee                     (T, D_action) float32, end-effector targets, optional
 
-Observation t is the one before action t. The root attributes say what shapes cannot: the task, the
-action space of `/action`, the control rate, the seed, the outcome and the render flags; `digest` is
-that of all else in the file.
+Observation t precedes action t. The root attributes describe the recording: the task, the action
+space of `/action`, the control rate, the seed, the outcome and the render flags. The attribute
+`digest` is the hash of all other contents.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from imf_ray.data.content_hash import DIGEST, hash_contents, reject_external_data
+from imf_ray.aliases import EPISODE_REF_FIELDS, rename_keys
+from imf_ray.data.content_hash import HASH_ATTRIBUTE, hash_contents, reject_external_data
 from imf_ray.data.hdf5 import fingerprint, open_hdf5
 from imf_ray.data.readers import (
     AUTO,
@@ -37,9 +39,9 @@ from imf_ray.data.readers import (
     EpisodeFormat,
     Frames,
     center_crop_resize,
-    format_of,
+    format_name,
 )
-from imf_ray.data.running_stats import RunningStats, moments_of
+from imf_ray.data.running_stats import RunningStats
 from imf_ray.errors import UserError
 from imf_ray.files import atomic_rename, retry_io
 from imf_ray.storage import AnyPath, is_remote, is_transient, parse_path
@@ -49,12 +51,14 @@ POSES = "observations/poses"
 POSE_DIM = 7
 QPOS, QVEL = "observations/qpos", "observations/qvel"
 DEFLATE_LEVEL = 4
-"""Higher ones take longer and save little (docs/results/data.md)."""
+"""gzip level of images; higher levels take longer and save little (docs/results/data.md)."""
+_READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
+"""Exceptions that h5py raises for a damaged file."""
 
 
 @dataclass(frozen=True)
 class RecordingMetadata:
-    """What the file says of itself in its root attributes."""
+    """Root attributes of a file in our format."""
 
     task: str
     action_space: str
@@ -79,27 +83,32 @@ class Episode:
     action: np.ndarray
     action_ee: np.ndarray | None
     poses: Mapping[str, np.ndarray]
-    """True poses (T, 7) by object: what a policy without eyes is told."""
+    """True poses (T, 7) by object, the privileged input of policies without cameras."""
     attributes: RecordingMetadata
 
 
 @dataclass(frozen=True)
 class EpisodeRef:
-    """An indexed file, as whoever reads it again knows it."""
+    """Reference to an indexed file, sufficient to read it again and to notice a change."""
 
     path: str
     length: int
     format: str
-    """A name in `formats.FORMATS`."""
+    """A name in `readers.FORMATS`."""
     fingerprint: str
-    """See `storage.fingerprint`: where it is another one now, the contents are held to the digest."""
-    digest: str
-    """Of the contents, see `integrity.digest_of`."""
+    """See `hdf5.fingerprint`; if it differs, the contents must still have `content_hash`."""
+    content_hash: str
+    """See `content_hash.hash_contents`."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EpisodeRef:
+        """The reference from its JSON form, also one written by an earlier version."""
+        return cls(**rename_keys(values, EPISODE_REF_FIELDS))
 
 
 @dataclass(frozen=True)
 class EpisodeMetadata:
-    """What a checked file holds: an index row."""
+    """Description of a checked file, one entry of the index."""
 
     path: str
     length: int
@@ -108,47 +117,47 @@ class EpisodeMetadata:
     state_dim: int
     action_dim: int
     format: str
-    """A name in `formats.FORMATS`."""
+    """A name in `readers.FORMATS`."""
     action_spaces: tuple[str, ...]
-    """The spaces that actions are recorded in: `joint`, `ee`."""
+    """Action spaces with recorded actions: `joint`, `ee`."""
     objects: tuple[str, ...]
-    """Objects whose poses are recorded."""
-    moments: Mapping[str, RunningStats]
-    """Of the steps of each vector dataset, by its name."""
+    """Objects with recorded poses."""
+    stats: Mapping[str, RunningStats]
+    """Statistics over the steps of each vector dataset, by dataset name."""
     fingerprint: str
-    """See `storage.fingerprint`; from before the file was read."""
-    digest: str
-    """Of the contents, see `integrity.digest_of`."""
+    """See `hdf5.fingerprint`; taken before the file was read."""
+    content_hash: str
+    """See `content_hash.hash_contents`."""
     attributes: Mapping[str, Any]
-    """Root attributes as plain values; empty for files without them."""
-    unread: tuple[str, ...]
-    """Datasets that nothing is made of, such as the moves of a mobile base."""
+    """Root attributes as plain values; empty for files without any."""
+    unused_datasets: tuple[str, ...]
+    """Datasets that training never reads, such as the actions of a mobile base."""
 
     @property
-    def source(self) -> EpisodeRef:
-        """What reading the file again takes."""
-        return EpisodeRef(self.path, self.length, self.format, self.fingerprint, self.digest)
+    def ref(self) -> EpisodeRef:
+        """The reference for reading the file again."""
+        return EpisodeRef(self.path, self.length, self.format, self.fingerprint, self.content_hash)
 
 
 @dataclass(frozen=True)
 class EpisodeFields:
-    """What of an episode is read."""
+    """Selection of the fields of an episode that are read."""
 
     cameras: tuple[str, ...] = ()
     objects: tuple[str, ...] = ()
-    """Their poses are read behind `qpos`."""
+    """Objects whose poses are read."""
     action_space: str = "joint"
     image_size: int | None = None
-    """Side of the pictures; those of another size give their central square, scaled."""
+    """Side of the images in pixels; others are cropped to their central square and scaled."""
 
 
 @dataclass(frozen=True)
 class EpisodeSlice:
-    """Consecutive steps of one episode: what one read brings, and what windows are cut from.
+    """Consecutive steps of one episode: the result of one read, from which windows are extracted.
 
-    `images` {camera: (F, H, W, 3) uint8} and `qpos` (F, D; with the poses that were asked for
-    behind it) begin at step `frame_start`; `action` (A, D) begins at step `action_start`; `length`
-    is the whole episode's.
+    `images` {camera: (F, H, W, 3) uint8}, `qpos` (F, D) and `object_poses` {name: (F, 7)} start at
+    step `frame_start`. `action` (A, D) starts at step `action_start`. `length` is that of the whole
+    episode. Vectors are float32.
     """
 
     length: int
@@ -156,32 +165,33 @@ class EpisodeSlice:
     action_start: int
     images: Mapping[str, np.ndarray]
     qpos: np.ndarray
+    object_poses: Mapping[str, np.ndarray]
     action: np.ndarray
 
 
 def episode_path(folder: Path, number: int) -> Path:
-    """Where episode `number` of a data set lies."""
+    """The file of episode `number` in a data set."""
     return folder / f"episode_{number}{SUFFIX}"
 
 
 def pose_dataset(name: str) -> str:
-    """The dataset of an object's poses."""
+    """The dataset with an object's poses."""
     return f"{POSES}/{name}"
 
 
 def write_episode(path: Path, episode: Episode, compress: bool = False) -> None:
     """Write the file atomically: under a temporary name, synced, then renamed.
 
-    Every dataset carries a Fletcher-32 checksum, so that a flipped byte fails on reading.
+    Every dataset carries a Fletcher-32 checksum, so a flipped byte is an error on reading.
 
     Args:
-        compress: deflate the pictures, which loses nothing; every HDF5 library reads it.
+        compress: store the images with gzip, which is lossless and readable by every HDF5 library.
     """
-    deflate = {"compression": "gzip", "compression_opts": DEFLATE_LEVEL} if compress else {}
+    gzip = {"compression": "gzip", "compression_opts": DEFLATE_LEVEL} if compress else {}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with h5py.File(partial, "w") as file:
-            for name, value in asdict(episode.attributes).items():
+            for name, value in dataclasses.asdict(episode.attributes).items():
                 file.attrs[name] = json.dumps(value) if name == "camera_names" else value
             for camera, frames in episode.images.items():
                 file.create_dataset(
@@ -189,7 +199,7 @@ def write_episode(path: Path, episode: Episode, compress: bool = False) -> None:
                     data=frames,
                     chunks=(1, *frames.shape[1:]),
                     fletcher32=True,
-                    **deflate,
+                    **gzip,
                 )
             for name, values in (
                 (QPOS, episode.qpos),
@@ -202,7 +212,7 @@ def write_episode(path: Path, episode: Episode, compress: bool = False) -> None:
                     file.create_dataset(
                         name, data=values.astype(np.float32), chunks=values.shape, fletcher32=True
                     )
-            file.attrs[DIGEST] = hash_contents(file)
+            file.attrs[HASH_ATTRIBUTE] = hash_contents(file)
         atomic_rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -212,84 +222,89 @@ def check_episode(path: AnyPath, format: str = AUTO) -> EpisodeMetadata:
     """Read the whole file once and describe it.
 
     Args:
-        format: a name in `formats.FORMATS`, or `auto`: the file itself decides.
+        format: a name in `readers.FORMATS`, or `auto` to recognize it from the contents.
 
     Raises:
-        UserError: the file cannot be read, or a shape, dtype, length or value in it is wrong; the
-            message names the file and the reason.
+        UserError: the file cannot be read, or one of its shapes, dtypes, lengths or values is
+            wrong; the message names the file and the reason.
     """
     try:
-        before = fingerprint(path)
+        fingerprint_before = fingerprint(path)
         with open_hdf5(path) as file:
             reject_external_data(file)
-            return _describe(path, before, file, format)
+            return _describe(path, fingerprint_before, file, format)
     except UserError as error:
         raise bad_episode_error(path, str(error)) from error
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+    except (*_READ_ERRORS, MemoryError) as error:
         reason = str(error).strip("'\"").partition("\n")[0] or type(error).__name__
         raise bad_episode_error(path, f"it cannot be read as an HDF5 episode ({reason})") from error
 
 
 def read_slice(
-    source: EpisodeRef, selection: EpisodeFields, frames: tuple[int, int], actions: tuple[int, int]
+    episode: EpisodeRef, fields: EpisodeFields, frames: tuple[int, int], actions: tuple[int, int]
 ) -> EpisodeSlice:
     """Read frames [frames[0], frames[1]) and actions [actions[0], actions[1]) of one episode.
 
     Raises:
-        UserError: the file cannot be read any more, or holds something else than when it was
-            indexed, with the file named.
+        UserError: the file can no longer be read, or its contents differ from the indexed ones;
+            the message names the file.
     """
 
     def read() -> EpisodeSlice:
         try:
-            return _read_slice(source, selection, frames, actions)
+            return _read_slice(episode, fields, frames, actions)
         except OSError as error:
-            if is_remote(source.path) or is_transient(error):  # a network may fail for a moment
+            if is_remote(episode.path) or is_transient(error):  # retry: a network may recover
                 raise
-            raise ValueError(str(error)) from error  # what is wrong is in the file
+            raise ValueError(str(error)) from error  # not retried: the file itself is damaged
 
     try:
         return retry_io(read)
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, UserError) as error:
+    except (*_READ_ERRORS, UserError) as error:
         raise UserError(
-            f"Episode {source.path} cannot be read as it was when it was indexed ({error}). Put "
-            "back the file that was, and the same command goes on; or train another run without it."
+            f"Episode {episode.path} cannot be read as it was indexed ({error}). Restore the "
+            "original file and repeat the command to resume, or start another run without the file."
         ) from error
 
 
 def _read_slice(
-    source: EpisodeRef, selection: EpisodeFields, frames: tuple[int, int], actions: tuple[int, int]
+    episode: EpisodeRef, fields: EpisodeFields, frames: tuple[int, int], actions: tuple[int, int]
 ) -> EpisodeSlice:
-    now = fingerprint(parse_path(source.path))
-    # A copy on another machine has another time, and a file that was edited its old digest.
-    if now != source.fingerprint and _digest_at(source.path, now) != source.digest:
+    current = fingerprint(parse_path(episode.path))
+    # A copy on another machine has another time, and a file edited in place its old attribute.
+    if current != episode.fingerprint and _content_hash(episode.path, current) != (
+        episode.content_hash
+    ):
         raise UserError("it was changed")
-    with open_hdf5(source.path) as file:
-        kind = FORMATS[source.format]
-        state = [file[QPOS], *(file[pose_dataset(name)] for name in selection.objects)]
+    with open_hdf5(episode.path) as file:
+        format = FORMATS[episode.format]
+        action_dataset = format.actions[fields.action_space]
         return EpisodeSlice(
-            length=source.length,
+            length=episode.length,
             frame_start=frames[0],
             action_start=actions[0],
             images={
-                camera: _pictures(kind.frames(file, camera), frames, selection.image_size)
-                for camera in selection.cameras
+                camera: _read_images(format.open_frames(file, camera), frames, fields.image_size)
+                for camera in fields.cameras
             },
-            qpos=np.hstack([part[slice(*frames)] for part in state]).astype(np.float32),
-            action=file[kind.actions[selection.action_space]][slice(*actions)].astype(np.float32),
+            qpos=_read_vectors(file[QPOS], frames),
+            object_poses={
+                name: _read_vectors(file[pose_dataset(name)], frames) for name in fields.objects
+            },
+            action=_read_vectors(file[action_dataset], actions),
         )
 
 
 @cache
-def _digest_at(path: str, fingerprint: str) -> str:
-    """The digest of a file's contents, read once a process for each of its stamps."""
+def _content_hash(path: str, fingerprint: str) -> str:
+    """The hash of a file's contents, computed once per process and fingerprint."""
     with open_hdf5(path) as file:
-        reject_external_data(file)  # or it might take for ever
+        reject_external_data(file)  # hashing a dataset that only claims its size may never end
         return hash_contents(file)
 
 
 def read_actions(path: AnyPath, format: str, action_space: str) -> np.ndarray:
-    """All actions (T, D) float32 of one episode of a format.
+    """All actions (T, D) float32 of one episode.
 
     Raises:
         UserError: the file cannot be read, or has no actions in that space.
@@ -297,7 +312,7 @@ def read_actions(path: AnyPath, format: str, action_space: str) -> np.ndarray:
     try:
         with open_hdf5(path) as file:
             return file[FORMATS[format].actions[action_space]][:].astype(np.float32)
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+    except _READ_ERRORS as error:
         reason = f"its {action_space} actions cannot be read ({error})"
         raise bad_episode_error(path, reason) from error
 
@@ -310,35 +325,40 @@ def bad_episode_error(path: str | AnyPath, reason: str) -> UserError:
     )
 
 
-def _describe(path: AnyPath, fingerprint: str, file: h5py.File, asked: str) -> EpisodeMetadata:
-    name = format_of(file, asked)
-    kind = FORMATS[name]
-    actions = {space: data for space, data in kind.actions.items() if _is_dataset(file, data)}
-    main = next(iter(kind.actions.values()))
-    for needed in (main, QPOS):
-        if not _is_dataset(file, needed):
-            raise UserError(f"it lacks the dataset /{needed}")
-    strange = set(file.attrs) - {field.name for field in fields(RecordingMetadata)} - {DIGEST}
-    if name == IMF_RAY and strange:  # the digest, maybe, under a damaged name
-        raise UserError(f"it has an attribute that is not ours: {', '.join(sorted(strange))}")
+def _describe(
+    path: AnyPath, fingerprint: str, file: h5py.File, requested_format: str
+) -> EpisodeMetadata:
+    name = format_name(file, requested_format)
+    format = FORMATS[name]
+    action_datasets = {
+        space: dataset for space, dataset in format.actions.items() if _is_dataset(file, dataset)
+    }
+    required_actions = next(iter(format.actions.values()))
+    for required in (required_actions, QPOS):
+        if not _is_dataset(file, required):
+            raise UserError(f"it lacks the dataset /{required}")
+    known_attributes = {field.name for field in dataclasses.fields(RecordingMetadata)}
+    unknown_attributes = set(file.attrs) - known_attributes - {HASH_ATTRIBUTE}
+    if name == IMF_RAY and unknown_attributes:  # perhaps the hash, under a damaged name
+        raise UserError(f"it has an unknown attribute: {', '.join(sorted(unknown_attributes))}")
     objects = tuple(file[POSES]) if POSES in file else ()
-    vectors = [*actions.values(), QPOS, *map(pose_dataset, objects)]
+    vectors = [*action_datasets.values(), QPOS, *map(pose_dataset, objects)]
     if _is_dataset(file, QVEL):
         vectors.append(QVEL)
-    action = file[main]
+    action = file[required_actions]
     length = len(action) if action.ndim else 0
     if length == 0:
         raise UserError(f"its {action.name} has no steps")
-    moments = {vector: _check_vector(file[vector], length) for vector in vectors}
-    for data in map(pose_dataset, objects):
-        if file[data].shape[1] != POSE_DIM:
-            raise UserError(f"/{data} is {file[data].shape[1]} wide, not {POSE_DIM}")
+    stats = {vector: _check_vector(file[vector], length) for vector in vectors}
+    for dataset in map(pose_dataset, objects):
+        if file[dataset].shape[1] != POSE_DIM:
+            raise UserError(f"/{dataset} is {file[dataset].shape[1]} wide, not {POSE_DIM}")
     cameras = {
-        camera: _check_camera(file, kind, camera, length) for camera in file.get(IMAGES) or ()
+        camera: _check_camera(file, format, camera, length) for camera in file.get(IMAGES) or ()
     }
-    digest = hash_contents(file)  # reads everything, and so verifies the checksums
-    if file.attrs.get(DIGEST, digest) != digest:
-        raise UserError("it is not what was written: its digest does not match")
+    content_hash = hash_contents(file)  # reads all data, which also verifies the checksums
+    if file.attrs.get(HASH_ATTRIBUTE, content_hash) != content_hash:
+        raise UserError(f"its contents do not match its attribute '{HASH_ATTRIBUTE}'")
     return EpisodeMetadata(
         path=str(path),
         length=int(length),
@@ -346,58 +366,62 @@ def _describe(path: AnyPath, fingerprint: str, file: h5py.File, asked: str) -> E
         state_dim=int(file[QPOS].shape[1]),
         action_dim=int(action.shape[1]),
         format=name,
-        action_spaces=tuple(actions),
+        action_spaces=tuple(action_datasets),
         objects=objects,
-        moments=moments,
+        stats=stats,
         fingerprint=fingerprint,
-        digest=digest,
+        content_hash=content_hash,
         attributes={name: _plain(value) for name, value in file.attrs.items()},
-        unread=_unread(file, {*vectors, *kind.bookkeeping}),
+        unused_datasets=_unused_datasets(file, {*vectors, *format.ignored_datasets}),
     )
 
 
-def _unread(file: h5py.File, used: set[str]) -> tuple[str, ...]:
-    """The datasets beside those in use and the pictures."""
+def _unused_datasets(file: h5py.File, used: set[str]) -> tuple[str, ...]:
+    """All datasets except `used` and the images."""
     names: list[str] = []
     file.visititems(lambda name, item: names.append(name) if _is_dataset(file, name) else None)
     return tuple(name for name in names if name not in used and not name.startswith(f"{IMAGES}/"))
 
 
 def _check_vector(dataset: h5py.Dataset, length: int) -> RunningStats:
-    """Moments of a dataset's steps, all of which are vectors of finite numbers."""
+    """Check that a dataset holds one finite vector per step, and return their statistics."""
     if dataset.ndim != 2 or dataset.shape[0] != length or dataset.dtype.kind != "f":
         raise UserError(
             f"{dataset.name} is {dataset.dtype}{dataset.shape}, not float ({length}, D)"
         )
-    with np.errstate(over="ignore"):  # what is too large for training is infinite
+    with np.errstate(over="ignore"):  # numbers too large for float32 become infinite
         values = dataset[:].astype(np.float32)
     if not np.isfinite(values).all():
         raise UserError(f"{dataset.name} holds NaN or infinite values")
-    return moments_of(values)
+    return RunningStats.from_array(values)
 
 
 def _check_camera(
-    file: h5py.File, kind: EpisodeFormat, camera: str, length: int
+    file: h5py.File, format: EpisodeFormat, camera: str, length: int
 ) -> tuple[int, int]:
-    """Height and width of a camera's pictures, all of which can be read."""
+    """Check that all images of a camera can be read, and return their height and width."""
     if not _is_dataset(file, f"{IMAGES}/{camera}"):
         raise UserError(f"camera {camera} is not a dataset")
-    frames = kind.frames(file, camera)
+    frames = format.open_frames(file, camera)
     shape = tuple(frames.shape)
     if len(shape) != 4 or shape[0] != length or shape[3] != 3:
         raise UserError(f"camera {camera} has shape {shape}, not ({length}, H, W, 3)")
     if frames.dtype != np.uint8:
         raise UserError(f"camera {camera} is {frames.dtype}, not uint8")
-    # Only what is decoded can go wrong after it was read.
+    # Raw datasets are read by the hash; encoded images also have to be decoded.
     for step in range(0 if isinstance(frames, h5py.Dataset) else length):
         if frames[step : step + 1].shape[1:] != shape[1:]:
             raise UserError(f"camera {camera} changes its size at step {step}")
     return int(shape[1]), int(shape[2])
 
 
-def _pictures(frames: Frames, steps: tuple[int, int], size: int | None) -> np.ndarray:
-    pictures = frames[slice(*steps)]
-    return pictures if size is None else center_crop_resize(pictures, size)
+def _read_vectors(dataset: h5py.Dataset, steps: tuple[int, int]) -> np.ndarray:
+    return dataset[slice(*steps)].astype(np.float32)
+
+
+def _read_images(frames: Frames, steps: tuple[int, int], size: int | None) -> np.ndarray:
+    images = frames[slice(*steps)]
+    return images if size is None else center_crop_resize(images, size)
 
 
 def _is_dataset(file: h5py.File, name: str) -> bool:
@@ -405,7 +429,7 @@ def _is_dataset(file: h5py.File, name: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """An attribute as JSON has it."""
+    """An attribute's value as JSON can store it."""
     if isinstance(value, (np.generic, np.ndarray)):
         return _plain(value.tolist())
     if isinstance(value, list):

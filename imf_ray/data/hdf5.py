@@ -1,7 +1,7 @@
-"""Episode files in a folder or under a URL.
+"""Access to HDF5 files in a folder or under a URL: opening, fingerprints, sizes, cache folders.
 
-`s3://bucket/demos`, `gs://bucket/demos`, `https://host/demos/`: a URL is read in place, block by
-block, by whichever machine needs it.
+A URL (`s3://bucket/demos`, `gs://bucket/demos`, `https://host/demos/`) is read in place, block by
+block, by the machine that needs the data.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ CACHE_DIR = ".imf_ray"
 REMOTE_VERSION_KEYS = (
     "etag content-md5 digest last-modified lastmodified mtime updated generation versionid"
 )
-"""What servers tell of a file that changes when it does, as fsspec names it in any case."""
+"""fsspec metadata keys (case-insensitive) whose value changes when the file changes."""
 BLOCK_BYTES, BLOCKS = 1 << 18, 64
-"""What is fetched from a URL at a time, and how much of a file is kept while it is open."""
+"""Bytes fetched from a URL at a time, and blocks cached per open file."""
 
 
 @contextlib.contextmanager
 def open_hdf5(path: str | AnyPath) -> Iterator[h5py.File]:
-    """A file, open for reading.
+    """Open a local or remote file for reading.
 
     Raises:
-        OSError: it cannot be opened or read; h5py has other exceptions besides.
+        OSError: the file cannot be opened or read. h5py also raises other exceptions.
     """
     if not is_remote(path):
         with h5py.File(path, "r") as file:
@@ -51,37 +51,38 @@ def open_hdf5(path: str | AnyPath) -> Iterator[h5py.File]:
 
 
 def fingerprint(path: AnyPath) -> str:
-    """Changes when a file does: its name and size, and its time or what its server says of it.
+    """A string that changes when the file does, made without reading the file.
 
-    Of a server that tells neither a time nor a tag, only the size is known.
+    It consists of the name, the size, and the modification time or the server's version metadata.
+    A server that reports neither a time nor a tag leaves only the size.
 
     Raises:
-        OSError: it cannot be told.
+        OSError: the file's metadata cannot be read.
     """
     if isinstance(path, UPath) and is_remote(path):
         with _as_os_errors():
             info = path.fs.info(path.path)
-        # Not all of it: the URL that a server redirects to may be signed anew each time.
-        found = {key.lower(): value for key, value in info.items() if value is not None}
-        told = {key: value for key, value in found.items() if key in REMOTE_VERSION_KEYS.split()}
-        described = json.dumps(told, sort_keys=True, default=str).encode()
-        return f"{path.name} {info.get('size')} {hashlib.sha256(described).hexdigest()[:16]}"
+        # Only the version keys: a URL that the server redirects to may be signed anew each time.
+        metadata = {key.lower(): value for key, value in info.items() if value is not None}
+        version = {key: metadata[key] for key in metadata if key in REMOTE_VERSION_KEYS.split()}
+        serialized = json.dumps(version, sort_keys=True, default=str).encode()
+        return f"{path.name} {info.get('size')} {hashlib.sha256(serialized).hexdigest()[:16]}"
     stat = path.stat()
     return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def file_size(path: AnyPath) -> int:
-    """Bytes of a file.
+    """Size of a file in bytes.
 
     Raises:
-        OSError: they cannot be told.
+        OSError: the file's metadata cannot be read.
     """
     with _as_os_errors():
         return int(path.stat().st_size)
 
 
 def cache_folder(folder: AnyPath) -> Path:
-    """Where what is known of a data set is kept: in its folder, or on this machine for a URL."""
+    """The cache folder of a data set: inside it, or for a URL in the user's cache folder."""
     if not is_remote(folder):
         return Path(str(folder)) / CACHE_DIR
     key = hashlib.sha256(str(folder).rstrip("/").encode()).hexdigest()[:16]
@@ -90,8 +91,8 @@ def cache_folder(folder: AnyPath) -> Path:
 
 @contextlib.contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """What a file system raises that is none of Python's own exceptions, as an `OSError`; and what
-    it takes for a missing file, but is none."""
+    """Convert backend-specific exceptions, and connection errors disguised as FileNotFoundError,
+    to OSError."""
     try:
         yield
     except FileNotFoundError as error:
@@ -99,7 +100,7 @@ def _as_os_errors() -> Iterator[None]:
             raise
         raise OSError(f"{type(error.__cause__).__name__}: {error.__cause__}") from error
     except Exception as error:
-        known = isinstance(error, (UserError, MemoryError))
-        if known or type(error).__module__ == "builtins":
+        is_ours = isinstance(error, (UserError, MemoryError))
+        if is_ours or type(error).__module__ == "builtins":
             raise
         raise OSError(f"{type(error).__name__}: {error}") from error

@@ -1,7 +1,8 @@
 """The index of a data set: every episode file, checked once.
 
-A check reads the whole file; what a good one holds is cached in `<data set>/.imf_ray/index.json`
-under the file's name, size and modification time, so that one which has changed is checked again.
+A check reads the whole file. Descriptions of valid files are cached in
+`<data set>/.imf_ray/index.json`, together with the fingerprint of each file, so that a changed file
+is checked again.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from imf_ray.data.check_pool import CheckResult, check_files, info_from_dict
-from imf_ray.data.content_hash import DIGEST
+from imf_ray.data.check_pool import CheckResult, check_files, metadata_from_dict
+from imf_ray.data.content_hash import HASH_ATTRIBUTE
 from imf_ray.data.episodes import SUFFIX, EpisodeMetadata, bad_episode_error
 from imf_ray.data.hdf5 import cache_folder, fingerprint
 from imf_ray.data.readers import FORMATS
@@ -27,36 +28,37 @@ from imf_ray.files import write_atomically
 from imf_ray.schema import Config
 from imf_ray.storage import AnyPath, is_remote, is_transient, parse_path, storage_errors
 
-CACHE_VERSION = 7
+CACHE_VERSION = 8
+"""Version of `index.json`; a cache of another version is ignored."""
 HDF5_SUFFIXES = (".hdf5", ".h5")
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EpisodeIndex:
-    """The good episodes of a data set in the order of their numbers.
+    """The valid episodes of a data set, sorted by number.
 
-    `skipped` names the files that were left out, with the reason (`data.on_bad_episode=skip`).
+    `skipped` maps the name of each skipped file to the reason (`data.on_bad_episode=skip`).
     """
 
     episodes: tuple[EpisodeMetadata, ...]
     skipped: Mapping[str, str]
 
     def split(self, val_split: float, seed: int) -> tuple[EpisodeIndex, EpisodeIndex]:
-        """Training and held-out episodes, a function of (number of episodes, seed).
+        """Split into training and validation episodes by (number of episodes, seed).
 
         Raises:
             UserError: the split would leave no episode to train on.
         """
         count = len(self.episodes)
-        held = round(count * val_split) if val_split == 0.0 else max(1, round(count * val_split))
-        if held >= count:
+        num_val = round(count * val_split) if val_split == 0.0 else max(1, round(count * val_split))
+        if num_val >= count:
             raise UserError(
                 f"train.val_split={val_split} leaves none of the {count} episodes to train on: "
                 "collect more, or set train.val_split=0.0."
             )
         order = np.random.default_rng(seed).permutation(count)
-        return self._take(sorted(order[held:])), self._take(sorted(order[:held]))
+        return self._take(sorted(order[num_val:])), self._take(sorted(order[:num_val]))
 
     def _take(self, numbers: list[int]) -> EpisodeIndex:
         return dataclasses.replace(self, episodes=tuple(self.episodes[n] for n in numbers))
@@ -66,21 +68,21 @@ def build_index(config: Config) -> EpisodeIndex:
     """Check the data set of a run against its configuration.
 
     Raises:
-        UserError: the folder is missing or empty, a file is bad (unless `data.on_bad_episode` is
-            `skip`), a camera is missing, or a file contradicts the configuration.
+        UserError: the folder is missing or empty, a file is invalid (unless `data.on_bad_episode`
+            is `skip`), a camera is missing, or a file contradicts the configuration.
     """
     folder = parse_path(config.data.dataset_dir)
     files = require_episodes(folder)
-    verdicts = check_dataset(folder, files, config.data.format)
+    results = check_dataset(folder, files, config.data.format)
     episodes: list[EpisodeMetadata] = []
     skipped: dict[str, str] = {}
     for path in files:
-        verdict = verdicts[path]
+        result = results[path]
         try:
-            if isinstance(verdict, str):
-                raise UserError(verdict)
-            _check_matches_config(verdict, config)
-            episodes.append(verdict)
+            if isinstance(result, str):
+                raise UserError(result)
+            _check_matches_config(result, config)
+            episodes.append(result)
         except UserError as error:
             if config.data.on_bad_episode == "error":
                 raise
@@ -89,86 +91,97 @@ def build_index(config: Config) -> EpisodeIndex:
     if not episodes:
         first = next(iter(skipped.values()))
         raise UserError(f"All {len(files)} episodes of {folder} are bad. The first: {first}")
-    unread = sorted({f"/{name}" for episode in episodes for name in episode.unread})
-    if unread:
-        log.warning("Nothing is made of %s in the episodes of %s", ", ".join(unread), folder)
+    unused = sorted({f"/{name}" for episode in episodes for name in episode.unused_datasets})
+    if unused:
+        log.warning("Training does not use %s of the episodes in %s", ", ".join(unused), folder)
     return EpisodeIndex(tuple(episodes), skipped)
 
 
 def check_dataset(
-    folder: AnyPath, files: Sequence[AnyPath], format: str, again: bool = False
+    folder: AnyPath, files: Sequence[AnyPath], format: str, force: bool = False
 ) -> dict[AnyPath, CheckResult]:
-    """The verdict on each file, in the order of `files`.
+    """Check each file and return the results in the order of `files`.
 
-    Good files that have not changed since they were checked are not read, unless `again`. Bad ones
-    always are: what was wrong may have been the disk, or the right to read.
+    Valid files that are unchanged since their last check are not read. Failed files are always
+    re-checked: the cause may have been a disk error or permissions.
+
+    Args:
+        force: read all files, also unchanged ones.
+
+    Raises:
+        StorageError: the storage of a listed file cannot be reached.
     """
     cache = _Cache(folder, format)
-    verdicts: dict[AnyPath, CheckResult] = {}
+    results: dict[AnyPath, CheckResult] = {}
     for path in files:
         try:
-            now = fingerprint(path)
+            current = fingerprint(path)
         except OSError as error:
-            if is_remote(path) or is_transient(
-                error
-            ):  # it was listed just now: no fault of the file
+            # The file was listed a moment ago, so such an error says nothing about it.
+            if is_remote(path) or is_transient(error):
                 raise StorageError(f"{path} cannot be read: {error}") from error
-            verdicts[path] = str(bad_episode_error(path, f"it cannot be read ({error})"))
+            results[path] = str(bad_episode_error(path, f"it cannot be read ({error})"))
             continue
-        info = None if again else cache.get(path, now)
+        info = None if force else cache.get(path, current)
         if info is not None:
-            verdicts[path] = info
-    fresh = [path for path in files if path not in verdicts]
-    checked = track(check_files(fresh, format), "Checking episodes", len(fresh), disable=not fresh)
+            results[path] = info
+    unchecked = [path for path in files if path not in results]
+    checks = track(
+        _recheck_remote_failures(check_files(unchecked, format), format),
+        "Checking episodes",
+        len(unchecked),
+        disable=not unchecked,
+    )
     try:
-        for path, found in _recheck_remote_failures(checked, format):
-            verdict = _reject_replaced(path, found, cache.last(path), folder)
-            if isinstance(verdict, EpisodeMetadata):
-                cache.put(path, verdict)
+        for path, check in checks:
+            result = _reject_replaced(path, check, cache.last_info(path), folder)
+            if isinstance(result, EpisodeMetadata):
+                cache.store(path, result)
             else:
-                cache.distrust(path)
-            verdicts[path] = verdict
+                cache.invalidate(path)
+            results[path] = result
     finally:
         cache.save()
-    return {path: verdicts[path] for path in files}
+    return {path: results[path] for path in files}
 
 
 def _recheck_remote_failures(
-    checked: Iterable[tuple[AnyPath, CheckResult]], format: str
+    checks: Iterable[tuple[AnyPath, CheckResult]], format: str
 ) -> Iterator[tuple[AnyPath, CheckResult]]:
-    """The same, but what is bad under a URL is checked again: it may have been the network."""
-    doubtful = []
-    for path, found in checked:
-        if is_remote(path) and isinstance(found, str):
-            doubtful.append(path)
+    """Yield results; re-check remote files that failed once, because the failure may be a network
+    error."""
+    failed = []
+    for path, result in checks:
+        if is_remote(path) and isinstance(result, str):
+            failed.append(path)
         else:
-            yield path, found
-    yield from check_files(doubtful, format)
+            yield path, result
+    yield from check_files(failed, format)
 
 
 def _reject_replaced(
-    path: AnyPath, found: CheckResult, before: Mapping[str, Any] | None, folder: AnyPath
+    path: AnyPath, result: CheckResult, indexed: Mapping[str, Any] | None, folder: AnyPath
 ) -> CheckResult:
-    """The verdict, unless the file is another one than was indexed.
+    """The result, or a failure if the file's contents are not the indexed ones.
 
-    Files that carry their digests, now as before, vouch for themselves.
+    A file that carried its own hash when it was indexed may be replaced by another that does.
     """
-    if isinstance(found, str) or before is None or before["digest"] == found.digest:
-        return found
-    if DIGEST in found.attributes and DIGEST in before["attributes"]:
-        return found
+    if isinstance(result, str) or indexed is None or indexed["content_hash"] == result.content_hash:
+        return result
+    if HASH_ATTRIBUTE in result.attributes and HASH_ATTRIBUTE in indexed["attributes"]:
+        return result
     reason = (
-        "its contents are not those that were indexed. If they are meant to have changed, delete "
-        f"{cache_folder(folder)} to index the data set anew"
+        "its contents differ from the indexed ones. If the change is intended, delete "
+        f"{cache_folder(folder)} to index the data set again"
     )
     return str(bad_episode_error(path, reason))
 
 
 def require_episodes(folder: AnyPath) -> list[AnyPath]:
-    """`list_episodes` of a folder that has some.
+    """`list_episodes` of a folder that has at least one.
 
     Raises:
-        UserError: it is missing or empty.
+        UserError: the folder is missing or has no episodes.
     """
     files = list_episodes(folder)
     if not files:
@@ -179,14 +192,15 @@ def require_episodes(folder: AnyPath) -> list[AnyPath]:
         )
     if others := _unrecognized_files(folder, files):
         log.warning(
-            "%d file(s) of %s are not read, since episodes are named episode_0%s and so on: %s",
+            "%d file(s) in %s are not read, because episodes must be named episode_0%s and so on: "
+            "%s",
             *(len(others), folder, SUFFIX, ", ".join(path.name for path in others[:3])),
         )
     return files
 
 
 def list_episodes(folder: AnyPath) -> list[AnyPath]:
-    """The episode files of a folder, by number.
+    """The episode files of a folder, sorted by number.
 
     Raises:
         UserError: the folder cannot be listed.
@@ -197,14 +211,14 @@ def list_episodes(folder: AnyPath) -> list[AnyPath]:
 
 
 def _unrecognized_files(folder: AnyPath, episodes: list[AnyPath]) -> list[AnyPath]:
-    """Files that look as if they had been meant to be episodes."""
+    """HDF5 files that are not named like episodes."""
     with storage_errors(folder, "listed"):
         files: list[AnyPath] = [p for suffix in HDF5_SUFFIXES for p in folder.glob(f"*{suffix}")]
     return sorted(set(files) - set(episodes), key=str)
 
 
 class _Cache:
-    """The good files of earlier checks."""
+    """Descriptions of files that were valid at an earlier check."""
 
     def __init__(self, folder: AnyPath, format: str) -> None:
         self._format = format
@@ -220,28 +234,31 @@ class _Cache:
             log.warning("Ignoring the unreadable index cache %s: %s", self._path, error)
 
     def get(self, path: AnyPath, fingerprint: str) -> EpisodeMetadata | None:
+        """The description of a file that is valid and unchanged, else None."""
         entry = self._entries.get(path.name)
-        if entry is None or entry["good"] != [fingerprint, self._format]:
+        if entry is None or entry["valid_for"] != [fingerprint, self._format]:
             return None
-        return info_from_dict(dict(entry["info"], path=str(path)))
+        return metadata_from_dict(dict(entry["info"], path=str(path)))
 
-    def last(self, path: AnyPath) -> Mapping[str, Any] | None:
-        """What is known of the contents that were good last."""
+    def last_info(self, path: AnyPath) -> Mapping[str, Any] | None:
+        """The description of the file when it was last valid."""
         entry = self._entries.get(path.name)
         return None if entry is None else entry["info"]
 
-    def distrust(self, path: AnyPath) -> None:
-        """Have a file checked again; what it was stays known."""
+    def invalidate(self, path: AnyPath) -> None:
+        """Have a file checked again, but keep its last description."""
         if path.name in self._entries:
-            self._entries[path.name]["good"] = None
+            self._entries[path.name]["valid_for"] = None
 
-    def put(self, path: AnyPath, info: EpisodeMetadata) -> None:
+    def store(self, path: AnyPath, info: EpisodeMetadata) -> None:
+        """Store the description of a valid file."""
         self._entries[path.name] = {
-            "good": [info.fingerprint, self._format],
+            "valid_for": [info.fingerprint, self._format],
             "info": dataclasses.asdict(info),
         }
 
     def save(self) -> None:
+        """Write the cache, or warn if it cannot be written."""
         content = json.dumps({"version": CACHE_VERSION, "files": self._entries})
         try:
             write_atomically(self._path, content)
@@ -250,7 +267,7 @@ class _Cache:
 
 
 def _check_matches_config(info: EpisodeMetadata, config: Config) -> None:
-    """Refuse a file that contradicts the configuration."""
+    """Raise the error of a bad episode if a file contradicts the configuration."""
     path = info.path
     missing = [camera for camera in config.data.camera_names if camera not in info.cameras]
     if missing:
@@ -262,7 +279,7 @@ def _check_matches_config(info: EpisodeMetadata, config: Config) -> None:
         raise bad_episode_error(
             path,
             f"it has no poses of {', '.join(unknown)}, which agent.privileged_pose_objects or "
-            f"agent.aux_pose_objects asks for (it has {', '.join(info.objects) or 'none'})",
+            f"agent.aux_pose_objects requires (it has {', '.join(info.objects) or 'none'})",
         )
     space = config.task.action_space
     if space not in info.action_spaces:
@@ -273,37 +290,38 @@ def _check_matches_config(info: EpisodeMetadata, config: Config) -> None:
         )
     size = config.task.image_size
     sizes = {camera: info.cameras[camera] for camera in config.data.camera_names}
-    wrong = {camera: shape for camera, shape in sizes.items() if shape != (size, size)}
-    if wrong and not config.data.resize_images:
+    wrong_sizes = {camera: shape for camera, shape in sizes.items() if shape != (size, size)}
+    if wrong_sizes and not config.data.resize_images:
         raise bad_episode_error(
             path,
-            f"its images are {wrong}, task.image_size={size} asks for ({size}, {size}); "
+            f"its images are {wrong_sizes}, task.image_size={size} requires ({size}, {size}); "
             "data.resize_images=true scales them",
         )
-    actions = info.moments[FORMATS[info.format].actions[space]]
+    action_dim = len(info.stats[FORMATS[info.format].actions[space]].mean)
     widths = {
         "state_dim": (info.state_dim, config.agent.state_dim),
-        "action_dim": (len(actions.mean), config.agent.action_dim),
+        "action_dim": (action_dim, config.agent.action_dim),
     }
-    for key, (found, value) in widths.items():
-        if found != value:
-            raise bad_episode_error(path, f"its {key} is {found}, agent.{key}={value}")
-    flags: dict[str, tuple[str, object]] = {
+    for key, (recorded, configured) in widths.items():
+        if recorded != configured:
+            raise bad_episode_error(path, f"its {key} is {recorded}, agent.{key}={configured}")
+    settings: dict[str, tuple[str, object]] = {
         "task": ("task.env_id", config.task.env_id),
         "shadows": ("task.shadows", config.task.shadows),
         "multisampling": ("task.multisampling", config.task.multisampling),
         "control_hz": ("task.control_hz", config.task.control_hz),
-        # of /action: end-effector targets have a dataset of their own
+        # The attribute describes /action; end-effector targets have a dataset of their own.
         "action_space": ("actions in", "joint"),
     }
-    for key, (option, wanted) in flags.items():
-        if key in info.attributes and info.attributes[key] != wanted:
-            found = info.attributes[key]
+    for key, (option, value) in settings.items():
+        recorded_value = info.attributes.get(key, value)
+        if recorded_value != value:
             raise bad_episode_error(
-                path, f"it was recorded with {key}={found}, the run has {option}={wanted}"
+                path, f"it was recorded with {key}={recorded_value}, the run has {option}={value}"
             )
 
 
 def _number(path: AnyPath) -> int:
+    """The number at the end of a file's name."""
     digits = re.search(r"(\d+)$", path.stem)
     return int(digits.group(1)) if digits else 0

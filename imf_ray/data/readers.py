@@ -1,8 +1,8 @@
-"""The kinds of HDF5 episode files that are read: where each keeps what. docs/formats.md has a page
-on adding one.
+"""Registry of HDF5 episode formats: where each one stores its data.
 
-All follow ACT's layout of `/action` and `/observations/{qpos,qvel,images/CAMERA}`; a format says
-how its files are known, what space its actions are in, and how a camera's frames come as uint8.
+All formats follow ACT's layout of `/action` and `/observations/{qpos,qvel,images/CAMERA}`. A format
+defines how its files are recognized, the space of its actions, and how frames are read as uint8.
+docs/formats.md explains how to add one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ AUTO, IMF_RAY = "auto", "imf_ray"
 JPEG_END = b"\xff\xd9"
 IMAGES = "observations/images"
 _UNIT_TOLERANCE = 1e-3
-_EE_QUATERNIONS = (slice(3, 7), slice(11, 15))
+_EE_QUATERNION_SLICES = (slice(3, 7), slice(11, 15))
 
 
 class Frames(Protocol):
-    """A camera's pictures, read as they are asked for."""
+    """Images of one camera, read on demand."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -34,80 +34,82 @@ class Frames(Protocol):
 
     @property
     def dtype(self) -> np.dtype:
-        """uint8, if the file is good."""
+        """uint8 in a valid file."""
 
     def __getitem__(self, steps: slice, /) -> np.ndarray:
-        """The pictures (n, H, W, 3) of these steps."""
+        """The images (n, H, W, 3) of these steps."""
 
 
 class EpisodeFormat(Protocol):
-    """One kind of file."""
+    """One kind of episode file."""
 
     actions: Mapping[str, str]
-    """The dataset of each action space, `joint` and `ee`; the first one every file must hold."""
-    bookkeeping: tuple[str, ...]
-    """Datasets of theirs that are not needed to read them."""
+    """The dataset of each action space, `joint` or `ee`; every file must have the first one."""
+    ignored_datasets: tuple[str, ...]
+    """Bookkeeping datasets of the format that reading does not need."""
 
-    def recognizes(self, file: h5py.File) -> bool:
-        """Whether this is such a file, judged by what is in it."""
+    def matches(self, file: h5py.File) -> bool:
+        """True if the contents of `file` are of this format."""
 
-    def frames(self, file: h5py.File, camera: str) -> Frames:
-        """A camera's pictures."""
+    def open_frames(self, file: h5py.File, camera: str) -> Frames:
+        """Return a lazy view of a camera's images."""
 
 
 class ActFormat:
-    """ACT's files (float32 or float64, with or without qvel), and whatever else is laid out so.
+    """ACT's files (float32 or float64, with or without qvel) and any other file of this layout.
 
-    Joint actions; raw RGB pictures.
+    The actions are joint targets and the images raw RGB.
     """
 
     actions: Mapping[str, str] = {"joint": "action"}
-    bookkeeping: tuple[str, ...] = ()
+    ignored_datasets: tuple[str, ...] = ()
 
-    def recognizes(self, file: h5py.File) -> bool:
+    def matches(self, file: h5py.File) -> bool:
         return True
 
-    def frames(self, file: h5py.File, camera: str) -> Frames:
+    def open_frames(self, file: h5py.File, camera: str) -> Frames:
         return file[f"{IMAGES}/{camera}"]
 
 
 class ImfRayFormat(ActFormat):
-    """Our own files: attributes say what shapes cannot, and both action spaces are recorded."""
+    """Files written by this project, with root attributes and both action spaces."""
 
     actions: Mapping[str, str] = {"joint": "action", "ee": "action_ee"}
 
-    def recognizes(self, file: h5py.File) -> bool:
+    def matches(self, file: h5py.File) -> bool:
         return "action_space" in file.attrs
 
 
 class ActPlusPlusFormat(ActFormat):
-    """act-plus-plus files: each picture is a JPEG, padded with zeros to the longest."""
+    """act-plus-plus files: each image is a JPEG, zero-padded to the length of the longest."""
 
-    bookkeeping: tuple[str, ...] = ("compress_len",)
+    ignored_datasets: tuple[str, ...] = ("compress_len",)
 
-    def recognizes(self, file: h5py.File) -> bool:
+    def matches(self, file: h5py.File) -> bool:
         return bool(file.attrs.get("compress", False)) or "compress_len" in file
 
-    def frames(self, file: h5py.File, camera: str) -> Frames:
+    def open_frames(self, file: h5py.File, camera: str) -> Frames:
         return _JpegFrames(file[f"{IMAGES}/{camera}"])
 
 
 class RoboImiFormat(ActFormat):
     """RoboIMI's files: `/action` holds end-effector targets, twice xyz, quaternion, gripper.
 
-    They have no attribute that says so; two unit quaternions in each of the 16-wide actions do.
+    They have no attribute for it and are recognized by two unit quaternions in 16-wide actions.
     """
 
     actions: Mapping[str, str] = {"ee": "action"}
 
-    def recognizes(self, file: h5py.File) -> bool:
+    def matches(self, file: h5py.File) -> bool:
         action = file.get("action")
         if not isinstance(action, h5py.Dataset) or action.shape[1:] != (16,) or not len(action):
             return False
         if action.dtype.kind != "f":
             return False
         values = action[:].astype(np.float64)
-        norms = np.stack([np.linalg.norm(values[:, place], axis=1) for place in _EE_QUATERNIONS])
+        norms = np.stack(
+            [np.linalg.norm(values[:, dims], axis=1) for dims in _EE_QUATERNION_SLICES]
+        )
         return bool((np.abs(norms - 1) < _UNIT_TOLERANCE).all())
 
 
@@ -117,33 +119,39 @@ FORMATS: dict[str, EpisodeFormat] = {
     "roboimi": RoboImiFormat(),
     "act": ActFormat(),
 }
-"""By name, in the order in which they are tried."""
+"""Formats by name. `auto` takes the first match, so a general format comes after special ones."""
 
 
-def format_of(file: h5py.File, name: str) -> str:
-    """The name of a file's format: the first that recognizes it, or the one that was asked for."""
-    if name != AUTO:
-        return name
-    return next(known for known, kind in FORMATS.items() if kind.recognizes(file))
+def format_names() -> tuple[str, ...]:
+    """The choices of `data.format`."""
+    return (AUTO, *FORMATS)
+
+
+def format_name(file: h5py.File, requested: str) -> str:
+    """The name of a file's format: `requested`, or for `auto` the first that matches."""
+    if requested != AUTO:
+        return requested
+    return next(name for name, format in FORMATS.items() if format.matches(file))
 
 
 def center_crop_resize(frames: np.ndarray, size: int) -> np.ndarray:
-    """The central square of pictures (n, H, W, 3), scaled to (n, size, size, 3) where it is not.
+    """Crop images (n, H, W, 3) to their central square and scale it to (n, size, size, 3).
 
-    A square picture of the same camera in MuJoCo, whose field of view is vertical, shows the same.
+    MuJoCo's field of view is vertical, so a square image of the same camera shows the same part.
+    Images of the right size are returned as they are.
     """
     height, width = frames.shape[1:3]
     if (height, width) == (size, size):
         return frames
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    inside = frames[:, top : top + side, left : left + side]
-    scaled = [Image.fromarray(f).resize((size, size), Image.Resampling.BILINEAR) for f in inside]
-    return np.stack([np.asarray(picture) for picture in scaled])
+    squares = frames[:, top : top + side, left : left + side]
+    scaled = [Image.fromarray(f).resize((size, size), Image.Resampling.BILINEAR) for f in squares]
+    return np.stack([np.asarray(image) for image in scaled])
 
 
 class _JpegFrames:
-    """JPEGs (T, longest) uint8 as pictures (T, H, W, 3)."""
+    """Decodes a dataset of padded JPEGs (T, max_length) uint8 to images (T, H, W, 3)."""
 
     def __init__(self, dataset: h5py.Dataset) -> None:
         if dataset.ndim != 2 or dataset.dtype != np.uint8:
@@ -153,23 +161,23 @@ class _JpegFrames:
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """Of the first picture, and as many as there are."""
-        first = self[slice(0, 1)].shape[1:] if len(self._dataset) else (0, 0, 3)
-        return (len(self._dataset), *first)
+        """(T, H, W, 3), with the size of the first image."""
+        image_shape = self[slice(0, 1)].shape[1:] if len(self._dataset) else (0, 0, 3)
+        return (len(self._dataset), *image_shape)
 
     def __getitem__(self, steps: slice, /) -> np.ndarray:
-        pictures = [self._decode(packed) for packed in self._dataset[steps]]
-        if len({picture.shape for picture in pictures}) > 1:
+        images = [self._decode(padded) for padded in self._dataset[steps]]
+        if len({image.shape for image in images}) > 1:
             raise UserError(f"{self._dataset.name} holds JPEGs of unequal sizes")
-        return np.stack(pictures)
+        return np.stack(images)
 
-    def _decode(self, packed: np.ndarray) -> np.ndarray:
-        content = packed.tobytes().rstrip(b"\0")  # the padding
-        if not content.endswith(JPEG_END):  # a decoder would make up the rest
+    def _decode(self, padded: np.ndarray) -> np.ndarray:
+        content = padded.tobytes().rstrip(b"\0")
+        if not content.endswith(JPEG_END):  # a decoder would invent the missing part
             raise UserError(f"{self._dataset.name} holds a JPEG that is cut off")
         try:
-            picture = Image.open(io.BytesIO(content), formats=["JPEG"]).convert("RGB")
+            image = Image.open(io.BytesIO(content), formats=["JPEG"]).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{self._dataset.name} holds a JPEG that cannot be read") from error
-        # OpenCV wrote them from RGB arrays as if they were BGR, and reads them back likewise.
-        return np.asarray(picture)[..., ::-1]
+        # OpenCV wrote RGB arrays as if they were BGR, and swaps them back on reading.
+        return np.asarray(image)[..., ::-1]

@@ -1,4 +1,4 @@
-"""Moments of vectors, which merge: one pass over each file leaves what statistics are made of."""
+"""Running statistics of vectors that merge: one pass over each file is enough for any split."""
 
 from __future__ import annotations
 
@@ -10,61 +10,50 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RunningStats:
-    """Of `count` vectors, each by dimension."""
+    """Statistics of `count` vectors, each a tuple with one number per dimension."""
 
     count: int
     min: tuple[float, ...]
     max: tuple[float, ...]
     mean: tuple[float, ...]
-    squares: tuple[float, ...]
-    """Sum of the squared distances from the mean."""
+    m2: tuple[float, ...]
+    """Sum of squared deviations from the mean."""
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of the vectors themselves, not of a population behind them."""
-        return tuple(np.sqrt(np.array(self.squares) / self.count).tolist())
+        """Standard deviation of the vectors themselves (divisor n, not n - 1)."""
+        return tuple(np.sqrt(np.array(self.m2) / self.count).tolist())
 
-
-def moments_of(values: np.ndarray) -> RunningStats:
-    """Moments of the rows of (n, D), n at least 1, computed in float64."""
-    values = values.astype(np.float64)
-    mean = values.mean(axis=0)
-    return RunningStats(
-        count=len(values),
-        min=tuple(values.min(axis=0).tolist()),
-        max=tuple(values.max(axis=0).tolist()),
-        mean=tuple(mean.tolist()),
-        squares=tuple(np.square(values - mean).sum(axis=0).tolist()),
-    )
-
-
-def beside(parts: Sequence[RunningStats]) -> RunningStats:
-    """Moments of vectors that are put one behind the other, dimension after dimension."""
-    return RunningStats(
-        count=parts[0].count,
-        min=sum((part.min for part in parts), ()),
-        max=sum((part.max for part in parts), ()),
-        mean=sum((part.mean for part in parts), ()),
-        squares=sum((part.squares for part in parts), ()),
-    )
+    @classmethod
+    def from_array(cls, values: np.ndarray) -> RunningStats:
+        """Statistics of the rows of `values` (n, D), n at least 1, computed in float64."""
+        values = values.astype(np.float64)
+        mean = values.mean(axis=0)
+        return cls(
+            count=len(values),
+            min=tuple(values.min(axis=0).tolist()),
+            max=tuple(values.max(axis=0).tolist()),
+            mean=tuple(mean.tolist()),
+            m2=tuple(np.square(values - mean).sum(axis=0).tolist()),
+        )
 
 
 def merge(parts: Sequence[RunningStats]) -> RunningStats:
-    """Moments of all vectors of the parts together.
+    """Statistics of the vectors of all parts together.
 
-    Means are added as distances from the first one, and squares about each part's own mean, so that
-    nothing is lost where the mean is large and the spread small (Chan, Golub and LeVeque 1983,
+    Means are merged as differences from the first mean, and each `m2` is about the mean of its own
+    part. No precision is lost for a large mean with a small spread (Chan, Golub and LeVeque 1983,
     eq. 2.1, for many parts at once).
     """
     counts = np.array([part.count for part in parts], dtype=np.float64)[:, None]
     means = np.array([part.mean for part in parts])
     mean = means[0] + (counts * (means - means[0])).sum(axis=0) / counts.sum()
-    within = np.array([part.squares for part in parts]).sum(axis=0)
+    within = np.array([part.m2 for part in parts]).sum(axis=0)
     between = (counts * np.square(means - mean)).sum(axis=0)
     return RunningStats(
         count=int(counts.sum()),
         min=tuple(np.min([part.min for part in parts], axis=0).tolist()),
         max=tuple(np.max([part.max for part in parts], axis=0).tolist()),
         mean=tuple(mean.tolist()),
-        squares=tuple((within + between).tolist()),
+        m2=tuple((within + between).tolist()),
     )

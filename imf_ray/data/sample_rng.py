@@ -1,27 +1,27 @@
 """Random numbers of a training sample, keyed by (seed, epoch, sample id).
 
-A counter-based generator (Philox) gives every sample a stream of its own, so that what is drawn
-for it does not depend on the rank, the batch or the history of the run.
+A counter-based generator (Philox) gives every sample its own stream. Its numbers therefore do not
+depend on the rank, the batch or the history of the run.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-_OBJECTIVE, _AUGMENTATION = 0, 1
+_OBJECTIVE_STREAM, _AUGMENTATION_STREAM = 0, 1
 TIME_UNIFORMS = 3
-"""Uniform numbers that a time sampler may use: two times and one choice."""
+"""Uniform numbers for a time sampler: two times and one choice."""
 
 
 def sample_noise_and_uniforms(
     seed: int, epoch: int, sample_ids: np.ndarray, noise_shape: tuple[int, int], draws: int = 1
 ) -> dict[str, np.ndarray]:
-    """Noise and uniforms of the objective for each sample.
+    """Noise and uniform numbers of the objective for each sample.
 
     Args:
         sample_ids: (n,) int64.
         noise_shape: (pred_horizon, action_dim).
-        draws: independent draws for each sample; the first ones do not depend on how many follow.
+        draws: independent draws per sample; earlier ones do not depend on the number of draws.
 
     Returns:
         `noise` (n, pred_horizon, action_dim) float32 standard normal and `time_uniforms`
@@ -30,30 +30,30 @@ def sample_noise_and_uniforms(
     count = len(sample_ids)
     noise = np.empty((count, draws, *noise_shape), dtype=np.float32)
     uniforms = np.empty((count, draws, TIME_UNIFORMS), dtype=np.float32)
-    tiny = np.finfo(np.float32).eps
-    for place, sample_id in enumerate(sample_ids):
-        rng = _sample_rng(seed, epoch, sample_id, _OBJECTIVE)
+    eps = np.finfo(np.float32).eps
+    for index, sample_id in enumerate(sample_ids):
+        rng = _sample_rng(seed, epoch, sample_id, _OBJECTIVE_STREAM)
         for draw in range(draws):
-            noise[place, draw] = rng.standard_normal(noise_shape, dtype=np.float32)
-            uniforms[place, draw] = rng.random(TIME_UNIFORMS, dtype=np.float32)
-    found = {"noise": noise, "time_uniforms": uniforms.clip(tiny, 1.0 - tiny)}
-    return found if draws > 1 else {name: values[:, 0] for name, values in found.items()}
+            noise[index, draw] = rng.standard_normal(noise_shape, dtype=np.float32)
+            uniforms[index, draw] = rng.random(TIME_UNIFORMS, dtype=np.float32)
+    arrays = {"noise": noise, "time_uniforms": uniforms.clip(eps, 1.0 - eps)}
+    return arrays if draws > 1 else {name: values[:, 0] for name, values in arrays.items()}
 
 
 def crop_offsets(seed: int, epoch: int, sample_ids: np.ndarray, cameras: int) -> np.ndarray:
-    """Where the pictures of each sample are cropped.
+    """Random crop offsets of each sample's images.
 
     Returns:
-        (n, cameras, 2) float32 in [0, 1), from the topmost and leftmost place to the last.
+        (n, cameras, 2) float32 in [0, 1), as a fraction of the largest offset (down, right).
     """
-    places = np.empty((len(sample_ids), cameras, 2), dtype=np.float32)
-    for place, sample_id in enumerate(sample_ids):
-        rng = _sample_rng(seed, epoch, sample_id, _AUGMENTATION)
-        places[place] = rng.random((cameras, 2), dtype=np.float32)
-    return places
+    offsets = np.empty((len(sample_ids), cameras, 2), dtype=np.float32)
+    for index, sample_id in enumerate(sample_ids):
+        rng = _sample_rng(seed, epoch, sample_id, _AUGMENTATION_STREAM)
+        offsets[index] = rng.random((cameras, 2), dtype=np.float32)
+    return offsets
 
 
-def _sample_rng(seed: int, epoch: int, sample_id: int, purpose: int) -> np.random.Generator:
-    """A stream of its own for each sample and purpose."""
-    counter = [0, sample_id, purpose, 0]
+def _sample_rng(seed: int, epoch: int, sample_id: int, stream: int) -> np.random.Generator:
+    """The generator of one sample and stream."""
+    counter = [0, sample_id, stream, 0]
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=counter))

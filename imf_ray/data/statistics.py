@@ -1,43 +1,46 @@
-"""Statistics of state and action over the training episodes."""
+"""Statistics of state, action and object poses over the training episodes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from imf_ray.data.episodes import QPOS, EpisodeFields, EpisodeMetadata, pose_dataset
 from imf_ray.data.readers import FORMATS
-from imf_ray.data.running_stats import RunningStats, beside, merge
+from imf_ray.data.running_stats import RunningStats, merge
 
-Statistics = dict[str, dict[str, list[float]]]
+VectorStatistics = dict[str, list[float]]
+"""`{"min" | "max" | "mean" | "std": D numbers}`."""
+Statistics = dict[str, VectorStatistics | dict[str, VectorStatistics]]
+"""`{"qpos": ..., "action": ..., "object_poses": {name: ...}}`, as agents take it."""
 
 
-def compute_statistics(episodes: Sequence[EpisodeMetadata], selection: EpisodeFields) -> Statistics:
-    """Minimum, maximum, mean and standard deviation of each dimension of state and action.
+def compute_statistics(episodes: Sequence[EpisodeMetadata], fields: EpisodeFields) -> Statistics:
+    """Minimum, maximum, mean and standard deviation of each dimension.
 
-    No file is read: what is merged are the moments that were found when each was checked.
+    No file is read: the statistics of each episode were computed when it was checked.
 
     Args:
         episodes: the training split.
-        selection: what of them is read; cameras do not matter.
-
-    Returns:
-        `{"qpos" | "action": {"min" | "max" | "mean" | "std": D numbers}}`.
+        fields: the fields that are read; cameras do not matter.
     """
-    states = [QPOS, *map(pose_dataset, selection.objects)]
-    state = merge([beside([episode.moments[name] for name in states]) for episode in episodes])
-    action = merge(
-        [
-            episode.moments[FORMATS[episode.format].actions[selection.action_space]]
-            for episode in episodes
-        ]
-    )
-    return {"qpos": _describe(state), "action": _describe(action)}
-
-
-def _describe(moments: RunningStats) -> dict[str, list[float]]:
     return {
-        "min": list(moments.min),
-        "max": list(moments.max),
-        "mean": list(moments.mean),
-        "std": list(moments.std),
+        "qpos": _merged(episode.stats[QPOS] for episode in episodes),
+        "action": _merged(
+            episode.stats[FORMATS[episode.format].actions[fields.action_space]]
+            for episode in episodes
+        ),
+        "object_poses": {
+            name: _merged(episode.stats[pose_dataset(name)] for episode in episodes)
+            for name in fields.objects
+        },
+    }
+
+
+def _merged(parts: Iterable[RunningStats]) -> VectorStatistics:
+    stats = merge(list(parts))
+    return {
+        "min": list(stats.min),
+        "max": list(stats.max),
+        "mean": list(stats.mean),
+        "std": list(stats.std),
     }

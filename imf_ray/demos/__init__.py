@@ -1,1 +1,1 @@
-"""Scripted demonstrations: an expert in its environment becomes episodes on disk."""
+"""Scripted demonstrations: an expert acts in its env, and its episodes are written to disk."""

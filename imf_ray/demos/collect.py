@@ -1,9 +1,8 @@
-"""Recording in parallel Ray tasks, into a data set that is the same however many there were.
+"""Parallel recording of demonstrations in Ray tasks; the data set does not depend on their number.
 
-The data set is the first N successful seeds from the first one on, numbered in the order of their
-seeds. A seed is recorded under a temporary name and takes its number once all seeds before it are
-decided; seeds that failed are remembered, so that a second run adds what is missing and repeats
-nothing.
+The data set consists of the first N successful seeds from the first seed on, numbered in the order
+of their seeds. A seed is recorded under a temporary name. It gets its number once all seeds before
+it are decided. Failed seeds are remembered, so that a later run only records what is missing.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ import functools
 import json
 import os
 import pickle
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,13 @@ from imf_ray.files import write_atomically
 from imf_ray.schema import TaskConfig
 
 MAX_FAILURES = 100
-"""Failed attempts without a success between them that end a collection."""
+"""Failed seeds in a row that end a collection."""
+PENDING_PREFIX = "pending"
 
 
 @dataclass
 class CollectionState:
-    """How far a data set is: its successful seeds by episode number, and its failed seeds."""
+    """Progress of a data set: its successful seeds by episode number, and its failed seeds."""
 
     seeds: list[int]
     failed: list[int]
@@ -51,11 +53,12 @@ def collect_episodes(
     on_progress: Callable[[CollectionState], None],
     compress: bool = False,
 ) -> CollectionState:
-    """Bring a data set to `episodes` successful demonstrations.
+    """Extend a data set to `episodes` successful demonstrations.
 
     Args:
-        options: of Ray, for each of `workers` parallel attempts.
-        on_progress: called with the state after every attempt that was decided.
+        workers: tasks in parallel.
+        options: Ray options of each task.
+        on_progress: called with the state after every decided seed.
         compress: see `write_episode`.
 
     Returns:
@@ -63,72 +66,98 @@ def collect_episodes(
 
     Raises:
         UserError: the folder holds episodes that are not of this collection, or the expert fails
-            `MAX_FAILURES` times in a row.
+            on `MAX_FAILURES` seeds in a row.
     """
     state = _read_state(folder, first_seed)
-    pending = cache_folder(folder) / "pending"
-    pending.mkdir(parents=True, exist_ok=True)
-    for debris in pending.iterdir():  # of a run that was killed: its seeds are recorded again
-        debris.unlink()
-
+    pending = _make_pending_folder(folder)
     next_seed = max([first_seed - 1, *state.seeds, *state.failed]) + 1
-    next_decision, last_success = next_seed, next_seed
+    next_undecided_seed, last_success = next_seed, next_seed
     running: dict[ray.ObjectRef, int] = {}
     outcomes: dict[int, bool] = {}
     record = _record.options(**options)
-    described = pickle.dumps(task)  # by which a process knows its recorder again
+    pickled_task = pickle.dumps(task)  # the hashable key of a process's recorder
     on_progress(state)
     try:
         while len(state.seeds) < episodes:
             while len(running) < workers:
-                target = str(pending / f"seed_{next_seed}{SUFFIX}")
+                target = str(_pending_path(pending, next_seed))
                 reference = record.remote(
-                    described, tuple(camera_names), next_seed, target, compress
+                    pickled_task, tuple(camera_names), next_seed, target, compress
                 )
                 running[reference] = next_seed
                 next_seed += 1
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
                 outcomes[running.pop(reference)] = ray.get(reference)
-            while next_decision in outcomes and len(state.seeds) < episodes:
-                if outcomes.pop(next_decision):
+            while next_undecided_seed in outcomes and len(state.seeds) < episodes:
+                if outcomes.pop(next_undecided_seed):
                     os.replace(
-                        pending / f"seed_{next_decision}{SUFFIX}",
+                        _pending_path(pending, next_undecided_seed),
                         episode_path(folder, len(state.seeds)),
                     )
-                    state.seeds.append(next_decision)
-                    last_success = next_decision
+                    state.seeds.append(next_undecided_seed)
+                    last_success = next_undecided_seed
                 else:
-                    state.failed.append(next_decision)
+                    state.failed.append(next_undecided_seed)
                     _write_failed(folder, state.failed)
-                next_decision += 1
+                next_undecided_seed += 1
                 on_progress(state)
-            if next_decision - last_success > MAX_FAILURES:
+            if next_undecided_seed - last_success > MAX_FAILURES:
                 raise UserError(
                     f"The expert of {task.env_id} failed on {MAX_FAILURES} seeds in a row "
-                    f"({next_decision - MAX_FAILURES} to {next_decision - 1})."
+                    f"({next_undecided_seed - MAX_FAILURES} to {next_undecided_seed - 1})."
                 )
     finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
-        for surplus in pending.iterdir():
-            surplus.unlink(missing_ok=True)
+        # Without their folder, the tasks that still run return. `ray.cancel` is no alternative:
+        # on a task that has just finished, it can abort this process (Ray 2.60).
+        shutil.rmtree(pending, ignore_errors=True)
     return state
 
 
 @functools.lru_cache(maxsize=1)
-def _recorder(task: bytes, camera_names: tuple[str, ...]) -> DemoRecorder:
-    """One environment and renderer a process, whatever the number of its episodes."""
-    return DemoRecorder(pickle.loads(task), camera_names)
+def _recorder(pickled_task: bytes, camera_names: tuple[str, ...]) -> DemoRecorder:
+    """The recorder of this process: one env and renderer for all of its episodes."""
+    return DemoRecorder(pickle.loads(pickled_task), camera_names)
 
 
 @ray.remote(max_retries=3)
-def _record(task: bytes, cameras: tuple[str, ...], seed: int, target: str, compress: bool) -> bool:
-    """Record one seed into `target` if the expert succeeds; return whether it did."""
-    episode = _recorder(task, cameras).record(seed)
-    if episode.attributes.success:
-        write_episode(Path(target), episode, compress)
-    return episode.attributes.success
+def _record(
+    pickled_task: bytes, cameras: tuple[str, ...], seed: int, target: str, compress: bool
+) -> bool:
+    """Record one seed into `target` if the expert succeeds; return True on success.
+
+    The collection has ended when the folder of `target` is gone. The task then returns False at
+    its next step.
+    """
+    folder = Path(target).parent
+
+    def check_folder() -> None:
+        if not folder.is_dir():
+            raise FileNotFoundError(folder)
+
+    try:
+        check_folder()
+        episode = _recorder(pickled_task, cameras).record(seed, on_step=check_folder)
+        if episode.attributes.success:
+            write_episode(Path(target), episode, compress)
+        return episode.attributes.success
+    except Exception:
+        if folder.is_dir():
+            raise
+        return False  # nobody waits for this seed
+
+
+def _make_pending_folder(folder: Path) -> Path:
+    """A new folder for episodes without a number; those of earlier collections are deleted."""
+    cache = cache_folder(folder)
+    cache.mkdir(parents=True, exist_ok=True)
+    for stale_folder in cache.glob(f"{PENDING_PREFIX}*"):  # its seeds are recorded again
+        shutil.rmtree(stale_folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{PENDING_PREFIX}-", dir=cache))
+
+
+def _pending_path(pending: Path, seed: int) -> Path:
+    return pending / f"seed_{seed}{SUFFIX}"
 
 
 def _read_state(folder: Path, first_seed: int) -> CollectionState:

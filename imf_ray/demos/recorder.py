@@ -1,8 +1,8 @@
-"""Records what a scripted expert does in its environment."""
+"""Recorder of scripted demonstrations: runs the expert of a task in its env."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -11,15 +11,15 @@ import imf_ray
 from imf_ray.data.episodes import Episode, RecordingMetadata
 from imf_ray.errors import UserError
 from imf_ray.schema import TaskConfig
-from imf_ray.sim.base import SimEnv, make_env
-from imf_ray.sim.experts import make_expert
+from imf_ray.sim.base import SimEnv
+from imf_ray.sim.factory import make_env, make_expert
 
 
 class DemoRecorder:
-    """Plays the task's expert and keeps what it saw and did.
+    """Runs the task's expert and records observations, actions and object poses.
 
-    The expert acts in joint space, or in the task's own; its end-effector actions are recorded
-    beside where there are any.
+    The expert acts in joint space, or in the action space of a task without joints. If it also
+    provides end-effector actions, they are recorded too.
 
     Raises:
         UserError: the task cannot be made as configured, or has no expert.
@@ -30,44 +30,50 @@ class DemoRecorder:
         kwargs = task.env_kwargs(camera_names) | {"action_space": "joint"}
         try:
             self._env = make_env(task.env_id, **kwargs)
-            self._world = cast(SimEnv, self._env.unwrapped)
-            self._expert = make_expert(task.env_id, self._world)
+            self._sim = cast(SimEnv, self._env.unwrapped)
+            self._expert = make_expert(task.env_id, self._sim)
         except ValueError as error:
             raise UserError(f"{error}.") from error
 
     def close(self) -> None:
-        """Closes the environment."""
+        """Close the env."""
         self._env.close()
 
-    def record(self, seed: int) -> Episode:
-        """The whole episode of that seed, successful or not (see its attributes)."""
+    def record(self, seed: int, on_step: Callable[[], None] | None = None) -> Episode:
+        """Record the whole episode of a seed; its attributes hold the outcome.
+
+        Args:
+            on_step: called before every step; an exception from it ends the recording.
+        """
         observation, info = self._env.reset(seed=seed)
         self._expert.reset()
-        seen: list[dict[str, Any]] = []
+        observations: list[dict[str, Any]] = []
         poses: list[dict[str, np.ndarray]] = []
         actions, actions_ee, rewards = [], [], []
-        over = False
-        while not over:
-            joint, ee = self._expert.act()
-            seen.append(observation)
+        done = False
+        while not done:
+            if on_step is not None:
+                on_step()
+            action, action_ee = self._expert.act()
+            observations.append(observation)
             poses.append(info["poses"])
-            actions.append(joint)
-            actions_ee.append(ee)
-            observation, reward, terminated, truncated, info = self._env.step(joint)
+            actions.append(action)
+            actions_ee.append(action_ee)
+            observation, reward, terminated, truncated, info = self._env.step(action)
             rewards.append(float(reward))
-            over = terminated or truncated
-        images = [step["images"] for step in seen]
+            done = terminated or truncated
+        images = [step["images"] for step in observations]
         return Episode(
             images={name: np.stack([frame[name] for frame in images]) for name in images[0]},
-            qpos=np.stack([step["qpos"] for step in seen]),
-            qvel=_stack([step.get("qvel") for step in seen]),
+            qpos=np.stack([step["qpos"] for step in observations]),
+            qvel=_stack([step.get("qvel") for step in observations]),
             action=np.stack(actions),
             action_ee=_stack(actions_ee),
             poses={name: np.stack([step[name] for step in poses]) for name in poses[0]},
             attributes=RecordingMetadata(
                 task=self._task.env_id,
                 action_space="joint",
-                control_hz=self._world.control_hz,
+                control_hz=self._sim.control_hz,
                 camera_names=tuple(images[0]),
                 seed=seed,
                 success=bool(info["success"]),
@@ -80,6 +86,6 @@ class DemoRecorder:
 
 
 def _stack(vectors: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """The steps' vectors as (T, D), or None for a task without them."""
-    given = [vector for vector in vectors if vector is not None]
-    return np.stack(given) if given else None
+    """The vectors of all steps as (T, D), or None for a task without them."""
+    present = [vector for vector in vectors if vector is not None]
+    return np.stack(present) if present else None
