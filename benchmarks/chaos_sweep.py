@@ -8,12 +8,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
-from imf_ray.sweep.runner import TRIALS_DIR
-from imf_ray.sweep.trial import FAILED, FINISHED, read_trial
+from imf_ray.sweep.sweep_dir import SweepDir
+from imf_ray.sweep.trial_record import FAILED, FINISHED, TrialDir
 from imf_ray.training.checkpoint import CHECKPOINT_GLOB, MANIFEST, newest_checkpoint
 from imf_ray.training.tracking import METRICS_FILE, read_metrics, read_workers
+from testing_support.processes import is_alive
 
 SEEDS, STEPS, SAVE_FREQ = (1, 2, 3, 4), 300, 50
 POLL_S, MAX_DRIVERS = 0.1, 60
@@ -39,7 +38,7 @@ class Sweep:
     @property
     def trials(self) -> list[Path]:
         """The folders of the trials."""
-        return sorted((self.sweep_dir / TRIALS_DIR).glob("*"))
+        return [trial.path for trial in SweepDir(self.sweep_dir).trials()]
 
     def start(self) -> None:
         """Start the driver, as a person would after finding it dead."""
@@ -54,7 +53,7 @@ class Sweep:
             return False
         self.codes.append(self.driver.returncode)
         for trial in self.trials:
-            record = read_trial(trial)
+            record = TrialDir(trial).read_record()
             if record is not None and record.status == FAILED:
                 self.failures.add(f"{record.name}: {record.error}")
         self.driver = None
@@ -84,7 +83,7 @@ class Sweep:
 
     def ended(self) -> bool:
         """Whether every trial is finished."""
-        records = [read_trial(trial) for trial in self.trials]
+        records = [TrialDir(trial).read_record() for trial in self.trials]
         done = [record is not None and record.status == FINISHED for record in records]
         return len(done) == len(SEEDS) and all(done)
 
@@ -92,7 +91,7 @@ class Sweep:
         """The trials that are being trained now."""
         found = []
         for trial in self.trials:
-            if read_trial(trial) is not None:
+            if TrialDir(trial).read_record() is not None:
                 continue
             newest = newest_checkpoint(trial)
             alive = any(is_alive(worker["pid"]) for worker in read_workers(trial))
@@ -104,11 +103,3 @@ class Sweep:
 def identity(checkpoint: Path) -> tuple[Path, int]:
     """A checkpoint and when it was written."""
     return checkpoint, (checkpoint / MANIFEST).stat().st_mtime_ns
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process is there and has not ended."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -24,7 +24,7 @@ from benchmarks.notes import commit
 from benchmarks.watching import cpu_times, stop
 from imf_ray.files import write_atomically
 from imf_ray.rollout.records import describe_success
-from imf_ray.sweep.results import read_sweep
+from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.training.tracking import METRICS_FILE, read_metrics
 
 CPUS, ACTORS = 2, 2
@@ -63,7 +63,9 @@ def watch(command: list[str]) -> tuple[float, float]:
 
 def page(sweep_dir: Path, wall_s: float, cpu_s: float, load: float, how: str) -> str:
     """The result as Markdown."""
-    records, _ = read_sweep(sweep_dir)
+    results = SweepDir(sweep_dir).read_results()
+    assert results is not None
+    records, _ = results
     rows = []
     for record in sorted(records, key=lambda record: record.name):
         times = [line["time"] for line in read_metrics(Path(record.run_dir) / METRICS_FILE)]

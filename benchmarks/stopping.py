@@ -58,21 +58,18 @@ def stop_ours(work: Path, options: Sequence[str]) -> float:
     """Seconds from the request to the end of the place of a trial's workers."""
     import ray
 
-    from imf_ray.sweep.runner import TRIALS_DIR
-    from imf_ray.training.checkpoint import newest_checkpoint
-    from imf_ray.training.stop_signal import request_stop
-    from imf_ray.training.tracking import read_workers
+    from imf_ray.sweep.sweep_dir import SweepDir
 
     address = f"cluster.address={ray.get_runtime_context().gcs_address}"
     command = [sys.executable, "-m", "imf_ray.tune", *OPTIONS, address, f"storage_path={work}"]
     driver = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
     try:
-        trials = work / "sweep" / TRIALS_DIR
-        wait_for(lambda: any(map(newest_checkpoint, trials.glob("*"))))
-        (trial,) = (path for path in trials.glob("*") if newest_checkpoint(path))
-        place = read_workers(trial)[0]["placement_group"]
+        sweep_dir = SweepDir(work / "sweep")
+        wait_for(lambda: any(trial.newest_checkpoint() for trial in sweep_dir.trials()))
+        (trial,) = (trial for trial in sweep_dir.trials() if trial.newest_checkpoint())
+        place = trial.read_workers()[0]["placement_group"]
         assert place in held()
-        request_stop(trial)
+        trial.request_stop()
         return wait_for(lambda: place not in held())
     finally:
         driver.kill()

@@ -1,4 +1,4 @@
-"""Ending trials that fall behind: Tune's schedulers, by the success of validated checkpoints."""
+"""Tune's schedulers, which stop trials whose validated checkpoints fall behind in success."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ray.tune.schedulers import (
@@ -18,29 +17,27 @@ from ray.tune.schedulers import (
 
 from imf_ray.errors import StorageError, UserError
 from imf_ray.rollout.records import SUCCESS_RATE
-from imf_ray.sweep.trial import read_trial
+from imf_ray.sweep.trial_record import TrialDir
 from imf_ray.training.checkpoint import VALIDATED_STEP
-from imf_ray.training.stop_signal import request_stop
-from imf_ray.training.tracking import METRICS_FILE, read_metrics
 
 SCHEDULERS: Mapping[str, type[TrialScheduler]] = {
     "asha": ASHAScheduler,
     "median_stopping": MedianStoppingRule,
 }
 RESERVED_ARGS = ("time_attr", "metric", "mode", "max_t")
-"""What a sweep itself tells its scheduler."""
+"""Scheduler arguments that the sweep sets itself."""
 RANDOM_ARGS = ("brackets",)
-"""What would put trials into other groups, drawn at random, when a sweep goes on."""
+"""Scheduler arguments that assign trials at random and would change on resume."""
 log = logging.getLogger(__name__)
-Spec = Mapping[str, Mapping[str, Any]]
-"""The name of a scheduler and its options; or nothing."""
+SchedulerSpec = Mapping[str, Mapping[str, Any]]
+"""`{scheduler name: its options}`; empty for no scheduler."""
 
 
 def check_scheduler(spec: Any, max_steps: int | None = None) -> None:
-    """See that a search space's `scheduler:` names one, and options that it has.
+    """Check that a search space's `scheduler:` names a scheduler and options that it has.
 
     Args:
-        max_steps: of the longest trial, where that is known.
+        max_steps: updates of the longest trial, if known; the scheduler is then built as well.
 
     Raises:
         UserError: it does not.
@@ -49,31 +46,32 @@ def check_scheduler(spec: Any, max_steps: int | None = None) -> None:
         names = ", ".join(SCHEDULERS)
         raise UserError(f"`scheduler:` holds one of {names} with its options, not {spec!r}.")
     for name, options in spec.items():
-        known = set(inspect.signature(SCHEDULERS[name]).parameters) - {*RESERVED_ARGS, *RANDOM_ARGS}
-        if not isinstance(options, dict) or set(options) - known:
-            raise UserError(f"The options of {name} are {', '.join(sorted(known))}.")
+        allowed = set(inspect.signature(SCHEDULERS[name]).parameters)
+        allowed -= {*RESERVED_ARGS, *RANDOM_ARGS}
+        if not isinstance(options, dict) or set(options) - allowed:
+            raise UserError(f"The options of {name} are {', '.join(sorted(allowed))}.")
         if max_steps is not None:
             _inner_scheduler(name, options, max_steps)
 
 
 def make_scheduler(
-    spec: Spec, max_steps: int, run_dirs: Mapping[str, Path]
+    spec: SchedulerSpec, max_steps: int, trial_dirs: Mapping[str, TrialDir]
 ) -> TrialScheduler | None:
-    """The scheduler of a sweep, if there is one.
+    """Build the scheduler of a sweep, or None if it has none.
 
-    Success is known some time after the checkpoint that it is of; `VALIDATED_STEP` says which one
-    that was, so that trials are compared where they had come equally far.
+    A validation ends some time after its checkpoint was written. `VALIDATED_STEP` holds the step of
+    that checkpoint, so that trials are compared at equal training steps.
 
     Args:
-        max_steps: of the longest trial.
-        run_dirs: of the trials, by name.
+        max_steps: updates of the longest trial.
+        trial_dirs: run folders of the trials, by name.
 
     Raises:
-        UserError: its options are not possible.
+        UserError: the scheduler refuses its options.
     """
     for name, options in spec.items():
         inner = _inner_scheduler(name, options, max_steps)
-        return CooperativeScheduler(inner, max_steps, run_dirs)
+        return CooperativeScheduler(inner, max_steps, trial_dirs)
     return None
 
 
@@ -91,76 +89,79 @@ def _inner_scheduler(name: str, options: Mapping[str, Any], max_steps: int) -> T
 
 
 class CooperativeScheduler(FIFOScheduler):
-    """Asks the trials that another scheduler wants stopped to end themselves.
+    """Wraps a Tune scheduler; trials that it stops are asked to end themselves.
 
-    Tune kills the process of a trial that it stops. Ray Train's controller, a child of it, sees its
-    workers die first, and may start others in a new placement group, which then outlives them all.
-    A trial that ends by itself leaves a checkpoint and nothing else.
+    Tune kills the process of a trial that it stops. Ray Train's controller, a child of that
+    process, sees its workers die first. It may then start new workers in a new placement group,
+    which outlives both. A trial that ends by itself leaves a checkpoint and no placement group.
 
-    What earlier sessions of the sweep have found out is told to the inner scheduler first, in the
-    order in which it was found out then, so that it decides as it did.
+    Validations of earlier sessions of the sweep are replayed to the inner scheduler first, in the
+    order in which they were logged. It then decides as it did before.
     """
 
-    def __init__(self, inner: TrialScheduler, max_steps: int, run_dirs: Mapping[str, Path]) -> None:
+    def __init__(
+        self, inner: TrialScheduler, max_steps: int, trial_dirs: Mapping[str, TrialDir]
+    ) -> None:
         super().__init__()
-        self._inner, self._max_steps, self._run_dirs = inner, max_steps, run_dirs
-        self._heard: set[tuple[str, int]] = set()
-        self._trials = {name: _TrialStub(name) for name in run_dirs}
+        self._inner, self._max_steps, self._trial_dirs = inner, max_steps, trial_dirs
+        self._seen_results: set[tuple[str, int]] = set()
+        self._trials = {name: _TrialStub(name) for name in trial_dirs}
         self._stopped: set[str] = set()
         for trial in self._trials.values():
             inner.on_trial_add(_NullTuneController(), trial)
-        for name, metrics in _history(run_dirs):
-            self._judge(name, metrics)
+        for name, metrics in _validation_history(trial_dirs):
+            self._process_result(name, metrics)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Pass on what the inner scheduler decides, as a request in the run's folder."""
-        self._judge(str(trial), result)
+        """Let the inner scheduler decide, and turn a stop into a request in the run's folder."""
+        self._process_result(str(trial), result)
         return TrialScheduler.CONTINUE
 
     def debug_string(self) -> str:
-        """What the inner scheduler says."""
+        """Return the inner scheduler's description of its state."""
         return self._inner.debug_string()
 
-    def _judge(self, name: str, result: Mapping[str, Any]) -> None:
+    def _process_result(self, name: str, result: Mapping[str, Any]) -> None:
         if name not in self._stopped and {VALIDATED_STEP, SUCCESS_RATE} <= result.keys():
             step = result[VALIDATED_STEP]
-            if (name, step) not in self._heard:
-                self._heard.add((name, step))
+            if (name, step) not in self._seen_results:
+                self._seen_results.add((name, step))
                 decision = self._inner.on_trial_result(
                     _NullTuneController(), self._trials[name], dict(result)
                 )
-                # At the last step it says so to a trial that has come to its end.
+                # At its last step, a trial that has simply finished gets a STOP, too.
                 if decision == TrialScheduler.STOP and step < self._max_steps:
                     self._stopped.add(name)
-        # Asked again at every result: the workers that heard it may have died.
+        # Requested again at every result: workers that read the last request may have died.
+        trial_dir = self._trial_dirs[name]
         try:
-            if name in self._stopped and read_trial(self._run_dirs[name]) is None:
-                request_stop(self._run_dirs[name])
-        except StorageError as error:  # for a moment, perhaps; Tune's loop must not end by it
-            log.warning("%s is asked to stop later: %s", name, error)
+            if name in self._stopped and trial_dir.read_record(retry=False) is None:
+                trial_dir.request_stop()
+        except StorageError as error:  # may be transient, and must not end Tune's loop
+            log.warning("The request to stop %s is repeated at its next result: %s", name, error)
 
 
 class _NullTuneController:
-    """The Tune controller of the inner schedulers: nobody waits for whom a trial should pause."""
+    """Stub Tune controller for the wrapped scheduler; reports no live trials."""
 
     def get_live_trials(self) -> list[Any]:
-        """None."""
+        """Return no trial: then the inner scheduler never pauses one to wait for others."""
         return []
 
 
 @dataclass(frozen=True)
 class _TrialStub:
-    """What the inner schedulers know of a trial: the same object in each session."""
+    """Trial as the inner scheduler sees it: equal in every session of the sweep."""
 
     trial_id: str
 
 
-def _history(run_dirs: Mapping[str, Path]) -> list[tuple[str, dict[str, Any]]]:
-    """Trial and metrics of every validation so far, in the order in which they were logged."""
-    found = [
+def _validation_history(trial_dirs: Mapping[str, TrialDir]) -> list[tuple[str, dict[str, Any]]]:
+    """Trial name and metrics of every logged validation, oldest first."""
+    validations = [
         (line["time"], name, line)
-        for name, run_dir in run_dirs.items()
-        for line in read_metrics(run_dir / METRICS_FILE)
+        for name, trial_dir in trial_dirs.items()
+        for line in trial_dir.read_metrics()
         if VALIDATED_STEP in line
     ]
-    return [(name, line) for _, name, line in sorted(found, key=lambda entry: entry[0])]
+    return [(name, line) for _, name, line in sorted(validations, key=lambda entry: entry[0])]

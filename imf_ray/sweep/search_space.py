@@ -19,6 +19,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from ray import tune
 
+from imf_ray.aliases import OPTIONS, rename_overrides
 from imf_ray.bundled import search_space_names, search_space_path
 from imf_ray.config import load_config, to_override
 from imf_ray.errors import UserError
@@ -33,7 +34,11 @@ SIGNIFICANT_DIGITS = 4
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Options that all trials share, and the values of the options that vary."""
+    """Options that all trials share, and the values of the options that vary.
+
+    Options keep the names that the file gives them, even old ones: names of trials are made of
+    them. `config` accepts old names.
+    """
 
     name: str
     fixed: dict[str, Any] = field(default_factory=dict)
@@ -59,10 +64,11 @@ class SearchSpace:
         Raises:
             UserError: see `load_config`; or an override sets an option that the space varies.
         """
-        clash = [key for key in self.varied if any(o.startswith(f"{key}=") for o in overrides)]
-        if clash:
+        set_options = {item.partition("=")[0] for item in rename_overrides(overrides)}
+        clashes = [key for key in self.varied if OPTIONS.get(key, key) in set_options]
+        if clashes:
             raise UserError(
-                f"{clash[0]} is varied by the search space {self.name}: remove it from the "
+                f"{clashes[0]} is varied by the search space {self.name}: remove it from the "
                 "command line, or write your own search space."
             )
         fixed = [to_override(key, value) for key, value in self.fixed.items()]
@@ -105,9 +111,10 @@ def _check(path: Path, space: SearchSpace) -> None:
     if not space.varied:
         raise UserError(f"{path} is not a search space: no option is in `grid:` or `sample:`.")
     for key in space.varied:
-        if key not in all_options():
+        option = OPTIONS.get(key, key)
+        if option not in all_options():
             raise UserError(f"{path} varies {key}, which is not an option.")
-        if not is_sweepable(key):
+        if not is_sweepable(option):
             raise UserError(
                 f"{path} varies {key}: the trials of a sweep share the cluster, the task and the "
                 "evaluation settings. Run one sweep for each value."

@@ -1,4 +1,7 @@
-"""How far the trials of a sweep are, from its folder alone: also if its driver is gone."""
+"""Progress of the trials of a sweep, or of one run, read from its folder alone.
+
+The folder suffices whether or not its driver is still running.
+"""
 
 from __future__ import annotations
 
@@ -11,43 +14,43 @@ from rich.table import Table
 
 from imf_ray.errors import UserError
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
-from imf_ray.sweep.runner import TRIALS_DIR
-from imf_ray.sweep.trial import read_trial
-from imf_ray.training.status import RunStatus, is_run, read_status
+from imf_ray.sweep.sweep_dir import SweepDir
+from imf_ray.sweep.trial_record import TrialDir
+from imf_ray.training.status import RunStatus, read_status
 
 
-def find_runs(folder: Path) -> list[Path]:
-    """The trials of a sweep, or a single run.
+def find_runs(folder: Path) -> list[TrialDir]:
+    """Return the trials of a sweep, or a single run.
 
     Raises:
-        UserError: the folder is neither.
+        UserError: the folder is neither a sweep nor a run.
     """
-    if is_run(folder):
-        return [folder]
-    runs = sorted(filter(is_run, (folder / TRIALS_DIR).glob("*")))
+    candidates = [TrialDir(folder), *SweepDir(folder).trials()]
+    runs = [candidate for candidate in candidates if candidate.exists]
     if not runs:
         raise UserError(f"{folder} holds neither a run nor a sweep.")
     return runs
 
 
 def read_all(folder: Path) -> list[RunStatus]:
-    """The status of every run of a folder.
+    """Download what tells how far the runs in a folder are, and return the status of each.
 
     Raises:
         UserError: see `find_runs`.
     """
-    now, found = time.time(), []
+    SweepDir(folder).download_state()
+    now, statuses = time.time(), []
     for run_dir in find_runs(folder):
-        status, record = read_status(run_dir, now), read_trial(run_dir)
+        status, record = read_status(run_dir, now), run_dir.read_record(retry=False)
         if record is not None:
             error = record.error or status.error
             status = dataclasses.replace(status, state=record.status, error=error)
-        found.append(status)
-    return found
+        statuses.append(status)
+    return statuses
 
 
 def status_table(runs: Sequence[RunStatus]) -> Table:
-    """A line for each run."""
+    """Build a table with one row per run."""
     table = Table(box=None)
     table.add_column("run", overflow="fold", min_width=20)
     columns = [
@@ -60,7 +63,7 @@ def status_table(runs: Sequence[RunStatus]) -> Table:
         "n",
         "action error",
         "restarts",
-        "last line",
+        "last entry",
     ]
     for column in columns:
         table.add_column(column, no_wrap=True)
@@ -81,12 +84,12 @@ def status_table(runs: Sequence[RunStatus]) -> Table:
     return table
 
 
-def _number(run: RunStatus, name: str, text: str) -> str:
-    return text.format(run.metrics[name]) if name in run.metrics else ""
+def _number(run: RunStatus, name: str, format_string: str) -> str:
+    return format_string.format(run.metrics[name]) if name in run.metrics else ""
 
 
 def _duration(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
+    for unit, unit_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
     return f"{max(seconds, 0.0):.0f} s"

@@ -20,7 +20,7 @@ from imf_ray.agents.pretrained import EMA_WEIGHTS_FILE, WEIGHTS_FILE
 from imf_ray.errors import StorageError, UserError
 from imf_ray.files import JsonlWriter, write_atomically
 from imf_ray.storage import delete, display_path, download, local_dir, remote_path, to_local, upload
-from imf_ray.sweep.trial import read_trial
+from imf_ray.sweep.trial_record import TrialDir
 from imf_ray.training.checkpoint import CHECKPOINT_GLOB, checkpoint_step, list_checkpoints
 from imf_ray.training.stop_signal import clear_stop, request_stop, stop_requested
 from imf_ray.training.tracking import METRICS_FILE, read_metrics
@@ -70,7 +70,7 @@ class _NoAnswerError(Exception):
 def test_an_outage_is_no_answer(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fsspec's own `isfile` makes of one."""
     run_dir = local_dir(bucket) / "run"
-    questions = (stop_requested, read_trial)
+    questions = (stop_requested, lambda folder: TrialDir(folder).read_record(retry=False))
     assert [bool(ask(run_dir)) for ask in questions] == [False] * 2
     request_stop(run_dir)
     assert stop_requested(run_dir)

@@ -1,0 +1,71 @@
+"""Baselines of a sweep, the task's expert and an untrained agent, and videos of its best policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from imf_ray.allocation import RolloutResources
+from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
+from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest
+from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
+from imf_ray.rollout.records import summarize
+from imf_ray.rollout.rollout_config import agent_rollout_config, scripted_rollout_config
+from imf_ray.sweep.prepare import Sweep
+from imf_ray.sweep.sweep_dir import BEST_VIDEO, EXPERT_VIDEO
+from imf_ray.sweep.trial_record import TrialRecord
+
+
+def evaluate_expert(sweep: Sweep, resources: RolloutResources) -> dict[str, float]:
+    """Metrics of the scripted expert on the seeds on which trials are validated."""
+    spec = RolloutSpec(EXPERT, scripted_rollout_config(sweep.first_config.task))
+    return _evaluate_baseline(sweep, resources, spec)
+
+
+def evaluate_untrained(
+    sweep: Sweep, resources: RolloutResources, trial: TrialRecord
+) -> dict[str, float]:
+    """Metrics of a trial's agent with fresh weights, on the same seeds."""
+    config = sweep.configs[trial.name]
+    rollout_config = agent_rollout_config(config, config.train.rollout_seed)
+    policy = PolicySpec(PolicyKind.UNTRAINED, str(trial.best_checkpoint))
+    spec = RolloutSpec(policy, rollout_config, config.evaluate.envs_per_actor)
+    return _evaluate_baseline(sweep, resources, spec)
+
+
+def _evaluate_baseline(
+    sweep: Sweep, resources: RolloutResources, spec: RolloutSpec
+) -> dict[str, float]:
+    """Metrics of a policy; saved for the next session, unless an episode ended in an error."""
+    baselines, policy = sweep.sweep_dir.read_baselines(), str(spec.policy)
+    if policy not in baselines:
+        train = sweep.first_config.train
+        seeds = range(train.rollout_seed, train.rollout_seed + train.rollout_num_episodes)
+        records = [episode.record for episode in run_episodes(spec, seeds, resources)]
+        baselines[policy] = summarize(records).metrics()
+        if all(record.error is None for record in records):
+            sweep.sweep_dir.write_baselines(baselines)
+    return baselines[policy]
+
+
+def record_videos(sweep: Sweep, best: TrialRecord, resources: RolloutResources) -> list[Path]:
+    """Record the first validation episode of the expert and of the best checkpoint.
+
+    Returns:
+        The videos, without those of episodes that ended in an error.
+    """
+    config = sweep.configs[best.name]
+    seed = config.train.rollout_seed
+    checkpoint = PolicySpec(PolicyKind.CHECKPOINT, str(best.best_checkpoint))
+    specs = {
+        EXPERT_VIDEO: RolloutSpec(EXPERT, scripted_rollout_config(config.task)),
+        BEST_VIDEO: RolloutSpec(checkpoint, agent_rollout_config(config, noise_seed=seed)),
+    }
+    one_actor = dataclasses.replace(resources, num_actors=1)
+    videos = []
+    for name, spec in specs.items():
+        artifacts = {seed: ArtifactRequest(video=True)}
+        for episode in run_episodes(spec, [seed], one_actor, artifacts):
+            if VIDEO in episode.files:
+                videos.append(sweep.sweep_dir.write_video(name, episode.files[VIDEO]))
+    return videos

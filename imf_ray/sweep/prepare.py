@@ -1,0 +1,148 @@
+"""Preparation of a sweep: its folder, the check of every trial, and its share of the cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imf_ray.allocation import RunResources, allocate_run, max_concurrent_trials
+from imf_ray.cluster import ClusterSize
+from imf_ray.config import dedupe_overrides
+from imf_ray.errors import UserError
+from imf_ray.schema import Config
+from imf_ray.storage import local_dir, parse_path
+from imf_ray.sweep.schedulers import check_scheduler
+from imf_ray.sweep.search_space import SearchSpace, load_search_space, trial_name
+from imf_ray.sweep.sweep_dir import SavedSpace, SweepDir
+from imf_ray.sweep.trial_record import TrialDir
+from imf_ray.training.run_dir import RunDir
+from imf_ray.training.trainer import enable_validation, init_or_verify_run_dir, prepare_run
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep whose trials were checked."""
+
+    sweep_dir: SweepDir
+    space: SearchSpace
+    configs: dict[str, Config]
+    """Configuration of each trial, by name."""
+    params: dict[str, dict[str, Any]]
+    """Values of the varied options of each trial, by name."""
+    summary: str
+    """One line on the data and the length of the first trial."""
+    is_resumed: bool
+
+    @property
+    def max_steps(self) -> int:
+        """Updates of the longest trial."""
+        return max(config.train.max_steps for config in self.configs.values())
+
+    @property
+    def trial_dirs(self) -> dict[str, TrialDir]:
+        """Run folder of each trial, by name."""
+        return {name: self.sweep_dir.trial(name) for name in self.configs}
+
+    @property
+    def steps(self) -> dict[RunDir, int]:
+        """Updates of each trial, by its run folder."""
+        return {
+            self.sweep_dir.trial(name): config.train.max_steps
+            for name, config in self.configs.items()
+        }
+
+    @property
+    def first_config(self) -> Config:
+        """Configuration of the first trial; the others differ only in the varied options."""
+        return next(iter(self.configs.values()))
+
+
+def open_sweep(config: Config, overrides: Sequence[str]) -> Sweep:
+    """Start a new sweep, or open the one to resume, and check every trial.
+
+    Args:
+        config: configuration of the first trial, as the command line gives it.
+        overrides: the command line's `key=value` options. They win over those of the sweep that
+            is resumed.
+
+    Raises:
+        UserError: see `prepare_sweep`.
+    """
+    storage = local_dir(config.storage_path)
+    sweep_dir = None if config.resume is None else find_resumable_sweep(storage, config.run_name)
+    saved = None if sweep_dir is None else sweep_dir.read_space()
+    if sweep_dir is not None and saved is not None:
+        space = saved.space
+        overrides = dedupe_overrides([*saved.overrides, *overrides])
+        config = space.config(overrides, space.combinations()[0])
+    else:
+        space = load_search_space(config.search_space)
+        name = config.run_name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        sweep_dir = SweepDir(storage / name)
+    # Workers have another working directory.
+    dataset_dir = f"data.dataset_dir={parse_path(config.data.dataset_dir)}"
+    return prepare_sweep(space, dedupe_overrides([*overrides, dataset_dir]), sweep_dir)
+
+
+def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: SweepDir) -> Sweep:
+    """Check every trial of a search space before the first one starts, and write `space.json`.
+
+    Raises:
+        UserError: the options of a trial or of the scheduler are invalid, the data are bad, or the
+            folder holds a sweep over another search space.
+    """
+    sweep_dir.download_state()
+    saved = sweep_dir.read_space()
+    if saved is not None and saved.space != space:
+        raise UserError(
+            f"The sweep {sweep_dir} was started with another search space, {saved.space.name}. "
+            "Choose another run_name, or resume it by resume=auto."
+        )
+    configs, params, summary = {}, {}, ""
+    for number, combination in enumerate(space.combinations()):
+        name = trial_name(number, combination)
+        config = enable_validation(space.config(overrides, combination))
+        run = prepare_run(config)
+        init_or_verify_run_dir(run, sweep_dir.trial(name))
+        configs[name], params[name] = config, combination
+        summary = summary or run.describe()
+    sweep = Sweep(sweep_dir, space, configs, params, summary, is_resumed=saved is not None)
+    check_scheduler(space.scheduler, sweep.max_steps)
+    started_at = time.time() if saved is None else saved.started_at
+    sweep_dir.write_space(SavedSpace(space, list(overrides), started_at))
+    return sweep
+
+
+def find_resumable_sweep(storage: Path, name: str | None) -> SweepDir | None:
+    """Return the sweep of that name, or the newest sweep with an incomplete trial.
+
+    None if there is no such sweep.
+    """
+    if name is not None:
+        sweep_dir = SweepDir(storage / name)
+        return None if sweep_dir.read_space() is None else sweep_dir
+    newest, newest_start = None, 0.0
+    for sweep_dir in SweepDir.find_all(storage):
+        saved = sweep_dir.read_space()
+        if saved is None or _is_complete(sweep_dir) or saved.started_at <= newest_start:
+            continue
+        newest, newest_start = sweep_dir, saved.started_at
+    return newest
+
+
+def _is_complete(sweep_dir: SweepDir) -> bool:
+    results = sweep_dir.read_results()
+    return results is not None and all(record.is_complete for record in results[0])
+
+
+def allocate_sweep(sweep: Sweep, size: ClusterSize) -> tuple[RunResources, int]:
+    """Return the resources of each trial, and how many trials run concurrently.
+
+    Raises:
+        UserError: one trial does not fit into the cluster.
+    """
+    concurrent_trials = max_concurrent_trials(sweep.first_config, size, len(sweep.configs))
+    return allocate_run(sweep.first_config, size, concurrent_trials), concurrent_trials

@@ -1,0 +1,175 @@
+"""The folder of a sweep: its files, their synchronization with a URL, and their old names."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imf_ray.aliases import METRICS, SWEEP_KEYS, rename_keys
+from imf_ray.files import write_atomically, write_figure, write_if_changed
+from imf_ray.storage import authoritative_path, download
+from imf_ray.sweep.search_space import SearchSpace
+from imf_ray.sweep.trial_record import TrialDir, TrialRecord
+from imf_ray.training.run_dir import StoppableDir
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Baselines = Mapping[str, Mapping[str, float]]
+"""Rollout metrics of the expert and of an untrained agent, by name."""
+EXPERT_VIDEO, BEST_VIDEO = "expert.mp4", "best.mp4"
+
+
+@dataclass(frozen=True)
+class SavedSpace:
+    """The content of `space.json`: all that a sweep needs to resume."""
+
+    space: SearchSpace
+    overrides: list[str]
+    """Command-line options, as last given."""
+    started_at: float
+    """Seconds since the epoch at the first start."""
+
+
+class SweepDir(StoppableDir):
+    """The folder of one sweep: the only place that knows its file names.
+
+        space.json        search space, command-line options, start time: a sweep resumes from these
+        trials/NAME/      run folder of each trial (`TrialDir`)
+        tune/             Ray Tune's own state, which is never read back
+        baselines.json    metrics of the expert and of an untrained agent, by policy
+        stop_requested    see `StoppableDir`
+        sweep.json        name of the search space, baselines, records of all trials, best first
+        sweep.csv         the same records as a table
+        grid.png          heat map, if the grid varies two options
+        expert.mp4        one episode of the expert
+        best.mp4          the same episode by the best checkpoint
+
+    Earlier versions wrote `oracles.json` instead of `baselines.json`, and other keys into the JSON
+    files (see `imf_ray.aliases`). Both are read.
+
+    Methods raise `StorageError` if storage fails; only requests to stop are retried.
+    """
+
+    @classmethod
+    def find_all(cls, storage: Path) -> list[SweepDir]:
+        """Return the sweeps in a storage folder, sorted by name."""
+        folders = {storage, authoritative_path(storage)}
+        names = {file.parent.name for folder in folders for file in folder.glob("*/space.json")}
+        return [cls(storage / name) for name in sorted(names)]
+
+    def download_state(self) -> None:
+        """Download everything but checkpoints and videos, if the sweep is stored at a URL."""
+        download(self.path, "*.json", "*.jsonl", "*.yaml")
+
+    # Inputs
+
+    @property
+    def _space_file(self) -> Path:
+        return self.path / "space.json"
+
+    def read_space(self) -> SavedSpace | None:
+        """Return what the sweep was started with, or None if this is not a sweep."""
+        download(self._space_file)
+        if not self._space_file.is_file():
+            return None
+        content = rename_keys(json.loads(self._space_file.read_text()), SWEEP_KEYS)
+        started_at = content.get("started_at", self._space_file.stat().st_mtime)
+        return SavedSpace(SearchSpace(**content["space"]), content["overrides"], started_at)
+
+    def write_space(self, saved: SavedSpace) -> None:
+        """Write what the sweep is started with."""
+        content = {
+            "space": dataclasses.asdict(saved.space),
+            "overrides": saved.overrides,
+            "started_at": saved.started_at,
+        }
+        write_if_changed(self._space_file, json.dumps(content, indent=1))
+
+    # Trials
+
+    def trial(self, name: str) -> TrialDir:
+        """Return the run folder of a trial, which need not exist yet."""
+        return TrialDir(self.path / "trials" / name)
+
+    def trials(self) -> list[TrialDir]:
+        """Return the run folders of the trials, sorted by name."""
+        return [TrialDir(path) for path in sorted((self.path / "trials").glob("*"))]
+
+    @property
+    def tune_dir(self) -> Path:
+        """Ray Tune's own folder."""
+        return self.path / "tune"
+
+    # Results
+
+    @property
+    def _baselines_file(self) -> Path:
+        return self.path / "baselines.json"
+
+    def read_baselines(self) -> dict[str, dict[str, float]]:
+        """Return the metrics of the baselines evaluated so far, by policy."""
+        baselines: dict[str, dict[str, float]] = {}
+        for file in (self.path / "oracles.json", self._baselines_file):
+            if file.is_file():
+                baselines |= json.loads(file.read_text())
+        return _rename_metrics(baselines)
+
+    def write_baselines(self, baselines: Baselines) -> None:
+        """Write the metrics of the baselines evaluated so far, by policy."""
+        write_atomically(self._baselines_file, json.dumps(baselines))
+
+    @property
+    def _results_file(self) -> Path:
+        return self.path / "sweep.json"
+
+    def read_results(self) -> tuple[list[TrialRecord], Baselines] | None:
+        """Return the records of all trials, best first, and the baselines.
+
+        Returns:
+            None if the sweep has no results yet.
+        """
+        download(self._results_file)
+        if not self._results_file.is_file():
+            return None
+        content = rename_keys(json.loads(self._results_file.read_text()), SWEEP_KEYS)
+        records = [TrialRecord.from_dict(trial) for trial in content["trials"]]
+        return records, _rename_metrics(content["baselines"])
+
+    def write_results(
+        self, space: str, records: Sequence[TrialRecord], baselines: Baselines
+    ) -> Path:
+        """Write the name of the search space, the records and the baselines; return the file."""
+        content = {
+            "search_space": space,
+            "baselines": baselines,
+            "trials": [dataclasses.asdict(record) for record in records],
+        }
+        write_atomically(self._results_file, json.dumps(content, indent=1))
+        return self._results_file
+
+    def write_csv(self, table: str) -> Path:
+        """Write the table of all trials; return the file."""
+        path = self.path / "sweep.csv"
+        write_atomically(path, table)
+        return path
+
+    def write_heat_map(self, figure: Figure) -> Path:
+        """Write the heat map of a grid over two options; return the file."""
+        path = self.path / "grid.png"
+        write_figure(path, figure)
+        return path
+
+    def write_video(self, name: str, content: bytes) -> Path:
+        """Write `EXPERT_VIDEO` or `BEST_VIDEO`; return the file."""
+        path = self.path / name
+        write_atomically(path, content)
+        return path
+
+
+def _rename_metrics(baselines: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: rename_keys(metrics, METRICS) for name, metrics in baselines.items()}

@@ -1,0 +1,95 @@
+"""The record of one trial, and the run folder that holds it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from imf_ray.aliases import METRICS, TRIAL_FIELDS, rename_keys
+from imf_ray.errors import UserError
+from imf_ray.files import retry_io, retrying, write_atomically
+from imf_ray.storage import authoritative_path, delete, read_text_or_none
+from imf_ray.training.run_dir import RunDir
+
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """Parameters, processes and result of one trial."""
+
+    name: str
+    params: dict[str, Any]
+    status: str
+    """`FINISHED`, `STOPPED` (by the scheduler), or `FAILED` with the reason in `error`."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Metrics of the best checkpoint."""
+    best_checkpoint: str | None = None
+    run_dir: str = ""
+    driver_pid: int = 0
+    driver_host: str = ""
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    """Rank, pid, host, gpu_ids and log_path of each worker."""
+    swanlab_run: str | None = None
+    error: str | None = None
+    failed_validation_steps: list[int] = field(default_factory=list)
+    """Steps of the kept checkpoints whose validation failed."""
+
+    @property
+    def is_complete(self) -> bool:
+        """True if neither training nor validation has to be repeated on resume.
+
+        A trial that the scheduler stopped is complete, whatever its validations.
+        """
+        return self.status == STOPPED or (
+            self.status == FINISHED and not self.failed_validation_steps
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrialRecord:
+        """Rebuild a record from its dictionary, which may use the names of earlier versions.
+
+        Raises:
+            ValueError, TypeError, AttributeError: the values are not a record.
+        """
+        renamed = rename_keys(values, TRIAL_FIELDS)
+        metrics = rename_keys(renamed.get("metrics", {}), METRICS)
+        return cls(**{**renamed, "metrics": metrics})
+
+
+class TrialDir(RunDir):
+    """The run folder of a trial, which holds `trial.json` once the trial has ended."""
+
+    def read_record(self, retry: bool = True) -> TrialRecord | None:
+        """Return the record, or None if the trial has not ended.
+
+        Args:
+            retry: wait for storage that is out of reach, instead of raising `StorageError`.
+
+        Raises:
+            UserError: the file is not a trial's record.
+        """
+        path = authoritative_path(self.trial_file)
+        text = retry_io(read_text_or_none, path) if retry else read_text_or_none(path)
+        if text is None:
+            return None
+        try:
+            return TrialRecord.from_dict(json.loads(text))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} is not the record of a trial ({error}). Delete it to evaluate the trial "
+                "again."
+            ) from error
+
+    @retrying
+    def write_record(self, record: TrialRecord) -> None:
+        """Write the record of the trial, which has ended."""
+        write_atomically(self.trial_file, json.dumps(dataclasses.asdict(record), indent=1))
+
+    @retrying
+    def delete_record(self) -> None:
+        """Delete the record, so that the trial is resumed."""
+        delete(self.trial_file)

@@ -1,0 +1,92 @@
+"""Ranking, table, heat map and files of a sweep's results."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from imf_ray.sweep.results import failures, rank, results_table, write_results
+from imf_ray.sweep.search_space import SearchSpace
+from imf_ray.sweep.sweep_dir import SweepDir
+from imf_ray.sweep.trial_record import FAILED, FINISHED, STOPPED, TrialRecord
+
+
+def metrics(success: float | None = None, error: float | None = None) -> dict[str, Any]:
+    values: dict[str, Any] = {"step": 10}
+    if error is not None:
+        values["action_error"] = error
+    if success is not None:
+        values |= {
+            "rollout/episodes": 20.0,
+            "rollout/success_rate": success,
+            "rollout/success_ci_low": success - 0.1,
+            "rollout/success_ci_high": success + 0.1,
+            "rollout/return_mean": 100.0 * success,
+            "rollout/stage_1": 0.75,
+        }
+    return values
+
+
+def record(name: str, values: dict[str, Any], status: str = FINISHED, **params: Any) -> TrialRecord:
+    checkpoint = None if status == FAILED else "checkpoint"
+    error = "it diverged" if status == FAILED else None
+    return TrialRecord(name, params, status, values, checkpoint, error=error)
+
+
+RECORDS = [
+    record("00000-x", metrics(0.25, 0.02), **{"a.x": 1, "b.y": 3}),
+    record("00001-x", {}, FAILED, **{"a.x": 1, "b.y": 4}),
+    record("00002-x", metrics(0.5, 0.03), STOPPED, **{"a.x": 2, "b.y": 3}),
+    record("00003-x", metrics(error=0.01), **{"a.x": 2, "b.y": 4}),
+]
+BASELINES = {"expert": metrics(0.9), "untrained": metrics(0.1)}
+SPACE = SearchSpace("grid", grid={"a.x": [1, 2], "b.y": [3, 4]})
+
+
+def test_ranking_is_by_success_then_action_error_and_failed_trials_are_last() -> None:
+    trials = [
+        record("failed", {}, FAILED),
+        record("a", metrics(0.25, 0.2)),
+        record("b", metrics(0.5, 0.9)),
+        record("c", metrics(0.25, 0.1)),
+    ]
+    assert [trial.name for trial in rank(trials)] == ["b", "c", "a", "failed"]
+
+
+def test_the_table_lies_between_the_expert_and_the_untrained_agent() -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(results_table(RECORDS, BASELINES))
+    lines = console.export_text().splitlines()
+    rows = [line.split()[0] for line in lines if line.split() and line[1:6].strip()]
+    names = ["expert", "00002", "00000", "00003", "00001", "untrained"]
+    assert [row for row in rows if row in names] == names
+    (stopped,) = (line for line in lines if "00002" in line)
+    assert "0.50 [0.40, 0.60]" in stopped and "0.0300" in stopped and "10, stopped" in stopped
+    (failed,) = (line for line in lines if "00001" in line)
+    assert failed.split() == ["00001", "1", "4", "failed"]
+    assert any("00003" in line and "not evaluated" in line for line in lines)
+
+
+def test_results_are_written_and_read_back(tmp_path: Path) -> None:
+    sweep_dir = SweepDir(tmp_path)
+    assert sweep_dir.read_results() is None
+    files = write_results(sweep_dir, RECORDS, BASELINES, SPACE)
+    assert [file.name for file in files] == ["sweep.json", "sweep.csv", "grid.png"]
+    assert sweep_dir.read_results() == (rank(RECORDS), BASELINES)
+    assert json.loads(files[0].read_text())["search_space"] == "grid"
+    rows = list(csv.DictReader(files[1].open()))
+    assert [row["param/a.x"] for row in rows] == ["2", "1", "2", "1"]
+    assert rows[0]["rollout/success_rate"] == "0.5" and json.loads(rows[0]["workers"]) == []
+    assert files[2].read_bytes().startswith(b"\x89PNG")
+    sampled = SearchSpace("random", grid=SPACE.grid, sample={"c": {"choice": [1]}})
+    assert len(write_results(sweep_dir, RECORDS, BASELINES, sampled)) == 2
+
+
+def test_failed_trials_and_failed_validations_are_listed() -> None:
+    invalid = record("late", {"step": 1, "validation_error": "no such task"})
+    assert failures([*RECORDS, invalid]) == ["00001-x: it diverged", "late: no such task"]
