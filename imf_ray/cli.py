@@ -1,4 +1,4 @@
-"""What the entry points share: the command line, the connection to Ray, and the way errors end."""
+"""Running a command: the command line, exit codes, errors and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,69 +16,65 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+from imf_ray.aliases import rename_overrides
 from imf_ray.cluster import cluster_address
-from imf_ray.config import GROUPS, RECIPE, group_choices, key_help, load_config, to_yaml
+from imf_ray.command import Command, help_text
+from imf_ray.config import announce_rename, to_yaml
 from imf_ray.env_vars import prepare_environment
 from imf_ray.errors import UserError
-from imf_ray.schema import Config
 from imf_ray.terminal import console
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 POLL_INTERVAL_S = 0.2
+"""Seconds between checks for Ctrl-C and for the end of the work."""
 Result = TypeVar("Result")
 
 
-Main = Callable[..., None]
-
-
 class _ForcedExit(KeyboardInterrupt):
-    """An interruption that leaves a thread behind which uses Ray."""
+    """An interruption that leaves a thread running that uses Ray."""
 
 
-def run(
-    module: str,
-    main: Main,
-    argv: Sequence[str],
-    resolve: Callable[[Sequence[str]], Config] = load_config,
-    names: str | None = None,
-) -> int:
-    """Parse the command line, call `main(config, overrides)`, and return the exit code.
-
-    With `names`, what those are called, arguments that are no options are `main`'s third argument.
-
-    The docstring of `main` says in `--help` what it is for; `resolve` makes the configuration of
-    the overrides.
+def run_command(command: Command, argv: Sequence[str], program: str | None = None) -> int:
+    """Parse the command line, run the command and return the exit code.
 
     Bad input ends in one message and code 2; a traceback is shown only with `debug=true`. Ctrl-C
     ends with code 130.
+
+    Args:
+        program: the words that call the command, for its help.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("imf_ray").setLevel(logging.INFO)
-    parser = _parser(module, main.__doc__ or "", names)
-    arguments = parser.parse_args(argv)
-    given = [a for a in arguments.overrides if names and ("=" not in a or Path(a).exists())]
-    overrides = [argument for argument in arguments.overrides if argument not in given]
-    debug = "debug=true" in (override.lower() for override in overrides)
+    program = program or f"python -m imf_ray.{command.name}"
+    flags = _parser(command.usage(program)).parse_args(argv)
+    if flags.help or flags.help_all:
+        print(help_text(command, program, every_option=flags.help_all))
+        return 0
+    positional: list[str] = []
+    if command.positional:
+        positional = [item for item in flags.arguments if "=" not in item or Path(item).exists()]
+    overrides = [item for item in flags.arguments if item not in positional]
     try:
-        config = resolve(overrides)
-        if arguments.print_config:
+        overrides = rename_overrides(overrides, announce_rename)
+        config = command.resolve(overrides)
+        if flags.print_config:
             print(to_yaml(config), end="")
             return 0
         prepare_environment(own_cluster=cluster_address(config) is None)
-        main(config, overrides, *([given] if names else []))
+        command.run(config, overrides, *([positional] if command.positional else []))
     except UserError as error:
-        if debug:
+        if "debug=true" in (override.lower() for override in overrides):
             raise
         print(f"Error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
-        again = "The same command, with the run_name of its run, goes on."
-        how = interrupt.args[0] if interrupt.args else again
-        print(f"Interrupted. {how}", file=sys.stderr, flush=True)
+        hint = "To resume, repeat the command with the run_name of its run."
+        print(f"Interrupted. {interrupt.args[0] if interrupt.args else hint}", file=sys.stderr)
         if isinstance(interrupt, _ForcedExit):
-            # Ray ends a process with code 1 whose threads come to use it after its farewell. A
-            # cluster of our own dies with us; another one is told by the connection that breaks.
+            # A thread that calls Ray after its shutdown would make the process exit with code 1. A
+            # cluster started here dies with this process; another one sees the connection close.
+            sys.stderr.flush()
             os._exit(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     return 0
@@ -90,53 +86,61 @@ def run_interruptibly(
     is_safe: Callable[[], bool],
     resume: str,
 ) -> Result:
-    """Carry out `work`, which leaves what it has reached when it is asked to stop.
+    """Run `work`, and stop it at a checkpoint when the user presses Ctrl-C.
 
-    The first Ctrl-C (or SIGTERM, as a cluster sends it) calls `request_stop`, again while storage
-    fails, and waits until `is_safe` or the work has ended; the second waits for nothing.
+    The first Ctrl-C (or SIGTERM, which a cluster sends) calls `request_stop`, repeatedly while
+    storage fails, and waits until `is_safe` returns True or the work ends. The second one waits for
+    nothing.
 
     Args:
-        resume: the command that goes on.
+        resume: the command that resumes the work.
 
     Raises:
-        KeyboardInterrupt: it was interrupted; the message says how to go on.
+        KeyboardInterrupt: the work was interrupted; the message holds the resume command.
     """
-    # In a thread of its own: Ray Train and Tune answer Ctrl-C in their own ways where they can.
+    # Ray Train and Tune handle Ctrl-C in their own ways in the main thread, so work gets another.
     outcome: Future[Result] = Future()
 
-    def carry_out() -> None:
+    def run_work() -> None:
         try:
             outcome.set_result(work())
         except BaseException as error:
             outcome.set_exception(error)
 
-    how = f"Go on with:\n  {resume}"
-    asked = threading.Event()
+    resume_hint = f"Resume with:\n  {resume}"
+    stop_requested = threading.Event()
 
-    def interrupted(signum: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise _ForcedExit(how)
-        asked.set()
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        if stop_requested.is_set():
+            raise _ForcedExit(resume_hint)
+        stop_requested.set()
 
-    def is_requested() -> bool:
+    def stop_accepted() -> bool:
         request_stop()
         return True
 
-    threading.Thread(target=carry_out, daemon=True).start()
-    with _handling_signals(interrupted):
-        _wait(outcome, asked.is_set)
-        if asked.is_set():
+    threading.Thread(target=run_work, daemon=True).start()
+    with _handling_signals(on_signal):
+        _wait(outcome, stop_requested.is_set)
+        if stop_requested.is_set():
             console.print("Stopping after one more checkpoint; Ctrl-C again stops at once.")
-            _wait(outcome, is_requested)
+            _wait(outcome, stop_accepted)
             _wait(outcome, is_safe)
             if outcome.done() and isinstance(error := outcome.exception(), Exception):
-                console.print(f"It ended with an error: {error}", soft_wrap=True)
-            raise KeyboardInterrupt(how) if outcome.done() else _ForcedExit(how)
+                console.print(f"The work ended with an error: {error}", soft_wrap=True)
+            raise KeyboardInterrupt(resume_hint) if outcome.done() else _ForcedExit(resume_hint)
     return outcome.result()
 
 
+def resume_command(module: str, overrides: Sequence[str], **options: str) -> str:
+    """The command line that resumes a run: `overrides`, with these options in place of theirs."""
+    kept = [item for item in overrides if item.partition("=")[0] not in options]
+    given = [f"{key}={value}" for key, value in options.items()]
+    return shlex.join(["python", "-m", module, *kept, *given])
+
+
 def _wait(outcome: Future[Any], condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds, or for the outcome; storage may fail for a moment."""
+    """Wait until a condition holds or the work ends; errors of storage count as not yet."""
     while not outcome.done():
         with suppress(UserError):
             if condition():
@@ -146,36 +150,21 @@ def _wait(outcome: Future[Any], condition: Callable[[], bool]) -> None:
 
 @contextmanager
 def _handling_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, handler) for number in numbers}
+    """Call `handler` on SIGINT and SIGTERM inside the block."""
+    previous = {
+        number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        for number, handled in before.items():
-            signal.signal(number, handled)
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)
 
 
-def resume_command(module: str, overrides: Sequence[str], **options: str) -> str:
-    """The command line that goes on: `overrides`, and instead of theirs these options."""
-    kept = [o for o in overrides if o.partition("=")[0] not in options]
-    given = [f"{key}={value}" for key, value in options.items()]
-    return shlex.join(["python", "-m", module, *kept, *given])
-
-
-def _parser(module: str, purpose: str, names: str | None) -> argparse.ArgumentParser:
-    groups = "\n".join(
-        f"  {g}=NAME  one of {', '.join(group_choices(g))}" for g in [*GROUPS, RECIPE]
-    )
-    options = "\n".join(f"  {key}={default}" for key, default in key_help())
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=purpose,
-        epilog=f"groups:\n{groups}\n\noptions and their defaults:\n{options}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    what = f"{names} or key=value" if names else "key=value"
-    parser.add_argument("overrides", nargs="*", metavar=what, help="configuration overrides")
-    parser.add_argument(
-        "--print-config", action="store_true", help="show the resolved configuration and stop"
-    )
+def _parser(usage: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(usage=usage, add_help=False)
+    parser.add_argument("arguments", nargs="*")
+    parser.add_argument("--print-config", action="store_true")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--help-all", action="store_true")
     return parser

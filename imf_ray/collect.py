@@ -1,4 +1,4 @@
-"""Records scripted demonstrations: `python -m imf_ray.collect data.dataset_dir=DIR`."""
+"""Records scripted demonstrations: `imf-ray collect data.dataset_dir=DIR`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imf_ray.allocation import allocate_rollout_actors
-from imf_ray.cli import run
+from imf_ray.cli import run_command
 from imf_ray.cluster import init_ray
+from imf_ray.command import Command
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.storage import is_remote, local_dir
@@ -17,23 +18,25 @@ from imf_ray.terminal import console
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:
-    """Bring the data set to `collect.num_episodes` successful episodes."""
+    """Record demonstrations of the scripted expert.
+
+    Adds episodes to data.dataset_dir until it has collect.num_episodes successful ones.
+    """
     from imf_ray.data.index import build_index, list_episodes
     from imf_ray.demos.collect import CollectionState, collect_episodes
     from imf_ray.demos.recorder import DemoRecorder
 
     if is_remote(config.data.dataset_dir):
         raise UserError(
-            f"data.dataset_dir={config.data.dataset_dir} is a URL, and demonstrations are recorded "
-            "into a folder of this machine. Collect there, and copy the folder."
+            f"data.dataset_dir={config.data.dataset_dir} is a URL, but demonstrations are recorded "
+            "into a folder of this machine. Collect into a folder and copy it."
         )
     folder = local_dir(config.data.dataset_dir)
     config.data.dataset_dir = str(folder)
-    if list_episodes(folder):  # what is added must fit what is there
+    if list_episodes(folder):  # new episodes must match the existing ones
         build_index(config)
-    DemoRecorder(
-        config.task, config.data.camera_names
-    ).close()  # what cannot be made is refused here
+    # A task that cannot be created fails here, before Ray starts.
+    DemoRecorder(config.task, config.data.camera_names).close()
     simulators = allocate_rollout_actors(config, init_ray(config))
     columns = (
         TextColumn("{task.description}"),
@@ -65,5 +68,15 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     console.print(f"{len(state.failed)} of {attempts} attempts failed{failed}", soft_wrap=True)
 
 
+COMMAND = Command(
+    "collect",
+    main,
+    examples=(
+        "recipe=cpu_transfer",
+        "task=sim_air_insert data.dataset_dir=data/insert collect.num_episodes=100",
+    ),
+)
+
+
 if __name__ == "__main__":
-    sys.exit(run("imf_ray.collect", main, sys.argv[1:]))
+    sys.exit(run_command(COMMAND, sys.argv[1:]))

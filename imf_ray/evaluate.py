@@ -1,15 +1,15 @@
-"""Judges a policy: `python -m imf_ray.evaluate checkpoint=DIR evaluate.num_episodes=100`."""
+"""Evaluates a policy: `imf-ray evaluate checkpoint=DIR evaluate.num_episodes=100`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imf_ray.allocation import RolloutResources, allocate_rollout_actors
-from imf_ray.cli import run
+from imf_ray.cli import run_command
 from imf_ray.cluster import init_ray
+from imf_ray.command import Command
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.storage import display_path, local_dir
@@ -21,94 +21,108 @@ if TYPE_CHECKING:
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:
-    """Roll a policy out on fixed seeds; print its success with its interval, keep its records."""
+    """Roll out one policy on fixed seeds, and print its success rate with its 95 % interval.
+
+    The policy's options come from its checkpoint. Episodes that are already recorded are not
+    repeated.
+    """
     from imf_ray.evaluation.candidates import (
-        absolute_policy,
         require_settable,
         resolve_candidate,
         select_checkpoint,
         selection_seeds,
     )
     from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
+    from imf_ray.rollout.policy_spec import PolicyKind, PolicySpec
 
     require_settable(overrides, "evaluate")
     if config.checkpoint is None:
         raise UserError(
-            "Name what to judge: checkpoint=RUN/checkpoint_00001000, checkpoint=expert, "
+            "Name the policy: checkpoint=RUN/checkpoint_00001000, checkpoint=expert, "
             "checkpoint=untrained:CHECKPOINT or checkpoint=replay:EPISODES."
         )
-    evaluate, home = config.evaluate, local_dir(config.storage_path)
-    if evaluate.output_dir is not None:
-        evaluate.output_dir = str(local_dir(evaluate.output_dir))
-    policy = absolute_policy(config.checkpoint)
-    chosen_on = selection_seeds(evaluate)
+    evaluate, storage_dir = config.evaluate, local_dir(config.storage_path)
+    output_dir = None if evaluate.output_dir is None else str(local_dir(evaluate.output_dir))
+    policy = PolicySpec.parse(config.checkpoint).resolve()
+    selection = selection_seeds(evaluate)
     if evaluate.checkpoint_selection is None:
-        contender = resolve_candidate(
-            policy, config, overrides, evaluate.seed, home, evaluate.output_dir
+        candidate = resolve_candidate(
+            policy, config, overrides, evaluate.seed, storage_dir, output_dir
         )
-    simulators = allocate_rollout_actors(config, init_ray(config))
+    resources = allocate_rollout_actors(config, init_ray(config))
     if evaluate.checkpoint_selection is not None:
-        best, judged = select_checkpoint(
-            Path(policy),
+        best, results = select_checkpoint(
+            policy.local_path,
             config,
             overrides,
-            lambda c: evaluate_with_progress(c, chosen_on, simulators, console),
+            lambda candidate: evaluate_with_progress(candidate, selection, resources),
         )
-        title = f"For the choice, on seeds {chosen_on[0]}-{chosen_on[-1]}"
-        console.print(outcome_table(judged, title))
-        contender = resolve_candidate(
-            str(best), config, overrides, evaluate.seed, home, evaluate.output_dir
+        title = f"For the selection, on seeds {selection[0]}-{selection[-1]}"
+        console.print(outcome_table(results, title))
+        policy = PolicySpec(PolicyKind.CHECKPOINT, str(best))
+        candidate = resolve_candidate(
+            policy, config, overrides, evaluate.seed, storage_dir, output_dir
         )
     seeds = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
-    records = evaluate_with_progress(contender, seeds, simulators, console)
-    _report(contender, records, simulators)
+    records = evaluate_with_progress(candidate, seeds, resources)
+    _report(candidate, records, resources)
 
 
 def _report(
-    contender: Candidate, records: list[EpisodeRecord], simulators: RolloutResources
+    candidate: Candidate, records: list[EpisodeRecord], resources: RolloutResources
 ) -> None:
     from imf_ray.evaluation.tables import latency, outcome_table
     from imf_ray.rollout.records import summarize
 
-    evaluate, judgement = contender.config.evaluate, contender.judgement
+    evaluate, evaluation = candidate.config.evaluate, candidate.evaluation
     seeds = [record.seed for record in records]
     console.print(str(summarize(records)), soft_wrap=True)
     title = f"Seeds {seeds[0]}-{seeds[-1]}; success: {records[0].settings['success_description']}"
-    console.print(outcome_table([(contender.name, records)], title))
+    console.print(outcome_table([(candidate.name, records)], title))
     for record in records:
         if record.error is not None:
             console.print(f"Failed: seed {record.seed}: {record.error}", soft_wrap=True)
-    error = _action_error(contender)
-    judgement.store.finish(seeds, action_error=error, latency=latency(records))
+    error = _action_error(candidate)
+    evaluation.store.finalize(seeds, action_error=error, latency=latency(records))
     if evaluate.video != "none":
-        wanted = [r for r in records if evaluate.video == "all" or not r.success]
-        grid = judgement.film(wanted, evaluate.max_video_episodes, simulators)
-        video = "no such episode" if grid is None else display_path(grid)
+        shown = [r for r in records if evaluate.video == "all" or not r.success]
+        path = evaluation.record_grid_video(shown, evaluate.max_video_episodes, resources)
+        video = "no such episode" if path is None else display_path(path)
         console.print(f"Video: {video}", soft_wrap=True)
-    console.print(f"Records: {display_path(judgement.folder)}", soft_wrap=True)
+    console.print(f"Records: {display_path(evaluation.folder)}", soft_wrap=True)
 
 
-def _action_error(contender: Candidate) -> float | None:
-    """The error on the episodes held out of the checkpoint's training, where these are here."""
-    from imf_ray.training.trainer import read_held_out
+def _action_error(candidate: Candidate) -> float | None:
+    """The error on the episodes held out of the checkpoint's training; None if unavailable."""
+    from imf_ray.training.run_dir import RunDir
     from imf_ray.training.validation import action_error
 
-    if contender.checkpoint is None:
+    if candidate.checkpoint is None:
         return None
     try:
-        held_out = read_held_out(contender.checkpoint.parent)
-        if not held_out:
-            raise UserError("no held-out episodes beside this checkpoint")
-        judged = contender.config.evaluate
+        val_episodes = RunDir(candidate.checkpoint.parent).find_val_episodes()
+        if not val_episodes:
+            raise UserError("no held-out episodes next to this checkpoint")
+        evaluate = candidate.config.evaluate
         error = action_error(
-            contender.checkpoint, held_out, judged.use_ema_weights, judged.inference_steps
+            candidate.checkpoint, val_episodes, evaluate.use_ema_weights, evaluate.inference_steps
         )
-    except UserError as reason:  # they may have been recorded anew; what was played counts
-        console.print(f"action error not known: {reason}", soft_wrap=True)
+    except UserError as reason:  # for example, the episodes have changed; the rollouts still count
+        console.print(f"action error unknown: {reason}", soft_wrap=True)
         return None
-    console.print(f"action error {error:.4f} on {len(held_out)} held-out episodes")
+    console.print(f"action error {error:.4f} on {len(val_episodes)} held-out episodes")
     return error
 
 
+COMMAND = Command(
+    "evaluate",
+    main,
+    examples=(
+        "checkpoint=policies/sim_transfer evaluate.num_episodes=100",
+        "checkpoint=runs/transfer evaluate.checkpoint_selection=best-of-run",
+    ),
+)
+
+
 if __name__ == "__main__":
-    sys.exit(run("imf_ray.evaluate", main, sys.argv[1:]))
+    sys.exit(run_command(COMMAND, sys.argv[1:]))

@@ -1,11 +1,12 @@
-"""Takes a policy out of its run: `python -m imf_ray.export checkpoint=CHECKPOINT DIR`."""
+"""Copies a policy out of its run: `imf-ray export checkpoint=CHECKPOINT DIR`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from imf_ray.cli import run
+from imf_ray.cli import run_command
+from imf_ray.command import Command
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.storage import display_path, download, local_dir
@@ -13,9 +14,10 @@ from imf_ray.terminal import console
 
 
 def main(config: Config, overrides: Sequence[str], folders: Sequence[str]) -> None:
-    """Write a checkpoint's judged weights and settings, and nothing of its training, into DIR.
+    """Copy the policy of a checkpoint into the new folder DIR, without its training state.
 
-    The folder is a checkpoint that can be judged and handed on; training cannot go on from it.
+    DIR holds the weights that evaluation uses and the options of agent, data and task. It can be
+    evaluated and shared; training cannot resume from it.
     """
     from imf_ray.training.checkpoint import export_policy
 
@@ -31,5 +33,16 @@ def main(config: Config, overrides: Sequence[str], folders: Sequence[str]) -> No
     console.print(f"{display_path(policy.path)} ({size / 1e6:.1f} MB)", soft_wrap=True)
 
 
+COMMAND = Command(
+    "export",
+    main,
+    examples=(
+        "checkpoint=runs/transfer/checkpoint_00006000 my_policy",
+        "checkpoint=s3://bucket/runs/transfer/checkpoint_00006000 my_policy",
+    ),
+    positional="DIR",
+)
+
+
 if __name__ == "__main__":
-    sys.exit(run("imf_ray.export", main, sys.argv[1:], names="DIR"))
+    sys.exit(run_command(COMMAND, sys.argv[1:]))

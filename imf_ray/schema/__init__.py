@@ -11,7 +11,15 @@ from functools import cache
 
 from imf_ray.errors import UserError
 from imf_ray.schema.agent import AgentConfig, HeadConfig
-from imf_ray.schema.options import COMMANDS, Option, check_options, option, section, walk_options
+from imf_ray.schema.options import (
+    COMMANDS,
+    Option,
+    check_options,
+    option,
+    section,
+    sections,
+    walk_options,
+)
 from imf_ray.schema.run import (
     ROLLOUT_COMMANDS,
     ClusterConfig,
@@ -41,6 +49,7 @@ __all__ = [
     "command_options",
     "is_sweepable",
     "resumable_options",
+    "section_help",
     "training_task_options",
 ]
 
@@ -146,6 +155,14 @@ def all_options() -> dict[str, Option]:
     """Every option by its dotted name, in the order of the schema."""
     top_level = Option(resumable=True, sweepable=False, commands=())
     return dict(walk_options(Config, top_level))
+
+
+def section_help(name: str) -> str:
+    """The sentence that describes a section, such as `agent` or `agent.head`."""
+    root: type = Config
+    for part in name.split("."):
+        root = sections(root)[part]
+    return " ".join((root.__doc__ or "").split())
 
 
 def command_options(command: str) -> dict[str, Option]:

@@ -1,0 +1,54 @@
+"""The program `imf-ray COMMAND`, also `python -m imf_ray COMMAND`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from imf_ray.cli import EXIT_USER_ERROR, run_command
+from imf_ray.command import Command
+from imf_ray.config import suggest
+from imf_ray.schema import COMMANDS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names; without one, list the commands."""
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    program = "python -m imf_ray" if Path(sys.argv[0]).name == "__main__.py" else "imf-ray"
+    if name in ("--help", "-h"):
+        print(overview(program))
+        return 0
+    if name not in COMMANDS:
+        print(
+            f"Error: Unknown command {name}{suggest(name, COMMANDS)} Known: {', '.join(COMMANDS)}.",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR
+    return run_command(load_command(name), arguments, f"{program} {name}")
+
+
+def overview(program: str) -> str:
+    """The list of the commands, a line for each."""
+    lines = [f"  {name:<10}{load_command(name).summary}" for name in COMMANDS]
+    return "\n".join(
+        [
+            f"usage: {program} COMMAND [key=value ...]",
+            "",
+            "Commands:",
+            *lines,
+            "",
+            f"{program} COMMAND --help explains a command and its options.",
+        ]
+    )
+
+
+def load_command(name: str) -> Command:
+    """The command of that name."""
+    command: Command = importlib.import_module(f"imf_ray.{name}").COMMAND
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Commands: what a command runs, and its help text."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from imf_ray.config import CONFIG, GROUPS, RECIPE, default_overrides, group_choices, load_config
+from imf_ray.schema import Config, Option, all_options, command_options, section_help
+
+MIN_WIDTH, MAX_WIDTH = 60, 100
+"""Columns of the help text; in between it follows the terminal."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the package, `imf-ray NAME` or `python -m imf_ray.NAME`."""
+
+    name: str
+    run: Callable[..., None]
+    """Called as `run(config, overrides)`, and with `positional` as `run(config, overrides,
+    arguments)`. Its docstring describes the command in the help."""
+    examples: Sequence[str]
+    """Arguments of typical calls, for the help."""
+    positional: str | None = None
+    """Name of the arguments that are not options; None if there are none."""
+    resolve: Callable[[Sequence[str]], Config] = load_config
+    """Makes the configuration from the overrides."""
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the description."""
+        return self.description.partition("\n\n")[0].replace("\n", " ")
+
+    @property
+    def description(self) -> str:
+        """The docstring of `run` up to its list of exceptions."""
+        return inspect.cleandoc(self.run.__doc__ or "").partition("\n\nRaises:")[0]
+
+    def usage(self, program: str) -> str:
+        """The form of a call."""
+        arguments = [self.positional] if self.positional else []
+        return " ".join([program, *arguments, "[key=value ...]"])
+
+
+def help_text(command: Command, program: str, every_option: bool = False) -> str:
+    """The help of a command.
+
+    Args:
+        program: the words that call the command, such as `imf-ray train`.
+        every_option: list the options of all commands, not only the command's own.
+    """
+    width = max(MIN_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size((MAX_WIDTH, 24)).columns))
+    options = all_options() if every_option else command_options(command.name)
+    parts = [
+        f"usage: {command.usage(program)}",
+        "\n\n".join(_wrap(part, width) for part in command.description.split("\n\n")),
+        "Examples:\n" + "\n".join(f"  {program} {example}" for example in command.examples),
+        _groups_text(command.name, options, width),
+        *_option_texts(command.name, options, width),
+        "Flags:\n  --print-config  show the resolved configuration and stop\n"
+        "  --help, -h      show this text\n"
+        "  --help-all      show the options of all commands",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _groups_text(command: str, options: Mapping[str, Option], width: int) -> str:
+    """The YAML groups, recipes and configuration files that the command accepts."""
+    rows = [
+        (f"{group}=NAME", f"{', '.join(group_choices(group))}. Default: {default}.")
+        for group, default in GROUPS.items()
+        if any(key.startswith(f"{group}.") for key in options)
+    ]
+    if command in ("train", "tune", "collect"):
+        recipes = f"{', '.join(group_choices(RECIPE))}. Options for a whole run."
+        rows += [
+            (f"{RECIPE}=NAME", recipes),
+            (f"{CONFIG}=FILE", "A saved configuration, such as runs/NAME/config.yaml."),
+        ]
+    if not rows:
+        return ""
+    lines = [
+        "Groups of options (NAME may be the path of a YAML file; single options win over them):"
+    ]
+    for name, choices in rows:
+        indent = f"  {name:<13}"
+        lines.append(
+            textwrap.fill(choices, width, initial_indent=indent, subsequent_indent=" " * 15)
+        )
+    return "\n".join(lines)
+
+
+def _option_texts(command: str, options: Mapping[str, Option], width: int) -> list[str]:
+    """The options by section: those of no section, those of the command's own, then the others."""
+    defaults = default_overrides()
+    sections: dict[str, list[str]] = {"": [], command: []}
+    for key, rules in options.items():
+        section = key.rpartition(".")[0]
+        text = textwrap.fill(rules.help, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        sections.setdefault(section, []).append(f"  {defaults[key]}\n{text}")
+    return [
+        "\n".join([f"{name}: {section_help(name)}" if name else "Options and defaults:", *texts])
+        for name, texts in sections.items()
+        if texts
+    ]
+
+
+def _wrap(paragraph: str, width: int) -> str:
+    return textwrap.fill(" ".join(paragraph.split()), width)
