@@ -1,18 +1,20 @@
-"""Writing files so that they, or their lines, are complete or absent.
+"""Atomic file writes, append-only line files and retries of failed I/O.
 
-What is written into the working copy of a URL goes there, too.
+A file, or a line of a line file, is complete or absent. Files in the local copy of a remote folder
+are uploaded as well.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import logging
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from imf_ray.errors import StorageError
 from imf_ray.storage import is_connection_error, remote_path, storage_errors, upload
@@ -21,46 +23,58 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURE_DPI = 120
-SYNC_INTERVAL_S, MAX_SYNC_TIME_FRACTION = 5.0, 0.05
-"""A file that grows in a working copy is copied to its URL so often, and for no larger share of the
-time."""
+SYNC_INTERVAL_S = 5.0
+"""Least seconds between two uploads of a growing file."""
+MAX_SYNC_TIME_FRACTION = 0.05
+"""Largest share of the time that uploads of a growing file may take."""
 RETRY_DELAYS_S = (1.0, 10.0, 60.0, 300.0)
-"""Pauses before what a disk or a network did not let through is tried again."""
+"""Seconds between retries of failed I/O."""
 MAX_LINE_BYTES = 2**20
-"""Bytes from the end of a file in which a line that was cut off is looked for."""
+"""Bytes at the end of a line file that are searched for an incomplete line."""
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def retry_io(attempt: Callable[[], Result]) -> Result:
-    """What `attempt` returns; it is called again while a disk is full, or a network away.
+def retry_io(fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call `fn`, and retry while a disk is full or a network is down.
 
     Raises:
-        StorageError, OSError: it still fails after the last pause; or at once, if waiting does not
-            help, as where a file or bucket is missing or nobody may write.
+        StorageError, OSError: it still fails after the last of `RETRY_DELAYS_S`; or at once, if the
+            failure is permanent (a missing file or bucket, missing permissions).
     """
-    for pause in RETRY_DELAYS_S:
+    for delay in RETRY_DELAYS_S:
         try:
-            return attempt()
+            return fn(*args, **kwargs)
         except (OSError, StorageError) as error:
             if any(map(_is_permanent, (error, error.__cause__))):
                 raise
-            log.warning("Again in %.0f s: %s", pause, error)
-            time.sleep(pause)
-    return attempt()
+            log.warning("Retrying in %.0f s: %s", delay, error)
+            time.sleep(delay)
+    return fn(*args, **kwargs)
+
+
+def retrying(fn: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function or method so that it is called by `retry_io`."""
+
+    @functools.wraps(fn)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        return retry_io(fn, *args, **kwargs)
+
+    return wrapper
 
 
 def _is_permanent(error: BaseException | None) -> bool:
-    """Whether an error is one that does not pass by itself."""
+    """True if an error does not go away by waiting."""
     if isinstance(error, FileNotFoundError):
         return not is_connection_error(error)
     return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class JsonlWriter:
-    """A file of lines that one process at a time adds to, as long as it may live.
+    """Appends lines to a file that only one process writes at a time.
 
-    What an earlier process left of a line, as it died or the disk was full, is dropped.
+    An incomplete last line, left by a killed process or a full disk, is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,16 +85,14 @@ class JsonlWriter:
         start = self._file.seek(max(0, end - MAX_LINE_BYTES))
         tail = self._file.read()
         self._end = start + tail.rfind(b"\n") + 1
-        self._is_copy, self._next_push = (
-            remote_path(path) is not None,
-            time.monotonic() + SYNC_INTERVAL_S,
-        )
+        self._is_remote = remote_path(path) is not None
+        self._next_upload = time.monotonic() + SYNC_INTERVAL_S
 
-    def add(self, line: str) -> None:
-        """Write a line, which is then in the file whenever the process dies.
+    def append(self, line: str) -> None:
+        """Append a line. Once this returns, the line survives the death of the process.
 
         Raises:
-            StorageError: it does not fit on the disk; what is there of it is no line.
+            StorageError: the disk is full; the next `append` removes the incomplete line.
         """
         content = f"{line}\n".encode()
         with storage_errors(self._path, "written"):
@@ -88,48 +100,67 @@ class JsonlWriter:
             if self._file.write(content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._end += len(content)
-        if self._is_copy and time.monotonic() >= self._next_push:
-            self._push()
+        if self._is_remote and time.monotonic() >= self._next_upload:
+            self._upload()
 
-    def _push(self) -> None:
-        """Copy the file, or say why that has to wait: its line is safe here."""
-        begun = time.monotonic()
+    def _upload(self) -> None:
+        """Upload the file. A failure is only logged, since the local file has the lines."""
+        started_at = time.monotonic()
         try:
             upload(self._path)
         except StorageError as error:
-            log.warning("Later: %s", error)
+            log.warning("The upload is postponed: %s", error)
         now = time.monotonic()
-        self._next_push = now + max(SYNC_INTERVAL_S, (now - begun) / MAX_SYNC_TIME_FRACTION)
+        pause = max(SYNC_INTERVAL_S, (now - started_at) / MAX_SYNC_TIME_FRACTION)
+        self._next_upload = now + pause
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and upload it.
+
+        Raises:
+            StorageError: it cannot be uploaded.
+        """
         self._file.close()
         upload(self._path)
 
 
+class RetryingJsonlWriter(JsonlWriter):
+    """A `JsonlWriter` whose methods retry by `retry_io`."""
+
+    @retrying
+    def append(self, line: str) -> None:
+        """See `JsonlWriter.append`."""
+        super().append(line)
+
+    @retrying
+    def close(self) -> None:
+        """See `JsonlWriter.close`."""
+        super().close()
+
+
 def append_line(path: Path, line: str) -> None:
-    """Add one line to a file, which is made if need be; see `JsonlWriter`."""
-    file = JsonlWriter(path)
+    """Append one line to a file, which is created if it is missing; see `JsonlWriter`."""
+    writer = JsonlWriter(path)
     try:
-        file.add(line)
+        writer.append(line)
     finally:
-        file.close()
+        writer.close()
 
 
 def read_lines(path: Path) -> list[str]:
-    """The complete lines of a file, without their ends; none if there is no file."""
+    """Return the complete lines of a file without line ends; an empty list if it is missing."""
     if not path.is_file():
         return []
-    *lines, _unfinished = path.read_bytes().split(b"\n")
+    *lines, _incomplete = path.read_bytes().split(b"\n")
     return [line.decode() for line in lines]
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name, sync it, and rename it into place; folders are made.
+    """Write a file under a temporary name, sync it and rename it; parent folders are created.
 
     Raises:
-        StorageError: it cannot be written, and what was there before is there; or it is written
-            here, but not at the URL of this working copy.
+        StorageError: it cannot be written, and the previous file is unchanged; or it is written
+            locally and cannot be uploaded.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with storage_errors(path, "written"):
@@ -143,15 +174,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_if_changed(path: Path, content: str) -> None:
-    """Write a file atomically, unless that is what it holds: a full disk then does not matter."""
+    """Write a file atomically unless it has this content, so that resuming needs no free space."""
     if path.is_file() and path.read_bytes() == content.encode():
-        upload(path)  # which may have failed when it was written
+        upload(path)  # an earlier upload may have failed
     else:
         write_atomically(path, content)
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure of matplotlib as a PNG; see `write_atomically`."""
+    """Write a matplotlib figure as a PNG; see `write_atomically`."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=FIGURE_DPI)
     write_atomically(path, content.getvalue())
@@ -165,7 +196,7 @@ def atomic_rename(partial: Path, path: Path) -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,11 +1,13 @@
-"""Where folders are: on this machine, or under a URL of a file system that fsspec knows.
+"""Local paths and remote URLs of any file system that fsspec supports.
 
-A data set is read in place, by whichever machine needs it. A run that is kept under a URL
-(`storage_path=s3://bucket/runs`) has a working copy on each machine that takes part in it: what is
-written there by `imf_ray.files` is copied to the URL, at once or, of a file that grows, every few
-seconds; `download` brings here what other machines wrote, and what several machines write is read at
-its `authoritative_path`. The path of a working copy tells its URL, so that nothing else has to know. Some file
-systems want a package of their own, which fsspec names.
+Data sets are read from their path or URL by each machine that needs them.
+
+Runs under a URL (`storage_path=s3://bucket/runs`) have a local copy on each machine involved.
+`imf_ray.files` writes to the local copy and uploads: at once, or every few seconds for growing
+files. `download` fetches what other machines wrote. Files that several machines write are read at
+their `authoritative_path`. The local path encodes the URL, so no other state is needed.
+
+Some file systems need a package of their own; fsspec's error names it.
 """
 
 from __future__ import annotations
@@ -29,46 +31,50 @@ from imf_ray.errors import StorageError, UserError
 
 AnyPath = Path | UPath
 APPEND_ONLY_SUFFIX = ".jsonl"
-"""Suffix of files that are only ever added to: the longer one is the newer one."""
+"""Suffix of append-only files: the longer of two versions is the newer one."""
 ALWAYS_REFRESH_BELOW_BYTES = 2**16
-"""Of larger files, one of the same size is taken for the same; a checkpoint's manifest knows."""
+"""Size up to which files are always downloaded again.
+
+Larger files of equal size count as equal. A checkpoint's manifest detects the exceptions.
+"""
 TRANSIENT_ERRNOS = frozenset(
     {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EMFILE}
 )
-"""Errors of disks and shared folders that say nothing of the file; those of a URL all may."""
+"""Errors of disks and network file systems that do not depend on the file. Any error of a URL may
+be one."""
 _SCHEME = quote("://", safe="")
 
 
 def is_remote(text: str | AnyPath) -> bool:
-    """Whether a place is not on this machine."""
+    """True if a path is a URL."""
     return "://" in str(text)
 
 
 def parse_path(text: str | AnyPath) -> AnyPath:
-    """A folder or file of this machine, absolute, or a URL.
+    """Return an absolute local path, or the path of a URL.
 
     Raises:
-        UserError: the URL's file system is unknown or wants a package that is not installed.
+        UserError: the URL's file system is unknown or needs a package that is not installed.
     """
     if not is_remote(text):
         return Path(str(text)).expanduser().absolute()
     try:
-        found = UPath(text)
-        found.fs.invalidate_cache()  # what was listed before may have changed
+        path = UPath(text)
+        path.fs.invalidate_cache()  # earlier listings may be outdated
     except (ImportError, ValueError) as error:
         raise UserError(f"{text} cannot be opened: {error}") from error
-    return found
+    return path
 
 
 def local_dir(text: str) -> Path:
-    """A folder of this machine, absolute: that which is named, or the working copy of a URL.
+    """Return the absolute local folder of a path: itself, or the local copy of a URL.
 
     Raises:
-        UserError: as `parse_path`.
+        UserError: see `parse_path`.
     """
-    found = parse_path(text)
-    if isinstance(found, Path):
-        return found
+    path = parse_path(text)
+    if isinstance(path, Path):
+        return path
     scheme, _, rest = text.rstrip("/").partition("://")
     bucket, *folders = rest.split("/")
     root = quote(f"{scheme}://{bucket}", safe="")
@@ -76,109 +82,110 @@ def local_dir(text: str) -> Path:
 
 
 def remote_path(path: Path) -> UPath | None:
-    """Where a file or folder of a working copy is kept; None for any other.
+    """Return the URL of a file or folder in a local copy; None for any other path.
 
     Raises:
-        UserError: as `parse_path`.
+        UserError: see `parse_path`.
     """
-    for number, part in enumerate(path.parts):
+    for index, part in enumerate(path.parts):
         if _SCHEME in part:
-            url = "/".join([unquote(part), *path.parts[number + 1 :]])
-            found = parse_path(url)
-            assert isinstance(found, UPath)
-            return found
+            url = "/".join([unquote(part), *path.parts[index + 1 :]])
+            remote = parse_path(url)
+            assert isinstance(remote, UPath)
+            return remote
     return None
 
 
 def authoritative_path(path: Path) -> AnyPath:
-    """Where a file or folder is read that other machines may have written a moment ago."""
+    """Return the remote path of a file or folder if it has one, else the local path."""
     return remote_path(path) or path
 
 
 def display_path(path: Path) -> str:
-    """A file or folder as its user named it: by its URL if it has one."""
+    """Return a path as the user wrote it: the URL if it has one."""
     return str(authoritative_path(path))
 
 
 def to_local(path: Path) -> Path:
-    """This machine's working copy of what another machine may have named; others stay as they are.
+    """Map a path received from another machine to this machine's local copy.
 
-    Homes, and with them the places of working copies, may differ between machines.
+    Home folders, and so the folders of local copies, may differ between machines. Paths without a
+    URL are returned unchanged.
     """
-    kept = remote_path(path)
-    return path if kept is None else local_dir(str(kept))
+    remote = remote_path(path)
+    return path if remote is None else local_dir(str(remote))
 
 
-def upload(path: Path, last: str = "") -> None:
-    """Copy a file, or the files of a folder, from a working copy to its URL.
+def upload(path: Path, upload_last: str = "") -> None:
+    """Upload a file, or the files of a folder, from a local copy; do nothing for other paths.
 
     Args:
-        last: name of the file that is copied after all others, since it says that they are there.
+        upload_last: name of the file that marks the folder as complete; it is uploaded last.
 
     Raises:
-        StorageError: it cannot be written there.
+        StorageError: it cannot be written to the URL.
     """
     if remote_path(path) is None:
         return
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
-    for file in sorted(files, key=lambda file: (file.name == last, file)):
+    for file in sorted(files, key=lambda file: (file.name == upload_last, file)):
         if file.name.startswith("."):
             continue
-        kept = remote_path(file)
-        assert kept is not None
-        with storage_errors(kept, "written"):
-            _put_file(file, kept)
+        remote = remote_path(file)
+        assert remote is not None
+        with storage_errors(remote, "written"):
+            _put_file(file, remote)
 
 
 def download(path: Path, *patterns: str) -> None:
-    """Bring a file, or a folder's, from its URL into the working copy, as far as it is newer there.
+    """Download the newer files of a file's or folder's URL; do nothing for paths without one.
 
     Args:
-        patterns: only files whose path ends like one of these; all without any.
+        patterns: only files whose path ends like one of these; all files without any.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the URL cannot be read.
     """
-    kept = remote_path(path)
-    if kept is None:
+    remote = remote_path(path)
+    if remote is None:
         return
-    with storage_errors(kept, "read"):
+    with storage_errors(remote, "read"):
         try:
-            found = kept.fs.find(kept.path, detail=True)
+            entries = remote.fs.find(remote.path, detail=True)
         except FileNotFoundError:
             return
-        for name, info in found.items():
-            below = PurePosixPath(name).relative_to(PurePosixPath(kept.path))
-            file = path / below
-            wanted = not patterns or any(file.match(pattern) for pattern in patterns)
-            size = info["size"] if "size" in info else kept.fs.size(name)
-            if wanted and not _is_up_to_date(file, int(size)):
-                _get_file(kept.fs, name, file)
+        for name, info in entries.items():
+            relative = PurePosixPath(name).relative_to(PurePosixPath(remote.path))
+            file = path / relative
+            matches = not patterns or any(file.match(pattern) for pattern in patterns)
+            size = info["size"] if "size" in info else remote.fs.size(name)
+            if matches and not _is_up_to_date(file, int(size)):
+                _get_file(remote.fs, name, file)
 
 
 def delete(path: Path) -> None:
-    """Delete a file or a folder, and what is kept of it at its URL; it need not be there.
+    """Delete a file or folder, locally and at its URL; it may be missing.
 
     Raises:
         StorageError: it cannot be deleted.
     """
     with storage_errors(path, "deleted"):
         if path.is_dir():
-            with suppress(FileNotFoundError):  # somebody else deletes it, too
+            with suppress(FileNotFoundError):  # another process deletes it as well
                 shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    kept = remote_path(path)
-    if kept is not None:
-        with storage_errors(kept, "deleted"), suppress(FileNotFoundError):
-            kept.fs.rm(kept.path, recursive=True)
+    remote = remote_path(path)
+    if remote is not None:
+        with storage_errors(remote, "deleted"), suppress(FileNotFoundError):
+            remote.fs.rm(remote.path, recursive=True)
 
 
 def exists(path: AnyPath) -> bool:
-    """Whether a file is there. Some file systems' own methods say no when they are out of reach.
+    """True if a file exists. Unlike some file systems' own methods, it raises if out of reach.
 
     Raises:
-        StorageError: it cannot be told.
+        StorageError: the storage cannot be read.
     """
     with storage_errors(path, "read"):
         try:
@@ -191,10 +198,10 @@ def exists(path: AnyPath) -> bool:
 
 
 def read_text_or_none(path: AnyPath) -> str | None:
-    """What stands in a file; None if there is none.
+    """Return the text of a file; None if the file is missing.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the storage cannot be read.
     """
     with storage_errors(path, "read"):
         try:
@@ -206,62 +213,65 @@ def read_text_or_none(path: AnyPath) -> str | None:
 
 
 def is_transient(error: OSError) -> bool:
-    """Whether an error is of a disk or a shared folder that may come back, not of what is there."""
-    told = re.search(r"errno = (\d+)", str(error))  # by HDF5
-    number = error.errno if told is None else int(told[1])
+    """True if an error comes from a disk or network file system that may recover."""
+    hdf5_errno = re.search(r"errno = (\d+)", str(error))  # HDF5 puts it into the message
+    number = error.errno if hdf5_errno is None else int(hdf5_errno[1])
     return number in TRANSIENT_ERRNOS
 
 
 def is_connection_error(error: FileNotFoundError) -> bool:
-    """Whether it is a web server's silence or refusal, which fsspec takes for a missing file."""
+    """True if fsspec reports a failed or refused web request as a missing file."""
     cause = error.__cause__
     if type(cause).__module__.startswith("aiohttp"):
         return getattr(cause, "status", None) not in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
     return isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
 
 
-def _is_up_to_date(file: Path, size: int) -> bool:
+def _is_up_to_date(file: Path, remote_size: int) -> bool:
     if not file.is_file():
         return False
-    found = file.stat().st_size
+    size = file.stat().st_size
     if file.suffix == APPEND_ONLY_SUFFIX:
-        return found >= size
-    return found == size and size > ALWAYS_REFRESH_BELOW_BYTES
+        return size >= remote_size
+    return size == remote_size and remote_size > ALWAYS_REFRESH_BELOW_BYTES
 
 
-def _put_file(file: Path, kept: UPath) -> None:
-    """Folders are made, as far as the file system has any; a bucket is not."""
+def _put_file(file: Path, remote: UPath) -> None:
+    """Upload a file. Missing folders are created where the file system has any; buckets are not."""
     try:
-        kept.fs.put_file(str(file), kept.path)
+        remote.fs.put_file(str(file), remote.path)
     except FileNotFoundError:
-        path = PurePosixPath(kept.path)
-        if not kept.fs.exists(str(path.parents[-2])):
+        path = PurePosixPath(remote.path)
+        if not remote.fs.exists(str(path.parents[-2])):
             raise
-        kept.fs.makedirs(str(path.parent), exist_ok=True)
-        kept.fs.put_file(str(file), kept.path)
+        remote.fs.makedirs(str(path.parent), exist_ok=True)
+        remote.fs.put_file(str(file), remote.path)
 
 
 def _get_file(fs: Any, name: str, file: Path) -> None:
-    """Several processes may want the same file at the same time: each brings its own."""
+    """Download a file to a name of this thread, so that concurrent downloads do not mix."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         fs.get_file(name, str(partial))
         os.replace(partial, file)
     except FileNotFoundError:
-        pass  # it was deleted since the folder was listed
+        pass  # deleted since the folder was listed
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def storage_errors(kept: AnyPath, what: str) -> Iterator[None]:
-    """Name what cannot be read, written, listed or deleted.
+def storage_errors(path: AnyPath, action: str) -> Iterator[None]:
+    """Convert any exception of the block to a `StorageError` that names the path.
+
+    Args:
+        action: "read", "written", "listed" or "deleted".
 
     Raises:
         StorageError: the block failed.
     """
     try:
         yield
-    except Exception as error:  # each file system has exceptions of its own
-        raise StorageError(f"{kept} cannot be {what}: {type(error).__name__}: {error}") from error
+    except Exception as error:  # each file system has its own exceptions
+        raise StorageError(f"{path} cannot be {action}: {type(error).__name__}: {error}") from error

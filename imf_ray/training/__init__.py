@@ -1,1 +1,1 @@
-"""Distributed training: the worker's loop, optimizer, checkpoints, validation and tracking."""
+"""Distributed training: the loop, optimizer, checkpoints, validation and tracking."""

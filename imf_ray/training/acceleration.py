@@ -1,4 +1,4 @@
-"""Faster arithmetic where a device has it: a compiled loss, image encoders in bfloat16."""
+"""Optional faster arithmetic: a compiled loss, and image encoders in bfloat16."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from imf_ray.errors import UserError
 
 
 def compile_loss(agent: VLAAgent, device: torch.device) -> None:
-    """Compile the image encoders and what follows them, each at its first batch.
+    """Compile the image encoders and `objective_loss`, each at its first batch.
 
-    The latter is the loss as a function of tensors, with the JVP inside if there is one. A JVP of a
-    compiled module instead would have no tangents, without a word (pytorch 2.9 to 2.15).
+    `objective_loss` is a function of tensors with the JVP inside. A JVP of a compiled module has no
+    tangents and raises no error (PyTorch 2.9 to 2.15).
 
     Raises:
         UserError: the device is a CPU and there is no C++ compiler.
@@ -25,11 +25,11 @@ def compile_loss(agent: VLAAgent, device: torch.device) -> None:
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise UserError(
             f"train.compile=true needs a C++ compiler, and {socket.gethostname()} has no "
-            f"{compiler}: install it, name another one in CXX, or set train.compile=false."
+            f"{compiler}: install it, name another compiler in CXX, or set train.compile=false."
         )
-    from torch import _dynamo  # takes as long as torch itself
+    from torch import _dynamo  # its import takes as long as that of torch
 
-    # By default the graph is cut where DDP's buckets of gradients end; a JVP does not survive that.
+    # By default, the graph breaks where DDP's gradient buckets end, which a JVP does not survive.
     _dynamo.config.optimize_ddp = False
     parts: list[tuple[torch.nn.Module, str]] = [(agent, "objective_loss")]
     if agent.vision_encoder is not None:
@@ -40,10 +40,10 @@ def compile_loss(agent: VLAAgent, device: torch.device) -> None:
 
 
 def check_bf16_support(device: torch.device) -> None:
-    """See that a device computes in bfloat16 by itself; where it is emulated, it is slower.
+    """Check that a device has bfloat16 arithmetic; an emulated one is slower than float32.
 
     Raises:
-        UserError: it does not.
+        UserError: it has none.
     """
     if device.type == "cuda":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -51,7 +51,7 @@ def check_bf16_support(device: torch.device) -> None:
         supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if not supported:
         raise UserError(
-            f"train.encoder_precision=bf16, but the {device.type} device of {socket.gethostname()} has no "
-            "bfloat16 arithmetic (a CPU has it with avx512_bf16 or AMX, a GPU from Ampere on): set "
-            "train.encoder_precision=none."
+            f"train.encoder_precision=bf16, but the {device.type} device of {socket.gethostname()} "
+            "has no bfloat16 arithmetic (CPUs with avx512_bf16 or AMX and GPUs from Ampere on "
+            "have it): set train.encoder_precision=fp32."
         )

@@ -1,10 +1,9 @@
-"""What tells a healthy training from a sick one: gradient norms, and a look inside the policy."""
+"""Signs of healthy training: gradient norms, and measurements inside the policy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,17 +11,21 @@ from torch import Tensor
 from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.diagnostics import depth_weights, velocity_diagnostics
 from imf_ray.agents.imf import IMFVLAAgent
-from imf_ray.files import retry_io, write_figure
+from imf_ray.training.run_dir import RunDir
 
-DEPTH_WEIGHTS = "depth_weights.png"
-PICTURE_INCHES = 6.0
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DEPTH_WEIGHTS_FILE = "depth_weights.png"
+FIGURE_INCHES = 6.0
+"""Width and height of the figure."""
 
 
 class GradientNorms:
-    """Gradient norms before clipping since the last line of the log; they stay on the device.
+    """Gradient norms before clipping since the last log line; they stay on the device.
 
     Args:
-        clip: the norm that gradients are cut down to.
+        clip: the norm that gradients are clipped to.
     """
 
     def __init__(self, clip: float) -> None:
@@ -30,11 +33,11 @@ class GradientNorms:
         self._norms: list[Tensor] = []
 
     def add(self, norm: Tensor) -> None:
-        """Remember one update's norm, a scalar."""
+        """Add the norm of one update, a scalar."""
         self._norms.append(norm.detach())
 
     def metrics(self) -> dict[str, float]:
-        """The last norm, the largest, and the share of the updates that were clipped."""
+        """The last norm, the largest one, and the share of updates that were clipped."""
         norms = torch.stack(self._norms)
         self._norms.clear()
         return {
@@ -44,39 +47,40 @@ class GradientNorms:
         }
 
 
-def run_diagnostics(agent: VLAAgent, batch: Mapping[str, Any], folder: Path) -> dict[str, float]:
-    """Look into an agent as far as it lets: numbers for the log, and a picture in `folder`.
+def run_diagnostics(agent: VLAAgent, batch: Mapping[str, Any], run_dir: RunDir) -> dict[str, float]:
+    """Return the metrics that an agent supports, and write a figure into the run's folder.
 
-    Neither its weights nor its mode are changed. The cost is that of two forward passes.
+    The agent's weights and mode are not changed. The cost is that of two forward passes.
 
     Args:
-        batch: as `VLAAgent.compute_loss` takes it.
+        batch: see `VLAAgent.compute_loss`.
     """
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     training = agent.training
     agent.eval()
     try:
         if isinstance(agent, IMFVLAAgent):
-            found = velocity_diagnostics(agent, batch)
+            metrics = velocity_diagnostics(agent, batch)
         if hasattr(agent.head, "attnres_backbone"):
-            draw_depth_weights(depth_weights(agent, batch), folder / DEPTH_WEIGHTS)
+            figure = plot_depth_weights(depth_weights(agent, batch))
+            run_dir.write_figure(DEPTH_WEIGHTS_FILE, figure)
     finally:
         agent.train(training)
-    return found
+    return metrics
 
 
-def draw_depth_weights(weights: Tensor, path: Path) -> None:
-    """A heat map of `depth_weights`: each row a sub-layer, each column an output that it reads."""
+def plot_depth_weights(weights: Tensor) -> Figure:
+    """Heat map of `depth_weights`: a row per sub-layer, a column per output that it reads."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(PICTURE_INCHES, PICTURE_INCHES), layout="constrained")
+    figure = Figure(figsize=(FIGURE_INCHES, FIGURE_INCHES), layout="constrained")
     axes = figure.subplots()
-    unread = torch.ones_like(weights).triu(1).bool()  # what comes later
-    image = axes.imshow(weights.masked_fill(unread, torch.nan), vmin=0.0)
+    later = torch.ones_like(weights).triu(1).bool()  # outputs of later sub-layers are not read
+    image = axes.imshow(weights.masked_fill(later, torch.nan), vmin=0.0)
     axes.set_xlabel("source (0: the tokens; odd: attention, even: feed-forward)")
     axes.set_ylabel("sub-layer (even: attention, odd: feed-forward)")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, label="mean weight", shrink=0.8)
-    retry_io(lambda: write_figure(path, figure))
+    return figure

@@ -1,4 +1,4 @@
-"""What Ray's dashboard, and any Prometheus that scrapes its nodes, sees of the runs."""
+"""Prometheus gauges of a run, exported by Ray on every node and shown on its dashboard."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from imf_ray.rollout.records import SUCCESS_RATE
 
 GAUGES = {
     "loss": ("imf_ray_loss", "Training loss of the last logged batch."),
-    "samples_per_s": ("imf_ray_samples_per_s", "Samples trained on in a second, over all workers."),
+    "samples_per_s": ("imf_ray_samples_per_s", "Training samples per second, over all workers."),
     "data_wait_frac": ("imf_ray_data_wait_frac", "Share of the time spent waiting for data."),
-    "action_error": ("imf_ray_action_error", "Held-out error of the last validated checkpoint."),
-    SUCCESS_RATE: ("imf_ray_success_rate", "Success of the last validated checkpoint."),
-    "rollout/fps": ("imf_ray_rollout_fps", "Control steps a second of the last validation."),
-    "skipped_episodes": ("imf_ray_skipped_episodes", "Episode files left out of the data set."),
+    "action_error": ("imf_ray_action_error", "Action error of the last validated checkpoint."),
+    SUCCESS_RATE: ("imf_ray_success_rate", "Success rate of the last validated checkpoint."),
+    "rollout/fps": ("imf_ray_rollout_fps", "Control steps per second of the last validation."),
+    "skipped_episodes": ("imf_ray_skipped_episodes", "Bad episode files left out of the data set."),
     "invalid_checkpoints_skipped": (
         "imf_ray_invalid_checkpoints_skipped",
-        "Bad checkpoints passed over so far.",
+        "Invalid checkpoints skipped by all starts so far.",
     ),
-    "restarts": ("imf_ray_restarts", "How often the run's workers were started again."),
+    "restarts": ("imf_ray_restarts", "How often the run was resumed."),
 }
-"""By metric: the gauge's name and what it tells. A tag says which run, or trial, it is of."""
+"""Name and description of each metric's gauge. The tag `run` has the name of the run or trial."""
 RUN_TAG = "run"
 REEXPORT_INTERVAL_S = 1.0
+"""Seconds between two exports of the same value."""
 
 
 class Gauges:
-    """The gauges of one run, for as long as it has them open.
+    """The gauges of one run.
 
-    Ray hands each value that was set to its agent once, and the agent forgets it with the next
-    report, mostly before Prometheus asks (Ray 2.60): values are set again and again.
+    Values are exported again and again by a thread: Ray's agent forgets a value with its next
+    report, mostly before Prometheus scrapes it (Ray 2.60).
     """
 
     def __init__(self, run: str) -> None:
@@ -43,24 +44,24 @@ class Gauges:
             self._gauges[metric] = Gauge(name, description, tag_keys=(RUN_TAG,))
             self._gauges[metric].set_default_tags({RUN_TAG: run})
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._repeat, daemon=True)
+        self._thread = threading.Thread(target=self._export_loop, daemon=True)
         self._thread.start()
 
     def set(self, metrics: Mapping[str, Any]) -> None:
-        """Set those that are among the metrics."""
-        known = {name: float(metrics[name]) for name in self._gauges if name in metrics}
-        self._values |= known
-        self._tell(known)
+        """Set the gauges of these metrics; others are ignored."""
+        values = {name: float(metrics[name]) for name in self._gauges if name in metrics}
+        self._values |= values
+        self._export(values)
 
     def close(self) -> None:
-        """Leave them."""
+        """Stop exporting."""
         self._closed.set()
         self._thread.join()
 
-    def _repeat(self) -> None:
+    def _export_loop(self) -> None:
         while not self._closed.wait(REEXPORT_INTERVAL_S):
-            self._tell(dict(self._values))
+            self._export(dict(self._values))
 
-    def _tell(self, values: Mapping[str, float]) -> None:
+    def _export(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._gauges[name].set(value)

@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and weight averaging."""
+"""Optimizer, learning rate schedule and the exponential moving average of weights."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from imf_ray.agents.base import VLAAgent
 from imf_ray.schema import TrainConfig
 
 EMA_POWER, EMA_MAX_DECAY = 0.75, 0.9999
+"""Exponent and largest decay of the EMA, see `EMA`."""
 
 
 def make_optimizer(agent: VLAAgent, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the agent's own parameter groups, in one kernel instead of one a tensor."""
+    """Fused AdamW over the agent's own parameter groups."""
     groups = agent.get_optim_groups(config.weight_decay)
     betas = config.betas[0], config.betas[1]
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LambdaLR:
-    """Linear warm-up, then constant or a cosine that reaches `min_lr` at `max_steps`."""
+    """Linear warm-up, then a constant rate or a cosine that reaches `min_lr` at `max_steps`."""
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:
@@ -42,29 +43,29 @@ class EMA:
     """Exponential moving average of a module's floating-point state.
 
     The decay after `step` updates is 1 - (1 + step)^-0.75, at most 0.9999 (as in Diffusion
-    Policy, arXiv 2303.04137). Other state is copied.
+    Policy, arXiv 2303.04137). Integer state is copied.
 
     Args:
-        module: on its device to stay; its tensors are looked up once, as that takes as long as
-            averaging them.
+        module: must stay on its device: its tensors are looked up only once, since a look-up takes
+            as long as an update.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        live = module.state_dict()  # shares the module's memory
-        self.state = {name: value.clone() for name, value in live.items()}
-        averaged = [name for name, value in live.items() if value.is_floating_point()]
+        weights = module.state_dict()  # shares the module's memory
+        self.state = {name: value.clone() for name, value in weights.items()}
+        averaged = [name for name, value in weights.items() if value.is_floating_point()]
         self._averages = [self.state[name] for name in averaged]
-        self._values = [live[name] for name in averaged]
-        self._copies = [(self.state[name], live[name]) for name in live.keys() - averaged]
+        self._values = [weights[name] for name in averaged]
+        self._copies = [(self.state[name], weights[name]) for name in weights.keys() - averaged]
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the averages of a checkpoint."""
+        """Load the averages of a checkpoint."""
         for name, value in self.state.items():
             value.copy_(state[name])
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move the average towards the module after update number `step` (from 0)."""
+        """Update the average after update number `step`, counted from 0."""
         decay = min(1.0 - (1.0 + step) ** -EMA_POWER, EMA_MAX_DECAY)
         torch._foreach_lerp_(self._averages, self._values, 1.0 - decay)
         for copy, value in self._copies:

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from imf_ray.errors import UserError
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
-from imf_ray.storage import download
+from imf_ray.terminal import ProgressBars
 from imf_ray.training.checkpoint import VALIDATION_ERROR
-from imf_ray.training.tracking import METRICS_FILE, merge_metrics
+from imf_ray.training.run_dir import RunDir
+from imf_ray.training.tracking import INVALID_CHECKPOINTS, RESTARTS, merge_metrics
 
-POLL_S = 1.0
+POLL_INTERVAL_S = 1.0
+"""Seconds between two reads of a run's metrics."""
 TRAINING_FORMATS = {
     "epoch": "epoch {:.2f}",
     "loss": "loss {:.4f}",
@@ -37,33 +29,24 @@ TRAINING_FORMATS = {
 
 
 class RunProgress:
-    """Shows runs while the code inside the `with` block carries them out.
+    """Shows the progress of runs while the `with` block trains them.
 
     Args:
-        runs: the folder of each, which need not be there yet, and its updates.
+        runs: the folder of each run, which need not exist yet, and its number of updates.
     """
 
-    def __init__(self, runs: Mapping[Path, int], console: Console) -> None:
+    def __init__(self, runs: Mapping[RunDir, int], console: Console) -> None:
         self._runs, self._console = runs, console
-        self._read: dict[Path, int] = {}
-        self._latest: dict[Path, dict[str, Any]] = {}
-        self._bars: dict[Path, TaskID] = {}
+        self._offsets = dict.fromkeys(runs, 0)
+        self._latest: dict[RunDir, dict[str, Any]] = {run_dir: {} for run_dir in runs}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}", markup=False),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._thread = threading.Thread(target=self._poll_loop, daemon=True)
+        self._bars = ProgressBars(console)
 
     def __enter__(self) -> RunProgress:
-        for run_dir in self._runs:  # what an earlier session wrote is not news
+        for run_dir in self._runs:  # lines of an earlier session are not shown
             self._new_lines(run_dir)
-        self._progress.start()
+        self._bars.__enter__()
         self._thread.start()
         return self
 
@@ -73,58 +56,41 @@ class RunProgress:
         self._stop.set()
         self._thread.join()
         self._poll()
-        self._progress.stop()
+        self._bars.__exit__()
 
-    def _watch(self) -> None:
-        while not self._stop.wait(POLL_S):
+    def _poll_loop(self) -> None:
+        while not self._stop.wait(POLL_INTERVAL_S):
             self._poll()
 
     def _poll(self) -> None:
         for run_dir in self._runs:
-            for metrics in self._new_lines(run_dir):
-                self._latest[run_dir] = merge_metrics(self._latest.get(run_dir, {}), metrics)
-                self._show(run_dir, metrics)
+            for line in self._new_lines(run_dir):
+                self._latest[run_dir] = merge_metrics(self._latest[run_dir], line)
+                self._show(run_dir, line)
 
-    def _new_lines(self, run_dir: Path) -> list[dict[str, Any]]:
-        path = run_dir / METRICS_FILE
+    def _new_lines(self, run_dir: RunDir) -> list[dict[str, Any]]:
         try:
-            download(path)
-        except UserError:  # a network that fails for a moment: the next look will tell
+            lines, self._offsets[run_dir] = run_dir.read_new_metrics(self._offsets[run_dir])
+        except UserError:  # a brief network failure; the next poll tries again
             return []
-        if not path.is_file():
-            return []
-        with path.open() as file:
-            file.seek(self._read.get(run_dir, 0))
-            lines = []
-            while (line := file.readline()).endswith("\n"):
-                lines.append(json.loads(line))
-                self._read[run_dir] = file.tell()
         return lines
 
-    def _show(self, run_dir: Path, metrics: dict[str, Any]) -> None:
+    def _show(self, run_dir: RunDir, line: Mapping[str, Any]) -> None:
+        """Show all latest metrics on a terminal, and those of the new line elsewhere."""
         latest = self._latest[run_dir]
-        text = format_metrics(latest)
-        if not self._console.is_terminal:
-            if line := format_metrics(metrics):  # diagnostics alone are not shown
-                self._console.print(
-                    f"{run_dir.name}  step {metrics['step']}/{self._runs[run_dir]}  {line}",
-                    soft_wrap=True,
-                )
-            return
-        if run_dir not in self._bars:
-            self._bars[run_dir] = self._progress.add_task(
-                run_dir.name, total=self._runs[run_dir], text=text
-            )
-        self._progress.update(self._bars[run_dir], completed=latest["step"], text=text)
+        text = format_metrics(latest if self._console.is_terminal else line)
+        if text:  # diagnostics have no text
+            step = latest["step"] if self._console.is_terminal else line["step"]
+            self._bars.update(run_dir.name, step, self._runs[run_dir], text)
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """The numbers a person wants to see, in one line."""
+    """Format the most important metrics in one line."""
     parts = []
-    if metrics.get("restarts", 0):
-        parts.append(f"restart {metrics['restarts']}")
-    if metrics.get("invalid_checkpoints_skipped", 0):
-        parts.append(f"{metrics['invalid_checkpoints_skipped']} bad checkpoint(s) passed over")
+    if metrics.get(RESTARTS, 0):
+        parts.append(f"restart {metrics[RESTARTS]}")
+    if metrics.get(INVALID_CHECKPOINTS, 0):
+        parts.append(f"{metrics[INVALID_CHECKPOINTS]} invalid checkpoint(s) skipped")
     for name, text in TRAINING_FORMATS.items():
         if name in metrics:
             parts.append(text.format(metrics[name]))

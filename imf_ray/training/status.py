@@ -1,74 +1,70 @@
-"""How far a run is, from its folder alone."""
+"""The progress of a run, read from its folder alone."""
 
 from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from imf_ray.agents.pretrained import CONFIG_FILE
-from imf_ray.training.checkpoint import VALIDATION_ERROR, newest_step
-from imf_ray.training.tracking import METRICS_FILE, RESTARTS, merge_metrics, read_metrics
+from imf_ray.training.checkpoint import VALIDATION_ERROR
+from imf_ray.training.run_dir import RunDir
+from imf_ray.training.tracking import RESTARTS, merge_metrics
 
 STALLED_AFTER_S, STALLED_AFTER_INTERVALS = 300.0, 3.0
-"""A run that has said nothing for so long, and so many times as long as it ever took for a line, is
-not called running."""
-PENDING, RUNNING, STALLED, TRAINED = "waiting", "running", "silent", "trained"
+"""A run is stalled after this many seconds without a line in its log, and this many times its
+longest interval between two lines."""
+PENDING, RUNNING, STALLED, TRAINED = "pending", "running", "stalled", "trained"
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run."""
+    """The status of one run."""
 
     name: str
     state: str
-    """`PENDING`, `RUNNING`, `STALLED` or `TRAINED`; of a trial that has ended, its record's."""
+    """`PENDING`, `RUNNING`, `STALLED` or `TRAINED`; the record's status for a trial that ended."""
     step: int
     max_steps: int
     checkpoint: int | None
-    """Its `newest_step`."""
+    """Step of the newest checkpoint."""
     age_s: float | None
-    """Since its last line of metrics."""
+    """Seconds since the last line of metrics."""
     metrics: dict[str, Any]
-    """The latest value of each."""
+    """The latest value of each metric."""
     error: str | None = None
-    """Why it failed, or its last validation did."""
+    """Why the run, or its last validation, failed."""
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run."""
-    return (folder / CONFIG_FILE).is_file()
-
-
-def read_status(run_dir: Path, now: float) -> RunStatus:
-    """What a run's folder says at the time `now`, in seconds since the epoch."""
-    lines = read_metrics(run_dir / METRICS_FILE)
+def read_status(run_dir: RunDir, now: float) -> RunStatus:
+    """Read a run's status at the time `now`, in seconds since the epoch."""
+    lines = run_dir.read_metrics()
     metrics: dict[str, Any] = functools.reduce(merge_metrics, lines, {"step": 0})
-    age = now - lines[-1]["time"] if lines else None
-    max_steps = int(OmegaConf.load(run_dir / CONFIG_FILE).train.max_steps)
-    if age is None:
-        state = PENDING
-    elif metrics["step"] >= max_steps:
-        state = TRAINED
-    else:
-        gaps = (
-            after["time"] - line["time"]
-            for line, after in itertools.pairwise(lines)
-            if RESTARTS not in after  # before those, nobody was there
-        )
-        patience = max(STALLED_AFTER_S, STALLED_AFTER_INTERVALS * max(gaps, default=0.0))
-        state = RUNNING if age < patience else STALLED
+    age_s = now - lines[-1]["time"] if lines else None
+    max_steps = int(run_dir.read_config()["train"]["max_steps"])
     return RunStatus(
         name=run_dir.name,
-        state=state,
+        state=_state(lines, age_s, trained=metrics["step"] >= max_steps),
         step=int(metrics["step"]),
         max_steps=max_steps,
-        checkpoint=newest_step(run_dir),
-        age_s=age,
+        checkpoint=run_dir.newest_step(),
+        age_s=age_s,
         metrics=metrics,
         error=metrics.get(VALIDATION_ERROR),
     )
+
+
+def _state(lines: Sequence[dict[str, Any]], age_s: float | None, trained: bool) -> str:
+    if age_s is None:
+        return PENDING
+    if trained:
+        return TRAINED
+    intervals = (
+        after["time"] - before["time"]
+        for before, after in itertools.pairwise(lines)
+        if RESTARTS not in after  # the run was down before such a line
+    )
+    longest = max(intervals, default=0.0)
+    is_alive = age_s < max(STALLED_AFTER_S, STALLED_AFTER_INTERVALS * longest)
+    return RUNNING if is_alive else STALLED

@@ -1,9 +1,11 @@
-"""Ending a run before its time without losing an update.
+"""Stopping a run early without losing an update.
 
-A driver that is asked to stop leaves a request in the run's folder. Rank 0 sees it, all ranks agree
-on the step, the checkpoint of that step is written, and the request is taken away: this is how the
-driver learns that nothing more is to be waited for. A node that is about to be taken away leads to
-a checkpoint, too, and the training goes on until it is gone.
+A driver that is asked to stop requests it in the run's folder (`RunDir.request_stop`). Rank 0 sees
+the request, and all ranks agree on the step. They save its checkpoint and delete the request, which
+tells the driver that nothing is left to wait for.
+
+A node that is about to be drained also leads to a checkpoint. Training then continues until the
+node is gone.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import logging
 import time
 from enum import IntEnum
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -19,103 +20,73 @@ import torch
 import torch.distributed
 
 from imf_ray.errors import StorageError
-from imf_ray.storage import authoritative_path, exists, remote_path, storage_errors
-from imf_ray.training.checkpoint import MANIFEST, checkpoint_path
-from imf_ray.training.tracking import has_live_workers
+from imf_ray.training.run_dir import RunDir
 
-STOP_FILE = "stop_requested"
+CHECK_INTERVAL_S = 5.0
+"""Seconds between checks for draining nodes and, for remote runs, for a request to stop.
+
+A local run checks for a request after every step."""
 log = logging.getLogger(__name__)
-CHECK_S = 5.0
-"""How often the ranks ask whether one of their nodes is being drained, or whether a run that is
-kept at a URL shall stop; in a folder they look after every step."""
-
-
-def request_stop(run_dir: Path) -> None:
-    """Ask the run's workers for a checkpoint of the present step, and to end with it."""
-    request = authoritative_path(run_dir) / STOP_FILE
-    with storage_errors(request, "written"):
-        request.touch()
-
-
-def clear_stop(run_dir: Path) -> None:
-    """Take back what was asked, if anything was."""
-    request = authoritative_path(run_dir) / STOP_FILE
-    with storage_errors(request, "deleted"):
-        request.unlink(missing_ok=True)
-
-
-def stop_requested(run_dir: Path) -> bool:
-    """Whether a request to stop waits to be answered."""
-    return exists(authoritative_path(run_dir) / STOP_FILE)
-
-
-def safe_to_kill(run_dir: Path, max_steps: int) -> bool:
-    """Whether killing the run now loses nothing, after it was asked to stop."""
-    if not stop_requested(run_dir) or not has_live_workers(run_dir):
-        return True
-    # A run that is trained waits for validations alone.
-    return exists(authoritative_path(checkpoint_path(run_dir, max_steps)) / MANIFEST)
 
 
 class StopSignal(IntEnum):
     """What the ranks agree on after a step."""
 
     NONE = 0
-    LOOK = 1
-    """Ask Ray Train whether a node is going."""
+    CHECK_NODES = 1
+    """All ranks ask Ray Train whether a node is draining."""
     STOP = 2
 
 
 class StopMonitor:
-    """One worker's eye on requests to stop and on nodes that go; all ranks hear the same."""
+    """Polls for stop requests and draining nodes; all ranks return the same answer."""
 
-    def __init__(self, run_dir: Path, rank: int, world_size: int) -> None:
+    def __init__(self, run_dir: RunDir, rank: int, world_size: int) -> None:
         self._run_dir, self._rank = run_dir, rank
-        # On the CPU, so that a rank need not wait for its GPU to know.
         self._group: Any = None
-        if world_size > 1:
+        if world_size > 1:  # on the CPU, so that no rank waits for its GPU
             self._group = torch.distributed.new_group(backend="gloo")
-        self._is_copy = remote_path(run_dir) is not None
-        self._looked = time.monotonic()
+        self._checked_at = time.monotonic()
         self._saved_for: set[str] = set()
+        """Ids of draining nodes that a checkpoint was saved for."""
 
-    def look(self) -> tuple[bool, bool]:
-        """Whether a checkpoint is needed now, and whether the run ends with it.
+    def poll(self) -> tuple[bool, bool]:
+        """Return whether a node started to drain, and whether the run must stop.
 
-        Every rank calls it after every step.
+        Every rank calls this after every step.
         """
-        notice = self._agree(self._own_notice() if self._rank == 0 else StopSignal.NONE)
-        if notice == StopSignal.STOP:
-            return True, True
-        return notice == StopSignal.LOOK and self._a_node_goes(), False
+        signal = self._agree(self._local_signal() if self._rank == 0 else StopSignal.NONE)
+        node_draining = signal == StopSignal.CHECK_NODES and self._node_is_draining()
+        return node_draining, signal == StopSignal.STOP
 
-    def _own_notice(self) -> StopSignal:
-        due = time.monotonic() - self._looked >= CHECK_S
-        if (due or not self._is_copy) and self._is_asked():
+    def _local_signal(self) -> StopSignal:
+        is_due = time.monotonic() - self._checked_at >= CHECK_INTERVAL_S
+        if (is_due or not self._run_dir.is_remote) and self._stop_requested():
             return StopSignal.STOP
-        if not due:
+        if not is_due:
             return StopSignal.NONE
-        self._looked = time.monotonic()
-        return StopSignal.LOOK
+        self._checked_at = time.monotonic()
+        return StopSignal.CHECK_NODES
 
-    def _is_asked(self) -> bool:
+    def _stop_requested(self) -> bool:
         try:
-            return stop_requested(self._run_dir)
-        except StorageError as error:  # a network that fails for a moment must not end a training
-            log.warning("Whether to stop is not known: %s", error)
+            return self._run_dir.stop_requested(retry=False)
+        except StorageError as error:  # a brief network failure must not end a training
+            log.warning("The check for a stop request failed: %s", error)
             return False
 
-    def _agree(self, notice: StopSignal) -> StopSignal:
+    def _agree(self, signal: StopSignal) -> StopSignal:
+        """Return rank 0's signal on every rank."""
         if self._group is None:
-            return notice
-        value = torch.tensor(int(notice))
+            return signal
+        value = torch.tensor(int(signal))
         torch.distributed.broadcast(value, src=0, group=self._group)
         return StopSignal(int(value))
 
-    def _a_node_goes(self) -> bool:
-        """Whether a node of this run is being drained that no checkpoint was written for yet."""
-        info = ray.train.get_preemption_info()  # the same on every rank
-        going = set() if info is None else set(info.preempted_node_ids)
-        fresh = going - self._saved_for
-        self._saved_for |= going
-        return bool(fresh)
+    def _node_is_draining(self) -> bool:
+        """True if a node of this run is draining and no checkpoint was saved for it yet."""
+        info = ray.train.get_preemption_info()  # equal on every rank
+        draining = set() if info is None else set(info.preempted_node_ids)
+        new = draining - self._saved_for
+        self._saved_for |= draining
+        return bool(new)

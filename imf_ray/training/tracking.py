@@ -1,4 +1,4 @@
-"""What a run tells: where its workers live, a file of metrics, gauges, and SwanLab."""
+"""Run telemetry: worker records, metrics.jsonl, Prometheus gauges and SwanLab."""
 
 from __future__ import annotations
 
@@ -9,252 +9,182 @@ import logging
 import os
 import socket
 import time
-import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
 from imf_ray.config import config_to_dict
-from imf_ray.errors import StorageError, UserError
-from imf_ray.files import JsonlWriter, read_lines, retry_io, write_atomically
+from imf_ray.errors import UserError
+from imf_ray.ray_internals import node_log_dir
 from imf_ray.schema import Config
-from imf_ray.storage import (
-    AnyPath,
-    authoritative_path,
-    download,
-    exists,
-    read_text_or_none,
-    storage_errors,
-    upload,
-)
-from imf_ray.training.checkpoint import (
-    CHECKPOINT_GLOB,
-    VALIDATED_STEP,
-    VALIDATION_ERROR,
-    checkpoint_step,
-    read_validations,
-    validation_video,
-)
+from imf_ray.training.checkpoint import VALIDATED_STEP, VALIDATION_ERROR
 from imf_ray.training.gauges import Gauges
+from imf_ray.training.run_dir import RunDir, WorkerRecord
 from imf_ray.video import decode_video, encode_gif
 
-METRICS_FILE, WORKERS_DIR, SWANLAB_DIR = "metrics.jsonl", "workers", "swanlab"
-WORKERS_LOST_FILE = "lost"
-"""Beside the records of workers: they have died."""
 RESTARTS = "restarts"
-RUN_ID = "run_id"
-"""In `SWANLAB_DIR`: what names the run at SwanLab, where it is online."""
+"""Metric: how often the run was resumed. The first line of each start has it."""
+INVALID_CHECKPOINTS, SKIPPED_EPISODES = "invalid_checkpoints_skipped", "skipped_episodes"
+VALIDATED = "validated"
+"""Metric: 1 in lines with the result of a validation."""
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class WorkerRecord:
-    """Where one rank of a run lives."""
-
-    rank: int
-    pid: int
-    host: str
-    gpu_ids: list[str]
-    """As Ray names them: numbers, mostly, or UUIDs."""
-    log_path: str
-    placement_group: str
-    """Hex id of the place that it holds, with the other ranks."""
-
-
-def write_worker_record(run_dir: Path, rank: int) -> None:
-    """Write this process's `WorkerRecord` into the run's folder."""
+def make_worker_record(rank: int) -> WorkerRecord:
+    """Describe this process, which runs one rank."""
     context = ray.get_runtime_context()
-    folder = Path(ray._private.worker._global_node.get_logs_dir_path())
-    logs = sorted(folder.glob(f"worker-{context.get_worker_id()}-*.err"))
-    record = WorkerRecord(
+    log_dir = node_log_dir()
+    logs = sorted(log_dir.glob(f"worker-{context.get_worker_id()}-*.err"))
+    return WorkerRecord(
         rank=rank,
         pid=os.getpid(),
         host=socket.gethostname(),
         gpu_ids=context.get_accelerator_ids().get("GPU", []),
-        log_path=str(logs[0]) if logs else str(folder),
+        log_path=str(logs[0]) if logs else str(log_dir),
         placement_group=context.get_placement_group_id() or "",
     )
-    path = run_dir / WORKERS_DIR / f"rank_{rank}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(asdict(record)))
 
 
 class SampleLog:
-    """One rank's record of the samples of each step: lines `{"step": ..., "samples": [...]}`.
+    """Logs one rank's sample ids of each step: lines `{"step": ..., "samples": [...]}`.
 
-    A step that is done again after a failure has a line again.
+    A step that is repeated after a failure has another line.
     """
 
-    def __init__(self, run_dir: Path, rank: int) -> None:
-        self._file = JsonlWriter(run_dir / f"samples_rank_{rank}.jsonl")
+    def __init__(self, run_dir: RunDir, rank: int) -> None:
+        self._file = run_dir.open_sample_log(rank)
 
-    def log(self, step: int, samples: np.ndarray) -> None:
+    def log(self, step: int, sample_ids: np.ndarray) -> None:
         """Log the sample ids (n,) of the update after `step` updates."""
-        line = json.dumps({"step": step, "samples": samples.tolist()})
-        retry_io(lambda: self._file.add(line))
+        self._file.append(json.dumps({"step": step, "samples": sample_ids.tolist()}))
 
     def close(self) -> None:
         """Close the file."""
-        retry_io(self._file.close)
+        self._file.close()
 
 
 class Tracker:
-    """Rank 0's record of a run: `metrics.jsonl`, Ray's gauges, and SwanLab where asked for.
+    """Rank 0's log of a run: metrics.jsonl, Ray's gauges, and SwanLab if it is enabled.
 
-    It begins with a line of how the run came here: its `restarts`, the bad checkpoints that were
-    passed over for the one it goes on from (`invalid_checkpoints_skipped`, of all starts), and the episode
-    files that were left out (`skipped_episodes`).
+    Each start writes a line with three counts: `restarts`; `invalid_checkpoints_skipped`, newer
+    checkpoints that no start so far could resume from; and `skipped_episodes`, bad episode files
+    that are left out.
     """
 
     def __init__(
-        self, run_dir: Path, config: Config, start_step: int, skipped_episodes: int
+        self, run_dir: RunDir, config: Config, start_step: int, num_skipped_episodes: int
     ) -> None:
         self._config = config
         self._run_dir = run_dir
-        before = read_metrics(run_dir / METRICS_FILE)
-        self._logged = {_validation_key(line) for line in before if "validated" in line}
-        starts = [line for line in before if RESTARTS in line]
+        lines = run_dir.read_metrics()
+        self._logged_validations = {_validation_key(line) for line in lines if VALIDATED in line}
+        starts = [line for line in lines if RESTARTS in line]
         self._gauges = Gauges(run_dir.name)
-        self._file = retry_io(lambda: JsonlWriter(run_dir / METRICS_FILE))
-        self._swanlab_dir = run_dir / SWANLAB_DIR
+        self._file = run_dir.open_metrics()
         self._swanlab = _start_swanlab(run_dir, config) if config.train.use_swanlab else None
         self._last_step, self._last_time = start_step, time.monotonic()
-        passed_over = sum(
-            checkpoint_step(path) > start_step for path in run_dir.glob(CHECKPOINT_GLOB)
+        num_invalid = run_dir.count_checkpoints_after(start_step)
+        num_invalid += sum(line[INVALID_CHECKPOINTS] for line in starts[-1:])
+        self._write(
+            start_step,
+            {
+                RESTARTS: len(starts),
+                INVALID_CHECKPOINTS: num_invalid,
+                SKIPPED_EPISODES: num_skipped_episodes,
+            },
         )
-        fallbacks = sum(line["invalid_checkpoints_skipped"] for line in starts[-1:]) + passed_over
-        start = {"invalid_checkpoints_skipped": fallbacks, "skipped_episodes": skipped_episodes}
-        self._write(start_step, {RESTARTS: len(starts), **start})
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log training metrics after `step` updates."""
+        """Log training metrics after `step` updates, with the speed since the last call."""
         now = time.monotonic()
-        span = max(now - self._last_time, 1e-9)
-        speed = (step - self._last_step) * self._config.train.batch_size / span
+        elapsed_s = max(now - self._last_time, 1e-9)
+        num_samples = (step - self._last_step) * self._config.train.batch_size
         self._last_step, self._last_time = step, now
-        self._write(step, {**metrics, "samples_per_s": speed})
+        self._write(step, {**metrics, "samples_per_s": num_samples / elapsed_s})
 
-    def log_diagnostics(self, step: int, found: Mapping[str, float]) -> None:
-        """Log what was seen inside the policy after `step` updates."""
-        self._write(step, found)
+    def log_diagnostics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the policy's diagnostics after `step` updates."""
+        self._write(step, metrics)
 
     def log_validations(self) -> list[dict[str, Any]]:
-        """Log what validation found out since the last call, and return it: of each checkpoint
-        once, or twice where it had failed.
+        """Log and return the validations that ended since the last call.
+
+        A checkpoint has one validation, or two if the first one failed.
         """
-        found = []
-        for metrics in retry_io(lambda: read_validations(self._run_dir)):
-            step = metrics[VALIDATED_STEP]
-            if _validation_key(metrics) not in self._logged:
-                self._logged.add(_validation_key(metrics))
-                self._write(step, {"validated": 1.0, **metrics})
-                self._show_video(step)
-                found.append(metrics)
-        return found
+        new = []
+        for metrics in self._run_dir.read_validations():
+            key = _validation_key(metrics)
+            if key not in self._logged_validations:
+                self._logged_validations.add(key)
+                step = metrics[VALIDATED_STEP]
+                self._write(step, {VALIDATED: 1.0, **metrics})
+                self._log_video(step)
+                new.append(metrics)
+        return new
 
     @property
     def swanlab_run(self) -> str | None:
-        """The address of the SwanLab run, or its folder when it is not online."""
+        """URL of the SwanLab run, or its folder if it is offline; None without SwanLab."""
         if self._swanlab is None:
             return None
         try:
             return str(self._swanlab.url)
-        except ValueError:  # what SwanLab raises when a run is not online
-            return str(self._swanlab_dir)
+        except ValueError:  # raised by SwanLab for offline runs
+            return str(self._run_dir.swanlab_dir)
 
     def close(self) -> None:
-        """Flush everything."""
+        """Flush and close everything."""
         self._gauges.close()
-        retry_io(self._file.close)
+        self._file.close()
         if self._swanlab is not None:
             self._swanlab.finish()
-            retry_io(lambda: upload(self._swanlab_dir))
+            self._run_dir.upload_swanlab()
 
-    def _show_video(self, step: int) -> None:
+    def _log_video(self, step: int) -> None:
         if self._swanlab is None:
             return
-        video = validation_video(self._run_dir, step)
-        retry_io(lambda: download(video))
-        if video.is_file():
+        content = self._run_dir.read_validation_video(step)
+        if content is not None:
             import swanlab
 
-            frames = swanlab.Video(encode_gif(decode_video(video.read_bytes())))
-            self._swanlab.log({"rollout/video": frames}, step=step)
+            video = swanlab.Video(encode_gif(decode_video(content)))
+            self._swanlab.log({"rollout/video": video}, step=step)
 
-    def _write(self, step: int, values: Mapping[str, Any]) -> None:
-        line = json.dumps({"step": step, "time": time.time(), **values})
-        retry_io(lambda: self._file.add(line))
-        self._gauges.set(values)
+    def _write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        self._file.append(json.dumps({"step": step, "time": time.time(), **metrics}))
+        self._gauges.set(metrics)
         if self._swanlab is not None:
-            numbers = {name: v for name, v in values.items() if isinstance(v, (int, float))}
+            numbers = {name: v for name, v in metrics.items() if isinstance(v, (int, float))}
             self._swanlab.log(numbers, step=step)
 
 
 def _validation_key(metrics: Mapping[str, Any]) -> tuple[int, bool]:
-    """The step of a checkpoint that was judged, and whether that failed."""
+    """The step of a validated checkpoint, and whether its validation failed."""
     return int(metrics[VALIDATED_STEP]), VALIDATION_ERROR in metrics
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, which need not be there yet."""
-    return [json.loads(line) for line in read_lines(path)]
-
-
 def merge_metrics(before: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
-    """The latest value of each; `step` is that of the training, not of what was judged late."""
-    if "validated" not in line:
+    """Update the latest value of each metric by a line of the log.
+
+    `step` stays that of training, since validations are logged under the step of an earlier
+    checkpoint. A new validation removes the error of the last one.
+    """
+    if VALIDATED not in line:
         return {**before, **line}
-    known = {name: value for name, value in before.items() if name != VALIDATION_ERROR}
-    return {**known, **line, "step": before.get("step", 0)}
-
-
-def read_workers(run_dir: Path) -> list[dict[str, Any]]:
-    """The `WorkerRecord`s that the run's workers left, as plain dictionaries.
-
-    Raises:
-        StorageError: they cannot be read.
-    """
-    folder = authoritative_path(run_dir / WORKERS_DIR)
-    found = []
-    with storage_errors(folder, "listed"):
-        files: list[AnyPath] = [*folder.glob("*.json")]
-    for file in sorted(files, key=str):
-        if (text := read_text_or_none(file)) is not None:  # a run that starts anew takes them away
-            found.append(json.loads(text))
-    return found
-
-
-def mark_workers_lost(run_dir: Path) -> None:
-    """Note that the run's workers have died: nobody shall wait for a checkpoint of theirs."""
-    try:
-        write_atomically(run_dir / WORKERS_DIR / WORKERS_LOST_FILE, "")
-    except StorageError as error:  # whoever waits for it is told that a second Ctrl-C ends that
-        log.warning("That workers are gone is not noted: %s", error)
-
-
-def has_live_workers(run_dir: Path) -> bool:
-    """Whether the run has workers that may yet write a checkpoint.
-
-    Raises:
-        StorageError: it cannot be told.
-    """
-    return bool(read_workers(run_dir)) and not exists(
-        authoritative_path(run_dir / WORKERS_DIR) / WORKERS_LOST_FILE
-    )
+    others = {name: value for name, value in before.items() if name != VALIDATION_ERROR}
+    return {**others, **line, "step": before.get("step", 0)}
 
 
 def check_tracking(config: Config) -> None:
-    """See that what is asked of SwanLab is installed.
+    """Check that the configured SwanLab mode is installed.
 
     Raises:
-        UserError: the local board is not.
+        UserError: the local board is not installed.
     """
-    local = config.train.use_swanlab and config.train.swanlab_mode == "local"
-    if local and importlib.util.find_spec("swanboard") is None:
+    is_local = config.train.use_swanlab and config.train.swanlab_mode == "local"
+    if is_local and importlib.util.find_spec("swanboard") is None:
         raise UserError(
             "train.swanlab_mode=local needs SwanLab's board: pip install 'swanlab[dashboard]', or "
             "choose train.swanlab_mode=offline."
@@ -262,7 +192,7 @@ def check_tracking(config: Config) -> None:
 
 
 def swanlab_mode(config: Config) -> str:
-    """How SwanLab records the run: as configured, but offline where nobody is logged in."""
+    """The SwanLab mode: as configured, but offline instead of online without a login."""
     import swanlab
 
     mode = config.train.swanlab_mode
@@ -270,7 +200,7 @@ def swanlab_mode(config: Config) -> str:
 
 
 def describe_tracking(config: Config) -> str:
-    """One line on where the run is recorded."""
+    """One line on whether and how SwanLab is used."""
     if not config.train.use_swanlab:
         return "SwanLab: off"
     mode = swanlab_mode(config)
@@ -278,28 +208,23 @@ def describe_tracking(config: Config) -> str:
     return f"SwanLab: {mode}{reason}"
 
 
-def _start_swanlab(run_dir: Path, config: Config) -> Any:
-    """A SwanLab run: online the same one at every start, offline if that cannot be reached."""
+def _start_swanlab(run_dir: RunDir, config: Config) -> Any:
+    """Start or resume the SwanLab run; it is offline if SwanLab cannot be reached."""
     import swanlab
 
-    folder = run_dir / SWANLAB_DIR
-    folder.mkdir(parents=True, exist_ok=True)
+    run_dir.swanlab_dir.mkdir(parents=True, exist_ok=True)
     start = functools.partial(
         swanlab.init,
         project=config.train.swanlab_project,
         name=run_dir.name,
         config=config_to_dict(config),
-        log_dir=str(folder),
+        log_dir=str(run_dir.swanlab_dir),
     )
     mode = swanlab_mode(config)
     if mode != "online":
         return start(mode=mode)
-    name = folder / RUN_ID
     try:
-        download(name)
-        if not name.is_file():
-            write_atomically(name, uuid.uuid4().hex)
-        return start(mode=mode, id=name.read_text(), resume="allow")
-    except Exception as error:  # whatever the network brings; training does not need it
-        log.warning("SwanLab is offline from here on: %s: %s", type(error).__name__, error)
+        return start(mode=mode, id=run_dir.swanlab_run_id(), resume="allow")
+    except Exception as error:  # any network failure; training does not depend on SwanLab
+        log.warning("SwanLab is offline for this start: %s: %s", type(error).__name__, error)
         return start(mode="offline", reinit=True)

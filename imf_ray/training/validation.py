@@ -1,8 +1,8 @@
-"""Judging a checkpoint beside training: rollouts in simulation and the held-out action error.
+"""Validation of a checkpoint during training: rollouts and the action error on held-out episodes.
 
-`validate` is what Ray Train calls with a reported checkpoint. It only coordinates: simulators are
-actors of their own, the action error is a task of its own, and every failure becomes a metric that
-says why: Ray Train would only count it as failed.
+Ray Train calls `validate` with each reported checkpoint. It only coordinates: rollout actors and
+the action error task do the work. Every failure becomes a metric with its reason, since Ray Train
+would only count it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,137 +20,146 @@ import torch
 
 from imf_ray.agents.pretrained import POLICY_FILES, load_agent
 from imf_ray.allocation import RolloutResources
-from imf_ray.config import config_from_dict
-from imf_ray.data.episodes import EpisodeFields, EpisodeRef
-from imf_ray.data.windows import WindowSpec, sample_windows
-from imf_ray.files import retry_io, write_atomically
+from imf_ray.data.episodes import EpisodeRef
+from imf_ray.data.windows import sample_windows, window_spec_from_config
+from imf_ray.files import retry_io
 from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
 from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest
+from imf_ray.rollout.policy_spec import PolicyKind, PolicySpec
 from imf_ray.rollout.records import summarize
 from imf_ray.rollout.rollout_config import agent_rollout_config
 from imf_ray.rollout.seed_evaluation import store_records
 from imf_ray.schema import Config
 from imf_ray.storage import download, to_local
-from imf_ray.training.checkpoint import (
-    VALIDATION_ERROR,
-    checkpoint_step,
-    validation_video,
-    write_validation,
-)
+from imf_ray.training.checkpoint import VALIDATION_ERROR, checkpoint_step
+from imf_ray.training.run_dir import RunDir
 
-ACTION_ERROR_WINDOWS = 256
-ACTION_ERROR_BATCH = 32
-ACTION_ERROR_LIMIT_S = 1800.0
-"""How long to wait for the action error, for which a cluster may have no room any more."""
+ACTION_ERROR_WINDOWS, ACTION_ERROR_BATCH = 256, 32
+"""Windows that the action error is averaged over, and windows per forward pass."""
+ACTION_ERROR_TIMEOUT_S = 1800.0
+"""Seconds to wait for the action error task, for which the cluster may lack resources."""
 log = logging.getLogger(__name__)
-
-
-def window_spec(config: Config) -> WindowSpec:
-    """How this run's windows are cut."""
-    selection = EpisodeFields(
-        cameras=tuple(config.agent.camera_names),
-        objects=config.agent.recorded_objects,
-        action_space=config.task.action_space,
-        image_size=config.task.image_size,
-    )
-    return WindowSpec(
-        selection,
-        obs_horizon=config.agent.obs_horizon,
-        pred_horizon=config.agent.pred_horizon,
-    )
 
 
 def validate(
     checkpoint: ray.train.Checkpoint,
-    run_dir: str,
-    config: Mapping[str, Any],
-    held_out: Sequence[EpisodeRef],
+    run_dir: RunDir,
+    config: Config,
+    val_episodes: Sequence[EpisodeRef],
     rollout: RolloutResources,
 ) -> dict[str, Any]:
-    """Metrics of a checkpoint; `VALIDATION_ERROR` says what went wrong, if anything did.
+    """Compute a checkpoint's validation metrics; `VALIDATION_ERROR` says why if it fails.
 
     Args:
-        run_dir: the run's folder, as the driver names it.
-        config: the run's, as a dictionary.
-        held_out: the episodes held out of training.
+        run_dir: the run's folder.
+        config: the run's configuration.
+        val_episodes: the episodes held out of training.
         rollout: the rollout actors.
     """
     metrics: dict[str, Any] = {}
-    folder = to_local(Path(run_dir)) / Path(checkpoint.path).name
+    step = checkpoint_step(Path(checkpoint.path))
     try:
-        run = config_from_dict(config)
-        if held_out:
-            task = _action_error_task.options(**rollout.ray_options)
-            judged = run.evaluate.use_ema_weights, run.evaluate.inference_steps
-            pending = task.remote(str(folder), list(held_out), *judged)
-            try:
-                metrics["action_error"] = ray.get(pending, timeout=ACTION_ERROR_LIMIT_S)
-            finally:
-                ray.cancel(pending, force=True)  # one that found no room would wait for ever
-        first = run.train.rollout_seed
-        settings = agent_rollout_config(run, noise_seed=first)
-        job = RolloutSpec(str(folder), settings, run.evaluate.envs_per_actor)
-        seeds = range(first, first + run.train.rollout_num_episodes)
-        keep = {first: ArtifactRequest(video=run.train.rollout_video)}
-        begun, records = time.perf_counter(), []
-        videos: list[bytes] = []  # at most one: written once nobody's time limit runs
-        for played in run_episodes(job, seeds, rollout, keep):
-            records.append(played.record)
-            if VIDEO in played.files:
-                videos.append(played.files[VIDEO])
-        metrics |= summarize(records).metrics()
-        steps = sum(record.steps for record in records)
-        metrics["rollout/fps"] = steps / (time.perf_counter() - begun)
-        for video in videos:
-            path = validation_video(folder.parent, checkpoint_step(folder))
-            retry_io(partial(write_atomically, path, video))
-        retry_io(lambda: store_records(folder.parent, folder.name, records))
-    except Exception as error:  # the promise above: training goes on, and the report says why
-        log.exception("Validation of %s failed", folder)
+        if val_episodes:
+            metrics["action_error"] = _run_action_error_task(
+                run_dir.checkpoint(step), val_episodes, config, rollout.ray_options
+            )
+        metrics |= _run_rollouts(run_dir, step, config, rollout)
+    except Exception as error:  # training continues, and the report has the reason
+        log.exception("Validation of %s failed", run_dir.checkpoint(step))
         metrics[VALIDATION_ERROR] = f"{type(error).__name__}: {error}"
-    retry_io(lambda: write_validation(folder, metrics))
+    run_dir.write_validation(step, metrics)
     return metrics
 
 
+def _run_rollouts(
+    run_dir: RunDir, step: int, config: Config, rollout: RolloutResources
+) -> dict[str, float]:
+    """Roll out a checkpoint, store records and video, and return the metrics."""
+    checkpoint, first_seed = run_dir.checkpoint(step), config.train.rollout_seed
+    settings = agent_rollout_config(config, noise_seed=first_seed)
+    policy = PolicySpec(PolicyKind.CHECKPOINT, str(checkpoint))
+    spec = RolloutSpec(policy, settings, config.evaluate.envs_per_actor)
+    seeds = range(first_seed, first_seed + config.train.rollout_num_episodes)
+    artifacts = {first_seed: ArtifactRequest(video=config.train.rollout_video)}
+    started_at, records, videos = time.perf_counter(), [], []
+    for episode in run_episodes(spec, seeds, rollout, artifacts):
+        records.append(episode.record)
+        if VIDEO in episode.files:
+            videos.append(episode.files[VIDEO])
+    steps = sum(record.steps for record in records)
+    fps = steps / (time.perf_counter() - started_at)
+    for video in videos:  # at most one; written after the episodes, whose time is limited
+        run_dir.write_validation_video(step, video)
+    retry_io(store_records, run_dir.path, checkpoint.name, records)
+    return {**summarize(records).metrics(), "rollout/fps": fps}
+
+
 def action_error(
-    folder: Path,
-    held_out: Sequence[EpisodeRef],
+    checkpoint: Path,
+    val_episodes: Sequence[EpisodeRef],
     ema: bool = True,
     inference_steps: int | None = None,
 ) -> float:
-    """Mean absolute error of predicted actions on held-out windows, at fixed noise.
+    """Mean absolute error of predicted actions on windows of held-out episodes, at fixed noise.
 
-    In units of the normalized action (a dimension's range is 2), over valid actions; the windows
-    and their noise are the same for every checkpoint of a data set.
+    The unit is that of normalized actions, whose dimensions have a range of 2. Only valid actions
+    count. The windows and their noise are equal for all checkpoints of a data set.
     """
-    agent, config = load_agent(folder, ema=ema)
+    agent, config = load_agent(checkpoint, ema=ema)
     agent.inference_steps = inference_steps or agent.inference_steps
-    windows = sample_windows(held_out, window_spec(config), ACTION_ERROR_WINDOWS, seed=0)
+    spec = window_spec_from_config(config)
+    windows = sample_windows(val_episodes, spec, ACTION_ERROR_WINDOWS, seed=0)
     rng = np.random.default_rng(0)
+    normalize = agent.action_normalizer.normalize
     total, count = 0.0, 0
     for first in range(0, len(windows["action"]), ACTION_ERROR_BATCH):
-        part = slice(first, first + ACTION_ERROR_BATCH)
-        images = windows["images"]
-        assert isinstance(images, dict)
-        observation = {
-            "images": {name: torch.from_numpy(frames[part]) for name, frames in images.items()},
-            "qpos": torch.from_numpy(windows["qpos"][part]),  # type: ignore[index]
-        }
-        actions = torch.from_numpy(windows["action"][part])  # type: ignore[index]
-        valid = ~torch.from_numpy(windows["action_is_pad"][part])  # type: ignore[index]
+        batch = _batch_tensors(windows, slice(first, first + ACTION_ERROR_BATCH))
+        actions, valid = batch.pop("action"), ~batch.pop("action_is_pad")
         noise = torch.from_numpy(rng.standard_normal(actions.shape, dtype=np.float32))
-        normalize = agent.action_normalizer.normalize
-        error = normalize(agent.predict_action(observation, noise=noise)) - normalize(actions)
+        error = normalize(agent.predict_action(batch, noise=noise)) - normalize(actions)
         total += float(error.abs()[valid].sum())
         count += int(valid.sum()) * error.shape[-1]
     return total / count
 
 
+def _batch_tensors(arrays: Mapping[str, Any], batch: slice) -> dict[str, Any]:
+    """Tensors of the same slice of all arrays, also of those in nested mappings."""
+    return {
+        name: _batch_tensors(values, batch)
+        if isinstance(values, Mapping)
+        else torch.from_numpy(values[batch])
+        for name, values in arrays.items()
+    }
+
+
+def _run_action_error_task(
+    checkpoint: Path,
+    val_episodes: Sequence[EpisodeRef],
+    config: Config,
+    ray_options: Mapping[str, Any],
+) -> float:
+    """Compute `action_error` in a task with the resources of a rollout actor.
+
+    Raises:
+        ray.exceptions.GetTimeoutError: it was not done in time, and is cancelled.
+    """
+    evaluate = config.evaluate
+    result = _action_error_task.options(**ray_options).remote(
+        str(checkpoint), list(val_episodes), evaluate.use_ema_weights, evaluate.inference_steps
+    )
+    try:
+        return ray.get(result, timeout=ACTION_ERROR_TIMEOUT_S)
+    except ray.exceptions.GetTimeoutError:
+        # Only a task that has not ended: a forced cancel of a finished one can kill its worker.
+        ray.cancel(result, force=True)
+        raise
+
+
 @ray.remote(max_retries=2)
 def _action_error_task(
-    folder: str, held_out: Sequence[EpisodeRef], ema: bool, inference_steps: int | None
+    checkpoint: str, val_episodes: Sequence[EpisodeRef], ema: bool, inference_steps: int | None
 ) -> float:
     torch.set_num_threads(1)
-    checkpoint = to_local(Path(folder))
-    download(checkpoint, *POLICY_FILES)
-    return action_error(checkpoint, held_out, ema, inference_steps)
+    local = to_local(Path(checkpoint))
+    download(local, *POLICY_FILES)
+    return action_error(local, val_episodes, ema, inference_steps)

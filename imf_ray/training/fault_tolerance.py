@@ -1,0 +1,185 @@
+"""Failures of workers and controllers: which are retried, and what they leave in the cluster.
+
+A placement group exists until somebody removes it or the job that created it ends. Ray Train 2.60
+leaks three kinds:
+
+* of a killed controller: the cleaner needs the dashboard, which may not run;
+* of a controller killed before all of its workers had started;
+* of workers of which one died while it was given its task.
+
+The creator of a leaked group, the controller, is dead. That is how a leaked group is recognized.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayActorError, RayTaskError
+from ray.train import FailureConfig
+from ray.train.torch import TorchTrainer
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from imf_ray import ray_internals
+from imf_ray.allocation import RunResources
+from imf_ray.errors import DivergenceError, StorageError, UserError
+from imf_ray.ray_internals import (
+    DefaultFailurePolicy,
+    FailureDecision,
+    WorkerGroupCallback,
+    WorkerGroupStartupTimeoutError,
+)
+from imf_ray.training.run_dir import RunDir
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointProgress:
+    """Tracks whether a run has saved new checkpoints."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir, self._step = run_dir, run_dir.newest_step() or 0
+
+    def advanced(self) -> bool:
+        """True if there is a later checkpoint than at the last call."""
+        # newest_step is None while the folder is out of reach: the known step stays valid.
+        before, self._step = self._step, max(self._step, self._run_dir.newest_step() or 0)
+        return self._step > before
+
+
+class ProgressAwareFailurePolicy(DefaultFailurePolicy):
+    """Ray Train's failure policy with two changes.
+
+    Failures are counted from the last checkpoint on, so that a long run may survive many. A
+    diverged run ends at once, since the same steps would diverge again.
+    """
+
+    def __init__(self, failure_config: FailureConfig, run_dir: RunDir) -> None:
+        super().__init__(failure_config)
+        self._progress = CheckpointProgress(run_dir)
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """Decide whether to retry or to raise."""
+        if isinstance(find_user_error(training_failed_error), DivergenceError):
+            return FailureDecision.RAISE
+        if self._progress.advanced():
+            ray_internals.reset_failure_count(self)
+        return super().make_decision(training_failed_error)
+
+
+class FaultTolerantTorchTrainer(TorchTrainer):
+    """A `TorchTrainer` with `ProgressAwareFailurePolicy` and without Ray's placement group cleaner.
+
+    That cleaner asks the dashboard whether the controller lives. A busy head node answers "not
+    known", which the cleaner takes for a no, and removes the group of healthy workers (Ray 2.60).
+    `remove_orphaned_placement_groups` takes its place.
+    """
+
+    def __init__(self, run_dir: RunDir, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        policy = ProgressAwareFailurePolicy(self.run_config.failure_config, run_dir)
+        ray_internals.set_failure_policy(self, policy)
+        ray_internals.remove_default_callback(self, "PlacementGroupCleanerCallback")
+
+
+class OrphanedPlacementGroupCleanup(WorkerGroupCallback):
+    """Cleans up, in Ray Train's controller, what earlier workers left."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        """Free the resources and delete the records of earlier workers."""
+        remove_orphaned_placement_groups()
+        try:
+            self._run_dir.delete_workers()
+        except StorageError as error:  # new workers overwrite them
+            log.warning("The records of earlier workers cannot be deleted: %s", error)
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Mark all workers as lost if one failed, since Ray then ends the others."""
+        if worker_group_status.errors:
+            self._run_dir.mark_workers_lost()
+
+
+def remove_orphaned_placement_groups(include_driver: bool = False) -> None:
+    """Remove this job's placement groups whose creators are dead, with the workers in them.
+
+    Args:
+        include_driver: also remove groups created by the job's driver, which has lost them.
+    """
+    if not ray.is_initialized():  # a delayed call after the job has ended
+        return
+    job_id = ray.get_runtime_context().get_job_id()
+    for group in ray_internals.placement_groups():
+        is_orphaned = group.creator_actor_dead if group.creator_actor else include_driver
+        if group.creator_job_id == job_id and is_orphaned and not group.removed:
+            log.info("Removing the orphaned placement group %s", group.id.hex())
+            remove_placement_group(PlacementGroup(group.id))
+
+
+def fit_with_controller_restarts(
+    make_trainer: Callable[[int], TorchTrainer],
+    run_dir: RunDir,
+    resources: RunResources,
+    max_failures: int,
+) -> ray.train.Result:
+    """Train, and restart Ray Train's controller when it fails for reasons unrelated to training.
+
+    Such reasons: the controller cannot write its own list of checkpoints (a full disk, a network
+    error), it is killed, or a worker dies during start-up. It is restarted at most `max_failures`
+    times without a new checkpoint. Waiting for nodes is not counted and has no limit.
+
+    An elastic run may wait for more workers than fit, since Ray counts resources that others hold,
+    and nodes of other pools, as free (Ray 2.60). It is then restarted with fewer workers, and does
+    not grow again until the next restart.
+
+    Args:
+        make_trainer: called with the largest number of workers.
+
+    Raises:
+        ray.train.TrainingFailedError: training failed, or the controller failed too often.
+        ray.exceptions.RayActorError: the controller died too often.
+    """
+    workers, failures, progress = resources.max_workers, 0, CheckpointProgress(run_dir)
+    while True:
+        # Ray cannot read its list after a cut-off write, or if it names a deleted checkpoint. The
+        # training loop reports the checkpoints in the run folder again.
+        run_dir.delete_ray_snapshot()
+        try:
+            return make_trainer(workers).fit()
+        except (ray.train.ControllerError, RayActorError) as error:
+            cause = getattr(error, "controller_failure", error)
+            if isinstance(cause, WorkerGroupStartupTimeoutError):
+                requested = cause.num_workers
+                log.warning("%s waits for resources for %d worker(s)", run_dir, requested)
+                workers = max(resources.min_workers, requested - 1)
+                continue
+            failures = 1 if progress.advanced() else failures + 1
+            if failures > max_failures:
+                raise
+            workers = resources.max_workers  # more may fit by now
+            log.warning("Training in %s restarts: %s", run_dir, cause)
+
+
+def find_user_error(error: BaseException) -> UserError | None:
+    """The `UserError` among the causes of a failed training, if there is one."""
+    failures = [*getattr(error, "worker_failures", {}).values()]
+    for failure in [*failures, getattr(error, "controller_failure", None)]:
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, RayTaskError):  # wraps the exception of another process
+                cause = cause.cause
+            if isinstance(cause, UserError):
+                return cause
+            cause = cause.__cause__ or getattr(cause, "base_exc", None)
+    return None
+
+
+def error_summary(error: BaseException) -> str:
+    """The last line of an error, whose text may be the traceback of another process."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else repr(error)

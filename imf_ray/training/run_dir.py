@@ -1,0 +1,498 @@
+"""The folder of one training run: its files, their synchronization, retries and errors."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import OmegaConf
+
+from imf_ray.agents.pretrained import CONFIG_FILE
+from imf_ray.aliases import METRICS, rename_keys
+from imf_ray.data.episodes import EpisodeRef
+from imf_ray.errors import StorageError, UserError
+from imf_ray.files import (
+    RetryingJsonlWriter,
+    append_line,
+    read_lines,
+    retry_io,
+    retrying,
+    write_atomically,
+    write_figure,
+    write_if_changed,
+)
+from imf_ray.storage import (
+    AnyPath,
+    authoritative_path,
+    delete,
+    display_path,
+    download,
+    exists,
+    parse_path,
+    read_text_or_none,
+    remote_path,
+    storage_errors,
+    to_local,
+    upload,
+)
+from imf_ray.training.checkpoint import (
+    CHECKPOINT_GLOB,
+    MANIFEST_FILE,
+    PARTIAL_PREFIX,
+    VALIDATED_STEP,
+    VALIDATION_FILE,
+    SavedCheckpoint,
+    checkpoint_name,
+    checkpoint_rank_key,
+    checkpoint_step,
+    delete_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+    upload_checkpoint,
+    write_validation,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from imf_ray.agents.base import VLAAgent
+    from imf_ray.schema import Config
+
+STOP_FILE = "stop_requested"
+DATA_MANIFEST_FILE, METRICS_FILE = "data.json", "metrics.jsonl"
+VALIDATIONS_FILE, VIDEOS_DIR = "validations.jsonl", "videos"
+WORKERS_DIR, WORKERS_LOST_FILE = "workers", "lost"
+SWANLAB_DIR, SWANLAB_RUN_ID_FILE = "swanlab", "run_id"
+TRIAL_FILE = "trial.json"
+RAY_SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
+VAL_EPISODES_KEY = "held_out_files"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoppableDir:
+    """The folder of a run or a sweep, which can be asked to stop.
+
+        stop_requested    exists from the request to stop until the run has saved its checkpoint
+
+    Paths are local. If the folder has a URL, `path` is this machine's local copy of it: pickling
+    maps the path to the machine that unpickles it.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", to_local(Path(self.path)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        """The path as the user wrote it: the URL if it has one."""
+        return display_path(self.path)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def is_remote(self) -> bool:
+        """True if the folder is a local copy of a URL."""
+        return remote_path(self.path) is not None
+
+    def request_stop(self) -> None:
+        """Ask the workers to save a checkpoint and to stop.
+
+        Raises:
+            StorageError: the request cannot be written; it is not retried.
+        """
+        request = authoritative_path(self.path) / STOP_FILE
+        with storage_errors(request, "written"):
+            request.touch()
+
+    @retrying
+    def clear_stop(self) -> None:
+        """Delete the request to stop, if there is one."""
+        request = authoritative_path(self.path) / STOP_FILE
+        with storage_errors(request, "deleted"):
+            request.unlink(missing_ok=True)
+
+    def stop_requested(self, retry: bool = True) -> bool:
+        """True if a request to stop is pending.
+
+        Args:
+            retry: wait for storage that is out of reach, instead of raising `StorageError`.
+        """
+        request = authoritative_path(self.path) / STOP_FILE
+        return retry_io(exists, request) if retry else exists(request)
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """The process of one rank."""
+
+    rank: int
+    pid: int
+    host: str
+    gpu_ids: list[str]
+    """GPU ids as Ray names them: mostly numbers, sometimes UUIDs."""
+    log_path: str
+    placement_group: str
+    """Hex id of the placement group of all ranks."""
+
+
+@dataclass(frozen=True)
+class DataManifest:
+    """The episodes of a run and the plan that cuts them into batches (`data.json`)."""
+
+    episodes: list[list[Any]]
+    """File name, length and content hash of each training episode."""
+    virtual_shards: int
+    """The number at the first start; batches stay the same when the number of workers changes."""
+    val_episodes: list[EpisodeRef]
+    """Episodes held out for validation."""
+
+
+class RunDir(StoppableDir):
+    """The folder of one run: the only place that knows its file names.
+
+        config.yaml              resolved configuration of the run
+        data.json                episodes for training and validation, number of virtual shards
+        checkpoint_00001000/     state after 1000 updates, see `training/checkpoint.py`
+        .partial_00001000/       a checkpoint that is being written; it is never uploaded
+        metrics.jsonl            a line per log entry: training metrics, validations, restarts
+        validations.jsonl        a line per validation; it outlives deleted checkpoints
+        videos/                  a video of the first episode of each validation
+        evaluations/             episode records, see `rollout/record_store.py`
+        workers/rank_0.json      process of rank 0 (`WorkerRecord`)
+        workers/lost             exists once the workers have died
+        stop_requested           see `StoppableDir`
+        samples_rank_0.jsonl     sample ids of each update of rank 0 (`train.log_sample_ids`)
+        depth_weights.png        attention residuals (`train.diagnostics_freq`)
+        swanlab/                 SwanLab's log; `run_id` names the run online
+        trial.json               result of the trial, if the run belongs to a sweep
+        checkpoint_manager_snapshot.json    Ray Train's own list of checkpoints
+
+    Every method that reads or writes storage retries by `files.retry_io`, except those that say
+    otherwise: they are polled, or their caller cannot wait. All raise `StorageError` in the end.
+    """
+
+    @property
+    def exists(self) -> bool:
+        """True if this is the folder of a run."""
+        return self.config_file.is_file()
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / CONFIG_FILE
+
+    @property
+    def trial_file(self) -> Path:
+        """The trial's result, written by `sweep/trial.py`."""
+        return self.path / TRIAL_FILE
+
+    @property
+    def swanlab_dir(self) -> Path:
+        """SwanLab's log folder."""
+        return self.path / SWANLAB_DIR
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint after `step` updates."""
+        return self.path / checkpoint_name(step)
+
+    # Synchronization
+
+    @retrying
+    def download(self) -> None:
+        """Mirror the remote run into the local copy; do nothing for a local run.
+
+        Local checkpoints without a remote manifest are deleted; other local files stay. Do not
+        call while a checkpoint is being written.
+        """
+        remote = remote_path(self.path)
+        if remote is None:
+            return
+        download(self.path, f"{CHECKPOINT_GLOB}/*", "*.jsonl", "*.yaml", DATA_MANIFEST_FILE)
+        for path in self.path.glob(CHECKPOINT_GLOB):
+            if not exists(remote / path.name / MANIFEST_FILE):
+                shutil.rmtree(path)
+                continue
+            try:
+                read_checkpoint(path)
+            except UserError:  # left by an earlier attempt on this machine
+                shutil.rmtree(path)
+                download(path)
+
+    @retrying
+    def download_validations(self) -> None:
+        """Download the validation results that other machines wrote."""
+        download(self.path, f"*/{VALIDATION_FILE}", VALIDATIONS_FILE)
+
+    # Configuration and data
+
+    def read_config(self) -> dict[str, Any]:
+        """The stored configuration as plain containers; earlier versions may lack options."""
+        config = OmegaConf.to_container(OmegaConf.load(self.config_file))
+        assert isinstance(config, dict)
+        return config  # type: ignore[return-value]
+
+    @retrying
+    def write_config(self, yaml: str) -> None:
+        """Write the resolved configuration, unless it is there."""
+        write_if_changed(self.config_file, yaml)
+
+    def read_data_manifest(self) -> DataManifest | None:
+        """The stored `DataManifest`; None if there is none."""
+        path = self.path / DATA_MANIFEST_FILE
+        if not path.is_file():
+            return None
+        content = json.loads(path.read_text())
+        episodes = content.get(VAL_EPISODES_KEY, [])
+        return DataManifest(
+            content["episodes"],
+            content["virtual_shards"],
+            [EpisodeRef.from_dict(row) for row in episodes],
+        )
+
+    @retrying
+    def write_data_manifest(self, manifest: DataManifest) -> None:
+        """Write a `DataManifest`, unless it is there."""
+        content = {
+            "episodes": manifest.episodes,
+            "virtual_shards": manifest.virtual_shards,
+            VAL_EPISODES_KEY: [asdict(episode) for episode in manifest.val_episodes],
+        }
+        write_if_changed(self.path / DATA_MANIFEST_FILE, json.dumps(content))
+
+    def find_val_episodes(self) -> list[EpisodeRef]:
+        """The episodes held out for validation; empty unless all of their files exist."""
+        download(self.path / DATA_MANIFEST_FILE)
+        manifest = self.read_data_manifest()
+        episodes = [] if manifest is None else manifest.val_episodes
+        return episodes if all(exists(parse_path(e.path)) for e in episodes) else []
+
+    # Checkpoints
+
+    def list_checkpoints(self) -> list[SavedCheckpoint]:
+        """The valid checkpoints, oldest first; invalid ones are skipped with a warning."""
+        return list(_iter_valid(sorted(self.path.glob(CHECKPOINT_GLOB))))
+
+    def newest_checkpoint(self) -> SavedCheckpoint | None:
+        """The valid checkpoint with most updates; invalid ones are skipped with a warning."""
+        paths = sorted(self.path.glob(CHECKPOINT_GLOB), reverse=True)
+        return next(_iter_valid(paths), None)
+
+    def best_checkpoint(self) -> SavedCheckpoint:
+        """The valid checkpoint that ranks first by `checkpoint_rank_key`.
+
+        Raises:
+            UserError: there is none.
+        """
+        saved = self.list_checkpoints()
+        if not saved:
+            raise UserError(f"{self} has no valid checkpoint.")
+        return min(saved, key=lambda checkpoint: checkpoint_rank_key(checkpoint.metrics))
+
+    def newest_step(self) -> int | None:
+        """The step of the newest finished checkpoint, which is not verified; None without any."""
+        manifests = self.path.glob(f"{CHECKPOINT_GLOB}/{MANIFEST_FILE}")
+        return max((checkpoint_step(manifest.parent) for manifest in manifests), default=None)
+
+    def count_checkpoints_after(self, step: int) -> int:
+        """The number of checkpoint folders, valid or not, with more than `step` updates."""
+        return sum(checkpoint_step(path) > step for path in self.path.glob(CHECKPOINT_GLOB))
+
+    def save_checkpoint(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        agent: VLAAgent,
+        config: Config,
+        ema: Mapping[str, torch.Tensor] | None,
+        train_state: Mapping[str, Any],
+    ) -> SavedCheckpoint:
+        """Write and upload the checkpoint after `step` updates."""
+        saved = retry_io(save_checkpoint, self.path, step, metrics, agent, config, ema, train_state)
+        retry_io(upload_checkpoint, saved.path)
+        return saved
+
+    def delete_partial_checkpoints(self) -> None:
+        """Delete what killed writers left; only the next writer may call this."""
+        for partial in self.path.glob(f"{PARTIAL_PREFIX}*"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def prune_checkpoints(self, keep_last_k: int, pending: Callable[[int], bool]) -> None:
+        """Delete all valid checkpoints except the newest `keep_last_k`, the best and pending ones.
+
+        Args:
+            pending: returns True for steps whose checkpoint must be validated.
+
+        Raises:
+            StorageError: one cannot be deleted; it is not retried.
+        """
+        saved = self.list_checkpoints()
+        by_rank = sorted(saved, key=lambda checkpoint: checkpoint_rank_key(checkpoint.metrics))
+        kept_steps = {checkpoint.step for checkpoint in [*saved[-keep_last_k:], *by_rank[:1]]}
+        for checkpoint in saved:
+            awaits_validation = pending(checkpoint.step) and not checkpoint.has_validation
+            if checkpoint.step not in kept_steps and not awaits_validation:
+                delete_checkpoint(checkpoint.path)
+
+    @retrying
+    def delete_ray_snapshot(self) -> None:
+        """Delete Ray Train's own list of checkpoints."""
+        delete(self.path / RAY_SNAPSHOT_FILE)
+
+    # Metrics and validations
+
+    def open_metrics(self) -> RetryingJsonlWriter:
+        """Open `metrics.jsonl` for appending."""
+        return retry_io(RetryingJsonlWriter, self.path / METRICS_FILE)
+
+    def open_sample_log(self, rank: int) -> RetryingJsonlWriter:
+        """Open the log of a rank's sample ids for appending."""
+        return RetryingJsonlWriter(self.path / f"samples_rank_{rank}.jsonl")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; an empty list if the file is missing."""
+        return [_parse_metrics(line) for line in read_lines(self.path / METRICS_FILE)]
+
+    def read_new_metrics(self, offset: int) -> tuple[list[dict[str, Any]], int]:
+        """Download `metrics.jsonl` and return its lines after a byte offset, and their end.
+
+        Raises:
+            StorageError: it cannot be read; it is not retried.
+        """
+        path = self.path / METRICS_FILE
+        download(path)
+        if not path.is_file():
+            return [], offset
+        with path.open("rb") as file:
+            file.seek(offset)
+            *lines, _incomplete = file.read().split(b"\n")
+        end = offset + sum(len(line) + 1 for line in lines)
+        return [_parse_metrics(line) for line in lines], end
+
+    @retrying
+    def write_validation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Add the result of a validation to the run and to the checkpoint, in this order.
+
+        The checkpoint's file marks the validation as done. If the process dies before that, the
+        checkpoint is validated again.
+        """
+        download(self.path / VALIDATIONS_FILE)
+        append_line(self.path / VALIDATIONS_FILE, json.dumps({"step": step, **metrics}))
+        write_validation(self.checkpoint(step), metrics)
+
+    @retrying
+    def read_validations(self) -> list[dict[str, Any]]:
+        """The metrics of every validation so far; `VALIDATED_STEP` is the checkpoint's step."""
+        rows = [_parse_metrics(line) for line in read_lines(self.path / VALIDATIONS_FILE)]
+        return [{VALIDATED_STEP: row.pop("step"), **row} for row in rows]
+
+    @retrying
+    def write_validation_video(self, step: int, content: bytes) -> None:
+        """Write the video of a checkpoint's validation."""
+        write_atomically(self._video_file(step), content)
+
+    @retrying
+    def read_validation_video(self, step: int) -> bytes | None:
+        """The video of a checkpoint's validation, which may be on another machine."""
+        path = self._video_file(step)
+        download(path)
+        return path.read_bytes() if path.is_file() else None
+
+    def _video_file(self, step: int) -> Path:
+        return self.path / VIDEOS_DIR / f"{checkpoint_name(step)}.mp4"
+
+    @retrying
+    def write_figure(self, name: str, figure: Figure) -> None:
+        """Write a matplotlib figure as a PNG."""
+        write_figure(self.path / name, figure)
+
+    def swanlab_run_id(self) -> str:
+        """The id that names the run at SwanLab online; it is created by the first call."""
+        path = self.swanlab_dir / SWANLAB_RUN_ID_FILE
+        download(path)
+        if not path.is_file():
+            write_atomically(path, uuid.uuid4().hex)
+        return path.read_text()
+
+    @retrying
+    def upload_swanlab(self) -> None:
+        """Upload SwanLab's log folder."""
+        upload(self.swanlab_dir)
+
+    # Workers
+
+    @retrying
+    def write_worker_record(self, record: WorkerRecord) -> None:
+        """Write the record of one rank."""
+        path = self.path / WORKERS_DIR / f"rank_{record.rank}.json"
+        write_atomically(path, json.dumps(asdict(record)))
+
+    def read_workers(self) -> list[dict[str, Any]]:
+        """The `WorkerRecord`s as plain dictionaries.
+
+        Raises:
+            StorageError: they cannot be read; it is not retried.
+        """
+        folder = authoritative_path(self.path / WORKERS_DIR)
+        with storage_errors(folder, "listed"):
+            files: list[AnyPath] = [*folder.glob("*.json")]
+        texts = [read_text_or_none(file) for file in sorted(files, key=str)]
+        return [json.loads(text) for text in texts if text is not None]  # None: just deleted
+
+    def delete_workers(self) -> None:
+        """Delete the worker records; it is not retried."""
+        delete(self.path / WORKERS_DIR)
+
+    def mark_workers_lost(self) -> None:
+        """Mark the workers as dead, so that a graceful stop does not wait for their checkpoint."""
+        try:
+            write_atomically(self.path / WORKERS_DIR / WORKERS_LOST_FILE, "")
+        except StorageError as error:  # a second Ctrl-C ends the wait
+            log.warning("The workers cannot be marked as lost: %s", error)
+
+    def has_live_workers(self) -> bool:
+        """True if there are workers that may still write a checkpoint; it is not retried."""
+        lost = authoritative_path(self.path / WORKERS_DIR) / WORKERS_LOST_FILE
+        return bool(self.read_workers()) and not exists(lost)
+
+    def safe_to_kill(self, max_steps: int) -> bool:
+        """True if killing the run loses nothing, after a request to stop; it is not retried."""
+        if not self.stop_requested(retry=False) or not self.has_live_workers():
+            return True
+        # A trained run only waits for validations.
+        return exists(authoritative_path(self.checkpoint(max_steps)) / MANIFEST_FILE)
+
+
+def _iter_valid(paths: Iterable[Path]) -> Iterator[SavedCheckpoint]:
+    for path in paths:
+        try:
+            yield retry_io(read_checkpoint, path)
+        except UserError as error:
+            _warn_once(f"Skipped: {error}")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Log a warning once a process; each listing meets the same invalid checkpoints again."""
+    log.warning(message)
+
+
+def _parse_metrics(line: str | bytes) -> dict[str, Any]:
+    return rename_keys(json.loads(line), METRICS)
