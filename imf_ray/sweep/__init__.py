@@ -1,1 +1,1 @@
-"""Sweeps: a search space, trials that each train and judge one policy, and the table they make."""
+"""Sweeps: a search space, its trials, the schedulers that stop them, and the ranked results."""

@@ -20,8 +20,9 @@ from omegaconf import OmegaConf
 from ray import tune
 
 from imf_ray.aliases import OPTIONS, rename_overrides
+from imf_ray.aliases import rename_option, rename_options
 from imf_ray.bundled import search_space_names, search_space_path
-from imf_ray.config import load_config, to_override
+from imf_ray.config import announce_rename, load_config, to_override
 from imf_ray.errors import UserError
 from imf_ray.schema import Config, all_options, is_sweepable
 from imf_ray.sweep.schedulers import check_scheduler
@@ -71,8 +72,9 @@ class SearchSpace:
                 f"{clashes[0]} is varied by the search space {self.name}: remove it from the "
                 "command line, or write your own search space."
             )
-        fixed = [to_override(key, value) for key, value in self.fixed.items()]
-        varied = [to_override(key, value) for key, value in params.items()]
+        # A sweep of an earlier version keeps its names, since they are part of its trials' names.
+        fixed = [to_override(key, value) for key, value in rename_options(self.fixed).items()]
+        varied = [to_override(key, value) for key, value in rename_options(params).items()]
         return load_config([*fixed, *overrides, *varied])
 
     def combinations(self) -> list[dict[str, Any]]:
@@ -102,7 +104,15 @@ def load_search_space(name: str) -> SearchSpace:
         raise UserError(
             f"{path} is not a search space: its keys may be {', '.join(sorted(sections))}."
         )
-    space = SearchSpace(path.stem, **{str(k): v for k, v in content.items() if v is not None})
+    try:
+        current = {
+            section: rename_options(values, announce_rename) if isinstance(values, dict) else values
+            for section, values in content.items()
+            if values is not None
+        }
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    space = SearchSpace(path.stem, **current)
     _check(path, space)
     return space
 

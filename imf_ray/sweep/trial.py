@@ -25,7 +25,7 @@ from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.sweep.trial_record import FAILED, FINISHED, STOPPED, TrialDir, TrialRecord
 from imf_ray.training.fault_tolerance import error_summary
 from imf_ray.training.reporting import EARLIER_VALIDATIONS_KEY
-from imf_ray.training.trainer import PreparedRun, RunOutcome, fit, prepare_run
+from imf_ray.training.trainer import PreparedRun, RunOutcome, fit, load_run
 
 REPORT_POLL_S = 1.0
 """Seconds between checks whether training has ended while no report arrives."""
@@ -73,7 +73,7 @@ def run_trial(trial: TrialSpec) -> None:
             _write_finished_record(run_dir, record, STOPPED, None)
         run_dir.clear_stop()
         return
-    run = retry_io(prepare_run, trial.config)
+    run = retry_io(load_run, trial.config)  # `prepare_sweep` has checked the options
     try:
         outcome = _fit_and_report(run, run_dir, trial.resources)
     except UserError as error:
