@@ -51,8 +51,8 @@ def _api_index(links: list[str]) -> str:
     return "\n".join(
         [
             "# API reference",
-            "Generated from the docstrings. `imf_ray.load_policy` is the public entry point for using",
-            "a policy; the rest is for those who change the package.\n",
+            "Generated from the docstrings. `imf_ray.load_policy` is the entry point for using a",
+            "policy; the rest is for those who change the package.\n",
             *links,
             "\n## Modules at the top level\n",
             "::: imf_ray",
@@ -78,7 +78,7 @@ def _option_tables() -> list[str]:
     tables = []
     for section, keys in groupby(all_options(), lambda key: key.rpartition(".")[0]):
         lines = [
-            f"## `{section or 'top level'}`\n",
+            f"## `{section}.*`\n" if section else "## Without a section\n",
             "| option | default | meaning | on resume | in sweeps |",
             "|---|---|---|---|---|",
         ]
@@ -96,7 +96,7 @@ def _option_row(key: str) -> str:
         listed = ", ".join("null" if choice is None else f"`{choice}`" for choice in choices)
         meaning += f" Choices: {listed}."
     cells = [
-        f"`{key}`",
+        f"`{key.rpartition('.')[2]}`",
         f"`{_shown(rules.default)}`",
         meaning.replace("|", "\\|").replace("<", "&lt;"),
         "yes" if rules.resumable else "",
@@ -108,6 +108,8 @@ def _option_row(key: str) -> str:
 def _shown(value: Any) -> str:
     if value is None:
         return "null"
+    if value == "???":  # omegaconf's MISSING
+        return "set by the group"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
