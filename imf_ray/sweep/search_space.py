@@ -19,8 +19,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from ray import tune
 
-from imf_ray.aliases import OPTIONS, rename_overrides
-from imf_ray.aliases import rename_option, rename_options
+from imf_ray.aliases import rename_option, rename_options, rename_overrides
 from imf_ray.bundled import search_space_names, search_space_path
 from imf_ray.config import announce_rename, load_config, to_override
 from imf_ray.errors import UserError
@@ -37,8 +36,8 @@ SIGNIFICANT_DIGITS = 4
 class SearchSpace:
     """Options that all trials share, and the values of the options that vary.
 
-    Options keep the names that the file gives them, even old ones: names of trials are made of
-    them. `config` accepts old names.
+    The space of a sweep that an earlier version started has old names of options. They stay, since
+    the names of trials are made of them. `config` accepts them.
     """
 
     name: str
@@ -66,7 +65,7 @@ class SearchSpace:
             UserError: see `load_config`; or an override sets an option that the space varies.
         """
         set_options = {item.partition("=")[0] for item in rename_overrides(overrides)}
-        clashes = [key for key in self.varied if OPTIONS.get(key, key) in set_options]
+        clashes = [key for key in self.varied if rename_option(key) in set_options]
         if clashes:
             raise UserError(
                 f"{clashes[0]} is varied by the search space {self.name}: remove it from the "
@@ -105,8 +104,10 @@ def load_search_space(name: str) -> SearchSpace:
             f"{path} is not a search space: its keys may be {', '.join(sorted(sections))}."
         )
     try:
-        current = {
-            section: rename_options(values, announce_rename) if isinstance(values, dict) else values
+        current: dict[str, Any] = {
+            str(section): rename_options(values, announce_rename)
+            if isinstance(values, dict)
+            else values
             for section, values in content.items()
             if values is not None
         }
@@ -121,10 +122,9 @@ def _check(path: Path, space: SearchSpace) -> None:
     if not space.varied:
         raise UserError(f"{path} is not a search space: no option is in `grid:` or `sample:`.")
     for key in space.varied:
-        option = OPTIONS.get(key, key)
-        if option not in all_options():
+        if key not in all_options():
             raise UserError(f"{path} varies {key}, which is not an option.")
-        if not is_sweepable(option):
+        if not is_sweepable(key):
             raise UserError(
                 f"{path} varies {key}: the trials of a sweep share the cluster, the task and the "
                 "evaluation settings. Run one sweep for each value."
