@@ -1,4 +1,4 @@
-"""Videos as bytes."""
+"""Encodes and decodes videos in memory."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ FRAMES_PER_SECOND = 25
 
 
 def encode_video(frames: np.ndarray) -> bytes:
-    """Frames (T, H, W, 3) uint8, of even height and width, as H.264 in MP4."""
+    """Encode frames (T, H, W, 3) uint8 of even height and width as H.264 in MP4."""
     return iio.imwrite(
         "<bytes>", frames, extension=".mp4", plugin="pyav", codec="h264", fps=FRAMES_PER_SECOND
     )
 
 
 def decode_video(video: bytes) -> np.ndarray:
-    """Frames (T, H, W, 3) uint8 of a video."""
+    """Decode a video to frames (T, H, W, 3) uint8."""
     return iio.imread(video, extension=".mp4", plugin="pyav")
 
 
 def encode_gif(frames: np.ndarray) -> bytes:
-    """Frames (T, H, W, 3) uint8 as an animated GIF, at the speed of `encode_video`."""
+    """Encode frames (T, H, W, 3) uint8 as an animated GIF at `FRAMES_PER_SECOND`."""
     period_ms = round(1000 / FRAMES_PER_SECOND)
     return iio.imwrite(
         "<bytes>", frames, extension=".gif", plugin="pillow", duration=period_ms, loop=0

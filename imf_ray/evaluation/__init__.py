@@ -1,1 +1,1 @@
-"""Judging policies by name: who is judged, the choice of a checkpoint, paired comparisons."""
+"""Evaluates policies by name, selects checkpoints and compares policies in pairs."""

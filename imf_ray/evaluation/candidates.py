@@ -1,9 +1,10 @@
-"""From the name of a policy to its judgement: settings, checks, and where its records are."""
+"""Resolves policies to candidates: their settings, checks, and the folders of their records."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from imf_ray.agents.pretrained import load_policy_config
@@ -11,42 +12,47 @@ from imf_ray.allocation import RolloutResources
 from imf_ray.config import GROUPS, apply_overrides
 from imf_ray.errors import UserError
 from imf_ray.rollout.actor_pool import RolloutSpec, rollout_metadata
-from imf_ray.rollout.policies import EXPERT, REPLAY, UNTRAINED
+from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
 from imf_ray.rollout.records import EpisodeRecord, summarize
 from imf_ray.rollout.rollout_config import (
     RolloutConfig,
     agent_rollout_config,
     scripted_rollout_config,
 )
-from imf_ray.rollout.seed_evaluation import Evaluation, evaluation_dir
+from imf_ray.rollout.seed_evaluation import Evaluation, OnRecord, evaluation_dir
 from imf_ray.schema import (
     Config,
     EvaluateConfig,
+    TaskConfig,
     all_options,
     command_options,
     training_task_options,
 )
-from imf_ray.sim.experts import EXPERTS
-from imf_ray.storage import download, is_remote, local_dir
-from imf_ray.training.checkpoint import checkpoint_rank_key, list_checkpoints, read_checkpoint
+from imf_ray.sim.tasks import TASKS
+from imf_ray.storage import download
+from imf_ray.training.checkpoint import checkpoint_rank_key, read_checkpoint
+from imf_ray.training.run_dir import RunDir
+
+CAMERAS_OPTION = "data.camera_names="
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy that is judged, under a name for tables."""
+    """A policy to evaluate, under a name for tables."""
 
     name: str
     config: Config
-    """Of its training where it is a checkpoint, with what was set for the judgement."""
-    judgement: Evaluation
+    """A checkpoint's own configuration, with the command line's options for its evaluation."""
+    evaluation: Evaluation
     checkpoint: Path | None = None
+    """The folder of the checkpoint; None for an untrained agent, the expert and replays."""
 
-    def play(
-        self, seeds: Sequence[int], simulators: RolloutResources, on_record: Callable[..., None]
+    def run(
+        self, seeds: Sequence[int], resources: RolloutResources, on_record: OnRecord
     ) -> list[EpisodeRecord]:
-        """The records of these seeds; what is missing is played."""
-        keep = self.config.evaluate.save_trajectories
-        return self.judgement.play(seeds, simulators, on_record, keep)
+        """Return the records of these seeds, after running the episodes without one."""
+        save_trajectories = self.config.evaluate.save_trajectories
+        return self.evaluation.run(seeds, resources, on_record, save_trajectories)
 
 
 def require_settable(overrides: Sequence[str], command: str) -> None:
@@ -65,220 +71,203 @@ def require_settable(overrides: Sequence[str], command: str) -> None:
         if key in settable or is_group:
             continue
         if key in options and options[key].resumable:
-            raise UserError(f"{item} means nothing to this command: leave it out.")
+            raise UserError(f"{item} has no effect on this command: leave it out.")
         raise UserError(f"{item} cannot be set here: it is part of the checkpoint.")
 
 
 def resolve_candidate(
-    policy: str,
+    spec: PolicySpec,
     config: Config,
     overrides: Sequence[str],
     noise_seed: int,
-    beside: Path,
-    output: str | None = None,
+    records_root: Path,
+    output_dir: str | None = None,
 ) -> Candidate:
     """Check a policy and its task, and find its records.
 
     Args:
-        policy: as in `imf_ray.rollout.policies`, with an absolute path.
-        config: the command line's, for what is not of a checkpoint.
-        overrides: those of the command line, which hold for a checkpoint's judgement too.
-        beside: the folder of records that belong to no run.
-        output: the folder of the records, where it is not the usual one.
+        spec: the policy, resolved.
+        config: the command line's configuration, for what is not part of a checkpoint.
+        overrides: the command line's overrides, which also apply to a checkpoint's evaluation.
+        records_root: parent folder of the records of the expert and of replays.
+        output_dir: the folder of the records; None is the usual one.
 
     Raises:
-        UserError: no such policy, a damaged one, one that was trained for another task, or records
-            of another judgement in `output`.
+        UserError: the policy does not exist, is damaged or was trained for another task, or
+            `output_dir` holds records of another evaluation.
     """
-    path = _path_of(policy)
-    if _is_scripted(policy):
-        judged, home = config, beside
-        name = EXPERT if policy == EXPERT else f"replay-{path.stem}"
-        task, evaluate = config.task, config.evaluate
-        action_space = "joint" if policy == EXPERT else task.action_space
-        settings = scripted_rollout_config(
-            task,
-            action_space,
-            stop_on_success=evaluate.stop_on_success,
-            episode_timeout_s=evaluate.episode_timeout_s,
+    name = _records_name(spec)
+    if spec.is_agent:
+        folder = spec.local_path
+        download(folder)
+        config = _evaluation_config(folder, _load_complete_checkpoint(folder), config, overrides)
+        rollout_config = _rollout_config(config, overrides, noise_seed)
+        label, records_root = f"{folder.parent.name}/{name}", folder.parent
+    else:
+        rollout_config = scripted_rollout_config(
+            config.task,
+            action_space="joint" if spec == EXPERT else config.task.action_space,
+            stop_on_success=config.evaluate.stop_on_success,
+            episode_timeout_s=config.evaluate.episode_timeout_s,
             data_format=config.data.format,
         )
-    else:
-        download(path)
-        _check_complete(path)
-        judged, home = _evaluation_config(path, config, overrides), path.parent
-        name = f"untrained-{path.name}" if policy.startswith(UNTRAINED) else path.name
-        settings = _rollout_config(judged, overrides, noise_seed)
-    job = RolloutSpec(policy, settings, judged.evaluate.envs_per_actor)
+        label = name
+    rollout_spec = RolloutSpec(spec, rollout_config, config.evaluate.envs_per_actor)
     try:
-        identity = rollout_metadata(job)
+        metadata = rollout_metadata(rollout_spec)
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{policy} cannot be judged in {settings.task.env_id}: {error}") from error
-    folder = (
-        evaluation_dir(home, name, identity.policy, identity.settings)
-        if output is None
-        else Path(output)
-    )
-    label = name if name.startswith((EXPERT, "replay")) else f"{path.parent.name}/{name}"
-    checkpoint = None if name.startswith((EXPERT, "replay", "untrained")) else path
-    return Candidate(label, judged, Evaluation(job, identity, folder), checkpoint)
+        env_id = rollout_config.task.env_id
+        raise UserError(f"{spec} cannot be evaluated in {env_id}: {error}") from error
+    if output_dir is None:
+        records_dir = evaluation_dir(records_root, name, metadata.policy, metadata.settings)
+    else:
+        records_dir = Path(output_dir)
+    evaluation = Evaluation(rollout_spec, metadata, records_dir)
+    checkpoint = spec.local_path if spec.kind == PolicyKind.CHECKPOINT else None
+    return Candidate(label, config, evaluation, checkpoint)
 
 
 def resolve_candidates(
-    policies: Sequence[str],
-    config: Config,
-    overrides: Sequence[str],
-    beside: Path,
+    policies: Sequence[str], config: Config, overrides: Sequence[str], records_root: Path
 ) -> list[Candidate]:
-    """Policies for a comparison, and after them the baselines that `compare.baselines` adds.
+    """Resolve the policies of a comparison, then the baselines that `compare.baselines` adds.
 
-    What is no checkpoint plays the task of the first one that is.
+    The expert and replays act in the task of the first checkpoint.
 
     Raises:
-        UserError: as `resolve_candidate`; one is named twice, or they play different tasks.
+        UserError: see `resolve_candidate`; a policy is named twice, or the tasks differ.
     """
-    named = [absolute_policy(policy) for policy in policies]
-    trained = [policy for policy in named if not _is_scripted(policy)]
-    if config.compare.baselines:
-        named += [policy for policy in _baselines(trained, config) if policy not in named]
-    contenders: dict[str, Candidate] = {}
-    base = config
-    for policy in sorted(named, key=_is_scripted):  # checkpoints first: they tell the task
-        contenders[policy] = resolve_candidate(
-            policy, base, overrides, config.evaluate.seed, beside
-        )
-        if policy in trained[:1]:
-            base = replace(config, task=contenders[policy].config.task)
-    ordered = [contenders[policy] for policy in dict.fromkeys(named)]
-    tasks = sorted({contender.config.task.env_id for contender in ordered})
-    if len(tasks) > 1:
-        raise UserError(f"These policies play different tasks: {', '.join(tasks)}.")
-    names = [contender.name for contender in ordered]
-    if len(set(named)) < len(named):
+    specs = [PolicySpec.parse(policy).resolve() for policy in policies]
+    if len(set(specs)) < len(specs):
         raise UserError(f"A policy is named twice: {', '.join(policies)}.")
-    if len(set(names)) < len(names):  # runs of one name in different folders
-        ordered = [replace(c, name=policy) for c, policy in zip(ordered, named, strict=True)]
-    return ordered
-
-
-def absolute_policy(policy: str) -> str:
-    """The name of a policy with its path made absolute.
-
-    Raises:
-        UserError: a replay of what is not on this machine.
-    """
-    if policy == EXPERT:
-        return policy
-    if policy.startswith(REPLAY) and is_remote(policy):
-        raise UserError(f"{policy}: demonstrations are played back from a folder of this machine.")
-    for prefix in (UNTRAINED, REPLAY):
-        if policy.startswith(prefix):
-            return f"{prefix}{local_dir(policy.removeprefix(prefix))}"
-    return str(local_dir(policy))
+    resolve = partial(
+        resolve_candidate,
+        overrides=overrides,
+        noise_seed=config.evaluate.seed,
+        records_root=records_root,
+    )
+    agents = [spec for spec in specs if spec.is_agent]
+    resolved = {spec: resolve(spec, config) for spec in agents}
+    if agents:
+        config = replace(config, task=resolved[agents[0]].config.task)
+    if config.compare.baselines:
+        specs += [spec for spec in _baselines(agents, config.task) if spec not in specs]
+    resolved |= {spec: resolve(spec, config) for spec in specs if spec not in resolved}
+    candidates = [resolved[spec] for spec in specs]
+    env_ids = sorted({candidate.config.task.env_id for candidate in candidates})
+    if len(env_ids) > 1:
+        raise UserError(f"These policies act in different tasks: {', '.join(env_ids)}.")
+    if len({candidate.name for candidate in candidates}) < len(candidates):
+        # Runs of the same name in different folders: use the full paths as names.
+        candidates = [
+            replace(candidate, name=str(spec))
+            for candidate, spec in zip(candidates, specs, strict=True)
+        ]
+    return candidates
 
 
 def select_checkpoint(
     run_dir: Path,
     config: Config,
     overrides: Sequence[str],
-    judge: Callable[[Candidate], list[EpisodeRecord]],
+    evaluate: Callable[[Candidate], list[EpisodeRecord]],
 ) -> tuple[Path, list[tuple[str, list[EpisodeRecord]]]]:
-    """The best checkpoint of a run on the selection's seeds, and what all of them did there.
+    """Find the best checkpoint of a run on the selection seeds; also return all their records.
 
-    What it is worth must be judged on other seeds: the best of many was lucky too.
+    Report its success on other seeds: the best of many checkpoints was also lucky.
 
     Raises:
         UserError: the run has no valid checkpoint, or the two sets of seeds overlap.
     """
-    chosen_on = selection_seeds(config.evaluate)
+    noise_seed = selection_seeds(config.evaluate)[0]
     download(run_dir)
-    saved = list_checkpoints(run_dir)
-    if not saved:
+    checkpoints = RunDir(run_dir).list_checkpoints()
+    if not checkpoints:
         raise UserError(f"{run_dir} is not a run: it has no valid checkpoint.")
-    judged, merits = [], []
-    for checkpoint in saved:
-        contender = resolve_candidate(
-            str(checkpoint.path), config, overrides, chosen_on[0], run_dir
-        )
-        records = judge(contender)
-        judged.append((contender.name, records))
-        merits.append(checkpoint_rank_key({**checkpoint.metrics, **summarize(records).metrics()}))
-    return saved[merits.index(min(merits))].path, judged
+    results, scores = [], []
+    for checkpoint in checkpoints:
+        spec = PolicySpec(PolicyKind.CHECKPOINT, str(checkpoint.path))
+        candidate = resolve_candidate(spec, config, overrides, noise_seed, run_dir)
+        records = evaluate(candidate)
+        results.append((candidate.name, records))
+        scores.append(checkpoint_rank_key({**checkpoint.metrics, **summarize(records).metrics()}))
+    return checkpoints[scores.index(min(scores))].path, results
 
 
 def selection_seeds(evaluate: EvaluateConfig) -> range:
-    """Seed set A, on which a checkpoint is chosen.
+    """Return the seeds on which a checkpoint is selected.
 
     Raises:
-        UserError: one is chosen, and would be reported on some of them.
+        UserError: a checkpoint is selected, and some of them are also seeds of the report.
     """
-    chosen_on = range(
+    selection = range(
         evaluate.selection_seed, evaluate.selection_seed + evaluate.selection_episodes
     )
-    reported_on = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
-    overlap = chosen_on[0] <= reported_on[-1] and reported_on[0] <= chosen_on[-1]
+    report = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
+    overlap = selection[0] <= report[-1] and report[0] <= selection[-1]
     if evaluate.checkpoint_selection is not None and overlap:
         raise UserError(
-            f"Checkpoints would be chosen on seeds {chosen_on[0]}-{chosen_on[-1]} and reported on "
-            f"{reported_on[0]}-{reported_on[-1]}: set evaluate.selection_seed or evaluate.seed so "
-            "that they do not overlap."
+            f"Checkpoints would be selected on seeds {selection[0]}-{selection[-1]} and reported "
+            f"on {report[0]}-{report[-1]}: set evaluate.selection_seed or evaluate.seed so that "
+            "they do not overlap."
         )
-    return chosen_on
+    return selection
 
 
-def _is_scripted(policy: str) -> bool:
-    return policy == EXPERT or policy.startswith(REPLAY)
+def _records_name(spec: PolicySpec) -> str:
+    """The name of a policy's records folder, before the hash of its settings."""
+    if spec.kind == PolicyKind.EXPERT:
+        return str(spec)
+    path = Path(spec.path)
+    if spec.kind == PolicyKind.REPLAY:
+        return f"replay-{path.stem}"
+    return f"untrained-{path.name}" if spec.kind == PolicyKind.UNTRAINED else path.name
 
 
-def _baselines(trained: Sequence[str], config: Config) -> list[str]:
-    """The top and the bottom of a table: the task's expert, and the first agent untrained."""
-    first = next((_path_of(policy) for policy in trained), None)
-    if first is not None:
-        download(first)
-    task = load_policy_config(first).task if first is not None else config.task
-    bottom = [f"{UNTRAINED}{first}"] if first is not None else []
-    return [EXPERT, *bottom] if task.env_id in EXPERTS else bottom
+def _baselines(agents: Sequence[PolicySpec], task: TaskConfig) -> list[PolicySpec]:
+    """The upper and the lower baseline: the task's expert, and the first agent untrained."""
+    upper = [EXPERT] if task.env_id in TASKS else []
+    return [*upper, *(replace(agent, kind=PolicyKind.UNTRAINED) for agent in agents[:1])]
 
 
-def _path_of(policy: str) -> Path:
-    return Path(policy.removeprefix(UNTRAINED).removeprefix(REPLAY))
-
-
-def _check_complete(folder: Path) -> None:
-    load_policy_config(folder)  # says that it is no checkpoint, where it is none
+def _load_complete_checkpoint(folder: Path) -> Config:
+    """The configuration of a checkpoint, whose files are all there and undamaged."""
+    config = load_policy_config(folder)
     read_checkpoint(folder)
+    return config
 
 
-def _evaluation_config(folder: Path, config: Config, overrides: Sequence[str]) -> Config:
-    """A checkpoint's configuration with what the command line sets of its judgement."""
-    trained = load_policy_config(folder)
-    settings = [item for item in overrides if item.startswith(("evaluate.", "task."))]
-    judged = apply_overrides(trained, settings)
+def _evaluation_config(
+    folder: Path, trained: Config, config: Config, overrides: Sequence[str]
+) -> Config:
+    """A checkpoint's configuration with the command line's options for its evaluation."""
+    own_overrides = [item for item in overrides if item.startswith(("evaluate.", "task."))]
+    evaluated = apply_overrides(trained, own_overrides)
     if any(item.startswith("task=") for item in overrides):
-        judged = replace(judged, task=config.task)
-    differing = [
-        f"task.{key}={getattr(judged.task, key)} (trained with {getattr(trained.task, key)})"
+        evaluated = replace(evaluated, task=config.task)
+    mismatches = [
+        f"task.{key}={getattr(evaluated.task, key)} (trained with {getattr(trained.task, key)})"
         for key in training_task_options()
-        if getattr(judged.task, key) != getattr(trained.task, key)
+        if getattr(evaluated.task, key) != getattr(trained.task, key)
     ]
-    if any(item.startswith("data.camera_names=") for item in overrides):
-        cameras, seen = config.data.camera_names, trained.agent.camera_names
-        if sorted(cameras) != sorted(seen):
-            differing.append(f"data.camera_names={cameras} (trained with {seen})")
-    if differing and not config.evaluate.allow_task_mismatch:
+    if any(item.startswith(CAMERAS_OPTION) for item in overrides):
+        cameras, trained_cameras = config.data.camera_names, trained.agent.camera_names
+        if sorted(cameras) != sorted(trained_cameras):
+            mismatches.append(f"{CAMERAS_OPTION}{cameras} (trained with {trained_cameras})")
+    if mismatches and not config.evaluate.allow_task_mismatch:
         raise UserError(
-            f"{folder} would be judged on what it was not trained for: {', '.join(differing)}. "
-            "Leave it out, or set evaluate.allow_task_mismatch=true."
+            f"{folder} would be evaluated with settings that it was not trained for: "
+            f"{', '.join(mismatches)}. Leave them out, or set evaluate.allow_task_mismatch=true."
         )
-    return judged
+    return evaluated
 
 
-def _rollout_config(judged: Config, overrides: Sequence[str], noise_seed: int) -> RolloutConfig:
-    settings = agent_rollout_config(judged, noise_seed)
-    cameras = [item for item in overrides if item.startswith("data.camera_names=")]
+def _rollout_config(config: Config, overrides: Sequence[str], noise_seed: int) -> RolloutConfig:
+    """The rollout config of an agent, whose cameras the command line may set."""
+    cameras = [item for item in overrides if item.startswith(CAMERAS_OPTION)]
     if not cameras:
-        return settings
-    names = apply_overrides(judged, cameras[-1:]).data.camera_names
-    return replace(settings, camera_names=tuple(names))
+        return agent_rollout_config(config, noise_seed)
+    rendered = apply_overrides(config, cameras[-1:]).data.camera_names
+    return agent_rollout_config(config, noise_seed, rendered)

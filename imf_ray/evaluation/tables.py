@@ -1,22 +1,12 @@
-"""What a judgement shows: its progress with the running success, and its tables."""
+"""Console output of an evaluation: progress with the running success rate, and tables."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any
 
 from rich import box
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from imf_ray.allocation import RolloutResources
@@ -24,84 +14,58 @@ from imf_ray.evaluation.candidates import Candidate
 from imf_ray.rollout.confidence_intervals import wilson_interval
 from imf_ray.rollout.records import EpisodeRecord, summarize
 from imf_ray.storage import display_path
+from imf_ray.terminal import ProgressBars, console
 
 NAME_WIDTH = 36
-LINES = 10
-"""Lines of progress where there is no terminal to draw a bar on."""
-
-
-class EpisodeProgress:
-    """The progress of a judgement: call it with every record, inside a `with` block."""
-
-    def __init__(self, name: str, episodes: int, console: Console) -> None:
-        self._name, self._episodes, self._console = name, episodes, console
-        self._records: list[EpisodeRecord] = []
-        self._started = time.perf_counter()
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}", markup=False),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task(name, total=episodes, text="")
-
-    def __call__(self, record: EpisodeRecord) -> None:
-        """Count a finished episode."""
-        self._records.append(record)
-        done = len(self._records)
-        successes = sum(record.success for record in self._records)
-        low, high = wilson_interval(successes, done)
-        text = f"success {successes / done:.2f} [{low:.2f}, {high:.2f}]"
-        failed = sum(record.error is not None for record in self._records)
-        text += f", {failed} failed" if failed else ""
-        self._bar.update(self._task, completed=done, text=text)
-        every = max(1, self._episodes // LINES)
-        if not self._console.is_terminal and (done % every == 0 or done == self._episodes):
-            self._console.print(f"{self._name}: {done}/{self._episodes}, {text}")
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since it was made."""
-        return time.perf_counter() - self._started
-
-    def __enter__(self) -> EpisodeProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+"""Columns of a policy's name, after which it is wrapped."""
+PLAIN_LINES = 10
+"""Progress lines of an evaluation if there is no terminal for a bar."""
 
 
 def evaluate_with_progress(
-    contender: Candidate, seeds: Sequence[int], simulators: RolloutResources, console: Console
+    candidate: Candidate, seeds: Sequence[int], resources: RolloutResources
 ) -> list[EpisodeRecord]:
-    """The records of these seeds, with the progress of those that must be played."""
-    missing = contender.judgement.store.missing(seeds)
+    """Return the records of these seeds; show the progress of the episodes that must be run."""
+    missing = set(candidate.evaluation.store.missing(seeds))
     if len(missing) < len(seeds):
-        there, where = len(seeds) - len(missing), display_path(contender.judgement.folder)
-        console.print(f"{there} of {len(seeds)} episodes are in {where}", soft_wrap=True)
-    with EpisodeProgress(contender.name, len(seeds), console) as progress:
-        records = contender.play(seeds, simulators, progress)
-    steps = sum(record.steps for record in records if record.seed in set(missing))
+        stored, folder = len(seeds) - len(missing), display_path(candidate.evaluation.folder)
+        console.print(f"{stored} of {len(seeds)} episodes are in {folder}", soft_wrap=True)
+    start = time.perf_counter()
+    finished: list[EpisodeRecord] = []
+    with ProgressBars(lines=PLAIN_LINES) as bars:
+
+        def show(record: EpisodeRecord) -> None:
+            finished.append(record)
+            bars.update(candidate.name, len(finished), len(seeds), _running_success(finished))
+
+        records = candidate.run(seeds, resources, show)
+    steps = sum(record.steps for record in records if record.seed in missing)
     if steps:
-        console.print(f"{steps / progress.elapsed_s:.0f} steps/s on {simulators}")
+        elapsed_s = time.perf_counter() - start
+        console.print(f"{steps / elapsed_s:.0f} steps/s on {resources}")
     return records
 
 
-def outcome_table(judged: Sequence[tuple[str, Sequence[EpisodeRecord]]], title: str) -> Table:
-    """One row a policy: success with its interval, reward, stages, latency of a chunk."""
+def _running_success(records: Sequence[EpisodeRecord]) -> str:
+    successes = sum(record.success for record in records)
+    low, high = wilson_interval(successes, len(records))
+    failed = sum(record.error is not None for record in records)
+    suffix = f", {failed} failed" if failed else ""
+    return f"success {successes / len(records):.2f} [{low:.2f}, {high:.2f}]{suffix}"
+
+
+def outcome_table(results: Sequence[tuple[str, Sequence[EpisodeRecord]]], title: str) -> Table:
+    """Make a table with one row per policy.
+
+    Columns: success with its interval, reward, stages, and latency of a chunk.
+    """
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    stages = range(1, max(record.num_stages for _, records in judged for record in records) + 1)
-    heads = " ".join(f">={stage} " for stage in stages)
+    stages = range(1, max(record.num_stages for _, records in results for record in records) + 1)
+    stage_header = " ".join(f">={stage} " for stage in stages)
     table.add_column("policy", overflow="fold", max_width=NAME_WIDTH)
-    for column in ("success", "n", "reward", heads, "p50 ms", "p95 ms"):
+    for column in ("success", "n", "reward", stage_header, "p50 ms", "p95 ms"):
         table.add_column(column, no_wrap=True)
-    for name, records in judged:
+    for name, records in results:
         summary = summarize(records)
         interval = f"[{summary.success_ci_low:.2f}, {summary.success_ci_high:.2f}]"
         shares = [summary.stage_shares.get(stage, 0.0) for stage in stages]
@@ -116,11 +80,11 @@ def outcome_table(judged: Sequence[tuple[str, Sequence[EpisodeRecord]]], title: 
     return table
 
 
-def latency(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
-    """Milliseconds of a call for a chunk: medians over the episodes of their percentiles."""
+def latency(records: Sequence[EpisodeRecord]) -> dict[str, float]:
+    """Return milliseconds of a call for a chunk: medians over episodes of their percentiles."""
     names = ("inference_ms_p50", "inference_ms_p95")
-    found = {name: [r.timing[name] for r in records if name in r.timing] for name in names}
-    return {name: statistics.median(values) for name, values in found.items() if values}
+    values = {name: [r.timing[name] for r in records if name in r.timing] for name in names}
+    return {name: statistics.median(values[name]) for name in names if values[name]}
 
 
 def _latency(records: Sequence[EpisodeRecord]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Judging policies in simulation: episodes, parallel actors, records, intervals, videos."""
+"""Rollouts of policies in simulation: episodes, parallel actors, records and videos."""

@@ -1,7 +1,7 @@
-"""Parallel rollouts: seeds go to whichever actor has a free world, a dead actor is replaced.
+"""Parallel rollouts on Ray actors: seeds go to whichever actor has a free env.
 
-An episode is a function of (policy, settings, seed), so the records do not depend on how many
-actors and worlds there were, nor on which of them died.
+An actor that dies is replaced. An episode is a function of (policy, config, seed), so the records
+do not depend on the number of actors and envs, nor on which actors died.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
 
 import ray
 import torch
@@ -22,265 +21,266 @@ from ray.exceptions import RayError, RayTaskError
 from imf_ray.allocation import RolloutResources
 from imf_ray.errors import UserError
 from imf_ray.rollout.artifacts import ArtifactRequest
-from imf_ray.rollout.episode_runner import EpisodeResult, EpisodeRunner
-from imf_ray.rollout.policies import Policy, make_policy
-from imf_ray.rollout.records import EpisodeRecord
-from imf_ray.rollout.rollout_config import (
-    THREADS,
-    RolloutConfig,
-    make_rollout_env,
-    recorded_settings,
+from imf_ray.rollout.episode_runner import (
+    NO_ARTIFACTS,
+    EpisodeResult,
+    EpisodeRunner,
+    make_metadata,
 )
+from imf_ray.rollout.policies import make_policy, policy_name
+from imf_ray.rollout.policy_spec import PolicySpec
+from imf_ray.rollout.records import EpisodeRecord, RolloutMetadata
+from imf_ray.rollout.rollout_config import THREADS, RolloutConfig, make_rollout_env
 from imf_ray.schema import EvaluateConfig
-from imf_ray.sim.base import SimEnv
 
 MAX_ATTEMPTS = 3
-"""How often an episode may kill an actor that it has for itself, and an actor fail to start."""
-START_LIMIT_S = 180.0
-"""What an actor may take to import torch, load the policy and make its worlds."""
+"""Attempts of an episode that kills an exclusive actor, and of an actor that fails to start."""
+START_TIMEOUT_S = 180.0
+"""Seconds for an actor to import torch, load the policy and make its envs."""
 CALL_OVERHEAD_S = 10.0
-"""What a call may take beyond the time limits of its episodes."""
+"""Seconds that a call may take beyond the time limits of its episodes."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RolloutSpec:
-    """What every actor of one judgement is made of; `policy` as `make_policy` understands it."""
+    """What the actors of a rollout run: a policy, how it is executed, and envs per actor."""
 
-    policy: str
-    settings: RolloutConfig
-    worlds: int = EvaluateConfig.envs_per_actor
-    """Environments of one actor."""
-
-
-class RolloutMetadata(NamedTuple):
-    """What all records of a job have in common."""
-
-    policy: str
-    settings: Mapping[str, Any]
-    num_stages: int
+    policy: PolicySpec
+    config: RolloutConfig
+    envs_per_actor: int = EvaluateConfig.envs_per_actor
 
 
-def rollout_metadata(job: RolloutSpec) -> RolloutMetadata:
-    """Make the job's policy and world once, and tell what its records will say of them.
+def rollout_metadata(spec: RolloutSpec) -> RolloutMetadata:
+    """Return the metadata of a rollout's records; makes one env, but no agent.
 
     Raises:
-        UserError: the policy cannot be made.
-        ValueError: the task cannot be made.
+        UserError: the policy does not exist.
+        ValueError: the env cannot be made.
     """
-    return _identity(job, make_policy(job.policy, job.settings))
-
-
-def _identity(job: RolloutSpec, policy: Policy) -> RolloutMetadata:
-    env = make_rollout_env(job.settings)
-    world = cast(SimEnv, env.unwrapped)
-    settings = recorded_settings(job.settings, world)
+    name = policy_name(spec.policy, spec.config)
+    env = make_rollout_env(spec.config)
+    metadata = make_metadata(name, spec.config, env)
     env.close()
-    return RolloutMetadata(policy.name, settings, world.num_stages)
+    return metadata
 
 
 @ray.remote
 class RolloutActor:
-    """One policy and its worlds in one process."""
+    """One policy and its envs in one process."""
 
-    def __init__(self, job: RolloutSpec) -> None:
-        self._job = job
+    def __init__(self, spec: RolloutSpec) -> None:
+        self._spec = spec
 
     def start(self) -> RolloutMetadata:
-        """Load the policy and make the worlds; here, as an error in `__init__` is a death."""
+        """Load the policy and make the envs.
+
+        This is not done in `__init__`, where Ray treats an exception as the actor's death.
+        """
         torch.set_num_threads(THREADS)
         gpus = ray.get_gpu_ids()
-        # The renderer takes the GPU of the policy, where that is named by its number.
+        # The renderer uses the policy's GPU, if Ray identifies that by its number.
         if gpus and str(gpus[0]).isdecimal():
             os.environ["MUJOCO_EGL_DEVICE_ID"] = str(gpus[0])
-        policy = make_policy(self._job.policy, self._job.settings)
-        self._runner = EpisodeRunner(policy, self._job.settings, self._job.worlds)
-        return _identity(self._job, policy)
+        policy = make_policy(self._spec.policy, self._spec.config)
+        self._runner = EpisodeRunner(policy, self._spec.config, self._spec.envs_per_actor)
+        return self._runner.metadata
 
-    def advance(self, episodes: Mapping[int, ArtifactRequest]) -> list[EpisodeResult]:
-        """Begin the episodes of these seeds, and play until at least one has ended."""
-        for seed, keep in episodes.items():
-            self._runner.start(seed, keep)
-        return self._runner.advance()
+    def run(self, episodes: Mapping[int, ArtifactRequest]) -> list[EpisodeResult]:
+        """Start the episodes of these seeds, and run until at least one has ended."""
+        for seed, artifacts in episodes.items():
+            self._runner.start(seed, artifacts)
+        return self._runner.run_until_any_done()
+
+
+def run_episodes(
+    spec: RolloutSpec,
+    seeds: Sequence[int],
+    resources: RolloutResources,
+    artifacts: Mapping[int, ArtifactRequest] | None = None,
+) -> Iterator[EpisodeResult]:
+    """Run the episodes of all seeds; yield each one as it ends.
+
+    When an actor dies or is stuck, each of its episodes is repeated with an actor to itself. An
+    episode that again kills or blocks its actor ends in a record with an error.
+
+    Args:
+        artifacts: requested files, by seed.
+
+    Raises:
+        UserError: the policy cannot be loaded.
+        RuntimeError: actors die before they run an episode.
+        ray.exceptions.RayTaskError: the policy or the task raised an error.
+    """
+    pool = RolloutActorPool(spec, seeds, resources, artifacts or {})
+    try:
+        yield from pool.run()
+    finally:
+        pool.stop()
 
 
 @dataclass(eq=False)
 class _ActorSlot:
-    """An actor, the call that it works on, and the episodes that it plays."""
+    """An actor, its current call, and the episodes that it runs."""
 
     actor: ActorHandle
     call: ray.ObjectRef
     deadline: float
     ready: bool = False
-    playing: dict[int, ArtifactRequest] = field(default_factory=dict)
-    alone: bool = False
-    """Whether it plays a suspect, which shares its actor with nobody."""
-
-
-def run_episodes(
-    job: RolloutSpec,
-    seeds: Sequence[int],
-    resources: RolloutResources,
-    keep: Mapping[int, ArtifactRequest] | None = None,
-) -> Iterator[EpisodeResult]:
-    """Play all seeds on `actors` actors; yield each episode as it ends.
-
-    When an actor dies or is stuck, its episodes are repeated, each with an actor to itself, so that
-    one that kills or blocks its actor is found out; it ends in a record with an error.
-
-    Args:
-        keep: files to make, by seed.
-
-    Raises:
-        UserError: the policy cannot be made.
-        RuntimeError: actors die before they play.
-        ray.exceptions.RayTaskError: the policy or the task raised an error.
-    """
-    judge = RolloutActorPool(job, seeds, resources, keep or {})
-    try:
-        yield from judge.play()
-    finally:
-        judge.stop()
+    """True once the actor has started."""
+    running: dict[int, ArtifactRequest] = field(default_factory=dict)
+    exclusive: bool = False
+    """True if the actor runs a single episode because that may have killed another actor."""
 
 
 class RolloutActorPool:
-    """Hands seeds out and collects what comes back."""
+    """Assigns seeds to actors, collects their results and replaces actors that are lost."""
 
     def __init__(
         self,
-        job: RolloutSpec,
+        spec: RolloutSpec,
         seeds: Sequence[int],
         resources: RolloutResources,
-        keep: Mapping[int, ArtifactRequest],
+        artifacts: Mapping[int, ArtifactRequest],
     ) -> None:
-        self._job, self._keep = job, keep
-        self._make = RolloutActor.options(**resources.ray_options)  # type: ignore[attr-defined]
-        self._waiting = deque(dict.fromkeys(seeds))
-        self._suspects: deque[int] = deque()
-        self._deaths: Counter[int] = Counter()
+        self._spec, self._artifacts = spec, artifacts
+        self._actor_class = RolloutActor.options(**resources.ray_options)  # type: ignore[attr-defined]
+        self._waiting_seeds = deque(dict.fromkeys(seeds))
+        self._isolated_seeds: deque[int] = deque()
+        self._crash_counts: Counter[int] = Counter()
         self._failed_starts = 0
-        self._identity: RolloutMetadata | None = None
-        self._resting: list[_ActorSlot] = []
-        self._actors = min(resources.num_actors, len(self._waiting))
-        self._busy = [self._new_simulator() for _ in range(self._actors)]
+        self._metadata: RolloutMetadata | None = None
+        self._num_actors = min(resources.num_actors, len(self._waiting_seeds))
+        self._idle: list[_ActorSlot] = []
+        self._busy = [self._start_actor() for _ in range(self._num_actors)]
 
-    def play(self) -> Iterator[EpisodeResult]:
-        while self._busy and (self._waiting or self._suspects or self._any_playing()):
-            calls = {simulator.call: simulator for simulator in self._busy}
-            patience = min(simulator.deadline for simulator in self._busy) - time.monotonic()
-            ray.wait(list(calls), num_returns=1, timeout=max(0.0, patience))
-            # Before anything is handed over: whoever takes it may take longer than the time limit.
-            back = {"num_returns": len(calls), "timeout": 0.0, "fetch_local": False}
-            done, under_way = ray.wait(list(calls), **back)
-            late = [calls[c] for c in under_way if time.monotonic() > calls[c].deadline]
+    def wait_until_ready(self) -> None:
+        """Wait until every actor has loaded its policy and made its envs."""
+        calls = [slot.call for slot in self._busy]
+        ray.wait(calls, num_returns=len(calls))
+
+    def run(self) -> Iterator[EpisodeResult]:
+        """Run all episodes; yield each one as it ends."""
+        while self._busy and (self._waiting_seeds or self._isolated_seeds or self._any_running()):
+            calls = {slot.call: slot for slot in self._busy}
+            timeout = min(slot.deadline for slot in self._busy) - time.monotonic()
+            ray.wait(list(calls), num_returns=1, timeout=max(0.0, timeout))
+            # Find late calls before results are yielded: the consumer may spend longer on a result
+            # than the time limit of the calls that are still running.
+            done, pending = ray.wait(
+                list(calls), num_returns=len(calls), timeout=0.0, fetch_local=False
+            )
+            late = [calls[call] for call in pending if time.monotonic() > calls[call].deadline]
             for call in done:
                 yield from self._collect(calls[call])
-            for simulator in late:
-                if not simulator.ready and self._any_ready():
-                    # The cluster has no room for it yet: the others go on.
-                    simulator.deadline = time.monotonic() + START_LIMIT_S
+            for slot in late:
+                if not slot.ready and self._any_ready():
+                    # The cluster has no resources for it yet; the other actors continue.
+                    slot.deadline = time.monotonic() + START_TIMEOUT_S
                     continue
-                yield from self._replace(simulator, "it did not come back in time", final=True)
-            self._hand_out()
+                yield from self._restart(slot, "it did not come back in time", retry=False)
+            self._assign_seeds()
 
     def stop(self) -> None:
-        """End all actors."""
-        for simulator in [*self._busy, *self._resting]:
-            ray.kill(simulator.actor)
+        """Kill all actors."""
+        for slot in [*self._busy, *self._idle]:
+            ray.kill(slot.actor)
 
     def _any_ready(self) -> bool:
-        return any(simulator.ready for simulator in [*self._busy, *self._resting])
+        return any(slot.ready for slot in [*self._busy, *self._idle])
 
-    def _any_playing(self) -> bool:
-        return any(simulator.playing for simulator in self._busy)
+    def _any_running(self) -> bool:
+        return any(slot.running for slot in self._busy)
 
-    def _collect(self, simulator: _ActorSlot) -> Iterator[EpisodeResult]:
+    def _collect(self, slot: _ActorSlot) -> Iterator[EpisodeResult]:
+        """Take the result of a finished call."""
         try:
-            result = ray.get(simulator.call)
+            result = ray.get(slot.call)
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             raise
-        except RayError as error:  # it died, was killed for its memory, or is out of reach
-            yield from self._replace(simulator, str(error).strip().splitlines()[0])
+        except RayError as error:  # it died, was killed for its memory, or is unreachable
+            yield from self._restart(slot, str(error).strip().splitlines()[0])
             return
-        self._busy.remove(simulator)
-        self._resting.append(simulator)
-        if not simulator.ready:
-            simulator.ready, self._identity = True, result
+        self._busy.remove(slot)
+        self._idle.append(slot)
+        if not slot.ready:
+            slot.ready, self._metadata = True, result
             return
         for episode in result:
-            del simulator.playing[episode.record.seed]
-            simulator.alone = False
+            del slot.running[episode.record.seed]
+            slot.exclusive = False
             yield episode
 
-    def _hand_out(self) -> None:
-        """Give seeds to free worlds, one by one in turn; a suspect is played alone."""
-        given: dict[_ActorSlot, dict[int, ArtifactRequest]] = {s: {} for s in self._resting}
-        for simulator, episodes in given.items():
-            if self._suspects and not simulator.playing:
-                self._give(self._suspects.popleft(), episodes)
-                simulator.alone = True
-        for _ in range(self._job.worlds):
-            for simulator, episodes in given.items():
-                room = self._job.worlds - len(simulator.playing) - len(episodes)
-                if self._waiting and room > 0 and not simulator.alone:
-                    self._give(self._waiting.popleft(), episodes)
-        for simulator, episodes in given.items():
-            if episodes or simulator.playing:
-                simulator.playing |= episodes
-                simulator.call = simulator.actor.advance.remote(episodes)
-                # An episode ends itself after its own time; they share the actor's.
-                limits = self._job.settings.episode_timeout_s * len(simulator.playing)
-                simulator.deadline = time.monotonic() + limits + CALL_OVERHEAD_S
-                self._resting.remove(simulator)
-                self._busy.append(simulator)
+    def _assign_seeds(self) -> None:
+        """Assign seeds to free envs, one per actor in turn; an isolated seed gets its own actor."""
+        assigned: dict[_ActorSlot, list[int]] = {slot: [] for slot in self._idle}
+        for slot, seeds in assigned.items():
+            if self._isolated_seeds and not slot.running:
+                seeds.append(self._isolated_seeds.popleft())
+                slot.exclusive = True
+        for _ in range(self._spec.envs_per_actor):
+            for slot, seeds in assigned.items():
+                free_envs = self._spec.envs_per_actor - len(slot.running) - len(seeds)
+                if self._waiting_seeds and free_envs > 0 and not slot.exclusive:
+                    seeds.append(self._waiting_seeds.popleft())
+        for slot, seeds in assigned.items():
+            if seeds or slot.running:
+                self._call(slot, {seed: self._artifacts.get(seed, NO_ARTIFACTS) for seed in seeds})
 
-    def _give(self, seed: int, episodes: dict[int, ArtifactRequest]) -> None:
-        episodes[seed] = self._keep.get(seed, ArtifactRequest())
+    def _call(self, slot: _ActorSlot, episodes: Mapping[int, ArtifactRequest]) -> None:
+        """Start these episodes on an idle actor, next to those that it already runs."""
+        slot.running |= episodes
+        slot.call = slot.actor.run.remote(episodes)
+        # Each episode ends itself after its own time; the episodes share the actor's time.
+        time_limit_s = self._spec.config.episode_timeout_s * len(slot.running)
+        slot.deadline = time.monotonic() + time_limit_s + CALL_OVERHEAD_S
+        self._idle.remove(slot)
+        self._busy.append(slot)
 
-    def _replace(
-        self, simulator: _ActorSlot, reason: str, final: bool = False
+    def _restart(
+        self, slot: _ActorSlot, reason: str, retry: bool = True
     ) -> Iterator[EpisodeResult]:
-        """Take a new actor for one that died or is stuck; its episodes are played again.
+        """Replace an actor that died or is stuck, and repeat its episodes.
 
         Args:
-            final: an episode that was alone is not tried again.
+            retry: False if an episode that had the actor to itself is not repeated.
         """
-        ray.kill(simulator.actor)
-        self._busy.remove(simulator)
-        seeds = list(simulator.playing)
-        log.warning("A simulator was lost (%s); episodes to repeat: %s", reason, seeds)
-        if not simulator.ready:
+        ray.kill(slot.actor)
+        self._busy.remove(slot)
+        seeds = list(slot.running)
+        log.warning("A rollout actor was lost (%s); episodes to repeat: %s", reason, seeds)
+        if not slot.ready:
             if self._any_ready():
-                return  # the others go on without it
+                return  # the other actors continue without it
             self._failed_starts += 1
-            if self._failed_starts >= MAX_ATTEMPTS * self._actors:
-                raise RuntimeError(f"Simulators cannot be started: {reason}")
+            if self._failed_starts >= MAX_ATTEMPTS * self._num_actors:
+                raise RuntimeError(f"Rollout actors cannot be started: {reason}")
         if len(seeds) == 1:
             (seed,) = seeds
-            self._deaths[seed] += 1
-            if final or self._deaths[seed] == MAX_ATTEMPTS:
+            self._crash_counts[seed] += 1
+            if not retry or self._crash_counts[seed] == MAX_ATTEMPTS:
                 seeds = []
-                yield EpisodeResult(self._lost(seed, reason), {})
-        self._suspects.extend(seeds)
-        self._busy.append(self._new_simulator())
+                yield EpisodeResult(self._failed_record(seed, reason), {})
+        self._isolated_seeds.extend(seeds)
+        self._busy.append(self._start_actor())
 
-    def _lost(self, seed: int, reason: str) -> EpisodeRecord:
-        assert self._identity is not None
+    def _failed_record(self, seed: int, reason: str) -> EpisodeRecord:
+        assert self._metadata is not None
         return EpisodeRecord(
             seed=seed,
             success=False,
             max_stage=0,
-            num_stages=self._identity.num_stages,
+            num_stages=self._metadata.num_stages,
             episode_return=0.0,
             steps=0,
             initial_poses={},
-            policy=self._identity.policy,
-            settings=self._identity.settings,
-            error=f"its simulator was lost: {reason}",
+            policy=self._metadata.policy,
+            settings=self._metadata.settings,
+            error=f"its rollout actor was lost: {reason}",
         )
 
-    def _new_simulator(self) -> _ActorSlot:
-        actor = self._make.remote(self._job)
-        return _ActorSlot(actor, actor.start.remote(), time.monotonic() + START_LIMIT_S)
+    def _start_actor(self) -> _ActorSlot:
+        actor = self._actor_class.remote(self._spec)
+        return _ActorSlot(actor, actor.start.remote(), time.monotonic() + START_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""What can be kept of an episode besides its record: a video, its trajectory, a picture of it."""
+"""Files of an episode besides its record: a video, its trajectory and an image of its path."""
 
 from __future__ import annotations
 
@@ -13,66 +13,67 @@ from PIL import Image, ImageDraw
 from imf_ray.sim.base import SimEnv
 from imf_ray.video import FRAMES_PER_SECOND, encode_video
 
-VIDEO, TRAJECTORY, PATH_PICTURE = "video.mp4", "trajectory.npz", "trajectory.png"
+VIDEO, TRAJECTORY, PATH_IMAGE = "video.mp4", "trajectory.npz", "trajectory.png"
 VIDEO_DOWNSCALE = 2
-"""A frame of the video has every so many pixels of the view."""
+"""Factor by which a video frame is smaller than the overview image, per side."""
 PATH_COLOR, PATH_WIDTH = (255, 0, 0), 2
 
 
 @dataclass(frozen=True)
 class ArtifactRequest:
-    """Which files of an episode are wanted."""
+    """Files that are requested of an episode."""
 
     video: bool = False
     trajectory: bool = False
-    """`trajectory.npz`, and where the task tells where its tools are, `trajectory.png`."""
+    """`trajectory.npz`, and `trajectory.png` if the env reports end-effector poses."""
 
 
-class Artifacts:
-    """Collects what is wanted of one episode while it is played.
+class ArtifactRecorder:
+    """Records the requested files of one episode while it runs.
 
     `trajectory.npz` holds, for T steps: `qpos` (T, D) before each action, `action` (T, A),
     `reward` (T,), `stage` (T,) and `pose_{object}` (T, 7) after it, and `ee_poses` (T + 1, arms, 7)
-    from the start to the end; poses are xyz in m and quaternion wxyz. `trajectory.png` is the view
-    of the end with the paths of the tools in red.
+    from the start to the end; poses are xyz in m and quaternion wxyz. `trajectory.png` is the last
+    overview image with the paths of the end effectors in red.
     """
 
-    def __init__(self, keep: ArtifactRequest, world: SimEnv) -> None:
-        self._keep, self._world = keep, world
+    def __init__(self, request: ArtifactRequest, env: SimEnv) -> None:
+        self._request, self._env = request, env
         self._frames: list[np.ndarray] = []
         self._steps: list[dict[str, Any]] = []
         self._ee_poses: list[np.ndarray] = []
         self._poses: list[Mapping[str, np.ndarray]] = []
 
     def before_step(self, observation: Mapping[str, Any], action: np.ndarray) -> None:
-        """Call with what the policy saw and does, before the world moves."""
-        if self._keep.video:
-            period = max(1, round(self._world.control_hz / FRAMES_PER_SECOND))
+        """Record an observation and the action for it, before the env steps."""
+        if self._request.video:
+            period = max(1, round(self._env.control_hz / FRAMES_PER_SECOND))
             if len(self._steps) % period == 0:
-                self._frames.append(self._world.view()[::VIDEO_DOWNSCALE, ::VIDEO_DOWNSCALE])
-        if self._keep.trajectory and not self._steps:
-            self._ee_poses.append(self._world.ee_poses())
+                frame = self._env.render_overview()
+                self._frames.append(frame[::VIDEO_DOWNSCALE, ::VIDEO_DOWNSCALE])
+        if self._request.trajectory and not self._steps:
+            self._ee_poses.append(self._env.ee_poses())
         self._steps.append(
-            {"qpos": observation["qpos"], "action": action} if self._keep.trajectory else {}
+            {"qpos": observation["qpos"], "action": action} if self._request.trajectory else {}
         )
 
     def after_step(self, reward: float, info: Mapping[str, Any]) -> None:
-        """Call with what the step brought."""
-        if self._keep.trajectory:
+        """Record the outcome of the env's step."""
+        if self._request.trajectory:
             self._steps[-1] |= {"reward": reward, "stage": info["stage"]}
-            self._ee_poses.append(self._world.ee_poses())
+            self._ee_poses.append(self._env.ee_poses())
             self._poses.append(info["poses"])
 
     def files(self) -> dict[str, bytes]:
-        """The files by name, once the episode is over."""
+        """Return the files by name, once the episode is over."""
         files = {}
-        if self._keep.video:
+        if self._request.video:
             files[VIDEO] = encode_video(np.stack(self._frames))
-        if self._keep.trajectory:
+        if self._request.trajectory:
             files[TRAJECTORY] = self._trajectory()
             ee_poses = np.stack(self._ee_poses)
             if ee_poses.shape[1]:
-                files[PATH_PICTURE] = self._path_picture(ee_poses)
+                files[PATH_IMAGE] = self._ee_path_image(ee_poses)
         return files
 
     def _trajectory(self) -> bytes:
@@ -86,13 +87,13 @@ class Artifacts:
         np.savez_compressed(file, **arrays)
         return file.getvalue()
 
-    def _path_picture(self, ee_poses: np.ndarray) -> bytes:
-        picture = Image.fromarray(self._world.view())
-        draw = ImageDraw.Draw(picture)
+    def _ee_path_image(self, ee_poses: np.ndarray) -> bytes:
+        image = Image.fromarray(self._env.render_overview())
+        draw = ImageDraw.Draw(image)
         for arm in range(ee_poses.shape[1]):
-            path = self._world.project(ee_poses[:, arm, :3])
+            path = self._env.project_to_pixels(ee_poses[:, arm, :3])
             visible = path[np.isfinite(path).all(axis=1)]
             draw.line([tuple(point) for point in visible], fill=PATH_COLOR, width=PATH_WIDTH)
         file = io.BytesIO()
-        picture.save(file, format="PNG")
+        image.save(file, format="PNG")
         return file.getvalue()

@@ -1,6 +1,6 @@
-"""How sure a success rate is, and how sure the difference of two on the same episodes.
+"""Confidence intervals of a success rate, and of the difference of two on the same episodes.
 
-scipy.stats is imported where it is needed: it takes a second, and simulators need it not.
+scipy.stats is imported inside functions: it takes a second, and rollout actors do not need it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 CONFIDENCE = 0.95
 POWER = 0.8
+"""Probability with which `required_sample_size` finds a difference significant."""
 _Z = NormalDist().inv_cdf((1.0 + CONFIDENCE) / 2.0)
 
 
 class PairedOutcomes(NamedTuple):
-    """On how many of `episodes` common episodes A alone or B alone succeeded."""
+    """Numbers of common episodes, and of those on which only A or only B succeeded."""
 
     episodes: int
     only_a: int
@@ -32,18 +33,18 @@ def pair_outcomes(a: Sequence[bool], b: Sequence[bool]) -> PairedOutcomes:
     """Count the outcomes of two policies on the same episodes.
 
     Raises:
-        ValueError: there is none, or not as many of one as of the other.
+        ValueError: there are no outcomes, or different numbers of them.
     """
     if not a or len(a) != len(b):
         raise ValueError(f"Outcomes of {len(a)} and {len(b)} episodes cannot be paired.")
-    both = list(zip(a, b, strict=True))
+    pairs = list(zip(a, b, strict=True))
     return PairedOutcomes(
-        len(both), sum(x and not y for x, y in both), sum(y and not x for x, y in both)
+        len(pairs), sum(x and not y for x, y in pairs), sum(y and not x for x, y in pairs)
     )
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
-    """Bounds of Wilson's 95 % score interval of a success probability (Wilson, 1927).
+    """Return Wilson's 95 % score interval of a success probability (Wilson, 1927).
 
     Raises:
         ValueError: unless 0 <= successes <= episodes and episodes > 0.
@@ -55,7 +56,10 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
 
 
 def paired_p_value(pairs: PairedOutcomes) -> float:
-    """Two-sided p of the exact McNemar test (a sign test on the episodes that differ)."""
+    """Return the two-sided p value of the exact McNemar test.
+
+    It is a sign test on the episodes whose outcomes differ.
+    """
     from scipy.stats import binomtest
 
     differing = pairs.only_a + pairs.only_b
@@ -63,10 +67,10 @@ def paired_p_value(pairs: PairedOutcomes) -> float:
 
 
 def difference_interval(pairs: PairedOutcomes) -> tuple[float, float]:
-    """Bounds of a 95 % interval of the difference of two success probabilities, paired.
+    """Return a 95 % interval of the difference of two paired success probabilities.
 
-    The adjusted Wald interval of Bonett and Price (2012), equation for paired samples: one is
-    added to each count of differing episodes and two to the number of episodes.
+    The adjusted Wald interval of Bonett and Price (2012) for paired samples adds one to each count
+    of differing episodes and two to the number of episodes.
     """
     total = pairs.episodes + 2
     a, b = (pairs.only_a + 1) / total, (pairs.only_b + 1) / total
@@ -75,11 +79,11 @@ def difference_interval(pairs: PairedOutcomes) -> tuple[float, float]:
 
 
 def required_sample_size(pairs: PairedOutcomes, comparisons: int = 1) -> int | None:
-    """Episodes with which a difference like the one seen is found significant four times in five.
+    """Return how many episodes find the observed difference significant four times in five.
 
-    Connor (1987), sample size of McNemar's test at power 0.8 and level 0.05, divided among as many
-    comparisons as are made (Bonferroni), taking the shares of differing episodes for the true ones;
-    None if no difference was seen.
+    The sample size of McNemar's test (Connor, 1987) at power 0.8. The level 0.05 is divided by the
+    number of comparisons (Bonferroni). The observed shares of differing episodes are taken as the
+    true ones. None if there is no difference.
     """
     if pairs.only_a == pairs.only_b:
         return None
@@ -92,11 +96,11 @@ def required_sample_size(pairs: PairedOutcomes, comparisons: int = 1) -> int | N
 
 
 def holm_adjust(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted for that many comparisons (Holm, 1979), in the order given."""
+    """Adjust p values for the number of comparisons (Holm, 1979); their order stays."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted = [0.0] * len(p_values)
-    worst = 0.0
+    running_max = 0.0
     for rank, index in enumerate(order):
-        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = worst
+        running_max = max(running_max, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running_max
     return adjusted

@@ -1,190 +1,209 @@
-"""Episodes of one policy in several worlds of one process: from seeds to records.
+"""Runs episodes of one policy in several envs of one process.
 
-No world waits for another: each plays on until its policy must plan, the plans that are due are
-made in one call, and a world whose episode has ended is free for the next seed.
+Envs do not wait for each other. Each one steps until its policy needs a prediction. One call then
+predicts all chunks that are due. An env whose episode has ended is free for the next seed.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from imf_ray.rollout.artifacts import ArtifactRequest, Artifacts
+from imf_ray.rollout.artifacts import ArtifactRecorder, ArtifactRequest
 from imf_ray.rollout.policies import EpisodePolicy, Policy
-from imf_ray.rollout.records import EpisodeRecord
+from imf_ray.rollout.records import EpisodeRecord, RolloutMetadata
 from imf_ray.rollout.rollout_config import RolloutConfig, make_rollout_env, recorded_settings
-from imf_ray.rollout.timing import MILLISECONDS, Timer
+from imf_ray.rollout.timing import MILLISECONDS_PER_SECOND, Timer
 from imf_ray.sim.base import SimEnv
 
+NO_ARTIFACTS = ArtifactRequest()
 log = logging.getLogger(__name__)
 
 
 class EpisodeResult(NamedTuple):
-    """A finished episode: its record, and the files that were asked for by name."""
+    """A finished episode: its record, and the requested files by name."""
 
     record: EpisodeRecord
     files: dict[str, bytes]
 
 
 class EpisodeError(Exception):
-    """An episode cannot go on; the message says why."""
+    """An episode cannot continue; the message says why."""
 
 
 class EpisodeRunner:
-    """One policy in up to `worlds` environments at a time."""
+    """One policy in up to `num_envs` environments at a time."""
 
-    def __init__(self, policy: Policy, settings: RolloutConfig, worlds: int) -> None:
-        self._policy, self._settings = policy, settings
-        self._free = [make_rollout_env(settings) for _ in range(worlds)]
-        self._playing: list[_Episode] = []
+    def __init__(self, policy: Policy, config: RolloutConfig, num_envs: int) -> None:
+        self._policy, self._config = policy, config
+        self._free_envs = [make_rollout_env(config) for _ in range(num_envs)]
+        self._running: list[_Episode] = []
+        self.metadata = make_metadata(policy.name, config, self._free_envs[0])
 
-    def start(self, seed: int, keep: ArtifactRequest = ArtifactRequest()) -> None:  # noqa: B008 (it is frozen)
-        """Begin the episode of a seed.
+    def start(self, seed: int, artifacts: ArtifactRequest = NO_ARTIFACTS) -> None:
+        """Start the episode of a seed.
 
         Raises:
-            IndexError: no world is free.
+            IndexError: no env is free.
         """
-        self._playing.append(_Episode(self._free.pop(), self._policy, seed, self._settings, keep))
+        env = self._free_envs.pop()
+        episode = _Episode(env, self._policy, seed, self._config, self.metadata, artifacts)
+        self._running.append(episode)
 
-    def advance(self) -> list[EpisodeResult]:
-        """Play until at least one of the episodes in play has ended; return those that have."""
-        while self._playing:
-            for episode in self._playing:
-                episode.play()
-            ended = [episode for episode in self._playing if episode.over]
-            if ended:
-                self._playing = [episode for episode in self._playing if not episode.over]
-                self._free += [self._reusable(episode) for episode in ended]
-                return [episode.result() for episode in ended]
-            self._policy.plan(
-                [episode.controller for episode in self._playing],
-                [episode.watch for episode in self._playing],
+    def run_until_any_done(self) -> list[EpisodeResult]:
+        """Run until at least one episode has ended; return all that have ended."""
+        while self._running:
+            for episode in self._running:
+                episode.run()
+            done = [episode for episode in self._running if episode.done]
+            if done:
+                self._running = [episode for episode in self._running if not episode.done]
+                self._free_envs += [self._reusable_env(episode) for episode in done]
+                return [episode.result() for episode in done]
+            self._policy.predict_chunks(
+                [episode.policy for episode in self._running],
+                [episode.timer for episode in self._running],
             )
         return []
 
-    def _reusable(self, episode: _Episode) -> Any:
-        """The environment of an ended episode, or a new one where it may be damaged."""
+    def _reusable_env(self, episode: _Episode) -> Any:
+        """The env of an ended episode, or a new one if an error may have damaged it."""
         if episode.error is None:
             return episode.env
         try:
             episode.env.close()
-        except Exception:  # a damaged environment: it is replaced either way
-            log.exception("An environment could not be closed")
-        return make_rollout_env(self._settings)
+        except Exception:  # the damaged env is replaced in any case
+            log.exception("An env could not be closed")
+        return make_rollout_env(self._config)
+
+
+def make_metadata(policy_name: str, config: RolloutConfig, env: Any) -> RolloutMetadata:
+    """Return what the records of a policy in an env have in common."""
+    sim = cast(SimEnv, env.unwrapped)
+    return RolloutMetadata(policy_name, recorded_settings(config, sim), sim.num_stages)
 
 
 class _Episode:
-    """One episode in play. What its world or its controller raise ends it with an error."""
+    """One running episode. An exception of its env or policy ends it with an error."""
 
-    controller: EpisodePolicy
+    policy: EpisodePolicy
 
     def __init__(
-        self, env: Any, policy: Policy, seed: int, settings: RolloutConfig, keep: ArtifactRequest
+        self,
+        env: Any,
+        policy: Policy,
+        seed: int,
+        config: RolloutConfig,
+        metadata: RolloutMetadata,
+        artifacts: ArtifactRequest,
     ) -> None:
         self.env = env
-        self.watch = Timer()
-        self.over = False
+        self.timer = Timer()
+        self.done = False
         self.error: str | None = None
-        self._world = cast(SimEnv, env.unwrapped)
-        self._policy, self._seed, self._settings = policy, seed, settings
-        self._artifacts = Artifacts(keep, self._world)
+        self._sim = cast(SimEnv, env.unwrapped)
+        self._start_policy, self._seed, self._config = policy.start_episode, seed, config
+        self._metadata = metadata
+        self._artifacts = ArtifactRecorder(artifacts, self._sim)
         self._observation: dict[str, Any] | None = None
-        self._seen = False
-        self._episode_return, self._steps = 0.0, 0
+        self._observed = False
+        self._return, self._steps = 0.0, 0
         self._info: dict[str, Any] = {}
         self._initial_poses: dict[str, list[float]] = {}
 
-    def play(self) -> None:
-        """Play until the policy must plan or the episode is over."""
+    def run(self) -> None:
+        """Run until the policy needs a prediction or the episode is done."""
         try:
-            with self.watch.lap("play_ms"):
+            with self.timer.measure("run_ms"):
                 if self._observation is None:
-                    self._begin()
-                while not self.over:
-                    if not self._seen:
-                        self._look()
-                    if self.controller.needs_prediction:
+                    self._reset()
+                while not self.done:
+                    if not self._observed:
+                        self._observe()
+                    if self.policy.needs_prediction:
                         return
-                    self._act()
+                    self._step()
         except EpisodeError as error:
             self._fail(str(error))
-        except Exception as error:  # a broken world costs its episode, not the judgement
+        except Exception as error:  # a broken env fails its own episode, not the evaluation
             log.exception("The episode of seed %d failed", self._seed)
             self._fail(f"{type(error).__name__}: {error}")
 
     def result(self) -> EpisodeResult:
-        """The record of the episode, and its files."""
+        """Return the record of the episode and its files."""
         record = EpisodeRecord(
             seed=self._seed,
             success=self.error is None and bool(self._info["success"]),
             max_stage=int(self._info.get("max_stage", 0)),
-            num_stages=self._world.num_stages,
-            episode_return=self._episode_return,
+            num_stages=self._metadata.num_stages,
+            episode_return=self._return,
             steps=self._steps,
             initial_poses=self._initial_poses,
-            policy=self._policy.name,
-            settings=recorded_settings(self._settings, self._world),
+            policy=self._metadata.policy,
+            settings=self._metadata.settings,
             error=self.error,
-            timing=self.watch.timing(self._steps),
+            timing=self.timer.timing(self._steps),
         )
         return EpisodeResult(record, {} if self.error else self._artifacts.files())
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         observation, self._info = self.env.reset(seed=self._seed)
-        self._observation = self._finite(observation)
+        self._observation = self._check_finite(observation)
         self._initial_poses = {
             name: [float(x) for x in pose] for name, pose in self._info["poses"].items()
         }
-        self.controller = self._policy.begin(self._world, self._seed)
+        self.policy = self._start_policy(self._sim, self._seed)
 
-    def _look(self) -> None:
+    def _observe(self) -> None:
         assert self._observation is not None
-        observation = self._observation
-        if self._settings.privileged_pose_objects:
-            told = [self._info["poses"][name] for name in self._settings.privileged_pose_objects]
-            qpos = np.concatenate([observation["qpos"], *told]).astype(np.float32)
-            observation = {**observation, "qpos": qpos}
-        if self.controller.needs_images:
-            with self.watch.lap("obs_read_ms"):
-                observation = {**observation, "images": self._world.render_cameras()}
-        self.controller.observe(observation)
-        self._seen = True
+        observation = {**self._observation, "object_poses": self._privileged_poses()}
+        if self.policy.needs_images:
+            with self.timer.measure("obs_read_ms"):
+                observation["images"] = self._sim.render_cameras()
+        self.policy.observe(observation)
+        self._observed = True
 
-    def _act(self) -> None:
+    def _privileged_poses(self) -> Mapping[str, np.ndarray]:
+        poses = self._info["poses"]
+        names = self._config.privileged_pose_objects
+        return {name: np.asarray(poses[name], np.float32) for name in names}
+
+    def _step(self) -> None:
         assert self._observation is not None
-        action = self.controller.act()
+        action = self.policy.act()
         if not np.isfinite(action).all():
             raise EpisodeError(f"the policy's action at step {self._steps} is not finite")
         self._artifacts.before_step(self._observation, action)
-        with self.watch.lap("env_step_ms"):
+        with self.timer.measure("env_step_ms"):
             observation, reward, terminated, truncated, self._info = self.env.step(action)
         self._steps += 1
-        self._seen = False
-        self._observation = self._finite(observation)
+        self._observed = False
+        self._observation = self._check_finite(observation)
         if not np.isfinite(reward):
             raise EpisodeError(f"the reward of step {self._steps} is {reward}")
         self._artifacts.after_step(float(reward), self._info)
-        self._episode_return += float(reward)
-        stopped = self._settings.stop_on_success and self._info["success"]
-        out_of_steps = self._steps >= self._settings.task.max_episode_steps
-        self.over = bool(terminated or truncated or stopped or out_of_steps)
-        self._require_time()
+        self._return += float(reward)
+        stopped = self._config.stop_on_success and self._info["success"]
+        out_of_steps = self._steps >= self._config.task.max_episode_steps
+        self.done = bool(terminated or truncated or stopped or out_of_steps)
+        self._check_timeout()
 
-    def _finite(self, observation: dict[str, Any]) -> dict[str, Any]:
+    def _check_finite(self, observation: dict[str, Any]) -> dict[str, Any]:
         if not np.isfinite(observation["qpos"]).all():
             raise EpisodeError(f"the observed state after step {self._steps} is not finite")
         return observation
 
-    def _require_time(self) -> None:
+    def _check_timeout(self) -> None:
         parts = ("obs_read_ms", "env_step_ms", "preprocess_ms", "inference_ms")
-        spent = self.watch.total_ms(*parts) / MILLISECONDS
-        if spent > self._settings.episode_timeout_s:
+        spent_s = self.timer.total_ms(*parts) / MILLISECONDS_PER_SECOND
+        if spent_s > self._config.episode_timeout_s:
             raise EpisodeError(
-                f"it took more than evaluate.episode_timeout_s={self._settings.episode_timeout_s:g} s "
-                f"({self._steps} steps)"
+                f"it took more than evaluate.episode_timeout_s={self._config.episode_timeout_s:g}"
+                f" s ({self._steps} steps)"
             )
 
     def _fail(self, reason: str) -> None:
-        self.over, self.error = True, reason
+        self.done, self.error = True, reason

@@ -1,4 +1,4 @@
-"""The grid video of a judgement."""
+"""The grid video of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,32 +13,35 @@ from imf_ray.rollout.records import EpisodeRecord
 from imf_ray.video import decode_video, encode_video
 
 BORDER = 4
-"""Pixels of the frame in the colour of the outcome."""
+"""Width in pixels of the frame that shows the outcome by its colour."""
 SUCCESS_COLOR, FAILURE_COLOR, TEXT_COLOR = (40, 150, 70), (200, 50, 40), (255, 255, 255)
 CAPTION_HEIGHT = 18
 
 
 @dataclass(frozen=True)
 class VideoClip:
-    """A played episode and its video."""
+    """An episode and its video."""
 
     record: EpisodeRecord
     video: bytes
 
     @property
     def caption(self) -> str:
-        """What stands above it."""
+        """The text above the video."""
         outcome = "success" if self.record.success else "failure"
         return f"seed {self.record.seed}  {outcome}  stage {self.record.max_stage}"
 
 
 def failures_first(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
-    """In the order in which they are worth watching: failures, then by seed."""
+    """Sort records by failures first, then by seed."""
     return sorted(records, key=lambda record: (record.success, record.seed))
 
 
 def grid_video(clips: Sequence[VideoClip]) -> bytes:
-    """One MP4 of at least one clip, all of a size, row by row; a short one holds its last frame."""
+    """Encode at least one clip into one MP4, row by row.
+
+    All clips have the same size. A short one repeats its last frame.
+    """
     columns = math.ceil(math.sqrt(len(clips)))
     rows = math.ceil(len(clips) / columns)
     videos = [decode_video(clip.video) for clip in clips]
@@ -51,14 +54,14 @@ def grid_video(clips: Sequence[VideoClip]) -> bytes:
         grid[:, top : top + tile_height, left : left + tile_width] = _tile(
             clip, tile_height, tile_width
         )
-        inside = grid[:, top + CAPTION_HEIGHT :, left + BORDER :][:, :height, :width]
-        inside[: len(frames)], inside[len(frames) :] = frames, frames[-1]
+        interior = grid[:, top + CAPTION_HEIGHT :, left + BORDER :][:, :height, :width]
+        interior[: len(frames)], interior[len(frames) :] = frames, frames[-1]
     return encode_video(grid)
 
 
 def _tile(clip: VideoClip, height: int, width: int) -> np.ndarray:
-    """The frame of a clip, with its caption."""
+    """Draw the coloured frame of a clip with its caption."""
     color = SUCCESS_COLOR if clip.record.success else FAILURE_COLOR
-    picture = Image.new("RGB", (width, height), color)
-    ImageDraw.Draw(picture).text((BORDER, BORDER), clip.caption, fill=TEXT_COLOR)
-    return np.asarray(picture)
+    image = Image.new("RGB", (width, height), color)
+    ImageDraw.Draw(image).text((BORDER, BORDER), clip.caption, fill=TEXT_COLOR)
+    return np.asarray(image)

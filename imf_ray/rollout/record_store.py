@@ -1,9 +1,9 @@
-"""Records on disk: what was judged survives, and is not judged again.
+"""Stores episode records on disk, so that no episode is run twice.
 
-    episodes.jsonl    one record a line, added as episodes end, in the order of the seeds at last
-    summary.json      what was judged how, on which seeds, with what result
+    episodes.jsonl    one record per line, appended as episodes end, finally sorted by seed
+    summary.json      the policy, its settings, the seeds and the result
 
-A folder holds the records of one policy under one set of execution settings.
+A folder holds the records of one policy under one set of settings.
 """
 
 from __future__ import annotations
@@ -11,23 +11,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from imf_ray.aliases import OPTIONS, RECORD_FIELDS, RECORD_SETTINGS, VALUES, rename_keys
 from imf_ray.errors import UserError
 from imf_ray.files import append_line, read_lines, write_atomically
 from imf_ray.rollout.records import EpisodeRecord, summarize
 from imf_ray.storage import download
 
 EPISODES_FILE, SUMMARY_FILE = "episodes.jsonl", "summary.json"
-KEY_LENGTH = 8
+HASH_LENGTH = 8
+"""Hexadecimal digits of `settings_hash`."""
 
 
 def settings_hash(policy: str, settings: Mapping[str, Any]) -> str:
-    """A short digest by which the records of one policy and its settings are found again."""
+    """Return a short digest that identifies a policy and its settings."""
     text = json.dumps([policy, settings], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
 
 class RecordStore:
@@ -44,58 +46,59 @@ class RecordStore:
         self.records: dict[int, EpisodeRecord] = {}
         download(folder)
         for record in read_records(folder / EPISODES_FILE):
-            self._require_ours(record)
+            self._check_same_settings(record)
             self.records[record.seed] = record
 
     def missing(self, seeds: Iterable[int]) -> list[int]:
-        """The seeds that were not judged yet; those that ended in an error are tried again."""
+        """Return the seeds without a record, and those whose record is an error."""
         return [s for s in seeds if s not in self.records or self.records[s].error is not None]
 
     def add(self, record: EpisodeRecord) -> None:
-        """Keep a record, on disk at once."""
+        """Store a record and append it to the file at once."""
         self.records[record.seed] = record
-        append_line(self.folder / EPISODES_FILE, _line(record))
+        append_line(self.folder / EPISODES_FILE, _record_line(record))
 
-    def finish(self, seeds: Sequence[int], **findings: Any) -> dict[str, Any]:
-        """Put the lines in order, and write and return the summary over `seeds`.
+    def finalize(self, seeds: Sequence[int], **extra: Any) -> dict[str, Any]:
+        """Sort the file by seed; write and return the summary over `seeds`.
 
         Args:
-            findings: what else is known of the policy; None is left out.
+            extra: further entries of the summary; None is left out.
         """
         ordered = [self.records[seed] for seed in sorted(self.records)]
-        lines = "".join(f"{_line(record)}\n" for record in ordered)
+        lines = "".join(f"{_record_line(record)}\n" for record in ordered)
         write_atomically(self.folder / EPISODES_FILE, lines)
-        judged = [self.records[seed] for seed in seeds]
+        records = [self.records[seed] for seed in seeds]
         summary = {
             "policy": self._policy,
-            **summarize(judged).metrics(),
-            **{key: value for key, value in findings.items() if value is not None},
+            **summarize(records).metrics(),
+            **{key: value for key, value in extra.items() if value is not None},
             "settings": self._settings,
             "seeds": list(seeds),
-            "errors": {record.seed: record.error for record in judged if record.error},
+            "errors": {record.seed: record.error for record in records if record.error},
         }
         write_atomically(self.folder / SUMMARY_FILE, json.dumps(summary, indent=1))
         return summary
 
-    def _require_ours(self, record: EpisodeRecord) -> None:
-        differing = [
+    def _check_same_settings(self, record: EpisodeRecord) -> None:
+        differences = [
             f"{key}={record.settings.get(key)!r} (now {self._settings.get(key)!r})"
             for key in sorted({*record.settings, *self._settings})
             if record.settings.get(key) != self._settings.get(key)
         ]
         if record.policy != self._policy:
-            differing.insert(0, f"policy {record.policy} (now {self._policy})")
-        if differing:
+            differences.insert(0, f"policy {record.policy} (now {self._policy})")
+        if differences:
             raise UserError(
-                f"{self.folder / EPISODES_FILE} holds episodes of another judgement: "
-                f"{', '.join(differing)}. Choose another evaluate.output_dir, or remove the folder."
+                f"{self.folder / EPISODES_FILE} holds episodes of another evaluation: "
+                f"{', '.join(differences)}. Choose another evaluate.output_dir, or remove the "
+                "folder."
             )
 
 
 def read_records(path: Path) -> list[EpisodeRecord]:
-    """The records of a file, in its order; none if there is no file.
+    """Read the records of a file in its order; an absent file has none.
 
-    A last line without its end, left by a process that was killed, is not a record.
+    An incomplete last line, left by a killed process, is ignored.
 
     Raises:
         UserError: a line is not a record.
@@ -103,14 +106,44 @@ def read_records(path: Path) -> list[EpisodeRecord]:
     records = []
     for number, line in enumerate(read_lines(path), start=1):
         try:
-            records.append(EpisodeRecord(**json.loads(line)))
+            records.append(parse_record(line))
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"{path}, line {number}, is not an episode's record ({error}). Remove the file to "
-                "judge its episodes again."
+                f"{path}, line {number}, is not an episode record ({error}). Remove the file to "
+                "run its episodes again."
             ) from error
     return records
 
 
-def _line(record: EpisodeRecord) -> str:
+def parse_record(line: str) -> EpisodeRecord:
+    """Read a record from its JSON line, which an earlier version may have written.
+
+    Raises:
+        TypeError, ValueError: it is not a record.
+    """
+    record = EpisodeRecord(**rename_keys(json.loads(line), RECORD_FIELDS))
+    return replace(record, settings=_rename_settings(record.settings))
+
+
+def _rename_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate the settings of a record, with the task's adapter, to their current names."""
+    settings = rename_keys(settings, RECORD_SETTINGS)
+    adapter = settings.get("task", {}).get("adapter")
+    if adapter is None:
+        return settings
+    section = "task.adapter."
+    names = {
+        old.removeprefix(section): new.removeprefix(section)
+        for old, new in OPTIONS.items()
+        if old.startswith(section)
+    }
+    adapter = rename_keys(adapter, names)
+    for key in adapter:
+        renamed_values = VALUES.get(section + key, {})
+        if renamed_values:
+            adapter[key] = renamed_values.get(adapter[key], adapter[key])
+    return {**settings, "task": {**settings["task"], "adapter": adapter}}
+
+
+def _record_line(record: EpisodeRecord) -> str:
     return json.dumps(asdict(record))

@@ -1,10 +1,10 @@
-"""What a rollout leaves behind: one record an episode, and their summary."""
+"""Results of rollouts: one record per episode, and their summary."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,9 +14,17 @@ NUM_EPISODES_METRIC = "rollout/episodes"
 SUCCESS_RATE, STAGE_METRIC = "rollout/success_rate", "rollout/stage_"
 
 
+class RolloutMetadata(NamedTuple):
+    """Values that all records of a rollout have in common."""
+
+    policy: str
+    settings: Mapping[str, Any]
+    num_stages: int
+
+
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """One judged episode.
+    """The result of one episode.
 
     Everything but `timing` is a function of (policy, settings, seed).
     """
@@ -28,42 +36,42 @@ class EpisodeRecord:
     episode_return: float
     steps: int
     initial_poses: Mapping[str, Sequence[float]]
-    """Of each object at the start: xyz in m, quaternion wxyz."""
+    """Pose of each object at the start: xyz in m, quaternion wxyz."""
     policy: str
-    """Identifies the policy: a digest of its weights, or its name."""
+    """Identifier of the policy: a digest of its weights, or its name."""
     settings: Mapping[str, Any]
-    """How it was executed, the rule of success included (`execution_settings`)."""
+    """How it was executed, including the definition of success (`recorded_settings`)."""
     error: str | None = None
-    """Why the episode could not be played to its end; it then counts as one without success."""
+    """Why the episode did not reach its end; None if it did. An error counts as a failure."""
     timing: Mapping[str, float] = field(default_factory=dict)
-    """Milliseconds under RoboIMI's names, means over the control steps (a call of the policy that
-    several episodes share is divided among them); `inference_ms_p50` and `_p95` are percentiles of
-    the whole calls, that is, of the latency of a chunk; `wall_s` is the episode's own time."""
+    """Milliseconds under RoboIMI's names, as means over the control steps. A policy call for
+    several episodes is divided among them. `inference_ms_p50` and `inference_ms_p95` are
+    percentiles of whole calls, i.e. the latency of a chunk. `wall_s` is the episode's own time."""
 
-    def outcome(self) -> dict[str, Any]:
-        """The record without its times."""
+    def without_timing(self) -> dict[str, Any]:
+        """Return the record as a dictionary without its timing."""
         return {key: value for key, value in asdict(self).items() if key != "timing"}
 
 
 @dataclass(frozen=True)
 class RolloutSummary:
-    """The judgement over a set of episodes."""
+    """Statistics over a set of episodes."""
 
     episodes: int
     successes: int
     failed: int
-    """Episodes that ended in an error; they count as not successful."""
+    """Episodes that ended in an error; they count as failures."""
     success_rate: float
     success_ci_low: float
     success_ci_high: float
-    """95 % Wilson interval."""
+    """Bounds of the 95 % Wilson interval of the success rate."""
     return_mean: float
     """Mean over episodes of the summed reward."""
     stage_shares: Mapping[int, float]
-    """Share of episodes that reached stage k or more."""
+    """Share of episodes that reached stage k or a higher one, by k."""
 
     def metrics(self) -> dict[str, float]:
-        """Flat numbers for reports, under `rollout/`."""
+        """Return flat metrics under `rollout/`."""
         values = {
             NUM_EPISODES_METRIC: float(self.episodes),
             "rollout/failed": float(self.failed),
@@ -77,7 +85,8 @@ class RolloutSummary:
     def __str__(self) -> str:
         failed = f", {self.failed} ended in an error" if self.failed else ""
         return (
-            f"success {self.success_rate:.3f} [{self.success_ci_low:.3f}, {self.success_ci_high:.3f}] "
+            f"success {self.success_rate:.3f} "
+            f"[{self.success_ci_low:.3f}, {self.success_ci_high:.3f}] "
             f"({self.successes}/{self.episodes}, 95 % Wilson{failed}), mean summed reward "
             f"{self.return_mean:.1f}, stages "
             + " ".join(f">={k}: {share:.2f}" for k, share in self.stage_shares.items())
@@ -88,7 +97,7 @@ def summarize(records: Sequence[EpisodeRecord]) -> RolloutSummary:
     """Summarize at least one record.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no record.
     """
     if not records:
         raise ValueError("No episode was finished: there is nothing to summarize.")
@@ -111,15 +120,15 @@ def summarize(records: Sequence[EpisodeRecord]) -> RolloutSummary:
 
 
 def describe_success(metrics: Mapping[str, Any]) -> str | None:
-    """Success and its interval among a summary's flat metrics, as text; None if there is none."""
+    """Format the success rate and its interval of flat metrics; None if they have none."""
     if SUCCESS_RATE not in metrics:
         return None
-    low, high = (metrics[f"rollout/success_{end}"] for end in ("low", "high"))
+    low, high = (metrics[f"rollout/success_{end}"] for end in ("ci_low", "ci_high"))
     return f"{metrics[SUCCESS_RATE]:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def stage_shares(metrics: Mapping[str, Any]) -> dict[int, float]:
-    """The stage shares among a summary's flat metrics, lowest stage first."""
+    """Return the stage shares of flat metrics, lowest stage first."""
     shares = {
         int(key.removeprefix(STAGE_METRIC)): float(value)
         for key, value in metrics.items()

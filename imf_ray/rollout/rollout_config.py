@@ -1,8 +1,8 @@
-"""How episodes are executed: everything a record depends on besides the policy and the seed."""
+"""How episodes are executed: what a record depends on in addition to the policy and the seed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,56 +10,74 @@ import imf_ray
 from imf_ray.data.readers import AUTO
 from imf_ray.errors import UserError
 from imf_ray.schema import Config, EvaluateConfig, TaskConfig
-from imf_ray.sim.base import SimEnv, make_env
+from imf_ray.sim.base import SimEnv
+from imf_ray.sim.factory import make_env
 
 THREADS = 1
-"""Of each simulator's process, in torch and in the software renderer."""
+"""Threads of each rollout actor's process, in torch and in the software renderer."""
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How episodes are executed; what only a policy with chunks reads means nothing to others."""
+    """How episodes are executed.
+
+    Options of action chunks have no effect on a policy without chunks, such as the expert.
+    """
 
     task: TaskConfig
     camera_names: tuple[str, ...] = ()
+    """Cameras that are rendered."""
     privileged_pose_objects: tuple[str, ...] = ()
-    """Objects whose true poses the policy is told."""
+    """Objects whose true poses are part of the policy's observation."""
     noise_seed: int = 0
     num_action_steps: int | None = None
     inference_steps: int | None = None
-    """Calls of the network for a chunk (K); null is the checkpoint's."""
+    """Network calls per chunk (K); None is the checkpoint's."""
     use_ema_weights: bool = True
-    """Judge the averaged weights where there are any."""
+    """Use the averaged weights if the checkpoint has them."""
     inference_batch_size: int = 1
     """Rows of every call of the policy. Kernels, and so the last bits, depend on it."""
     device: str = "cpu"
     stop_on_success: bool = False
     episode_timeout_s: float = EvaluateConfig.episode_timeout_s
-    """An episode whose own time exceeds this has failed."""
+    """Seconds of an episode's own time after which it has failed."""
     data_format: str = AUTO
-    """Of the episodes that a replay plays back."""
+    """Format of the episodes that a replay reads."""
 
 
-def agent_rollout_config(config: Config, noise_seed: int) -> RolloutConfig:
-    """How the policy of a configuration is executed.
+def agent_rollout_config(
+    config: Config, noise_seed: int, camera_names: Sequence[str] | None = None
+) -> RolloutConfig:
+    """Make the rollout config of an agent from its configuration.
+
+    Args:
+        camera_names: cameras that are rendered; None renders the agent's.
 
     Raises:
-        UserError: its chunks have fewer actions than shall be executed.
+        UserError: the agent's chunks have fewer actions than `evaluate.num_action_steps`, or a
+            camera of the agent is not rendered.
     """
     evaluate, agent = config.evaluate, config.agent
-    executed = evaluate.num_action_steps or agent.num_action_steps
-    if executed > agent.executable_steps:
+    num_action_steps = evaluate.num_action_steps or agent.num_action_steps
+    if num_action_steps > agent.executable_steps:
         raise UserError(
-            f"evaluate.num_action_steps={executed}: of a chunk of this policy, "
-            f"{agent.executable_steps} actions at most can be executed."
+            f"evaluate.num_action_steps={num_action_steps}: a chunk of this policy has only "
+            f"{agent.executable_steps} actions that can be executed."
+        )
+    rendered = agent.camera_names if camera_names is None else camera_names
+    missing = [camera for camera in agent.camera_names if camera not in rendered]
+    if missing:
+        raise UserError(
+            f"The policy needs the cameras {list(agent.camera_names)}, but only {list(rendered)} "
+            f"are rendered: add {missing} to data.camera_names."
         )
     return RolloutConfig(
         task=config.task,
-        camera_names=tuple(config.agent.camera_names),
-        privileged_pose_objects=tuple(config.agent.privileged_pose_objects),
+        camera_names=tuple(rendered),
+        privileged_pose_objects=tuple(agent.privileged_pose_objects),
         noise_seed=noise_seed,
-        num_action_steps=executed,
-        inference_steps=evaluate.inference_steps or config.agent.inference_steps,
+        num_action_steps=num_action_steps,
+        inference_steps=evaluate.inference_steps or agent.inference_steps,
         use_ema_weights=evaluate.use_ema_weights,
         inference_batch_size=evaluate.inference_batch_size,
         device=evaluate.device,
@@ -75,7 +93,7 @@ def scripted_rollout_config(
     episode_timeout_s: float = EvaluateConfig.episode_timeout_s,
     data_format: str = AUTO,
 ) -> RolloutConfig:
-    """How a policy that looks at nothing, such as the expert, is executed."""
+    """Make the rollout config of a policy that ignores observations: the expert or a replay."""
     return RolloutConfig(
         task=replace(task, action_space=action_space),
         stop_on_success=stop_on_success,
@@ -84,24 +102,25 @@ def scripted_rollout_config(
     )
 
 
-def recorded_settings(settings: RolloutConfig, world: SimEnv) -> Mapping[str, Any]:
-    """The plain values that go into every record.
+def recorded_settings(config: RolloutConfig, env: SimEnv) -> Mapping[str, Any]:
+    """Return the `settings` of every record, as plain values.
 
-    The time limit changes no finished episode; how a replay's files are read shows in its name.
+    The time limit is left out: it changes no finished episode. So is the data format of a replay:
+    the policy's identifier depends on the actions that were read.
     """
-    values = asdict(settings)
+    values = asdict(config)
     del values["episode_timeout_s"], values["data_format"]
     return {
         **values,
-        "camera_names": list(settings.camera_names),
-        "privileged_pose_objects": list(settings.privileged_pose_objects),
-        "success_description": world.success_description,
+        "camera_names": list(config.camera_names),
+        "privileged_pose_objects": list(config.privileged_pose_objects),
+        "success_description": env.success_description,
         "threads": THREADS,
         "version": imf_ray.__version__,
     }
 
 
-def make_rollout_env(settings: RolloutConfig) -> Any:
-    """The task's environment, which draws nothing unless asked."""
-    kwargs = settings.task.env_kwargs(settings.camera_names) | {"render_images": False}
-    return make_env(settings.task.env_id, **kwargs)
+def make_rollout_env(config: RolloutConfig) -> Any:
+    """Make the task's env; it renders cameras only on request."""
+    kwargs = config.task.env_kwargs(config.camera_names) | {"render_images": False}
+    return make_env(config.task.env_id, **kwargs)

@@ -1,105 +1,117 @@
-"""A judgement: the seeds that were not judged yet are played, every record is kept at once."""
+"""Evaluates a policy on seeds; episodes with a stored record are not repeated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from imf_ray.allocation import RolloutResources
 from imf_ray.files import write_atomically
-from imf_ray.rollout.actor_pool import RolloutMetadata, RolloutSpec, run_episodes
+from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
 from imf_ray.rollout.artifacts import TRAJECTORY, VIDEO, ArtifactRequest
+from imf_ray.rollout.episode_runner import EpisodeResult
 from imf_ray.rollout.grid_video import VideoClip, failures_first, grid_video
 from imf_ray.rollout.record_store import RecordStore, settings_hash
-from imf_ray.rollout.records import EpisodeRecord
+from imf_ray.rollout.records import EpisodeRecord, RolloutMetadata
 
-EVALUATIONS, TRAJECTORIES, GRID = "evaluations", "trajectories", "grid.mp4"
+EVALUATIONS_DIR, TRAJECTORIES_DIR, GRID_VIDEO = "evaluations", "trajectories", "grid.mp4"
 OnRecord = Callable[[EpisodeRecord], None]
 
 
 class Evaluation:
-    """One policy under one set of settings, on as many seeds as one asks for.
+    """The evaluation of one policy under one set of settings, on any seeds.
 
     Raises:
-        UserError: `folder` holds another judgement.
+        UserError: `folder` holds another evaluation.
     """
 
-    def __init__(self, job: RolloutSpec, identity: RolloutMetadata, folder: Path) -> None:
-        self.folder, self.identity = folder, identity
-        self._job = job
-        self.store = RecordStore(folder, identity.policy, identity.settings)
+    def __init__(self, spec: RolloutSpec, metadata: RolloutMetadata, folder: Path) -> None:
+        self.folder, self.metadata = folder, metadata
+        self._spec = spec
+        self.store = RecordStore(folder, metadata.policy, metadata.settings)
 
-    def play(
+    def run(
         self,
         seeds: Sequence[int],
-        simulators: RolloutResources,
+        resources: RolloutResources,
         on_record: OnRecord,
-        trajectories: bool = False,
+        save_trajectories: bool = False,
     ) -> list[EpisodeRecord]:
-        """The records of these seeds; what is missing is played.
+        """Return the records of these seeds, after running the episodes without one.
 
         Args:
-            on_record: called with every record, those that were there first.
-            trajectories: keep `trajectories/seed_N/` of every episode.
+            on_record: called with every record, the stored ones first.
+            save_trajectories: write `trajectories/seed_N/` of every episode; an episode with a
+                record but without a trajectory is repeated.
         """
-        wanted = self.store.missing(seeds)
-        keep: dict[int, ArtifactRequest] = {}
-        if trajectories:
-            kept = [seed for seed in seeds if (self._trajectory(seed) / TRAJECTORY).is_file()]
-            wanted = [seed for seed in seeds if seed in wanted or seed not in kept]
-            keep = dict.fromkeys(wanted, ArtifactRequest(trajectory=True))
+        to_run = set(self.store.missing(seeds))
+        artifacts: dict[int, ArtifactRequest] = {}
+        if save_trajectories:
+            to_run |= {
+                seed for seed in seeds if not (self._trajectory_dir(seed) / TRAJECTORY).is_file()
+            }
+            artifacts = dict.fromkeys(to_run, ArtifactRequest(trajectory=True))
         for seed in seeds:
-            if seed not in wanted:
+            if seed not in to_run:
                 on_record(self.store.records[seed])
-        for record, files in self._run(wanted, simulators, keep):
+        ordered = [seed for seed in seeds if seed in to_run]
+        for record, files in self._run(ordered, resources, artifacts):
             self.store.add(record)
             for name, content in files.items():
-                write_atomically(self._trajectory(record.seed) / name, content)
+                write_atomically(self._trajectory_dir(record.seed) / name, content)
             on_record(record)
         return [self.store.records[seed] for seed in seeds]
 
-    def film(
-        self, records: Sequence[EpisodeRecord], limit: int, simulators: RolloutResources
+    def record_grid_video(
+        self, records: Sequence[EpisodeRecord], max_episodes: int, resources: RolloutResources
     ) -> Path | None:
-        """Play the first `limit` of these episodes again, failures first, into one grid video.
+        """Repeat the first `max_episodes` of these episodes, failures first, for one grid video.
 
-        Judging is not slowed down by pictures that nobody asked for; an episode is a function of
-        its seed, so that it can be shown afterwards.
+        An episode is a function of its seed, so `run` need not spend time on rendering videos.
 
         Returns:
-            The file, or None when no episode could be shown.
+            The file, or None if no episode could be recorded.
         """
-        shown = [record for record in failures_first(records) if record.error is None][:limit]
-        keep = {record.seed: ArtifactRequest(video=True) for record in shown}
-        played = {p.record.seed: p for p in self._run(list(keep), simulators, keep)}
-        again = [played[seed] for seed in keep]
-        # An episode may end in an error this time, or its simulator.
-        clips = [VideoClip(p.record, p.files[VIDEO]) for p in again if VIDEO in p.files]
+        selected = [record for record in failures_first(records) if record.error is None]
+        artifacts = {r.seed: ArtifactRequest(video=True) for r in selected[:max_episodes]}
+        results = {
+            result.record.seed: result
+            for result in self._run(list(artifacts), resources, artifacts)
+        }
+        # An episode without a video ended in an error this time.
+        clips = [
+            VideoClip(results[seed].record, results[seed].files[VIDEO])
+            for seed in artifacts
+            if VIDEO in results[seed].files
+        ]
         if not clips:
             return None
-        path = self.folder / GRID
+        path = self.folder / GRID_VIDEO
         write_atomically(path, grid_video(clips))
         return path
 
     def _run(
-        self, seeds: Sequence[int], simulators: RolloutResources, keep: Mapping[int, ArtifactRequest]
-    ) -> Any:
-        return run_episodes(self._job, seeds, simulators, keep)
+        self,
+        seeds: Sequence[int],
+        resources: RolloutResources,
+        artifacts: Mapping[int, ArtifactRequest],
+    ) -> Iterator[EpisodeResult]:
+        return run_episodes(self._spec, seeds, resources, artifacts)
 
-    def _trajectory(self, seed: int) -> Path:
-        return self.folder / TRAJECTORIES / f"seed_{seed}"
-
-
-def evaluation_dir(beside: Path, name: str, policy: str, settings: Mapping[str, Any]) -> Path:
-    """Where the records of a policy belong: `beside/evaluations/NAME-KEY`."""
-    return beside / EVALUATIONS / f"{name}-{settings_hash(policy, settings)}"
+    def _trajectory_dir(self, seed: int) -> Path:
+        return self.folder / TRAJECTORIES_DIR / f"seed_{seed}"
 
 
-def store_records(beside: Path, name: str, records: Sequence[EpisodeRecord]) -> None:
-    """Store the records of one policy where an evaluation would."""
+def evaluation_dir(parent: Path, name: str, policy: str, settings: Mapping[str, Any]) -> Path:
+    """Return the folder of a policy's records: `parent/evaluations/NAME-HASH`."""
+    return parent / EVALUATIONS_DIR / f"{name}-{settings_hash(policy, settings)}"
+
+
+def store_records(parent: Path, name: str, records: Sequence[EpisodeRecord]) -> None:
+    """Store the records of one policy in the folder in which an evaluation finds them."""
     policy, settings = records[0].policy, records[0].settings
-    store = RecordStore(evaluation_dir(beside, name, policy, settings), policy, settings)
+    store = RecordStore(evaluation_dir(parent, name, policy, settings), policy, settings)
     for record in records:
         store.add(record)
-    store.finish([record.seed for record in records])
+    store.finalize([record.seed for record in records])

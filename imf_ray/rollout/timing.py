@@ -1,4 +1,4 @@
-"""Where the time of an episode goes."""
+"""Measures where the time of an episode goes."""
 
 from __future__ import annotations
 
@@ -9,48 +9,52 @@ from contextlib import contextmanager
 
 import numpy as np
 
-MILLISECONDS = 1e3
+MILLISECONDS_PER_SECOND = 1e3
 PERCENTILES = (50, 95)
 
 
 class Timer:
-    """Durations by name, in milliseconds."""
+    """Durations in milliseconds, by name."""
 
     def __init__(self) -> None:
-        self.laps: dict[str, list[float]] = defaultdict(list)
+        self.durations_ms: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
-    def lap(self, name: str) -> Iterator[None]:
-        """Add the time spent inside under `name`."""
-        with self.shared([self], name):
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the time spent inside the block under `name`."""
+        with self.split([self], name):
             yield
 
     @staticmethod
     @contextmanager
-    def shared(watches: Sequence[Timer], name: str, whole: str | None = None) -> Iterator[None]:
-        """Divide the time spent inside among several; each has all of it under `whole`."""
+    def split(timers: Sequence[Timer], name: str, total_name: str | None = None) -> Iterator[None]:
+        """Divide the time spent inside the block equally among several timers.
+
+        Args:
+            total_name: name under which each timer also gets the undivided time.
+        """
         start = time.perf_counter()
         try:
             yield
         finally:
-            spent = (time.perf_counter() - start) * MILLISECONDS
-            for watch in watches:
-                watch.laps[name].append(spent / len(watches))
-                if whole is not None:
-                    watch.laps[whole].append(spent)
+            spent_ms = (time.perf_counter() - start) * MILLISECONDS_PER_SECOND
+            for timer in timers:
+                timer.durations_ms[name].append(spent_ms / len(timers))
+                if total_name is not None:
+                    timer.durations_ms[total_name].append(spent_ms)
 
     def total_ms(self, *names: str) -> float:
-        """The sum over these names."""
-        return sum(sum(self.laps.get(name, ())) for name in names)
+        """The sum of all durations under these names."""
+        return sum(sum(self.durations_ms.get(name, ())) for name in names)
 
     def timing(self, steps: int) -> dict[str, float]:
-        """RoboIMI's fields: means over the control steps, and percentiles of the policy's calls."""
+        """RoboIMI's fields: means over control steps, and percentiles of the policy's calls."""
         parts = ("obs_read_ms", "preprocess_ms", "inference_ms", "env_step_ms")
         timing = {name: self.total_ms(name) / max(steps, 1) for name in parts}
-        own_ms = self.total_ms("play_ms", "preprocess_ms", "inference_ms")
-        timing["loop_total_ms"] = own_ms / max(steps, 1)
-        timing["wall_s"] = own_ms / MILLISECONDS
-        calls = self.laps.get("call_ms", [])
+        episode_ms = self.total_ms("run_ms", "preprocess_ms", "inference_ms")
+        timing["loop_total_ms"] = episode_ms / max(steps, 1)
+        timing["wall_s"] = episode_ms / MILLISECONDS_PER_SECOND
+        calls = self.durations_ms.get("call_ms", [])
         for percent in PERCENTILES if calls else ():
             timing[f"inference_ms_p{percent}"] = float(np.percentile(calls, percent))
         return timing

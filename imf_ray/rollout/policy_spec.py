@@ -1,0 +1,76 @@
+"""Names of the policies that can be evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from imf_ray.errors import UserError
+from imf_ray.storage import is_remote, local_dir, to_local
+
+
+class PolicyKind(StrEnum):
+    """Kinds of policies."""
+
+    CHECKPOINT = "checkpoint"
+    """An agent with the weights of a checkpoint."""
+    UNTRAINED = "untrained"
+    """The agent of a checkpoint with fresh weights: the lower baseline of a table."""
+    EXPERT = "expert"
+    """The task's scripted expert: the upper baseline of a table."""
+    REPLAY = "replay"
+    """Recorded actions, repeated without looking at observations."""
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """A policy by its kind and, except for the expert, its path.
+
+    The text forms are `CHECKPOINT_FOLDER`, `untrained:CHECKPOINT_FOLDER`, `expert` and
+    `replay:PATH`, where PATH is an episode file or a folder of them.
+    """
+
+    kind: PolicyKind
+    path: str = ""
+    """A local path or a URL, as the user wrote it."""
+
+    @classmethod
+    def parse(cls, text: str) -> PolicySpec:
+        """Read a text form."""
+        if text == PolicyKind.EXPERT:
+            return cls(PolicyKind.EXPERT)
+        for kind in (PolicyKind.UNTRAINED, PolicyKind.REPLAY):
+            if text.startswith(f"{kind}:"):
+                return cls(kind, text.removeprefix(f"{kind}:"))
+        return cls(PolicyKind.CHECKPOINT, text)
+
+    def __str__(self) -> str:
+        if self.kind in (PolicyKind.UNTRAINED, PolicyKind.REPLAY):
+            return f"{self.kind}:{self.path}"
+        return self.path if self.kind == PolicyKind.CHECKPOINT else str(self.kind)
+
+    @property
+    def is_agent(self) -> bool:
+        """True if an agent of a checkpoint folder acts, trained or untrained."""
+        return self.kind in (PolicyKind.CHECKPOINT, PolicyKind.UNTRAINED)
+
+    @property
+    def local_path(self) -> Path:
+        """The path on this machine: a URL's local copy, also if another machine resolved it."""
+        return to_local(local_dir(self.path))
+
+    def resolve(self) -> PolicySpec:
+        """Return the same policy with an absolute local path.
+
+        Raises:
+            UserError: a replay of a URL.
+        """
+        if self.kind == PolicyKind.EXPERT:
+            return self
+        if self.kind == PolicyKind.REPLAY and is_remote(self.path):
+            raise UserError(f"{self}: a replay needs episodes in a local folder.")
+        return replace(self, path=str(local_dir(self.path)))
+
+
+EXPERT = PolicySpec(PolicyKind.EXPERT)
