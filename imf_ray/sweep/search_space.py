@@ -64,14 +64,14 @@ class SearchSpace:
         Raises:
             UserError: see `load_config`; or an override sets an option that the space varies.
         """
-        set_options = {item.partition("=")[0] for item in rename_overrides(overrides)}
+        overrides = rename_overrides(overrides, announce_rename)
+        set_options = {item.partition("=")[0] for item in overrides}
         clashes = [key for key in self.varied if rename_option(key) in set_options]
         if clashes:
             raise UserError(
                 f"{clashes[0]} is varied by the search space {self.name}: remove it from the "
                 "command line, or write your own search space."
             )
-        # A sweep of an earlier version keeps its names, since they are part of its trials' names.
         fixed = [to_override(key, value) for key, value in rename_options(self.fixed).items()]
         varied = [to_override(key, value) for key, value in rename_options(params).items()]
         return load_config([*fixed, *overrides, *varied])

@@ -9,7 +9,7 @@ import pytest
 
 from imf_ray.errors import UserError
 from imf_ray.sweep.schedulers import SCHEDULERS, make_scheduler
-from imf_ray.sweep.search_space import load_search_space, short_names, trial_name
+from imf_ray.sweep.search_space import SearchSpace, load_search_space, short_names, trial_name
 
 
 def test_the_grid_of_roboimi_s_study() -> None:
@@ -102,3 +102,23 @@ def test_trial_names_use_the_last_part_of_each_option() -> None:
         "train.lr": "lr",
     }
     assert trial_name(3, {"agent.head.n_emb": 64}) == "00003-n_emb_64"
+
+
+def test_old_names_of_options_are_accepted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A file gets the current names; a sweep of an earlier version keeps its trials' names."""
+    path = tmp_path / "old.yaml"
+    path.write_text("{fixed: {train.keep_last: 2}, grid: {agent.time_sampler: [corner]}}")
+    space = load_search_space(str(path))
+    assert space.fixed == {"train.keep_last_k": 2}
+    assert space.combinations() == [{"agent.time_sampler": "endpoint_mix"}]
+
+    saved = SearchSpace(
+        "saved", fixed={"train.keep_last": 2}, grid={"agent.draws_per_observation": [4]}
+    )
+    (params,) = saved.combinations()
+    assert trial_name(0, params) == "00000-draws_per_observation_4"
+    config = saved.config(["train.keep_last=3"], params)
+    assert config.agent.noise_samples_per_obs == 4 and config.train.keep_last_k == 3
+    with pytest.raises(UserError, match="is varied by the search space"):
+        saved.config(["agent.noise_samples_per_obs=1"], params)
+    assert "train.keep_last is now called train.keep_last_k" in capsys.readouterr().err
