@@ -92,6 +92,9 @@ TRIAL_FIELDS = {"unjudged": "failed_validation_steps"}
 SWEEP_KEYS = {"begun": "started_at", "oracles": "baselines"}
 """Keys of a sweep's `space.json` and `sweep.json`, old to new."""
 
+BASELINES_FILES = ("oracles.json",)
+"""Old names of a sweep's `baselines.json`."""
+
 EPISODE_REF_FIELDS = {"digest": "content_hash", "stamp": "fingerprint"}
 """Fields of an `EpisodeRef` in a run's `data.json`, old to new."""
 

@@ -33,7 +33,7 @@ def find_runs(folder: Path) -> list[TrialDir]:
 
 
 def read_all(folder: Path) -> list[RunStatus]:
-    """Download what tells how far the runs in a folder are, and return the status of each.
+    """Return the status of every run in a folder, after downloading it if it has a URL.
 
     Raises:
         UserError: see `find_runs`.

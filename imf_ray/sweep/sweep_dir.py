@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imf_ray.aliases import METRICS, SWEEP_KEYS, rename_keys
+from imf_ray.aliases import BASELINES_FILES, METRICS, SWEEP_KEYS, rename_keys
 from imf_ray.files import write_atomically, write_figure, write_if_changed
 from imf_ray.storage import authoritative_path, download
 from imf_ray.sweep.search_space import SearchSpace
@@ -49,8 +49,7 @@ class SweepDir(StoppableDir):
         expert.mp4        one episode of the expert
         best.mp4          the same episode by the best checkpoint
 
-    Earlier versions wrote `oracles.json` instead of `baselines.json`, and other keys into the JSON
-    files (see `imf_ray.aliases`). Both are read.
+    Files and keys that earlier versions named otherwise are read, too (see `imf_ray.aliases`).
 
     Methods raise `StorageError` if storage fails; only requests to stop are retried.
     """
@@ -73,7 +72,7 @@ class SweepDir(StoppableDir):
         return self.path / "space.json"
 
     def read_space(self) -> SavedSpace | None:
-        """Return what the sweep was started with, or None if this is not a sweep."""
+        """Return the saved search space and options, or None if this is not a sweep."""
         download(self._space_file)
         if not self._space_file.is_file():
             return None
@@ -82,7 +81,7 @@ class SweepDir(StoppableDir):
         return SavedSpace(SearchSpace(**content["space"]), content["overrides"], started_at)
 
     def write_space(self, saved: SavedSpace) -> None:
-        """Write what the sweep is started with."""
+        """Write the search space and options, unless they are there."""
         content = {
             "space": dataclasses.asdict(saved.space),
             "overrides": saved.overrides,
@@ -114,7 +113,7 @@ class SweepDir(StoppableDir):
     def read_baselines(self) -> dict[str, dict[str, float]]:
         """Return the metrics of the baselines evaluated so far, by policy."""
         baselines: dict[str, dict[str, float]] = {}
-        for file in (self.path / "oracles.json", self._baselines_file):
+        for file in (*map(self.path.joinpath, BASELINES_FILES), self._baselines_file):
             if file.is_file():
                 baselines |= json.loads(file.read_text())
         return _rename_metrics(baselines)

@@ -1,7 +1,8 @@
-"""Runs a sweep on an autoscaling cluster that starts with room for one trial.
+"""Runs a sweep on an autoscaling cluster whose first node fits the workers of one trial.
 
-`python -m tests.helpers.autoscaling_cluster FOLDER DATA`: the last line is JSON, the worker nodes that
-were there at first, and the most of them. Nodes are local raylets that Ray's own autoscaler starts.
+`python -m tests.helpers.autoscaling_cluster FOLDER DATASET_DIR` prints a JSON list as its last
+line: the number of worker nodes at the start, and the maximum. Nodes are local raylets that Ray's
+own autoscaler starts.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 
 RAY = str(Path(sys.executable).parent / "ray")
 MAX_NODES, NODE_CPUS = 2, 2
-START_LIMIT_S, POLL_S = 120.0, 0.5
+START_TIMEOUT_S, POLL_S = 120.0, 0.5
 SPACE = """
 fixed:
   agent: resnet_imf_attnres_multitoken
@@ -40,13 +41,13 @@ grid:
 """
 
 
-def autoscaling(address: str) -> dict[str, Any]:
-    """What Ray's autoscaler is told: a head for nobody, and small nodes, of which one is kept."""
+def autoscaler_config(address: str) -> dict[str, Any]:
+    """Autoscaler configuration: a head without CPUs and small nodes, of which one always runs."""
     return {
-        "cluster_name": "growing",
+        "cluster_name": "autoscaling",
         "max_workers": MAX_NODES,
         "provider": {
-            "type": "external",  # as `fake_multinode` it needs a file that Ray's wheel lacks
+            "type": "external",  # type `fake_multinode` needs a file that Ray's wheel lacks
             "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
             "head_node_id": FAKE_HEAD_NODE_ID,
             "gcs_address": address,
@@ -81,17 +82,21 @@ def autoscaling(address: str) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a port that is not in use."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]
 
 
 def start_head(folder: Path, address: str) -> subprocess.Popen[bytes]:
-    """A head node with an autoscaler, which live in a folder; what they start is in its group."""
+    """Start a head node with an autoscaler in a process group of its own.
+
+    Args:
+        folder: for Ray's files and the log.
+    """
     config = folder / "autoscaling.json"
-    config.write_text(json.dumps(autoscaling(address)))
-    environment = os.environ | {
+    config.write_text(json.dumps(autoscaler_config(address)))
+    env = os.environ | {
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_enable_autoscaler_v2": "1",
@@ -102,55 +107,53 @@ def start_head(folder: Path, address: str) -> subprocess.Popen[bytes]:
     command += [f"--port={address.rpartition(':')[2]}", f"--temp-dir={folder}"]
     command += [f"--autoscaling-config={config}", "--include-dashboard=false"]
     log = (folder / "head.log").open("wb")
-    return subprocess.Popen(
-        command, env=environment, stdout=log, stderr=log, start_new_session=True
-    )
+    return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
 
-def worker_nodes() -> int:
-    """How many nodes are there beside the head."""
+def count_worker_nodes() -> int:
+    """Return the number of nodes without the head."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return sum(HEAD_NODE_RESOURCE not in node["Resources"] for node in nodes)
 
 
 def connect(address: str) -> None:
-    """Wait for the head, and for the node that it keeps."""
-    until = time.monotonic() + START_LIMIT_S
+    """Connect to the head and wait for its first worker node."""
+    deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
             ray.init(address=address, log_to_driver=False)
             break
         except ConnectionError:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(POLL_S)
-    while worker_nodes() < 1:
-        if time.monotonic() > until:
-            raise TimeoutError("the autoscaler has started no node")
+    while count_worker_nodes() < 1:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the autoscaler started no node")
         time.sleep(POLL_S)
 
 
-def main(folder: Path, data: str) -> None:
-    """Start the cluster, run the sweep, and print how many nodes there were."""
+def main(folder: Path, dataset_dir: str) -> None:
+    """Start the cluster, run the sweep, and print the numbers of worker nodes."""
     address = f"{ray.util.get_node_ip_address()}:{free_port()}"
     (folder / "space.yaml").write_text(SPACE)
     varied = ("agent.head.n_emb", "agent.head.n_head", "cluster.include_dashboard")
     options = [o for o in (*TINY_AGENT, *TINY_TRAINING) if not o.startswith(varied)]
-    options += [f"search_space={folder}/space.yaml", f"data.dataset_dir={data}"]
+    options += [f"search_space={folder}/space.yaml", f"data.dataset_dir={dataset_dir}"]
     options += [f"storage_path={folder}/runs", "run_name=sweep", "task.max_episode_steps=60"]
     options += [f"cluster.address={address}", f"cluster.autoscale_max_nodes={MAX_NODES}"]
-    # Both trials' simulators find room on the first node, and then one worker beside them.
+    # The first node fits the rollout actors of both trials and one worker.
     options += [f"tune.min_cpus_per_trial={NODE_CPUS}", "cluster.cpus_per_worker=0.9"]
     # The socket paths inside Ray's folder are limited to 107 characters.
     ray_folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     head = start_head(Path(ray_folder), address)
     try:
         connect(address)
-        first = most = worker_nodes()
+        num_first = num_max = count_worker_nodes()
         sweep = subprocess.Popen([sys.executable, "-m", "imf_ray.tune", *options])
-        until = time.monotonic() + COMMAND_TIMEOUT_S
-        while sweep.poll() is None and time.monotonic() < until:
-            most = max(most, worker_nodes())
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
+        while sweep.poll() is None and time.monotonic() < deadline:
+            num_max = max(num_max, count_worker_nodes())
             time.sleep(POLL_S)
         if sweep.returncode != 0:
             sweep.kill()
@@ -160,7 +163,7 @@ def main(folder: Path, data: str) -> None:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait()
         shutil.rmtree(ray_folder, ignore_errors=True)
-    print(json.dumps([first, most]))
+    print(json.dumps([num_first, num_max]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A sweep submitted as a Ray job to a cluster of `ray start --head`, which asks for a token."""
+"""A sweep submitted as a Ray job to a `ray start --head` cluster that requires a token."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ from tests.helpers import REPO_ROOT
 from tests.helpers.commands import COMMAND_TIMEOUT_S
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 
-ROOT = REPO_ROOT
 RAY = str(Path(sys.executable).parent / "ray")
-START_LIMIT_S = 600
+START_TIMEOUT_S = 600
 GAUGE, TRIAL = "ray_imf_ray_", "00000-n_emb_16"
 PROMETHEUS_TARGETS = "prom_metrics_service_discovery.json"
-"""What the head writes for Prometheus."""
+"""File in Ray's folder that lists the metrics endpoints for Prometheus."""
 SPACE = """
 fixed:
   agent: resnet_imf_attnres_multitoken
@@ -42,32 +41,32 @@ grid:
 
 @dataclass(frozen=True)
 class Head:
-    """A running head node: its dashboard, its metrics, and the environment of its clients."""
+    """A running head node: its dashboard, its metrics, and the environment for its clients."""
 
     url: str
     folder: Path
     environment: dict[str, str]
 
     def get(self, path: str, token: bool = True) -> object:
-        """An answer of the dashboard's API."""
+        """Return a JSON response of the dashboard's API."""
         headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
         request = urllib.request.Request(self.url + path, headers=headers if token else {})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
 
     def gauges(self, run: str) -> set[str]:
-        """The names of our gauges of a run that Prometheus would find now."""
-        found = set()
+        """Return the names of a run's gauges that Prometheus would scrape now."""
+        names = set()
         for group in json.loads((self.folder / PROMETHEUS_TARGETS).read_text()):
             for target in group["targets"]:
-                with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as answer:
-                    lines = answer.read().decode().splitlines()
-                found |= {line.partition("{")[0] for line in lines if f'run="{run}"' in line}
-        return {name.removeprefix(GAUGE) for name in found if name.startswith(GAUGE)}
+                with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as response:
+                    lines = response.read().decode().splitlines()
+                names |= {line.partition("{")[0] for line in lines if f'run="{run}"' in line}
+        return {name.removeprefix(GAUGE) for name in names if name.startswith(GAUGE)}
 
 
 def _free_port() -> int:
-    """A port outside of the range that Ray gives its workers (10002-19999)."""
+    """Return a free port outside of Ray's range for workers (10002-19999)."""
     for port in range(21000 + os.getpid() % 5000, 32000):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
@@ -77,7 +76,7 @@ def _free_port() -> int:
 
 @pytest.fixture
 def head() -> Iterator[Head]:
-    """`ray start --head` on two CPUs, ended by its process id."""
+    """Start a head node with two CPUs; stop it by its process id."""
     port = _free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -102,15 +101,15 @@ def head() -> Iterator[Head]:
         )
         running = Head(f"http://127.0.0.1:{port + 1}", Path(folder), environment)
         try:
-            _wait_until_it_answers(running)
+            _wait_for_dashboard(running)
             yield running
         finally:
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(START_LIMIT_S)
+            process.wait(START_TIMEOUT_S)
 
 
-def _wait_until_it_answers(head: Head) -> None:
-    deadline = time.monotonic() + START_LIMIT_S
+def _wait_for_dashboard(head: Head) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
             head.get("/api/jobs/")
@@ -121,13 +120,13 @@ def _wait_until_it_answers(head: Head) -> None:
 
 
 def _submit(head: Head, *command: str) -> subprocess.CompletedProcess[str]:
-    """Submit a job as a user does, who tries again while Ray says that it is not ready yet."""
+    """Submit a job and wait for it; submit again while Ray reports that it is not ready."""
     options = ["--submission-id=sweep", "--runtime-env=runtime_env.yaml", "--working-dir=."]
-    deadline = time.monotonic() + START_LIMIT_S
+    deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         submitted = subprocess.run(
             [RAY, "job", "submit", f"--address={head.url}", *options, "--", *command],
-            cwd=ROOT,
+            cwd=REPO_ROOT,
             env=head.environment,
             capture_output=True,
             text=True,
@@ -138,23 +137,23 @@ def _submit(head: Head, *command: str) -> subprocess.CompletedProcess[str]:
         time.sleep(1)
 
 
-def test_a_submitted_sweep_runs_and_is_shown(
+def test_a_submitted_sweep_runs_and_is_shown_on_the_dashboard(
     head: Head, demonstrations: Path, tmp_path: Path
 ) -> None:
     space = tmp_path / "one.yaml"
     space.write_text(SPACE)
     varied = ("agent.head.n_emb", "agent.head.n_head")
     options = [o for o in (*TINY_AGENT, *TINY_TRAINING) if not o.startswith(varied)]
-    seen: list[set[str]] = []
+    scraped: list[set[str]] = []
     ended = threading.Event()
 
-    def watch() -> None:
+    def scrape() -> None:
         while not ended.wait(1.0):
             with contextlib.suppress(OSError):  # until the metrics are served
-                seen.append(head.gauges(TRIAL))
+                scraped.append(head.gauges(TRIAL))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    scraper = threading.Thread(target=scrape)
+    scraper.start()
     submitted = _submit(
         head,
         *(sys.executable, "-m", "imf_ray.tune"),
@@ -167,20 +166,22 @@ def test_a_submitted_sweep_runs_and_is_shown(
         "task.max_episode_steps=60",
     )
     ended.set()
-    watcher.join()
+    scraper.join()
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert (tmp_path / "runs/job/sweep.json").is_file()
     jobs = head.get("/api/jobs/")
     assert [job["status"] for job in jobs if job["submission_id"] == "sweep"] == ["SUCCEEDED"]
     runs = head.get("/api/train/v2/runs/v1")["train_runs"]
     assert [(run["name"], run["status"]) for run in runs] == [(TRIAL, "FINISHED")]
-    at_the_start = {"restarts", "skipped_episodes", "invalid_checkpoints_skipped"}
-    at_each_line = {"loss", "samples_per_s", "data_wait_frac"}
-    assert any({*at_the_start, *at_each_line} <= names for names in seen)  # at the same time
+    start_gauges = {"restarts", "skipped_episodes", "invalid_checkpoints_skipped"}
+    training_gauges = {"loss", "samples_per_s", "data_wait_frac"}
+    assert any({*start_gauges, *training_gauges} <= names for names in scraped)  # in one scrape
     with pytest.raises(urllib.error.HTTPError, match="401"):
         head.get("/api/jobs/", token=False)
-    asked = [RAY, "job", "list", f"--address={head.url}"]
-    unasked = {k: v for k, v in head.environment.items() if not k.startswith("RAY_AUTH_")}
-    refused = subprocess.run(asked, env=unasked, capture_output=True, text=True, check=False)
+    list_jobs = [RAY, "job", "list", f"--address={head.url}"]
+    env_without_token = {k: v for k, v in head.environment.items() if not k.startswith("RAY_AUTH_")}
+    refused = subprocess.run(
+        list_jobs, env=env_without_token, capture_output=True, text=True, check=False
+    )
     assert refused.returncode != 0 and "RAY_AUTH_MODE" in refused.stdout + refused.stderr
-    subprocess.run(asked, env=head.environment, capture_output=True, check=True)
+    subprocess.run(list_jobs, env=head.environment, capture_output=True, check=True)
