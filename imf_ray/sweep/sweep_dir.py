@@ -51,7 +51,7 @@ class SweepDir(StoppableDir):
 
     Files and keys that earlier versions named otherwise are read, too (see `imf_ray.aliases`).
 
-    Methods raise `StorageError` if storage fails; only requests to stop are retried.
+    Methods raise `StorageError` if storage fails. Only `stop_requested` and `clear_stop` retry.
     """
 
     @classmethod
@@ -62,7 +62,7 @@ class SweepDir(StoppableDir):
         return [cls(storage / name) for name in sorted(names)]
 
     def download_state(self) -> None:
-        """Download everything but checkpoints and videos, if the sweep is stored at a URL."""
+        """Download configurations, logs and results, without weights, if the sweep has a URL."""
         download(self.path, "*.json", "*.jsonl", "*.yaml")
 
     # Inputs

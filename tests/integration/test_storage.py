@@ -21,9 +21,8 @@ from imf_ray.errors import StorageError, UserError
 from imf_ray.files import JsonlWriter, write_atomically
 from imf_ray.storage import delete, display_path, download, local_dir, remote_path, to_local, upload
 from imf_ray.sweep.trial_record import TrialDir
-from imf_ray.training.checkpoint import CHECKPOINT_GLOB, checkpoint_step, list_checkpoints
-from imf_ray.training.stop_signal import clear_stop, request_stop, stop_requested
-from imf_ray.training.tracking import METRICS_FILE, read_metrics
+from imf_ray.training.checkpoint import CHECKPOINT_GLOB, checkpoint_step
+from imf_ray.training.run_dir import RunDir
 from tests.helpers import REPO_ROOT
 from tests.helpers.commands import COMMAND_TIMEOUT_S, command_environment, run_command
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
@@ -70,10 +69,10 @@ class _NoAnswerError(Exception):
 def test_an_outage_is_no_answer(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fsspec's own `isfile` makes of one."""
     run_dir = local_dir(bucket) / "run"
-    questions = (stop_requested, lambda folder: TrialDir(folder).read_record(retry=False))
+    questions = (lambda folder: RunDir(folder).stop_requested(retry=False), lambda folder: TrialDir(folder).read_record(retry=False))
     assert [bool(ask(run_dir)) for ask in questions] == [False] * 2
-    request_stop(run_dir)
-    assert stop_requested(run_dir)
+    RunDir(run_dir).request_stop()
+    assert RunDir(run_dir).stop_requested()
 
     async def fail(*_: Any, **__: Any) -> None:
         raise _NoAnswerError
@@ -107,13 +106,13 @@ def test_what_one_machine_writes_another_one_has(
     log = JsonlWriter(run_dir / "log.jsonl")
     log.add("1")
     write_atomically(run_dir / "small.json", "a")
-    request_stop(run_dir)
+    RunDir(run_dir).request_stop()
     log.close()
     be_another_machine(monkeypatch, tmp_path)
     copy = to_local(run_dir)
-    assert stop_requested(copy)
-    clear_stop(copy)
-    assert not stop_requested(run_dir)
+    assert RunDir(copy).stop_requested()
+    RunDir(copy).clear_stop()
+    assert not RunDir(run_dir).stop_requested()
     download(copy, "*.json")
     assert sorted(p.name for p in copy.iterdir()) == ["small.json"]
     download(copy)
@@ -152,13 +151,13 @@ def test_nodes_that_share_no_folder(
     for machine in ("head", "node", "driver"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(caches / machine))
         run_dir = local_dir(bucket) / "run"
-        found[machine] = [checkpoint.step for checkpoint in list_checkpoints(run_dir)]
+        found[machine] = [checkpoint.step for checkpoint in RunDir(run_dir).list_checkpoints()]
     kept = sorted(
         checkpoint_step(Path(path.name)) for path in (UPath(bucket) / "run").glob(CHECKPOINT_GLOB)
     )
     assert found["driver"] == kept and 8 in kept and len(kept) <= 3  # two, and the best
     assert 8 in found["head"] or 8 in found["node"]
-    lines = read_metrics(run_dir / METRICS_FILE)
+    lines = RunDir(run_dir).read_metrics()
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
     judged = [line["rollout/episodes"] for line in lines if "validated" in line]
     assert judged == [2, 2, 2, 2]
@@ -188,7 +187,7 @@ def test_a_sweep_goes_on_on_another_machine(
     be_another_machine(monkeypatch, tmp_path)
     again = run_command("tune", "resume=auto", f"storage_path={bucket}", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert f"Going on with {bucket}/sweep" in again.stdout
+    assert f"Resuming {bucket}/sweep" in again.stdout
     second = json.loads((kept / "sweep.json").read_text())
     success = "rollout/success_rate"
     for one, other in zip(first["trials"], second["trials"], strict=True):
@@ -238,7 +237,7 @@ def test_a_run_goes_on_on_another_machine(
     for name in (WEIGHTS_FILE, EMA_WEIGHTS_FILE):
         expected, found = load_file(first / name), load_file(second / name)
         assert all(torch.equal(expected[key], found[key]) for key in expected)
-    steps = [line["step"] for line in read_metrics(second.parent / METRICS_FILE) if "loss" in line]
+    steps = [line["step"] for line in RunDir(second.parent).read_metrics() if "loss" in line]
     assert steps == [1, 2, 3, 4, 3, 4]
 
     shown_status = run_command("status", f"{bucket}/run", cwd=tmp_path)
