@@ -1,7 +1,7 @@
-"""The transfer task with faults at certain seeds, for tests of what a judgement makes of them.
+"""The transfer task with faults at certain seeds, for tests of how rollouts handle them.
 
 `task.env_id=tests.helpers.faulty_envs:tests/FaultyTransfer-v0` imports this module wherever the
-environment is made, in simulators too.
+env is made, also in rollout actors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from imf_ray.sim.transfer import SimTransferEnv
+from imf_ray.sim.tasks.transfer import SimTransferEnv
 
 ENV_ID = "tests.helpers.faulty_envs:tests/FaultyTransfer-v0"
 NEVER_MADE = "tests.helpers.faulty_envs:tests/NeverMade-v0"
@@ -23,7 +23,7 @@ FAULTY_STEP = 3
 
 
 class FaultyTransferEnv(SimTransferEnv):
-    """Goes wrong at step `FAULTY_STEP` of the episodes of the seeds above."""
+    """A task that fails at step `FAULTY_STEP` of episodes with one of the seeds above."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         self._seed, self._steps = seed, 0
@@ -40,9 +40,7 @@ class FaultyTransferEnv(SimTransferEnv):
             if self._seed == REWARDS_NAN:
                 reward = float("nan")
             if self._seed == DIES:
-                os.kill(
-                    os.getpid(), signal.SIGSEGV
-                )  # as a simulator that reaches where it must not
+                os.kill(os.getpid(), signal.SIGSEGV)  # like an invalid memory access in MuJoCo
             if self._seed == HANGS:
                 time.sleep(10_000)
         return observation, reward, terminated, truncated, info

@@ -1,4 +1,4 @@
-"""A small agent to judge."""
+"""A small agent to roll out."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ import pytest
 
 from imf_ray.agents.pretrained import save_agent
 from imf_ray.rollout.actor_pool import RolloutSpec
+from imf_ray.rollout.policy_spec import PolicySpec
 from imf_ray.rollout.rollout_config import agent_rollout_config
 from tests.helpers.configs import fresh_agent, tiny_config
 
 
 @pytest.fixture(scope="session")
 def agent_folder(demonstrations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An agent with fresh weights, trained on nothing, on disk."""
+    """The files of an agent with fresh weights."""
     folder, config = tmp_path_factory.mktemp("agent"), tiny_config(demonstrations)
     save_agent(folder, fresh_agent(config), config, ema=None)
     return folder
 
 
 @pytest.fixture(scope="session")
-def job(demonstrations: Path, agent_folder: Path) -> RolloutSpec:
-    """The agent in episodes of 24 steps, that is, of three chunks."""
-    config = tiny_config(demonstrations, "task.max_episode_steps=24")
-    return RolloutSpec(str(agent_folder), agent_rollout_config(config, noise_seed=1), worlds=4)
+def spec(demonstrations: Path, agent_folder: Path) -> RolloutSpec:
+    """The agent in episodes of 24 steps, i.e. three chunks."""
+    config = agent_rollout_config(
+        tiny_config(demonstrations, "task.max_episode_steps=24"), noise_seed=1
+    )
+    return RolloutSpec(PolicySpec.parse(str(agent_folder)), config, envs_per_actor=4)

@@ -1,4 +1,4 @@
-"""Episodes in one process: worlds that share a policy, lazy pictures, and what goes wrong."""
+"""Episodes in one process: envs that share a policy, lazy rendering, and errors."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import torch
 from imf_ray.agents.pretrained import save_agent
 from imf_ray.errors import UserError
 from imf_ray.rollout.actor_pool import RolloutSpec
-from imf_ray.rollout.artifacts import PATH_PICTURE, TRAJECTORY, VIDEO, ArtifactRequest
-from imf_ray.rollout.episode_runner import EpisodeResult, EpisodeRunner
+from imf_ray.rollout.artifacts import PATH_IMAGE, TRAJECTORY, VIDEO, ArtifactRequest
+from imf_ray.rollout.episode_runner import NO_ARTIFACTS, EpisodeResult, EpisodeRunner
 from imf_ray.rollout.policies import AgentEpisode, AgentPolicy, make_policy
+from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
 from imf_ray.rollout.rollout_config import (
     RolloutConfig,
     agent_rollout_config,
@@ -26,7 +27,7 @@ from imf_ray.rollout.rollout_config import (
 )
 from imf_ray.rollout.timing import Timer
 from imf_ray.sim.base import SimEnv
-from imf_ray.sim.transfer import SimTransferEnv
+from imf_ray.sim.tasks.transfer import SimTransferEnv
 from imf_ray.video import decode_video
 from tests.helpers import faulty_envs
 from tests.helpers.configs import fresh_agent, tiny_config
@@ -34,70 +35,75 @@ from tests.helpers.configs import fresh_agent, tiny_config
 SEEDS = range(700, 706)
 
 
-def play(
+def run(
     policy: Any,
-    settings: RolloutConfig,
+    config: RolloutConfig,
     seeds: Iterable[int],
-    worlds: int,
-    keep: ArtifactRequest | None = None,
+    num_envs: int = 1,
+    artifacts: ArtifactRequest = NO_ARTIFACTS,
 ) -> dict[int, EpisodeResult]:
-    """Play all seeds, a free world taking the next one at once."""
-    runner, waiting, played = EpisodeRunner(policy, settings, worlds), list(seeds), {}
-    free = worlds
-    while waiting or free < worlds:
-        while waiting and free:
-            runner.start(waiting.pop(0), keep or ArtifactRequest())
-            free -= 1
-        for episode in runner.advance():
-            played[episode.record.seed] = episode
-            free += 1
-    return played
+    """Run the episodes of all seeds; a free env takes the next seed at once."""
+    runner, waiting, results = EpisodeRunner(policy, config, num_envs), list(seeds), {}
+    num_free = num_envs
+    while waiting or num_free < num_envs:
+        while waiting and num_free:
+            runner.start(waiting.pop(0), artifacts)
+            num_free -= 1
+        for result in runner.run_until_any_done():
+            results[result.record.seed] = result
+            num_free += 1
+    return results
 
 
-def outcomes(played: dict[int, EpisodeResult]) -> list[dict[str, Any]]:
-    return [played[seed].record.outcome() for seed in sorted(played)]
+def outcomes(results: dict[int, EpisodeResult]) -> list[dict[str, Any]]:
+    return [results[seed].record.without_timing() for seed in sorted(results)]
 
 
-def test_records_do_not_depend_on_how_many_worlds_share_the_policy(job: RolloutSpec) -> None:
-    policy = make_policy(job.policy, job.settings)
-    one, four = (play(policy, job.settings, SEEDS, worlds) for worlds in (1, 4))
+def test_records_do_not_depend_on_the_number_of_envs(spec: RolloutSpec) -> None:
+    policy = make_policy(spec.policy, spec.config)
+    one, four = (run(policy, spec.config, SEEDS, num_envs) for num_envs in (1, 4))
     assert sorted(one) == list(SEEDS)
-    assert len({str(played.record.initial_poses) for played in one.values()}) == len(SEEDS)
+    assert len({str(result.record.initial_poses) for result in one.values()}) == len(SEEDS)
     assert outcomes(one) == outcomes(four)
 
 
-def test_a_record_says_how_it_came_about(job: RolloutSpec) -> None:
-    record = play(make_policy(job.policy, job.settings), job.settings, [700], 1)[700].record
+def test_record_has_settings_and_timing(spec: RolloutSpec) -> None:
+    record = run(make_policy(spec.policy, spec.config), spec.config, [700])[700].record
     assert (record.steps, record.num_stages, record.error) == (24, 4, None)
     assert list(record.initial_poses) == ["cube"] and len(record.initial_poses["cube"]) == 7
-    said = record.settings
-    assert (said["num_action_steps"], said["inference_steps"], said["ema"]) == (8, 1, True)
-    assert said["task"]["shadows"] is False and said["task"]["image_size"] == 48
-    assert "stage 4" in said["success_description"] and said["noise_seed"] == 1
+    settings = record.settings
+    assert (settings["num_action_steps"], settings["inference_steps"]) == (8, 1)
+    assert settings["use_ema_weights"] is True and settings["noise_seed"] == 1
+    assert settings["task"]["shadows"] is False and settings["task"]["image_size"] == 48
+    assert "stage 4" in settings["success_description"]
     robo_imi = {"obs_read_ms", "preprocess_ms", "inference_ms", "env_step_ms", "loop_total_ms"}
     assert robo_imi | {"inference_ms_p50", "inference_ms_p95", "wall_s"} == set(record.timing)
     assert record.timing["loop_total_ms"] >= record.timing["env_step_ms"] > 0.0
 
 
-class Watched:
-    """An agent whose actions and looks are noted; an eager one looks at every frame."""
+class SpyPolicy:
+    """An agent whose actions and images are recorded.
+
+    Args:
+        eager: take images in every step.
+    """
 
     def __init__(self, inner: AgentPolicy, eager: bool) -> None:
         self.name, self.inner, self.eager = inner.name, inner, eager
         self.actions: list[np.ndarray] = []
-        self.looks = 0
+        self.num_images = 0
 
-    def begin(self, world: SimEnv, seed: int) -> WatchedController:
-        return WatchedController(self, self.inner.begin(world, seed))
+    def start_episode(self, env: SimEnv, seed: int) -> SpyEpisode:
+        return SpyEpisode(self, self.inner.start_episode(env, seed))
 
-    def plan(self, controllers: Sequence[WatchedController], watches: Sequence[Timer]) -> None:
-        self.inner.plan([controller.inner for controller in controllers], watches)
+    def predict_chunks(self, episodes: Sequence[SpyEpisode], timers: Sequence[Timer]) -> None:
+        self.inner.predict_chunks([episode.inner for episode in episodes], timers)
 
 
-class WatchedController:
-    """The controller of a watched agent."""
+class SpyEpisode:
+    """An episode of a `SpyPolicy`."""
 
-    def __init__(self, policy: Watched, inner: AgentEpisode) -> None:
+    def __init__(self, policy: SpyPolicy, inner: AgentEpisode) -> None:
         self.policy, self.inner = policy, inner
 
     @property
@@ -109,7 +115,7 @@ class WatchedController:
         return self.inner.needs_prediction
 
     def observe(self, observation: dict[str, Any]) -> None:
-        self.policy.looks += "images" in observation
+        self.policy.num_images += "images" in observation
         self.inner.observe(observation)
 
     def act(self) -> np.ndarray:
@@ -117,19 +123,21 @@ class WatchedController:
         return self.policy.actions[-1]
 
 
-def test_rendering_lazily_changes_no_action(job: RolloutSpec) -> None:
-    """Bit for bit the actions of an episode in which every frame is rendered and offered."""
-    inner = make_policy(job.policy, job.settings)
+def test_lazy_rendering_changes_no_action(spec: RolloutSpec) -> None:
+    """Actions are bitwise those of an episode in which every frame is rendered."""
+    inner = make_policy(spec.policy, spec.config)
     assert isinstance(inner, AgentPolicy)
-    lazy, eager = Watched(inner, eager=False), Watched(inner, eager=True)
+    lazy, eager = SpyPolicy(inner, eager=False), SpyPolicy(inner, eager=True)
     for policy in (lazy, eager):
-        play(policy, job.settings, [700], 1)
+        run(policy, spec.config, [700])
     assert np.array_equal(np.stack(lazy.actions), np.stack(eager.actions))
-    # The last two frames of every eight, and the first one of all: steps 0, 7, 8, 15, 16, 23.
-    assert (lazy.looks, eager.looks) == (6, 24)
+    # The first frame, and the last two of every eight: steps 0, 7, 8, 15, 16, 23.
+    assert (lazy.num_images, eager.num_images) == (6, 24)
 
 
-def test_a_policy_on_poses_is_told_them(demonstrations: Path, tmp_path: Path) -> None:
+def test_policy_gets_the_poses_of_its_privileged_objects(
+    demonstrations: Path, tmp_path: Path
+) -> None:
     config = tiny_config(
         demonstrations,
         "agent=state_imf_attnres",
@@ -137,122 +145,125 @@ def test_a_policy_on_poses_is_told_them(demonstrations: Path, tmp_path: Path) ->
         "task.max_episode_steps=16",
     )
     save_agent(tmp_path, fresh_agent(config), config, ema=None)
-    job = RolloutSpec(str(tmp_path), agent_rollout_config(config, noise_seed=1), worlds=2)
-    seen: list[torch.Tensor] = []
-    policy = make_policy(job.policy, job.settings)
+    rollout_config = agent_rollout_config(config, noise_seed=1)
+    policy = make_policy(PolicySpec.parse(str(tmp_path)), rollout_config)
+    assert isinstance(policy, AgentPolicy)
+    observations: list[dict[str, Any]] = []
     predict = policy._agent.predict_action
-    policy._agent.predict_action = lambda obs, **noise: (
-        seen.append(obs["qpos"]) or predict(obs, **noise)
+    policy._agent.predict_action = lambda obs, **noise: (  # type: ignore[method-assign]
+        observations.append(obs) or predict(obs, **noise)
     )
-    runner = EpisodeRunner(policy, job.settings, worlds=1)
-    runner.start(7)
-    (played,) = runner.advance()
-    assert played.record.error is None and played.record.settings["privileged_pose_objects"] == [
-        "cube"
-    ]
-    told = seen[0][0, -1, 16:]
-    start = torch.tensor(played.record.initial_poses["cube"], dtype=torch.float32)
-    assert torch.equal(told, start)
-    assert len(seen) == 2 and not torch.equal(seen[1][0, -1, :16], seen[0][0, -1, :16])
+    record = run(policy, rollout_config, [7])[7].record
+    assert record.error is None and record.settings["privileged_pose_objects"] == ["cube"]
+    first, second = observations
+    initial_pose = torch.tensor(record.initial_poses["cube"], dtype=torch.float32)
+    assert first["object_poses"]["cube"].shape == (1, 2, 7)
+    assert torch.equal(first["object_poses"]["cube"][0, -1], initial_pose)
+    assert not torch.equal(second["qpos"][0, -1], first["qpos"][0, -1])
 
 
-def test_a_row_of_a_call_does_not_depend_on_the_others(job: RolloutSpec) -> None:
-    """One episode alone in its padded call acts as in a full one."""
-    policy = make_policy(job.policy, job.settings)
-    alone = play(policy, job.settings, [703], 1)
-    among = play(policy, job.settings, [700, 701, 702, 703], 4)
-    assert alone[703].record.outcome() == among[703].record.outcome()
+def test_result_of_a_row_does_not_depend_on_the_batch(spec: RolloutSpec) -> None:
+    """An episode alone in its padded batch acts as in a full one."""
+    policy = make_policy(spec.policy, spec.config)
+    single = run(policy, spec.config, [703])
+    full = run(policy, spec.config, [700, 701, 702, 703], num_envs=4)
+    assert single[703].record.without_timing() == full[703].record.without_timing()
 
 
 @pytest.fixture(scope="module")
-def faulty(job: RolloutSpec) -> RolloutConfig:
-    task = replace(job.settings.task, env_id=faulty_envs.ENV_ID)
-    return replace(job.settings, task=task)
+def faulty(spec: RolloutSpec) -> RolloutConfig:
+    task = replace(spec.config.task, env_id=faulty_envs.ENV_ID)
+    return replace(spec.config, task=task)
 
 
-def test_a_broken_world_costs_its_own_episode_only(job: RolloutSpec, faulty: RolloutConfig) -> None:
-    policy = make_policy(job.policy, faulty)
+def test_broken_env_fails_its_own_episode_only(spec: RolloutSpec, faulty: RolloutConfig) -> None:
+    policy = make_policy(spec.policy, faulty)
     seeds = [700, faulty_envs.RAISES, faulty_envs.RETURNS_NAN, faulty_envs.REWARDS_NAN, 701]
-    records = {seed: p.record for seed, p in play(policy, faulty, seeds, 2).items()}
+    results = run(policy, faulty, seeds, num_envs=2)
+    records = {seed: result.record for seed, result in results.items()}
     assert records[faulty_envs.RAISES].error == "ArithmeticError: the simulation diverged"
     assert "state after step 3 is not finite" in str(records[faulty_envs.RETURNS_NAN].error)
     assert "reward of step 3 is nan" in str(records[faulty_envs.REWARDS_NAN].error)
     for seed in (700, 701):
         assert records[seed].error is None
-        sound = play(policy, job.settings, [seed], 1)[seed].record
-        assert (records[seed].steps, records[seed].episode_return) == (24, sound.episode_return)
+        intact = run(policy, spec.config, [seed])[seed].record
+        assert (records[seed].steps, records[seed].episode_return) == (24, intact.episode_return)
     assert not any(records[seed].success for seed in seeds)
 
 
-def test_an_episode_ends_with_its_time_or_its_steps(job: RolloutSpec) -> None:
-    policy = make_policy(job.policy, job.settings)
-    hurried = replace(job.settings, episode_timeout_s=1e-6)
-    record = play(policy, hurried, [700], 1)[700].record
+def test_episode_beyond_its_time_limit_has_failed(spec: RolloutSpec) -> None:
+    policy = make_policy(spec.policy, spec.config)
+    short = replace(spec.config, episode_timeout_s=1e-6)
+    record = run(policy, short, [700])[700].record
     assert "evaluate.episode_timeout_s=1e-06" in str(record.error) and not record.success
 
 
-def test_a_policy_of_nan_is_a_failed_episode(job: RolloutSpec) -> None:
-    policy = make_policy(job.policy, job.settings)
+def test_action_that_is_not_finite_fails_the_episode(spec: RolloutSpec) -> None:
+    policy = make_policy(spec.policy, spec.config)
     assert isinstance(policy, AgentPolicy)
     with torch.no_grad():
         for weights in policy._agent.parameters():
             weights.fill_(float("nan"))
-    record = play(policy, job.settings, [700], 1)[700].record
+    record = run(policy, spec.config, [700])[700].record
     assert record.error == "the policy's action at step 0 is not finite"
 
 
-def test_a_damaged_policy_is_named(job: RolloutSpec, tmp_path: Path) -> None:
+def test_missing_checkpoint_and_missing_cameras_are_named(
+    demonstrations: Path, spec: RolloutSpec, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="nowhere is not a checkpoint"):
-        make_policy(str(tmp_path / "nowhere"), job.settings)
-    blind = replace(job.settings, camera_names=("top",))
+        make_policy(PolicySpec.parse(str(tmp_path / "nowhere")), spec.config)
     with pytest.raises(UserError, match=r"add \['r_vis', 'front'\] to data.camera_names"):
-        make_policy(job.policy, blind)
+        agent_rollout_config(tiny_config(demonstrations), 0, camera_names=("top",))
 
 
-def test_baselines(demonstrations: Path, job: RolloutSpec) -> None:
-    """The expert succeeds, a recorded episode repeats itself, an untrained agent does not."""
-    settings = scripted_rollout_config(tiny_config(demonstrations).task)
-    expert = play(make_policy("expert", settings), settings, [0, 1], 2)
-    replay = play(make_policy(f"replay:{demonstrations}", settings), settings, [0, 1], 2)
+def test_baselines(demonstrations: Path, spec: RolloutSpec) -> None:
+    """The expert succeeds, a recorded episode repeats itself, an untrained agent fails."""
+    config = scripted_rollout_config(tiny_config(demonstrations).task)
+    recording = PolicySpec(PolicyKind.REPLAY, str(demonstrations))
+    expert = run(make_policy(EXPERT, config), config, [0, 1], num_envs=2)
+    replay = run(make_policy(recording, config), config, [0, 1], num_envs=2)
     for seed in (0, 1):
         assert expert[seed].record.success and expert[seed].record.max_stage == 4
-        ours, theirs = expert[seed].record.outcome(), replay[seed].record.outcome()
-        assert {**ours, "policy": ""} == {**theirs, "policy": ""}
-        assert theirs["policy"].startswith("replay-")
-    untrained = make_policy(f"untrained:{job.policy}", job.settings)
-    record = play(untrained, job.settings, [700], 1)[700].record
+        of_expert = expert[seed].record.without_timing()
+        of_replay = replay[seed].record.without_timing()
+        assert of_replay.pop("policy").startswith("replay-") and of_expert.pop("policy") == "expert"
+        assert of_expert == of_replay
+    untrained = make_policy(replace(spec.policy, kind=PolicyKind.UNTRAINED), spec.config)
+    record = run(untrained, spec.config, [700])[700].record
     assert not record.success and record.policy.startswith("untrained-")
-    with pytest.raises(UserError, match="no episode to play back"):
-        make_policy(f"replay:{demonstrations / 'none'}", settings)
-    as_roboimi = replace(settings, data_format="roboimi")  # whose actions are the end effectors'
+    with pytest.raises(UserError, match="no episode to replay"):
+        make_policy(replace(recording, path=str(demonstrations / "none")), config)
+    as_roboimi = replace(config, data_format="roboimi")  # its actions are end-effector poses
     with pytest.raises(UserError, match=r"episode_0.*joint actions cannot be read"):
-        make_policy(f"replay:{demonstrations}", as_roboimi)
+        make_policy(recording, as_roboimi)
 
 
-def test_files_of_an_episode(job: RolloutSpec) -> None:
-    policy = make_policy(job.policy, job.settings)
-    keep = ArtifactRequest(video=True, trajectory=True)
-    kept = play(policy, job.settings, [700], 1, keep)[700]
-    bare = play(policy, job.settings, [700], 1)[700]
-    assert kept.record.outcome() == bare.record.outcome() and not bare.files
-    assert decode_video(kept.files[VIDEO]).shape == (12, 240, 320, 3)
-    trajectory = np.load(io.BytesIO(kept.files[TRAJECTORY]), allow_pickle=False)
+def test_artifacts_of_an_episode(spec: RolloutSpec) -> None:
+    policy = make_policy(spec.policy, spec.config)
+    request = ArtifactRequest(video=True, trajectory=True)
+    result = run(policy, spec.config, [700], artifacts=request)[700]
+    without = run(policy, spec.config, [700])[700]
+    assert result.record.without_timing() == without.record.without_timing()
+    assert not without.files
+    assert decode_video(result.files[VIDEO]).shape == (12, 240, 320, 3)
+    trajectory = np.load(io.BytesIO(result.files[TRAJECTORY]), allow_pickle=False)
     assert trajectory["qpos"].shape == trajectory["action"].shape == (24, 16)
     assert trajectory["ee_poses"].shape == (25, 2, 7) and trajectory["pose_cube"].shape == (24, 7)
-    assert trajectory["reward"].sum() == kept.record.episode_return
-    assert kept.files[PATH_PICTURE].startswith(b"\x89PNG")
+    assert trajectory["reward"].sum() == result.record.episode_return
+    assert result.files[PATH_IMAGE].startswith(b"\x89PNG")
 
 
-def test_the_path_is_drawn_where_the_tools_are(demonstrations: Path) -> None:
-    """Red appears along the projected path of the expert's tools."""
-    settings = scripted_rollout_config(tiny_config(demonstrations).task)
-    policy = make_policy("expert", settings)
-    files = play(policy, settings, [0], 1, ArtifactRequest(trajectory=True))[0].files
-    picture = iio.imread(files[PATH_PICTURE])
-    world = SimTransferEnv(render_images=False)
-    world.reset(seed=0)
+def test_path_image_shows_the_end_effectors(demonstrations: Path) -> None:
+    """Red appears along the projected path of the expert's end effectors."""
+    config = scripted_rollout_config(tiny_config(demonstrations).task)
+    request = ArtifactRequest(trajectory=True)
+    files = run(make_policy(EXPERT, config), config, [0], artifacts=request)[0].files
+    image = iio.imread(files[PATH_IMAGE])
+    env = SimTransferEnv(render_images=False)
+    env.reset(seed=0)
     path = np.load(io.BytesIO(files[TRAJECTORY]))["ee_poses"][:, :, :3].reshape(-1, 3)
-    columns, rows = np.round(world.project(path)).astype(int).T
+    columns, rows = np.round(env.project_to_pixels(path)).astype(int).T
     inside = (columns >= 0) & (columns < 640) & (rows >= 0) & (rows < 480)
-    drawn = picture[rows[inside], columns[inside]]
-    assert inside.mean() > 0.9 and (drawn == (255, 0, 0)).all(axis=1).mean() > 0.95
+    colors = image[rows[inside], columns[inside]]
+    assert inside.mean() > 0.9 and (colors == (255, 0, 0)).all(axis=1).mean() > 0.95

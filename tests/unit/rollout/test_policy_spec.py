@@ -1,0 +1,41 @@
+"""Names of policies: text forms, kinds and paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imf_ray.errors import UserError
+from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "path"),
+    [
+        ("runs/a/checkpoint_00000001", PolicyKind.CHECKPOINT, "runs/a/checkpoint_00000001"),
+        ("s3://bucket/a/checkpoint_00000001", PolicyKind.CHECKPOINT, None),
+        ("untrained:runs/a", PolicyKind.UNTRAINED, "runs/a"),
+        ("replay:data/demos", PolicyKind.REPLAY, "data/demos"),
+        ("expert", PolicyKind.EXPERT, ""),
+    ],
+)
+def test_text_forms(text: str, kind: PolicyKind, path: str | None) -> None:
+    spec = PolicySpec.parse(text)
+    assert (spec.kind, spec.path) == (kind, text if path is None else path)
+    assert str(spec) == text
+    assert spec.is_agent == (kind in (PolicyKind.CHECKPOINT, PolicyKind.UNTRAINED))
+
+
+def test_resolved_paths_are_absolute_and_local(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    untrained = PolicySpec.parse("untrained:runs/a").resolve()
+    assert str(untrained) == f"untrained:{tmp_path / 'runs' / 'a'}"
+    assert untrained.local_path == tmp_path / "runs" / "a"
+    assert EXPERT.resolve() == EXPERT == PolicySpec.parse("expert")
+    remote = PolicySpec.parse("memory://bucket/a").resolve()
+    assert Path(remote.path).is_absolute() and remote.local_path == Path(remote.path)
+    with pytest.raises(UserError, match="a replay needs episodes in a local folder"):
+        PolicySpec.parse("replay:memory://bucket/demos").resolve()
