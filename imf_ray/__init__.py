@@ -1,19 +1,26 @@
 """Distributed training of one-step robot policies on Ray.
 
-Importing the package registers its simulated tasks with gymnasium by name and does nothing else.
+Importing the package registers its simulated tasks with gymnasium. Torch, Ray, MuJoCo and HDF5 are
+imported only when they are needed.
 """
 
-import gymnasium
+from typing import TYPE_CHECKING, Any
+
+from imf_ray.sim.tasks import register_envs
+
+if TYPE_CHECKING:
+    from imf_ray.policy import load_policy
 
 __version__ = "0.2.0"
+__all__ = ["__version__", "load_policy"]
 
-gymnasium.register(
-    id="imf_ray/SimTransfer-v0",
-    entry_point="imf_ray.sim.transfer:SimTransferEnv",
-    max_episode_steps=400,
-)
-gymnasium.register(
-    id="imf_ray/SimAirInsert-v0",
-    entry_point="imf_ray.sim.insert:SimAirInsertEnv",
-    max_episode_steps=400,
-)
+register_envs()
+
+
+def __getattr__(name: str) -> Any:
+    """Import `load_policy` on first use, because it needs torch."""
+    if name == "load_policy":
+        from imf_ray.policy import load_policy
+
+        return load_policy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,26 +1,22 @@
-"""What a simulated task offers to recorders, experts and judges beyond gymnasium's interface."""
+"""Interfaces of simulated tasks: an env with cameras and stages, and a scripted expert."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
-from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
-from imf_ray.sim.rendering import Image
+from imf_ray.sim.array_types import FloatArray, Image
 
 OVERVIEW_SIZE = (480, 640)
-"""Height and width in pixels of the view for people."""
-
-FloatArray = NDArray[np.float64]
+"""Height and width in pixels of the overview image."""
 
 
 class SimEnv(gymnasium.Env[dict[str, Any], Any]):
-    """A task with cameras, stages and a rule of success.
+    """A gymnasium env with cameras, stages and a definition of success.
 
-    Observations: `qpos` (D,) float32, `qvel` (D,) float32 where there is one, and, if it was made
+    Observations: `qpos` (D,) float32; `qvel` (D,) float32 if the env has velocities; and, if made
     with `render_images=True`, `images` {camera: (H, W, 3) uint8 RGB}.
 
     `info` of `reset` and `step`: `stage` and `max_stage` (int, the highest of the episode),
@@ -29,87 +25,50 @@ class SimEnv(gymnasium.Env[dict[str, Any], Any]):
 
     control_hz: int
     num_stages: int
-    """The highest stage; stages are counted from 0 (nothing reached yet)."""
+    """The highest stage. Stages are counted from 0 (nothing reached yet)."""
     success_description: str
-    """In words, for records."""
+    """Definition of success in words, for records."""
 
     @property
     @abstractmethod
     def render_settings(self) -> dict[str, Any]:
-        """What a picture depends on besides the state: `image_size` (height, width),
+        """Everything besides the state that an image depends on: `image_size` (height, width),
         `camera_names`, `shadows`, `multisampling`."""
 
     @abstractmethod
     def render_cameras(self) -> dict[str, Image]:
-        """Pictures (H, W, 3) uint8 RGB of the current state, by camera name: what the policy
-        sees, whether or not the observations hold it."""
+        """Render the policy's images (H, W, 3) uint8 RGB of the current state, by camera name.
+
+        Works also if observations are made without images."""
 
     @abstractmethod
-    def view(self) -> Image:
-        """A picture (*VIEW_SIZE, 3) of the current state for people; always the same camera."""
+    def render_overview(self) -> Image:
+        """Render an image (*OVERVIEW_SIZE, 3) of the current state for people.
+
+        The camera is always the same."""
 
     @abstractmethod
     def ee_poses(self) -> FloatArray:
-        """Tool poses (arms, 7), left first: xyz in m and quaternion wxyz in the world frame.
+        """Return end-effector poses (arms, 7), left first: xyz in m, quaternion wxyz, world frame.
 
-        (0, 7) for a task that does not tell."""
+        (0, 7) if the task does not report them."""
 
     @abstractmethod
-    def project(self, points: FloatArray) -> FloatArray:
-        """Where world points (N, 3) in m are in `view`: columns and rows (N, 2) in pixels; NaN for
-        a point behind the camera.
+    def project_to_pixels(self, points: FloatArray) -> FloatArray:
+        """Project world points (N, 3) in m into the overview image.
 
-        Raises NotImplementedError for a task whose camera is not known."""
+        Returns columns and rows (N, 2) in pixels; NaN for a point behind the camera.
+
+        Raises:
+            NotImplementedError: the camera of the task is unknown.
+        """
 
 
 class ScriptedExpert(Protocol):
-    """A scripted expert, made for one world."""
+    """A scripted expert, made for one env."""
 
     def reset(self) -> None:
-        """Plans the episode; call it right after the world's reset."""
+        """Plan the episode; call it right after the env's reset."""
 
     def act(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """The next action in joint space, and in end-effector space where the task has one."""
-
-
-def make_env(
-    env_id: str,
-    *,
-    control_hz: int,
-    max_episode_steps: int,
-    adapter: Mapping[str, Any] | None = None,
-    **kwargs: Any,
-) -> gymnasium.Env[dict[str, Any], Any]:
-    """The task `env_id` with its time limit; `.unwrapped` is the `SimEnv`.
-
-    Args:
-        control_hz: what the caller takes the world's rate to be.
-        adapter: how an environment that is not ours becomes a world (see `imf_ray.sim.gym_adapter`).
-        kwargs: the constructor's: `action_space`, `image_size`, `camera_names`, `shadows`,
-            `multisampling`, `render_images`.
-
-    Raises ValueError where the task cannot be made so, or runs at another rate.
-    """
-    if adapter is not None:
-        from imf_ray.sim.gym_adapter import adapt  # it stands on this module
-
-        world: gymnasium.Env[dict[str, Any], Any] = TimeLimit(
-            adapt(env_id, adapter, control_hz=control_hz, **kwargs), max_episode_steps
-        )
-    else:
-        try:
-            world = gymnasium.make(
-                env_id, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs
-            )
-        except (gymnasium.error.UnregisteredEnv, TypeError) as error:
-            raise ValueError(
-                f"task.env_id={env_id} cannot be made: {str(error).rstrip('.')}. An "
-                "environment that is not ours needs task.adapter (docs/worlds.md)"
-            ) from error
-    own_rate = cast(SimEnv, world.unwrapped).control_hz
-    if own_rate != control_hz:
-        raise ValueError(
-            f"{env_id} runs at {own_rate} Hz, task.control_hz={control_hz}: set "
-            f"task.control_hz={own_rate}"
-        )
-    return world
+        """Return the next action in joint space, and in end-effector space if the task has one."""

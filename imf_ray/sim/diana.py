@@ -1,6 +1,6 @@
 """The DianaMed arm with a parallel gripper: MJCF from primitives, and its kinematics.
 
-Kinematics, inertia, joint ranges and damping are the figures of robopal 0.4.1's DianaMed model
+Kinematics, inertia, joint ranges and damping are those of robopal 0.4.1's DianaMed model
 (Apache-2.0). The links are drawn as capsules and cylinders between the joint frames: no mesh files.
 
 Names in the compiled model, for `side` in `SIDES`: joints `{side}_joint1` to `{side}_joint7`,
@@ -10,20 +10,21 @@ the order of an action: seven joints, then `{side}_gripper`.
 
 from typing import NamedTuple
 
-import mujoco
 import numpy as np
 
-from imf_ray.sim.kinematics import ArmKinematics, FloatArray
+from imf_ray.sim.array_types import FloatArray
+from imf_ray.sim.headless import mujoco
+from imf_ray.sim.kinematics import ArmKinematics
 
 SIDES = ("left", "right")
 NUM_JOINTS = 7
 FINGER_STROKE = 0.04  # m, travel of one finger; the gripper opens to twice that
 GRIPPER_OPENING = 2 * FINGER_STROKE  # m
 
-# Retracted start poses, left arm first: the left hand level, its fingers one above the other; the
-# right hand pointing down. At the manufacturer's home pose (0, -pi/4, 0, pi/2, 0, pi/4, 0) the
-# flange is 0.84 m out, and arms that share a workspace would reach through each other. Each wrist
-# starts on the side of its singularity (joint 6 = 0) where its work is.
+# Retracted start poses, left arm first. The left hand is level, one finger above the other. The
+# right hand points down. At the manufacturer's home pose (0, -pi/4, 0, pi/2, 0, pi/4, 0) the flange
+# is 0.84 m out, and arms that share a workspace would intersect. Each wrist starts on the side of
+# its singularity (joint 6 = 0) on which the task needs it.
 READY_JOINTS: FloatArray = np.array(
     [
         [0.0, -0.65, 0.0, 2.80, 0.0, 3.45 - np.pi / 2, -np.pi / 2],
@@ -31,28 +32,28 @@ READY_JOINTS: FloatArray = np.array(
     ]
 )  # rad
 
-# Orientations of the tool (wxyz): z is the direction of the fingers, y the one they open along.
+# Orientations of the tool (wxyz): z is the direction of the fingers, y their opening direction.
 # Each arm turns in its own vertical plane from its ready pose to any of its orientations.
 RIGHT_DOWN = (0.0, 0.0, 1.0, 0.0)
 LEFT_LEVEL = (0.5, 0.5, 0.5, 0.5)
 LEFT_DOWN = (0.0, np.sqrt(0.5), np.sqrt(0.5), 0.0)
 
 _TORQUE_LIMIT = 80.0  # N m
-_ROTOR_INERTIA = 0.1  # kg m^2, seen through the gear; keeps the light wrist joints well damped
+_ROTOR_INERTIA = 0.1  # kg m^2, at the output of the gear; keeps the light wrist joints well damped
 _STIFFNESS = (4000, 4000, 3000, 3000, 1000, 1000, 500)  # N m / rad
 _FINGER_FORCE = 20.0  # N
 _FINGER_STIFFNESS = 1000.0  # N / m
 _FINGER_DAMPING = 40.0  # N s / m
 _PAD_SOLREF = "0.004 1"  # time constant in s, twice the timestep, and damping ratio
-_TOOL_DISTANCE = 0.15  # m, from the flange to the middle of the finger pads
+_TOOL_DISTANCE = 0.15  # m, from the flange to the centre of the finger pads
 
-# Collision groups: an arm meets the world and the other arm, never itself.
-_WORLD_BIT = 1
-_COLLISION_BITS = {"left": (2, _WORLD_BIT | 4), "right": (4, _WORLD_BIT)}
+# Collision groups: an arm collides with the scene and the other arm, never with itself.
+_SCENE_BIT = 1
+_COLLISION_BITS = {"left": (2, _SCENE_BIT | 4), "right": (4, _SCENE_BIT)}
 
 
 class _Link(NamedTuple):
-    """A body in its parent's frame, its joint, and the geoms (in its own frame) that show it."""
+    """A body in its parent's frame, its joint, and its geoms in its own frame."""
 
     position: str
     quaternion: str
@@ -126,7 +127,7 @@ _LINKS = (
 
 
 def _gripper_xml(side: str) -> str:
-    """The gripper in the flange frame: z points out of the flange, the fingers slide along y."""
+    """Gripper in the flange frame: z points out of the flange, the fingers slide along y."""
     fingers = "".join(
         f"""
         <body name="{side}_finger{number}" quat="{quaternion}" gravcomp="1">
@@ -149,7 +150,10 @@ def _gripper_xml(side: str) -> str:
 
 
 def arm_xml(side: str, position: str, yaw: float) -> str:
-    """MJCF body of one arm. `position`: xyz of the foot in m; `yaw`: rad about the vertical."""
+    """Return the MJCF body of one arm, with its base at `position` (xyz in m).
+
+    `yaw` is its rotation about the vertical in rad.
+    """
     body = _gripper_xml(side)
     for number, link in reversed(list(enumerate(_LINKS, start=1))):
         body = f"""
@@ -169,7 +173,7 @@ def arm_xml(side: str, position: str, yaw: float) -> str:
 
 
 def defaults_xml(side: str) -> str:
-    """Default classes of one arm; belongs into `<default>` of a model whose angles are radians."""
+    """Return the default classes of one arm, for `<default>` of a model with angles in radians."""
     contype, conaffinity = _COLLISION_BITS[side]
     return f"""
       <default class="{side}_arm">
@@ -187,7 +191,7 @@ def defaults_xml(side: str) -> str:
 
 
 def materials_xml() -> str:
-    """Materials of the arms; belongs into `<asset>`."""
+    """Return the materials of the arms, for `<asset>`."""
     return """
       <material name="shell" rgba="0.93 0.93 0.91 1" specular="0.4" shininess="0.4"/>
       <material name="dark" rgba="0.20 0.21 0.23 1" specular="0.3"/>
@@ -198,9 +202,9 @@ def materials_xml() -> str:
 
 
 def controls_xml(side: str) -> str:
-    """Top-level sections of one arm: the coupling of its fingers and its position actuators.
+    """Return top-level sections of one arm: coupling of its fingers and position actuators.
 
-    The gripper's tendon is as long as the gripper is open, so its control is the opening in m.
+    The length of the gripper's tendon is the gripper's opening, so its control is in m.
     """
     joints = "".join(
         f"""
@@ -227,6 +231,6 @@ def controls_xml(side: str) -> str:
 
 
 def arm_kinematics(model: mujoco.MjModel, side: str) -> ArmKinematics:
-    """Kinematics of one arm's tool; its posture is the ready pose."""
+    """Make the kinematics of one arm's tool; its posture is the ready pose."""
     joints = [f"{side}_joint{number}" for number in range(1, NUM_JOINTS + 1)]
     return ArmKinematics(model, f"{side}_tool", joints, READY_JOINTS[SIDES.index(side)])

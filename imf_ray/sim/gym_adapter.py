@@ -1,7 +1,7 @@
-"""Gymnasium environments that are not ours, made into worlds by a description of them.
+"""Adapts gymnasium environments of other packages to `SimEnv`, by a description of them.
 
-The description is a mapping with the keys of `imf_ray.config.AdapterConfig`, where each is
-explained. Paths in an observation or an `info` are dotted (`pixels.top`); `.` is the whole.
+The description is a mapping with the keys of `task.adapter` (`AdapterConfig`), which documents each
+of them. Paths in an observation or an `info` are dotted (`pixels.top`); `.` is the whole.
 """
 
 import importlib
@@ -14,35 +14,38 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-from imf_ray.sim.base import OVERVIEW_SIZE, FloatArray, SimEnv
-from imf_ray.sim.rendering import Image
+# Other packages import MuJoCo, too; it must be set up before.
+from imf_ray.sim import headless  # noqa: F401
+from imf_ray.sim.array_types import FloatArray, Image
+from imf_ray.sim.base import OVERVIEW_SIZE, SimEnv
 
 RENDER = "render()"
-"""The source of a camera that is the environment's own rendering, made only where it is asked."""
+"""Image source of a camera that stands for the env's own `render`, called only on demand."""
 
 
-def adapt(env_id: str, adapter: Mapping[str, Any], **kwargs: Any) -> "AdaptedEnv":
-    """The world of class `adapter["env_class"]` around the environment `env_id`.
+def make_adapted_env(env_id: str, adapter: Mapping[str, Any], **kwargs: Any) -> "AdaptedEnv":
+    """Make the env of class `adapter["env_class"]` around the environment `env_id`.
 
-    Raises ValueError when a module is missing, and as the world's constructor.
+    Raises:
+        ValueError: a module is missing; or see `AdaptedEnv`.
     """
     if adapter["module"]:
         _import("task.adapter.module", adapter["module"], adapter["install"])
     module, _, name = adapter["env_class"].partition(":")
-    kind = getattr(_import("task.adapter.env_class", module, adapter["install"]), name, None)
-    if not (isinstance(kind, type) and issubclass(kind, AdaptedEnv)):
+    env_class = getattr(_import("task.adapter.env_class", module, adapter["install"]), name, None)
+    if not (isinstance(env_class, type) and issubclass(env_class, AdaptedEnv)):
         raise ValueError(
-            f"task.adapter.env_class={adapter['env_class']} must name a class derived from AdaptedWorld, "
-            "as module:Class"
+            f"task.adapter.env_class={adapter['env_class']} must name a class derived from "
+            "AdaptedEnv, as module:Class"
         )
-    return kind(env_id, adapter, **kwargs)
+    return env_class(env_id, adapter, **kwargs)
 
 
 class AdaptedEnv(SimEnv):
-    """An environment seen through its description.
+    """A gymnasium environment adapted to `SimEnv` by its description.
 
-    Pictures are taken from the newest observation or from the environment's `render`, and brought
-    to the wanted size by averaging areas. `shadows` and `multisampling` are only recorded.
+    Images come from the newest observation or from the environment's `render`, and are resized by
+    averaging areas. `shadows` and `multisampling` are only recorded.
     """
 
     def __init__(
@@ -58,10 +61,14 @@ class AdaptedEnv(SimEnv):
         multisampling: bool = False,
         render_images: bool = True,
     ) -> None:
-        """`image_size`: side of the square pictures in pixels. `control_hz` holds where the
-        environment does not tell its own rate (`metadata["render_fps"]`).
+        """Make the environment `env_id` and check it against `adapter`.
 
-        Raises ValueError where the environment cannot be made, or lacks what is described.
+        Args:
+            control_hz: control rate, if the environment has no `metadata["render_fps"]`.
+            image_size: side of the square images in pixels.
+
+        Raises:
+            ValueError: the environment cannot be made, or does not fit its description.
         """
         if action_space != "joint":
             raise ValueError(
@@ -78,12 +85,12 @@ class AdaptedEnv(SimEnv):
         }
         for camera in self._render_settings["camera_names"]:
             if camera not in adapter["cameras"]:
-                known = ", ".join(adapter["cameras"])
-                raise ValueError(f"unknown camera {camera!r}; task.adapter.cameras has: {known}")
+                cameras = ", ".join(adapter["cameras"])
+                raise ValueError(f"unknown camera {camera!r}; task.adapter.cameras has: {cameras}")
 
         self._env = _make(env_id, adapter["kwargs"])
         self._on_env_created()
-        self._seen: Any = None
+        self._last_observation: Any = None
         self._max_stage = 0
         for source in adapter["cameras"].values():
             self._check_source(source)
@@ -101,28 +108,30 @@ class AdaptedEnv(SimEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Starts an episode at stage 0; `seed` and `options` are the environment's."""
-        self._seen, _ = self._env.reset(seed=seed, options=options)
+        """Start an episode at stage 0; `seed` and `options` are passed to the environment."""
+        self._last_observation, _ = self._env.reset(seed=seed, options=options)
         self._max_stage = 0
         return self._observation(), self._info(0)
 
     def step(self, action: ArrayLike) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Advances one control step.
+        """Advance one control step.
 
-        Raises ValueError when the action has another shape than the action space or is not finite,
-        or when the environment's `info` lacks what `progress` names.
+        Raises:
+            ValueError: the action does not have the shape of the action space or is not finite; or
+                the environment's `info` lacks the key that `progress_signal` names.
         """
-        self._seen, reward, terminated, truncated, info = self._env.step(self._scaled(action))
+        outcome = self._env.step(self._scaled(action))
+        self._last_observation, reward, terminated, truncated, info = outcome
         stage = self._stage({"reward": reward, "terminated": terminated, "info": info})
         self._max_stage = max(self._max_stage, stage)
         over = bool(terminated) and not self._adapter["ignore_termination"]
         return self._observation(), float(reward), over, bool(truncated), self._info(stage)
 
     def close(self) -> None:
-        """Closes the environment."""
+        """Close the environment."""
         self._env.close()
 
-    # What recorders, experts and judges need besides -------------------------------------------
+    # The interface of recorders, experts and evaluation ----------------------------------------
 
     @property
     def render_settings(self) -> dict[str, Any]:
@@ -131,37 +140,37 @@ class AdaptedEnv(SimEnv):
     def render_cameras(self) -> dict[str, Image]:
         sources, settings = self._adapter["cameras"], self._render_settings
         return {
-            name: resize(self._picture(sources[name]), settings["image_size"])
+            name: resize(self._image(sources[name]), settings["image_size"])
             for name in settings["camera_names"]
         }
 
-    def view(self) -> Image:
-        """The first camera's picture, fitted into the view between black margins."""
-        picture = self._picture(next(iter(self._adapter["cameras"].values())))
-        scale = min(np.divide(OVERVIEW_SIZE, picture.shape[:2]))
-        height, width = (round(side * scale) for side in picture.shape[:2])
+    def render_overview(self) -> Image:
+        """Return the first camera's image, fitted into the overview between black margins."""
+        image = self._image(next(iter(self._adapter["cameras"].values())))
+        scale = min(np.divide(OVERVIEW_SIZE, image.shape[:2]))
+        height, width = (round(side * scale) for side in image.shape[:2])
         top, left = (OVERVIEW_SIZE[0] - height) // 2, (OVERVIEW_SIZE[1] - width) // 2
-        view = np.zeros((*OVERVIEW_SIZE, 3), np.uint8)
-        view[top : top + height, left : left + width] = resize(picture, (height, width))
-        return view
+        overview = np.zeros((*OVERVIEW_SIZE, 3), np.uint8)
+        overview[top : top + height, left : left + width] = resize(image, (height, width))
+        return overview
 
     def ee_poses(self) -> FloatArray:
         return np.empty((0, 7))
 
-    def project(self, points: FloatArray) -> FloatArray:
+    def project_to_pixels(self, points: FloatArray) -> FloatArray:
         raise NotImplementedError("the cameras of an adapted environment are not known")
 
-    # What a world of one particular environment may know better --------------------------------
+    # To be overridden for a particular environment ---------------------------------------------
 
     def object_poses(self) -> dict[str, FloatArray]:
-        """Poses (7,) of the objects: xyz in m and quaternion wxyz in the world frame."""
+        """Return poses (7,) of the objects: xyz in m and quaternion wxyz in the world frame."""
         return {}
 
     def _on_env_created(self) -> None:
-        """Called once when `self._env` is made, before anything is asked of it."""
+        """Called once after `self._env` is made and before it is used."""
 
     def _check_source(self, source: str) -> None:
-        """Raises ValueError unless the environment has pictures of this source."""
+        """Raise ValueError if the environment has no images from this source."""
         if source != RENDER:
             _lookup("observation", self._env.observation_space, source)
         elif self._env.render_mode != "rgb_array":
@@ -169,54 +178,58 @@ class AdaptedEnv(SimEnv):
                 f"a camera from {RENDER} needs task.adapter.kwargs={{render_mode: rgb_array}}"
             )
 
-    def _picture(self, source: str) -> Image:
-        """The current picture (H, W, 3) uint8 RGB of a source, in whatever size it is there."""
-        picture: Any = (
-            self._env.render() if source == RENDER else _lookup("observation", self._seen, source)
+    def _image(self, source: str) -> Image:
+        """Return the current image (H, W, 3) uint8 RGB of a source, in its original size."""
+        image: Any = (
+            self._env.render()
+            if source == RENDER
+            else _lookup("observation", self._last_observation, source)
         )
-        picture = np.asarray(picture)
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
-                f"the picture {source!r} is {picture.dtype}{picture.shape}, not uint8 (H, W, 3)"
+                f"the image {source!r} is {image.dtype}{image.shape}, not uint8 (H, W, 3)"
             )
-        return picture
+        return image
 
     def _action_box(self) -> spaces.Box:
-        """The actions that `step` takes."""
+        """Return the space of the actions that `step` accepts."""
         box = self._env.action_space
         if not isinstance(box, spaces.Box) or len(box.shape) != 1:
-            raise ValueError(f"actions must be a Box of one dimension; these are {box}")
+            raise ValueError(f"the action space must be a Box of one dimension, not {box}")
         if self._adapter["action_scaling"] == "none":
             return box
         if not box.is_bounded():
             raise ValueError(f"task.adapter.action_scaling=box needs finite bounds, not {box}")
         return spaces.Box(-1.0, 1.0, box.shape, np.float32)
 
-    # Inside ------------------------------------------------------------------------------------
+    # Internals ---------------------------------------------------------------------------------
 
     def _scaled(self, action: ArrayLike) -> NDArray[Any]:
-        wanted = np.asarray(action, dtype=np.float64)
-        if wanted.shape != self.action_space.shape or not np.isfinite(wanted).all():
+        scaled = np.asarray(action, dtype=np.float64)
+        if scaled.shape != self.action_space.shape or not np.isfinite(scaled).all():
             raise ValueError(
                 f"action must be finite with shape {self.action_space.shape}, got {action!r}"
             )
         box = self._env.action_space
         assert isinstance(box, spaces.Box)
         if self._adapter["action_scaling"] == "box":
-            wanted = box.low + (wanted + 1) / 2 * (box.high - box.low)
-        return wanted.astype(box.dtype)
+            scaled = box.low + (scaled + 1) / 2 * (box.high - box.low)
+        return scaled.astype(box.dtype)
 
     def _stage(self, outcome: Mapping[str, Any]) -> int:
-        value = float(_lookup("step's outcome", outcome, self._adapter["progress_signal"]))
+        value = float(_lookup("outcome of a step", outcome, self._adapter["progress_signal"]))
         return bisect_right(self._adapter["stage_thresholds"], value)
 
     def _observation(self) -> dict[str, Any]:
-        observation: dict[str, Any] = {
-            name: np.concatenate(
-                [np.ravel(_lookup("observation", self._seen, path)) for path in self._adapter[name]]
-            ).astype(np.float32)
-            for name in self._vectors()
-        }
+        observation: dict[str, Any] = {}
+        for name in self._vectors():
+            leaves = [
+                _lookup("observation", self._last_observation, path) for path in self._adapter[name]
+            ]
+            observation[name] = np.concatenate([np.ravel(leaf) for leaf in leaves]).astype(
+                np.float32
+            )
         if self._render_images:
             observation["images"] = self.render_cameras()
         return observation
@@ -241,40 +254,40 @@ class AdaptedEnv(SimEnv):
             entries[name] = spaces.Box(-np.inf, np.inf, (size,), np.float32)
         if self._render_images:
             settings = self._render_settings
-            picture = spaces.Box(0, 255, (*settings["image_size"], 3), np.uint8)
-            entries["images"] = spaces.Dict(dict.fromkeys(settings["camera_names"], picture))
+            image = spaces.Box(0, 255, (*settings["image_size"], 3), np.uint8)
+            entries["images"] = spaces.Dict(dict.fromkeys(settings["camera_names"], image))
         return spaces.Dict(entries)
 
 
-def resize(picture: Image, size: tuple[int, int]) -> Image:
-    """A copy of a picture (H, W, 3) in `size` (height, width), each pixel the mean of its area."""
-    if picture.shape[:2] == size:
-        return picture.copy()
-    rows, columns = (_area_weights(*sides) for sides in zip(picture.shape[:2], size, strict=True))
-    mean = np.einsum("ih,hwc,jw->ijc", rows, picture, columns, optimize=True)
+def resize(image: Image, size: tuple[int, int]) -> Image:
+    """Return a copy of an image in `size` (height, width); each pixel is the mean of its area."""
+    if image.shape[:2] == size:
+        return image.copy()
+    rows, columns = (_area_weights(*sides) for sides in zip(image.shape[:2], size, strict=True))
+    mean = np.einsum("ih,hwc,jw->ijc", rows, image, columns, optimize=True)
     return np.rint(mean).astype(np.uint8)
 
 
-def _area_weights(length: int, wanted: int) -> NDArray[np.float32]:
-    """Shares (wanted, length) of the old pixels of a line in its new ones."""
-    edges = np.arange(wanted + 1) * (length / wanted)
+def _area_weights(length: int, new_length: int) -> NDArray[np.float32]:
+    """Weights (new_length, length) of the old pixels of a line in its new pixels."""
+    edges = np.arange(new_length + 1) * (length / new_length)
     pixels = np.arange(length)
     ends = np.minimum(edges[1:, None], pixels + 1)
     overlap = np.clip(ends - np.maximum(edges[:-1, None], pixels), 0, None)
-    return (overlap * (wanted / length)).astype(np.float32)
+    return (overlap * (new_length / length)).astype(np.float32)
 
 
 def _import(option: str, module: str, install: str | None) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        way_out = f"install it with: {install}" if install else "install the package that has it"
-        raise ValueError(f"{option}={module}: no module {error.name!r}; {way_out}") from error
+        hint = f"install it with: {install}" if install else "install the package that has it"
+        raise ValueError(f"{option}={module}: no module {error.name!r}; {hint}") from error
 
 
 def _make(env_id: str, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
     try:
-        # The time limit that it was registered with is not the task's.
+        # The task has its own time limit; the one of the registration is disabled.
         return gymnasium.make(env_id, max_episode_steps=-1, disable_env_checker=True, **kwargs)
     except gymnasium.error.UnregisteredEnv as error:
         raise ValueError(
@@ -286,15 +299,16 @@ def _make(env_id: str, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
         ) from error
 
 
-def _lookup(what: str, tree: Any, path: str) -> Any:
-    """The leaf at a dotted path; raises ValueError, with the known paths, where there is none."""
-    found = tree
+def _lookup(name: str, tree: Any, path: str) -> Any:
+    """Return the leaf at a dotted path; raise ValueError with the valid paths if there is none."""
+    node = tree
     for key in filter(None, path.split(".")):
-        branches = dict(found) if isinstance(found, Mapping) else {}  # `in` a space is not by key
-        found = branches.get(key)
-    if found is None or isinstance(found, Mapping):
-        raise ValueError(f"the {what} has no {path!r}; it has: {', '.join(_leaf_paths(tree))}")
-    return found
+        # `in` a gymnasium space tests for elements, not for keys.
+        branches = dict(node) if isinstance(node, Mapping) else {}
+        node = branches.get(key)
+    if node is None or isinstance(node, Mapping):
+        raise ValueError(f"the {name} has no {path!r}; it has: {', '.join(_leaf_paths(tree))}")
+    return node
 
 
 def _leaf_paths(tree: Any, prefix: str = "") -> list[str]:

@@ -2,31 +2,42 @@
 
 from collections.abc import Sequence
 
-import mujoco
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-FloatArray = NDArray[np.float64]
+from imf_ray.sim.array_types import FloatArray
+from imf_ray.sim.headless import mujoco
 
 
 class ArmKinematics:
-    """Forward and inverse kinematics of one arm, on its own `MjData`.
+    """Forward and inverse kinematics of one arm, computed on its own `MjData`.
 
     Poses are (7,): xyz in m and quaternion wxyz of the tool in the world frame. Deterministic.
     """
 
-    DAMPING = 1e-3  # squared and added to the diagonal of J J^T
-    POSTURE_GAIN = 0.1  # share of the way to the posture, inside the null space, per iteration
-    MAX_POSITION_STEP = 0.1  # m per iteration
-    MAX_ROTATION_STEP = 0.5  # rad per iteration
-    TOLERANCE = 1e-5  # m and rad
+    DAMPING = 1e-3
+    """Its square is added to the diagonal of J J^T."""
+    POSTURE_GAIN = 0.1
+    """Fraction of the way to the posture, inside the null space, per iteration."""
+    MAX_POSITION_STEP = 0.1
+    """Meters per iteration."""
+    MAX_ROTATION_STEP = 0.5
+    """Radians per iteration."""
+    TOLERANCE = 1e-5
+    """Largest error of a solution in m and rad."""
     MAX_ITERATIONS = 60
 
     def __init__(
         self, model: mujoco.MjModel, tool: str, joints: Sequence[str], posture: ArrayLike
     ) -> None:
-        """`tool`: the site whose pose is meant; `joints`: names of the arm's J joints from its
-        base on; `posture` (J,): where joints that the pose leaves free are drawn to, in rad."""
+        """Set up the kinematics of the site `tool`.
+
+        Args:
+            model: the compiled model, which is only read.
+            tool: name of the site whose pose is solved for.
+            joints: names of the arm's J joints, from its base outwards.
+            posture: angles (J,) in rad to which joints tend that the pose leaves free.
+        """
         self._model = model
         self._data = mujoco.MjData(model)
         self._site = model.site(tool).id
@@ -37,15 +48,15 @@ class ArmKinematics:
         self.lower, self.upper = model.jnt_range[indices].T  # rad, each (J,)
 
     def tool_pose(self, joints: ArrayLike) -> FloatArray:
-        """Tool pose (7,) at `joints` (J,) in rad."""
+        """Return the tool pose (7,) at `joints` (J,) in rad."""
         self._data.qpos[self._positions] = joints
         mujoco.mj_kinematics(self._model, self._data)
         return site_pose(self._data, self._site)
 
     def solve(self, pose: ArrayLike, start: ArrayLike) -> FloatArray:
-        """Joints (J,) in rad, within their ranges, that bring the tool to `pose` (7,).
+        """Return joints (J,) in rad, within their ranges, that bring the tool to `pose` (7,).
 
-        Damped least squares from `start` (J,), with a pull to the posture in the null space
+        Damped least squares from `start` (J,), with a pull towards the posture in the null space
         (Chiaverini, 1997). A pose out of reach gives the joints of the last iteration. The
         quaternion must have unit length.
         """
@@ -69,7 +80,7 @@ class ArmKinematics:
 
 
 def site_pose(data: mujoco.MjData, site: int) -> FloatArray:
-    """Pose (7,) of a site: xyz in m and quaternion wxyz, world frame."""
+    """Return the pose (7,) of a site: xyz in m and quaternion wxyz, world frame."""
     pose = np.empty(7)
     pose[:3] = data.site_xpos[site]
     mujoco.mju_mat2Quat(pose[3:], data.site_xmat[site])

@@ -1,33 +1,22 @@
-"""Offscreen pictures of named cameras."""
+"""Offscreen rendering of named cameras, and projection of points into their images."""
 
-import importlib
 import threading
 import weakref
-from contextlib import suppress
 
-import mujoco
 import numpy as np
-from numpy.typing import NDArray
 
-from imf_ray.sim import EGL_HELP
+from imf_ray.sim.array_types import FloatArray, Image
+from imf_ray.sim.headless import EGL_HELP, mujoco
 
-# Mesa's software renderer brings an LLVM, and so does triton, which ends the process (SIGSEGV) if
-# it comes second; torch loads it late, when a trunk or an optimizer is made.
-with suppress(ImportError):
-    importlib.import_module("triton")
-
-Image = NDArray[np.uint8]
-
-Array = NDArray[np.float64]
-
-MULTISAMPLES = 4  # samples per pixel when multisampling is on
+MULTISAMPLES = 4
+"""Samples per pixel if multisampling is on."""
 
 
 class CameraRenderer:
-    """Renders cameras of one model to RGB pictures.
+    """Renders cameras of one model to RGB images.
 
     It belongs to the process and the thread that made it: never create one before a fork.
-    Shadows and multisampling cost up to twenty times the rest on a software renderer.
+    With a software renderer, shadows and multisampling take up to twenty times as long as the rest.
     """
 
     def __init__(
@@ -38,9 +27,12 @@ class CameraRenderer:
         shadows: bool = False,
         multisampling: bool = False,
     ) -> None:
-        """`image_size`: (height, width) in pixels. Sets the model's offscreen buffer to it.
+        """Make a renderer of `image_size` (height, width) in pixels.
 
-        Raises RuntimeError when no OpenGL context can be made.
+        Sets the size of the model's offscreen buffer.
+
+        Raises:
+            RuntimeError: no OpenGL context can be made.
         """
         height, width = image_size
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
@@ -54,12 +46,12 @@ class CameraRenderer:
         flags[int(mujoco.mjtRndFlag.mjRND_REFLECTION)] = False
 
     def render(self, data: mujoco.MjData, camera: str) -> Image:
-        """RGB picture (height, width, 3) of `data` as the named camera sees it."""
+        """Render `data` as the named camera sees it: an RGB image (height, width, 3)."""
         self._renderer.update_scene(data, camera)
         return self._renderer.render()
 
     def close(self) -> None:
-        """Frees the OpenGL context."""
+        """Free the OpenGL context."""
         self._renderer.close()
 
 
@@ -75,10 +67,10 @@ def shared_renderer(
     shadows: bool = False,
     multisampling: bool = False,
 ) -> CameraRenderer:
-    """The renderer of this thread for all worlds of one model; freed with its last user.
+    """Return this thread's renderer for all envs of one model; it is freed with its last user.
 
-    A software renderer pays for every switch between OpenGL contexts: four worlds with a context
-    each took 12 % longer for their pictures than with one.
+    A software renderer pays for every switch between OpenGL contexts: four envs with a context
+    each took 12 % longer to render than four that share one.
     """
     key = (id(model), image_size, shadows, multisampling, threading.get_ident())
     renderer = _shared.get(key)
@@ -89,18 +81,22 @@ def shared_renderer(
 
 
 def project_to_pixels(
-    model: mujoco.MjModel, data: mujoco.MjData, camera: str, size: tuple[int, int], points: Array
-) -> Array:
-    """Where world points (N, 3) in m are in a picture of `size` (height, width).
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    camera: str,
+    image_size: tuple[int, int],
+    points: FloatArray,
+) -> FloatArray:
+    """Project world points (N, 3) in m into a camera's image of `image_size` (height, width).
 
-    Columns and rows (N, 2) in pixels; the centre of the top left pixel is (0, 0). A point behind
-    the camera is NaN. A pinhole whose axis goes through the middle of the picture; MuJoCo's cameras
-    look along -z.
+    Returns columns and rows (N, 2) in pixels. The centre of the top left pixel is (0, 0), and a
+    point behind the camera is NaN. The camera is a pinhole whose axis goes through the centre of
+    the image; MuJoCo's cameras look along -z.
     """
-    height, width = size
-    view = data.camera(camera)
+    height, width = image_size
+    pose = data.camera(camera)
     focal = height / 2 / np.tan(np.radians(model.camera(camera).fovy.item()) / 2)
-    right, up, backward = ((points - view.xpos) @ view.xmat.reshape(3, 3)).T
+    right, up, backward = ((points - pose.xpos) @ pose.xmat.reshape(3, 3)).T
     depth = np.where(backward < 0, -backward, np.nan)
-    middle = np.array([width - 1, height - 1]) / 2
-    return middle + focal * np.column_stack([right / depth, -up / depth])
+    center = np.array([width - 1, height - 1]) / 2
+    return center + focal * np.column_stack([right / depth, -up / depth])

@@ -1,4 +1,4 @@
-"""The scene of every bimanual task: two arms facing each other on a table, lights and cameras."""
+"""Scene of every bimanual task: two arms facing each other on a table, lights and cameras."""
 
 from typing import NamedTuple
 
@@ -9,16 +9,16 @@ from imf_ray.sim.diana import SIDES
 
 PHYSICS_TIMESTEP = 0.002  # s
 
-# Two arms on a table whose top is the plane z = 0, facing each other along x. So far apart, each
-# reaches the middle with a bent elbow, and grasps the nearest object before its wrist is singular.
-BASE_DISTANCE = 0.7  # m, from the middle to either base
+# Two arms on a table whose top is the plane z = 0, facing each other along x. At this distance each
+# reaches the centre with a bent elbow, and the nearest object without a singular wrist.
+BASE_DISTANCE = 0.7  # m, from the centre of the table to either base
 
 
 class Camera(NamedTuple):
     """A fixed camera in the world frame."""
 
     position: tuple[float, float, float]  # m
-    target: tuple[float, float, float]  # m, the point in the middle of the picture
+    target: tuple[float, float, float]  # m, the point at the centre of the image
     up: tuple[float, float, float]
     fovy: float  # degrees
 
@@ -31,7 +31,7 @@ CAMERAS = {
 
 
 def scene_xml(task: str, materials: str, objects: str) -> str:
-    """MJCF of a whole task.
+    """Return the MJCF of a whole task.
 
     `materials` and `objects` are the task's own elements of `<asset>` and `<worldbody>`.
     """

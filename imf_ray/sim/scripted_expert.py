@@ -1,19 +1,20 @@
-"""Scripted experts made of waypoints: the tools' paths, interpolated and solved by IK."""
+"""Base class of scripted experts: waypoints of each tool, interpolated and solved by IK."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol
 
-import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from imf_ray.sim.kinematics import ArmKinematics, FloatArray
+from imf_ray.sim.array_types import FloatArray
+from imf_ray.sim.headless import mujoco
+from imf_ray.sim.kinematics import ArmKinematics
 
 OPEN, CLOSED = 1.0, 0.0
 
 
 class Waypoint(NamedTuple):
-    """Where one tool is at the end of control step `step`."""
+    """Pose and gripper of one tool at the end of control step `step`."""
 
     step: int
     pose: FloatArray  # (7,) xyz in m, quaternion wxyz, world frame
@@ -21,22 +22,22 @@ class Waypoint(NamedTuple):
 
 
 class WaypointEnv(Protocol):
-    """What the plans are made from."""
+    """The methods of an env that a `WaypointExpert` uses."""
 
     def make_arms(self) -> list[ArmKinematics]:
-        """Kinematics of each arm, whose posture is its joints at the start of an episode."""
+        """Make the kinematics of each arm; its posture is the joints at the start of an episode."""
 
     def ee_poses(self) -> FloatArray:
-        """Tool poses (arms, 7): xyz in m and quaternion wxyz in the world frame."""
+        """Return tool poses (arms, 7): xyz in m and quaternion wxyz in the world frame."""
 
     def object_poses(self) -> dict[str, FloatArray]:
-        """Poses (7,) by object, in the same form."""
+        """Return poses (7,) by object, in the same form."""
 
 
 class WaypointExpert(ABC):
-    """Plays one episode in a freshly reset environment, as a function of where its objects are.
+    """Plays one episode in a freshly reset env, as a function of the object poses at the start.
 
-    It reads the environment only in `reset` and does its kinematics on data of its own.
+    It reads the env only in `reset` and computes its kinematics on its own data.
     """
 
     def __init__(self, env: WaypointEnv) -> None:
@@ -48,20 +49,20 @@ class WaypointExpert(ABC):
 
     @abstractmethod
     def _plan(self, tools: FloatArray, objects: dict[str, FloatArray]) -> list[list[Waypoint]]:
-        """The waypoints of each tool.
+        """Return the waypoints of each tool.
 
-        `tools` (arms, 7) and `objects` {name: (7,)} are the poses at the start; each list begins
-        with its tool's pose at step 0.
+        `tools` (arms, 7) and `objects` {name: (7,)} are the poses at the start. Each list must
+        begin with its tool's pose at step 0.
         """
 
     def reset(self) -> None:
-        """Plans the episode; call it right after the environment's reset."""
+        """Plan the episode; call it right after the env's reset."""
         self._plans = self._plan(self._env.ee_poses(), self._env.object_poses())
         self._joints = [arm.posture for arm in self._arms]
         self._step = 0
 
     def act(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Actions of the next control step, in joint and in end-effector space, arm after arm.
+        """Return the next action in joint space and in end-effector space, arm after arm.
 
         After the last waypoint the arms hold still.
         """
@@ -78,12 +79,12 @@ class WaypointExpert(ABC):
 
 
 def tool_pose(position: ArrayLike, quaternion: ArrayLike) -> FloatArray:
-    """Pose (7,) from xyz (3,) in m and quaternion wxyz (4,)."""
+    """Return the pose (7,) with xyz `position` (3,) in m and `quaternion` wxyz (4,)."""
     return np.concatenate([position, quaternion])
 
 
 def rotate(quaternion: ArrayLike, by: ArrayLike) -> FloatArray:
-    """The orientation (4,) turned in the world frame by the quaternion `by` (4,); both wxyz."""
+    """Rotate the orientation (4,) in the world frame by the quaternion `by` (4,); both wxyz."""
     product = np.empty(4)
     mujoco.mju_mulQuat(product, np.asarray(by, np.float64), np.asarray(quaternion, np.float64))
     return product
@@ -93,13 +94,13 @@ def _interpolate(plan: list[Waypoint], step: int) -> tuple[FloatArray, float]:
     """Pose (7,) and gripper at `step`: minimum-jerk in time, slerp in orientation."""
     if step >= plan[-1].step:
         return plan[-1].pose, plan[-1].gripper
-    after = next(i for i, waypoint in enumerate(plan) if waypoint.step > step)
-    start, end = plan[after - 1], plan[after]
+    next_index = next(i for i, waypoint in enumerate(plan) if waypoint.step > step)
+    start, end = plan[next_index - 1], plan[next_index]
     time = (step - start.step) / (end.step - start.step)
-    share = time**3 * (10 - 15 * time + 6 * time**2)
+    alpha = time**3 * (10 - 15 * time + 6 * time**2)
     rotation = np.empty(3)
     quaternion = start.pose[3:].copy()
     mujoco.mju_subQuat(rotation, end.pose[3:], quaternion)
-    mujoco.mju_quatIntegrate(quaternion, rotation, share)
-    position = start.pose[:3] + share * (end.pose[:3] - start.pose[:3])
-    return tool_pose(position, quaternion), start.gripper + share * (end.gripper - start.gripper)
+    mujoco.mju_quatIntegrate(quaternion, rotation, alpha)
+    position = start.pose[:3] + alpha * (end.pose[:3] - start.pose[:3])
+    return tool_pose(position, quaternion), start.gripper + alpha * (end.gripper - start.gripper)

@@ -1,4 +1,4 @@
-"""A tiny environment that is not ours: a point in the plane is to be moved to a target.
+"""A tiny environment without MuJoCo: a point in the plane is moved to a target.
 
 Importing the module registers it, as packages of environments do.
 """
@@ -10,11 +10,11 @@ import numpy as np
 from gymnasium import spaces
 
 NEAR = 0.15
-PICTURE_SIZE = (12, 16)
+IMAGE_SIZE = (12, 16)
 
 
 class PointEnv(gymnasium.Env[Any, np.ndarray]):
-    """`depth` is there to be refused as a picture; `flat` observations are the position alone."""
+    """With `flat`, an observation is only the position. `depth` is an invalid image for tests."""
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
 
@@ -25,11 +25,11 @@ class PointEnv(gymnasium.Env[Any, np.ndarray]):
         self._flat = flat
         self.action_space = spaces.Box(np.float32([-speed, 0.0]), np.float32([speed, 2 * speed]))
         plane = spaces.Box(-1.0, 1.0, (2,), np.float64)
-        picture = spaces.Box(0, 255, (*PICTURE_SIZE, 3), np.uint8)
-        depth = spaces.Box(0.0, 1.0, PICTURE_SIZE, np.float32)
+        image = spaces.Box(0, 255, (*IMAGE_SIZE, 3), np.uint8)
+        depth = spaces.Box(0.0, 1.0, IMAGE_SIZE, np.float32)
         self.observation_space = spaces.Dict(
             {
-                "camera": spaces.Dict({"wide": picture, "depth": depth}),
+                "camera": spaces.Dict({"wide": image, "depth": depth}),
                 "robot": spaces.Dict({"position": plane, "target": plane}),
                 "steps": spaces.Discrete(1000),
             }
@@ -51,18 +51,18 @@ class PointEnv(gymnasium.Env[Any, np.ndarray]):
         self._steps += 1
         distance = float(np.linalg.norm(self._position - self._target))
         near = distance < NEAR
-        return self._observation(), -distance, near, False, {"judge": {"near": near}}
+        return self._observation(), -distance, near, False, {"goal": {"near": near}}
 
     def render(self) -> np.ndarray:
-        picture = np.zeros((*PICTURE_SIZE, 3), np.uint8)
-        picture[:, : self._steps] = 250
-        return picture
+        image = np.zeros((*IMAGE_SIZE, 3), np.uint8)
+        image[:, : self._steps] = 250
+        return image
 
     def _observation(self) -> Any:
         if self._flat:
             return self._position
         return {
-            "camera": {"wide": self.render(), "depth": np.zeros(PICTURE_SIZE, np.float32)},
+            "camera": {"wide": self.render(), "depth": np.zeros(IMAGE_SIZE, np.float32)},
             "robot": {"position": self._position, "target": self._target},
             "steps": self._steps,
         }

@@ -1,4 +1,4 @@
-"""A recorded episode is the episode: its actions, played open-loop, give its states again."""
+"""Recorded episodes: replaying the actions open-loop reproduces the recorded states."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from imf_ray.data.episodes import episode_path
 from imf_ray.demos.recorder import DemoRecorder
 from imf_ray.errors import UserError
-from imf_ray.sim.base import make_env
+from imf_ray.sim.factory import make_env
 from tests.helpers.configs import tiny_config
 
 
-def test_replaying_the_file_gives_its_states_bit_for_bit(demonstrations: Path) -> None:
+def test_replaying_the_actions_reproduces_the_states_bitwise(demonstrations: Path) -> None:
     task = tiny_config(demonstrations).task
     env = make_env(task.env_id, **task.env_kwargs(["top"]))
     with h5py.File(episode_path(demonstrations, 1)) as file:
@@ -33,7 +33,7 @@ def test_replaying_the_file_gives_its_states_bit_for_bit(demonstrations: Path) -
     assert info["success"]
 
 
-def test_recording_again_gives_the_same_episode(demonstrations: Path) -> None:
+def test_recording_a_seed_again_gives_the_same_episode(demonstrations: Path) -> None:
     config = tiny_config(demonstrations)
     episode = DemoRecorder(config.task, config.data.camera_names).record(seed=2)
     with h5py.File(episode_path(demonstrations, 2)) as file:
@@ -51,7 +51,7 @@ def test_recording_again_gives_the_same_episode(demonstrations: Path) -> None:
         (["task.env_id=CartPole-v1"], "top", "not ours needs task.adapter"),
     ],
 )
-def test_what_cannot_be_recorded_is_said(
+def test_an_impossible_recording_is_refused(
     tmp_path: Path, overrides: list[str], camera: str, message: str
 ) -> None:
     config = tiny_config(tmp_path, *overrides)

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from imf_ray.sim.bimanual import BimanualEnv
-from imf_ray.sim.insert import SimAirInsertEnv
-from imf_ray.sim.transfer import SimTransferEnv
+from imf_ray.sim.tasks.insert import SimAirInsertEnv
+from imf_ray.sim.tasks.transfer import SimTransferEnv
 
 MakeEnv = Callable[..., BimanualEnv]
 
 
 @pytest.fixture
 def make_env() -> Iterator[MakeEnv]:
-    """Makes environments without pictures by default, and closes them after the test."""
+    """Make environments, without images by default, and close them after the test."""
     made: list[BimanualEnv] = []
 
     def make(kind: type[BimanualEnv] = SimTransferEnv, **options: Any) -> BimanualEnv:

@@ -1,4 +1,4 @@
-"""gym-aloha's transfer of a cube as a world, and its scripted expert (the extra `aloha`)."""
+"""gym-aloha's transfer of a cube as a `SimEnv`, and its scripted expert (the extra `aloha`)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,8 +10,8 @@ import pytest
 
 from imf_ray.config import load_config
 from imf_ray.data.index import build_index
-from imf_ray.sim.base import OVERVIEW_SIZE, SimEnv, make_env
-from imf_ray.sim.experts import make_expert
+from imf_ray.sim.base import OVERVIEW_SIZE, SimEnv
+from imf_ray.sim.factory import make_env, make_expert
 from tests.helpers.commands import run_command
 
 pytest.importorskip("gym_aloha", reason="needs the extra aloha: make test-aloha")
@@ -42,41 +42,41 @@ def make() -> Iterator[Make]:
         env.close()
 
 
-def _world(env: gymnasium.Env[Any, Any]) -> Any:
+def _sim_env(env: gymnasium.Env[Any, Any]) -> Any:
     assert isinstance(env.unwrapped, SimEnv)
     return env.unwrapped
 
 
 def _play(envs: Sequence[gymnasium.Env[Any, Any]], seeds: Sequence[int], steps: int) -> list[Any]:
-    """Step the environments in turn; the observations, the physics and the pictures of each."""
-    experts = [make_expert("gym_aloha/AlohaTransferCube-v0", _world(env)) for env in envs]
-    seen: list[list[Any]] = []
+    """Step the envs in turn; return the observations, the physics state and the images of each."""
+    experts = [make_expert("gym_aloha/AlohaTransferCube-v0", _sim_env(env)) for env in envs]
+    states: list[list[Any]] = []
     for env, expert, seed in zip(envs, experts, seeds, strict=True):
-        seen.append([env.reset(seed=seed)[0]["qpos"]])
+        states.append([env.reset(seed=seed)[0]["qpos"]])
         expert.reset()
     for _ in range(steps):
-        for env, expert, observations in zip(envs, experts, seen, strict=True):
+        for env, expert, observations in zip(envs, experts, states, strict=True):
             observations.append(env.step(expert.act()[0])[0]["qpos"])
-    worlds = [_world(env) for env in envs]
+    sim_envs = [_sim_env(env) for env in envs]
     return [
-        (np.stack(observations), world.data.qpos.copy(), world.render_cameras())
-        for observations, world in zip(seen, worlds, strict=True)
+        (np.stack(observations), env.data.qpos.copy(), env.render_cameras())
+        for observations, env in zip(states, sim_envs, strict=True)
     ]
 
 
-def test_the_seed_is_the_episode_bit_for_bit(make: Make) -> None:
-    """Where the cube starts is a global of gym-aloha, which its environments share."""
-    alone = [_play([make()], [seed], steps=60)[0] for seed in (1, 2)]
-    together = _play([make(), make(render_images=True)], [1, 2], steps=60)
-    for one, other in zip(alone, together, strict=True):
+def test_a_seed_determines_the_episode_bitwise(make: Make) -> None:
+    """gym-aloha keeps the start pose of the cube in a global that all its envs share."""
+    separate = [_play([make()], [seed], steps=60)[0] for seed in (1, 2)]
+    interleaved = _play([make(), make(render_images=True)], [1, 2], steps=60)
+    for one, other in zip(separate, interleaved, strict=True):
         np.testing.assert_array_equal(one[0], other[0])
         np.testing.assert_array_equal(one[1], other[1])
         for camera in ("top", "angle"):
             np.testing.assert_array_equal(one[2][camera], other[2][camera])
-    assert np.abs(alone[0][1][16:18] - alone[1][1][16:18]).max() > 0.01  # another cube
+    assert np.abs(separate[0][1][16:18] - separate[1][1][16:18]).max() > 0.01  # another cube pose
 
 
-def test_pictures_have_the_wanted_size_and_flags_and_are_made_on_demand(
+def test_images_have_the_requested_size_and_flags_and_are_rendered_on_demand(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env = make(render_images=True)
@@ -87,14 +87,14 @@ def test_pictures_have_the_wanted_size_and_flags_and_are_made_on_demand(
     shadowed = make("task.shadows=true", render_images=True)
     assert (shadowed.reset(seed=0)[0]["images"]["angle"] != observation["images"]["angle"]).any()
 
-    def refuse(*arguments: Any, **options: Any) -> None:
-        raise AssertionError("nobody looks")
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("rendered without need")
 
-    blind = make()
-    monkeypatch.setattr("dm_control.mujoco.engine.Physics.render", refuse)
-    monkeypatch.setattr("imf_ray.sim.rendering.CameraRenderer.render", refuse)
-    blind.reset(seed=0)
-    blind.step(HOLD)
+    no_images = make()
+    monkeypatch.setattr("dm_control.mujoco.engine.Physics.render", fail)
+    monkeypatch.setattr("imf_ray.sim.rendering.CameraRenderer.render", fail)
+    no_images.reset(seed=0)
+    no_images.step(HOLD)
 
 
 def test_actions_are_joint_angles_and_episodes_have_400_steps(make: Make) -> None:
@@ -103,18 +103,18 @@ def test_actions_are_joint_angles_and_episodes_have_400_steps(make: Make) -> Non
     assert info["poses"]["cube"].shape == (7,) and not info["success"]
     np.testing.assert_allclose(observation["qpos"], HOLD, atol=2e-3)
     assert env.action_space.shape == (14,) and env.action_space.contains(np.float32(HOLD))
-    elsewhere = HOLD + np.tile([1.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5], 2)  # beyond Box(-1, 1)
+    target = HOLD + np.tile([1.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5], 2)  # outside Box(-1, 1)
     for step in range(400):
-        observation, _, over, truncated, _ = env.step(elsewhere)
+        observation, _, over, truncated, _ = env.step(target)
         assert not over and truncated == (step == 399)  # it was registered with 300
-    np.testing.assert_allclose(observation["qpos"], elsewhere, atol=0.03)
+    np.testing.assert_allclose(observation["qpos"], target, atol=0.03)
 
 
 @pytest.mark.parametrize("seed", [900_000, 900_001])
-def test_the_expert_hands_the_cube_over(make: Make, seed: int) -> None:
+def test_the_expert_succeeds(make: Make, seed: int) -> None:
     env = make()
-    world = _world(env)
-    expert = make_expert("gym_aloha/AlohaTransferCube-v0", world)
+    sim_env = _sim_env(env)
+    expert = make_expert("gym_aloha/AlohaTransferCube-v0", sim_env)
     env.reset(seed=seed)
     expert.reset()
     actions, stages, over = [], [], False
@@ -126,29 +126,30 @@ def test_the_expert_hands_the_cube_over(make: Make, seed: int) -> None:
     assert end_effector is None and env.action_space.contains(action)
     assert info["success"] and stages[-1] == 4 and len(stages) == 400
     assert {1, 2} <= set(stages[: stages.index(4)])
-    tools, cube = world.ee_poses(), info["poses"]["cube"]
+    tools, cube = sim_env.ee_poses(), info["poses"]["cube"]
     assert np.linalg.norm(tools[0, :3] - cube[:3]) < 0.03  # in the left hand,
     assert np.linalg.norm(tools[1, :3] - cube[:3]) > 0.15  # the right one is away
-    speed = np.abs(np.diff(actions, axis=0)).max(axis=0) * world.control_hz
+    speed = np.abs(np.diff(actions, axis=0)).max(axis=0) * sim_env.control_hz
     assert speed.reshape(2, 7)[:, :6].max() < 4  # rad/s: no wrist flips
 
 
-def test_the_view_shows_the_cube_where_it_is_projected(make: Make) -> None:
+def test_the_overview_shows_the_cube_at_its_projection(make: Make) -> None:
     env = make()
     _, info = env.reset(seed=0)
-    view = _world(env).view()
-    assert view.shape == (*OVERVIEW_SIZE, 3)
-    column, row = np.rint(_world(env).project(info["poses"]["cube"][None, :3])[0]).astype(int)
-    red, green, blue = view[row, column].astype(int)
+    overview = _sim_env(env).render_overview()
+    assert overview.shape == (*OVERVIEW_SIZE, 3)
+    pixels = _sim_env(env).project_to_pixels(info["poses"]["cube"][None, :3])
+    column, row = np.rint(pixels[0]).astype(int)
+    red, green, blue = overview[row, column].astype(int)
     assert red > 150 and max(green, blue) < 50
 
 
-def test_its_cameras_are_the_model_s(make: Make) -> None:
+def test_an_unknown_camera_is_rejected(make: Make) -> None:
     with pytest.raises(ValueError, match=r"no camera 'above'; it has: .*front_close"):
         make("task.adapter.cameras={above: above}")
 
 
-def test_collecting_gives_a_data_set(tmp_path: Path) -> None:
+def test_collect_writes_a_data_set(tmp_path: Path) -> None:
     folder = f"data.dataset_dir={tmp_path}"
     arguments = (*OVERRIDES, folder, "collect.num_episodes=2", "cluster.include_dashboard=false")
     done = run_command("collect", *arguments, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""What the tasks share: determinism, observations, actions, pictures, and what is refused."""
+"""Behaviour of every bimanual task: determinism, observations, actions, images, errors."""
 
 import gymnasium
 import numpy as np
@@ -7,13 +7,13 @@ from gymnasium.utils.env_checker import check_env
 
 from imf_ray.sim.base import OVERVIEW_SIZE
 from imf_ray.sim.diana import READY_JOINTS
-from imf_ray.sim.transfer import CUBE_HALF_SIZE
+from imf_ray.sim.tasks.transfer import CUBE_HALF_SIZE
 
 HOLD_STILL = np.column_stack([READY_JOINTS, np.ones(2)]).ravel().astype(np.float32)
 
 
-def wander(env, seed, steps=40):
-    """States of an episode of small random moves around the ready pose."""
+def random_walk(env, seed, steps=40):
+    """Return the states of an episode of small random moves around the ready pose."""
     noise = np.random.default_rng(seed)
     env.reset(seed=seed)
     states = [env.get_state()]
@@ -23,17 +23,17 @@ def wander(env, seed, steps=40):
     return np.stack(states)
 
 
-def test_same_seed_and_actions_give_bitwise_the_same_states(make_env, kind):
+def test_same_seed_and_actions_give_bitwise_equal_states(make_env, kind):
     env = make_env(kind)
-    first = wander(env, seed=3)
-    assert np.array_equal(first, wander(env, seed=3))
-    assert np.array_equal(first, wander(make_env(kind), seed=3))
-    assert not np.array_equal(first, wander(env, seed=4))
+    first = random_walk(env, seed=3)
+    assert np.array_equal(first, random_walk(env, seed=3))
+    assert np.array_equal(first, random_walk(make_env(kind), seed=3))
+    assert not np.array_equal(first, random_walk(env, seed=4))
 
 
-def test_pictures_do_not_change_the_physics(make_env):
+def test_rendering_does_not_change_the_physics(make_env):
     with_images = make_env(render_images=True, image_size=32)
-    assert np.array_equal(wander(make_env(), seed=5), wander(with_images, seed=5))
+    assert np.array_equal(random_walk(make_env(), seed=5), random_walk(with_images, seed=5))
 
 
 def test_rendering_on_demand_gives_the_pixels_of_the_observation(make_env):
@@ -43,20 +43,20 @@ def test_rendering_on_demand_gives_the_pixels_of_the_observation(make_env):
     observation, *_ = eager.step(HOLD_STILL)
     lazy.step(HOLD_STILL)
     before = lazy.get_state()
-    pictures = lazy.render_cameras()
+    images = lazy.render_cameras()
     assert np.array_equal(before, lazy.get_state())
-    assert list(pictures) == ["r_vis", "top", "front"]
-    for name, picture in observation["images"].items():
-        assert picture.shape == (48, 64, 3) and picture.dtype == np.uint8
-        assert np.array_equal(picture, pictures[name])
-        assert np.array_equal(picture, eager.render_cameras()[name])
+    assert list(images) == ["r_vis", "top", "front"]
+    for name, image in observation["images"].items():
+        assert image.shape == (48, 64, 3) and image.dtype == np.uint8
+        assert np.array_equal(image, images[name])
+        assert np.array_equal(image, eager.render_cameras()[name])
 
 
-def test_no_renderer_before_the_first_picture(make_env, monkeypatch):
-    def refuse(*args, **kwargs):
+def test_no_renderer_before_the_first_image(make_env, monkeypatch):
+    def fail(*args, **kwargs):
         raise AssertionError("a renderer was made")
 
-    monkeypatch.setattr("imf_ray.sim.bimanual.shared_renderer", refuse)
+    monkeypatch.setattr("imf_ray.sim.bimanual.shared_renderer", fail)
     env = make_env()
     env.reset(seed=0)
     env.step(HOLD_STILL)
@@ -64,7 +64,7 @@ def test_no_renderer_before_the_first_picture(make_env, monkeypatch):
         env.render_cameras()
 
 
-def test_render_flags_change_the_pictures_and_are_reported(make_env):
+def test_render_flags_change_the_images_and_are_reported(make_env):
     plain, shaded = make_env(), make_env(shadows=True, multisampling=True)
     plain.reset(seed=0), shaded.reset(seed=0)
     assert not np.array_equal(plain.render_cameras()["top"], shaded.render_cameras()["top"])
@@ -76,25 +76,23 @@ def test_render_flags_change_the_pictures_and_are_reported(make_env):
     }
 
 
-def test_the_view_leaves_the_policys_pictures_alone(make_env):
-    viewed, plain = make_env(image_size=32), make_env(image_size=32)
-    viewed.reset(seed=2), plain.reset(seed=2)
-    assert viewed.view().shape == (*OVERVIEW_SIZE, 3)
+def test_the_overview_does_not_change_the_policys_images(make_env):
+    with_overview, plain = make_env(image_size=32), make_env(image_size=32)
+    with_overview.reset(seed=2), plain.reset(seed=2)
+    assert with_overview.render_overview().shape == (*OVERVIEW_SIZE, 3)
     for _ in range(2):
-        viewed.step(HOLD_STILL), plain.step(HOLD_STILL)
-        for name, picture in viewed.render_cameras().items():
-            assert np.array_equal(picture, plain.render_cameras()[name])
-        viewed.view()
-    assert np.array_equal(viewed.get_state(), plain.get_state())
+        with_overview.step(HOLD_STILL), plain.step(HOLD_STILL)
+        for name, image in with_overview.render_cameras().items():
+            assert np.array_equal(image, plain.render_cameras()[name])
+        with_overview.render_overview()
+    assert np.array_equal(with_overview.get_state(), plain.get_state())
 
 
-def test_a_point_behind_the_camera_is_nowhere_in_the_view(make_env):
+def test_a_point_behind_the_camera_is_projected_to_nan(make_env):
     env = make_env()
     env.reset(seed=0)
-    assert np.isnan(env.project(np.array([[0.0, -2.0, 1.0], [0.0, 0.0, 0.0]]))).tolist() == [
-        [True, True],
-        [False, False],
-    ]
+    pixels = env.project_to_pixels(np.array([[0.0, -2.0, 1.0], [0.0, 0.0, 0.0]]))
+    assert np.isnan(pixels).tolist() == [[True, True], [False, False]]
 
 
 def test_observation_starts_at_the_ready_pose_and_follows_the_targets(make_env, kind):
@@ -115,14 +113,14 @@ def test_ee_action_of_the_current_pose_holds_still(make_env):
     env.reset(seed=0)
     start = env.ee_poses()
     action = np.column_stack([start, np.ones(2)])
-    action[:, 3:7] *= 2  # any length will do
+    action[:, 3:7] *= 2  # any length is accepted
     for _ in range(20):
         env.step(action.ravel())
     assert np.allclose(env.ee_poses(), start, atol=1e-3)
 
 
 @pytest.mark.parametrize("action_space", ["joint", "ee"])
-def test_targets_beyond_the_limits_are_clipped(make_env, action_space):
+def test_targets_outside_the_limits_are_clipped(make_env, action_space):
     env = make_env(action_space=action_space)
     env.reset(seed=0)
     observation, *_ = env.step(np.full(16, 100.0, dtype=np.float32))
@@ -131,7 +129,7 @@ def test_targets_beyond_the_limits_are_clipped(make_env, action_space):
     assert (env.data.ctrl >= low).all() and (env.data.ctrl <= high).all()
 
 
-def test_poses_option(make_env):
+def test_the_option_poses_sets_start_poses(make_env):
     env = make_env()
     pose = np.array([0.1, 0.05, CUBE_HALF_SIZE, 1.0, 0.0, 0.0, 0.0])
     _, info = env.reset(seed=0, options={"poses": {"cube": pose}})
@@ -146,13 +144,13 @@ def test_poses_option(make_env):
         ({"cube": np.zeros(7)}, "quaternion must not be zero"),
     ],
 )
-def test_bad_poses_are_refused(make_env, poses, message):
+def test_invalid_poses_are_rejected(make_env, poses, message):
     with pytest.raises(ValueError, match=message):
         make_env().reset(options={"poses": poses})
 
 
 @pytest.mark.parametrize("task", ["SimTransfer", "SimAirInsert"])
-def test_gymnasium_checks(task):
+def test_gymnasium_accepts_the_env(task):
     env = gymnasium.make(f"imf_ray/{task}-v0", image_size=16, render_mode="rgb_array")
     assert env.spec is not None and env.spec.max_episode_steps == 400
     check_env(env.unwrapped)
@@ -172,12 +170,12 @@ def test_gymnasium_checks(task):
         ({"image_size": (96, 96, 3)}, "image_size"),
     ],
 )
-def test_bad_options_are_refused(make_env, options, message):
+def test_invalid_options_are_rejected(make_env, options, message):
     with pytest.raises(ValueError, match=message):
         make_env(**options)
 
 
-def test_bad_actions_are_refused(make_env):
+def test_invalid_actions_are_rejected(make_env):
     env, ee_env = make_env(), make_env(action_space="ee")
     env.reset(seed=0), ee_env.reset(seed=0)
     with pytest.raises(ValueError, match=r"action must have shape \(16,\), got \(14,\)"):

@@ -1,4 +1,4 @@
-"""Kinematics of the arm against known figures, and its inverse against its forward kinematics."""
+"""Kinematics of the arm: known poses, and inverse against forward kinematics."""
 
 import mujoco
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from imf_ray.sim.diana import READY_JOINTS, SIDES, arm_kinematics
 from imf_ray.sim.scene import BASE_DISTANCE
-from imf_ray.sim.transfer import SimTransferEnv
+from imf_ray.sim.tasks.transfer import SimTransferEnv
 
 DOWN = {"left": (0.0, 1.0, 0.0, 0.0), "right": (0.0, 0.0, 1.0, 0.0)}
 
@@ -24,26 +24,26 @@ def test_tool_at_the_manufacturers_home_pose(arms):
     assert np.allclose(tool, np.add(flange, (tool_length, 0, 0)), atol=1e-3)
 
 
-def test_the_arms_are_mirror_images_turned_by_half_a_circle(arms):
+def test_the_arms_are_equal_up_to_a_half_turn(arms):
     joints = [0.3, -0.2, 0.1, 1.5, -0.4, 0.2, 0.5]
     left, right = (arms[side].tool_pose(joints)[:3] for side in SIDES)
     assert np.allclose(left * [-1, -1, 1], right)
 
 
 def test_ik_reaches_random_poses_near_the_ready_pose(arms):
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for side, ready in zip(SIDES, READY_JOINTS, strict=True):
         arm = arms[side]
         for _ in range(50):
-            goal = np.clip(ready + random.uniform(-0.25, 0.25, 7), arm.lower, arm.upper)
+            goal = np.clip(ready + rng.uniform(-0.25, 0.25, 7), arm.lower, arm.upper)
             pose = arm.tool_pose(goal)
             assert_reaches(arm, arm.solve(pose, ready), pose)
 
 
 def test_ik_reaches_the_whole_cube_area_from_above(arms):
-    random = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     for _ in range(50):
-        pose = [*random.uniform((0.05, -0.1, 0.02), (0.25, 0.1, 0.2)), *DOWN["right"]]
+        pose = [*rng.uniform((0.05, -0.1, 0.02), (0.25, 0.1, 0.2)), *DOWN["right"]]
         assert_reaches(arms["right"], arms["right"].solve(pose, READY_JOINTS[1]), np.array(pose))
 
 

@@ -1,14 +1,12 @@
-"""The scripted experts: they succeed, move smoothly, and their episodes can be replayed."""
+"""Scripted experts: success, smooth motion, replay of recorded actions."""
 
 import numpy as np
 import pytest
 
 from imf_ray.sim.bimanual import CONTROL_HZ
-from imf_ray.sim.experts import make_expert
-from imf_ray.sim.insert import SimAirInsertEnv
-from imf_ray.sim.insert_expert import InsertExpert
-from imf_ray.sim.transfer import SimTransferEnv
-from imf_ray.sim.transfer_expert import TransferExpert
+from imf_ray.sim.factory import make_expert
+from imf_ray.sim.tasks.insert import InsertExpert, SimAirInsertEnv
+from imf_ray.sim.tasks.transfer import SimTransferEnv, TransferExpert
 
 EPISODE_STEPS = 400
 SPEED_LIMITS = np.radians([170, 150, 150, 150, 180, 180, 220])  # rad/s, of the Diana 7
@@ -16,14 +14,14 @@ EXPERTS = {SimTransferEnv: TransferExpert, SimAirInsertEnv: InsertExpert}
 
 
 def plan(env, steps=EPISODE_STEPS):
-    """The joint actions (steps, 16) of a new expert, which are not played."""
+    """Return the joint actions (steps, 16) of a new expert without stepping the env."""
     expert = EXPERTS[type(env)](env)
     expert.reset()
     return np.stack([expert.act()[0] for _ in range(steps)])
 
 
 def play(env, seed, action_space="joint"):
-    """One expert episode: the actions (400, 16), the stages (400,), and the last info."""
+    """Run an expert episode; return actions (400, 16), stages (400,) and the last info."""
     env.reset(seed=seed)
     expert = EXPERTS[type(env)](env)
     expert.reset()
@@ -77,7 +75,7 @@ def test_expert_is_a_function_of_the_objects_poses(make_env, kind):
     assert not np.array_equal(planned, plan(env))
 
 
-def test_planning_leaves_the_environment_alone(make_env, kind):
+def test_planning_does_not_change_the_env(make_env, kind):
     env = make_env(kind)
     env.reset(seed=0)
     before = env.get_state()

@@ -1,4 +1,4 @@
-"""An environment that is not ours becomes a task through a YAML file."""
+"""Environments of other packages, adapted by a YAML file."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from imf_ray.config import load_config
-from imf_ray.sim.base import OVERVIEW_SIZE, SimEnv, make_env
+from imf_ray.sim.base import OVERVIEW_SIZE, SimEnv
+from imf_ray.sim.factory import make_env
 from imf_ray.sim.gym_adapter import resize
 
 YAML = """
@@ -24,7 +25,7 @@ adapter:
   qpos: [robot.target, robot.position, steps]
   qvel: [robot.position]
   action_scaling: box
-  progress: info.judge.near
+  progress: info.goal.near
   stages: [1]
 """
 SPEED = 0.2
@@ -39,18 +40,18 @@ def _make(
     return make_env(task.env_id, **task.env_kwargs([camera]), render_images=render_images)
 
 
-def _world(env: gymnasium.Env[Any, Any]) -> SimEnv:
+def _sim_env(env: gymnasium.Env[Any, Any]) -> SimEnv:
     assert isinstance(env.unwrapped, SimEnv)
     return env.unwrapped
 
 
 def _towards(observation: dict[str, Any]) -> np.ndarray:
-    """The action, scaled to -1 to 1, that goes to the target."""
+    """Return the action, scaled to -1 to 1, that moves to the target."""
     step = observation["qpos"][:2] - observation["qpos"][2:4]
     return np.clip([step[0] / SPEED, step[1] / SPEED - 1], -1.0, 1.0)
 
 
-def test_a_yaml_file_makes_the_world(tmp_path: Path) -> None:
+def test_a_yaml_file_adapts_the_env(tmp_path: Path) -> None:
     env = _make(tmp_path)
     observation, info = env.reset(seed=3)
     assert env.observation_space.contains(observation)
@@ -62,8 +63,8 @@ def test_a_yaml_file_makes_the_world(tmp_path: Path) -> None:
     assert observation["images"]["wide"].shape == (4, 4, 3)
     assert (observation["images"]["wide"][:, 0] == 62).all()
     assert not observation["images"]["wide"][:, 1:].any()
-    assert _world(env).render_settings["image_size"] == (4, 4)
-    assert _world(env).success_description == "info.judge.near reaches 1"
+    assert _sim_env(env).render_settings["image_size"] == (4, 4)
+    assert _sim_env(env).success_description == "info.goal.near reaches 1"
 
 
 def test_success_is_the_last_stage_and_ends_the_episode(tmp_path: Path) -> None:
@@ -72,10 +73,10 @@ def test_success_is_the_last_stage_and_ends_the_episode(tmp_path: Path) -> None:
     over = truncated = False
     while not (over or truncated):
         observation, _, over, truncated, info = env.step(_towards(observation))
-    assert over and info["success"] and info["stage"] == _world(env).num_stages == 1
+    assert over and info["success"] and info["stage"] == _sim_env(env).num_stages == 1
 
 
-def test_the_task_s_time_limit_is_the_only_one(tmp_path: Path) -> None:
+def test_only_the_time_limit_of_the_task_applies(tmp_path: Path) -> None:
     env = _make(tmp_path, "task.adapter.ignore_termination=true")
     observation, _ = env.reset(seed=0)
     for step in range(20):  # it was registered with 5
@@ -85,7 +86,7 @@ def test_the_task_s_time_limit_is_the_only_one(tmp_path: Path) -> None:
     assert info["stage"] == 0 and info["max_stage"] == 1 and info["success"]  # sticky
 
 
-def test_stages_count_what_was_reached(tmp_path: Path) -> None:
+def test_the_stage_counts_the_thresholds_reached(tmp_path: Path) -> None:
     env = _make(
         tmp_path,
         "task.adapter.progress_signal=reward",
@@ -103,20 +104,20 @@ def test_stages_count_what_was_reached(tmp_path: Path) -> None:
     assert stages[-1] == 3
 
 
-def test_the_seed_is_the_episode_and_pictures_are_made_on_demand(tmp_path: Path) -> None:
-    seeing, blind = _make(tmp_path), _make(tmp_path, render_images=False)
-    with_pictures, _ = seeing.reset(seed=5)
-    without, _ = blind.reset(seed=5)
+def test_a_seed_determines_the_episode_and_images_are_rendered_on_demand(tmp_path: Path) -> None:
+    eager, lazy = _make(tmp_path), _make(tmp_path, render_images=False)
+    with_images, _ = eager.reset(seed=5)
+    without, _ = lazy.reset(seed=5)
     for _ in range(4):
-        with_pictures, *_ = seeing.step(np.array([0.3, 0.2]))
-        without, *_ = blind.step(np.array([0.3, 0.2]))
-    np.testing.assert_array_equal(with_pictures["qpos"], without["qpos"])
-    assert "images" not in without and set(blind.observation_space.keys()) == {"qpos", "qvel"}
-    pictures = _world(blind).render_cameras()
-    np.testing.assert_array_equal(pictures["wide"], with_pictures["images"]["wide"])
+        with_images, *_ = eager.step(np.array([0.3, 0.2]))
+        without, *_ = lazy.step(np.array([0.3, 0.2]))
+    np.testing.assert_array_equal(with_images["qpos"], without["qpos"])
+    assert "images" not in without and set(lazy.observation_space.keys()) == {"qpos", "qvel"}
+    images = _sim_env(lazy).render_cameras()
+    np.testing.assert_array_equal(images["wide"], with_images["images"]["wide"])
 
 
-def test_one_array_as_observation_and_the_environment_s_own_rendering(tmp_path: Path) -> None:
+def test_an_array_observation_and_images_from_render(tmp_path: Path) -> None:
     options = (
         "task.adapter.kwargs={flat: true, render_mode: rgb_array}",
         "task.adapter.cameras={wide: render()}",
@@ -131,7 +132,7 @@ def test_one_array_as_observation_and_the_environment_s_own_rendering(tmp_path: 
     np.testing.assert_allclose(observation["qpos"], [0.0, SPEED])
 
 
-def test_an_environment_of_gymnasium_itself_needs_no_code(tmp_path: Path) -> None:
+def test_an_environment_of_gymnasium_needs_no_code(tmp_path: Path) -> None:
     path = tmp_path / "reacher.yaml"
     path.write_text(
         "{env_id: Reacher-v5, image_size: 32, adapter: {cameras: {top: render()}, qpos: [.],"
@@ -146,16 +147,16 @@ def test_an_environment_of_gymnasium_itself_needs_no_code(tmp_path: Path) -> Non
     assert observation["images"]["top"].std() > 1 and not info["success"]
 
 
-def test_views_are_fitted_and_what_is_unknown_is_said(tmp_path: Path) -> None:
+def test_the_overview_is_fitted_and_unknown_cameras_raise(tmp_path: Path) -> None:
     env = _make(tmp_path)
     env.reset(seed=0)
     env.step(np.zeros(2))
-    view = _world(env).view()
-    assert view.shape == (*OVERVIEW_SIZE, 3)  # 12 x 16 fills it
-    np.testing.assert_array_equal(view[:, :40], 250)
-    assert _world(env).ee_poses().shape == (0, 7)
+    overview = _sim_env(env).render_overview()
+    assert overview.shape == (*OVERVIEW_SIZE, 3)  # 12 x 16 has the same aspect ratio
+    np.testing.assert_array_equal(overview[:, :40], 250)
+    assert _sim_env(env).ee_poses().shape == (0, 7)
     with pytest.raises(NotImplementedError):
-        _world(env).project(np.zeros((1, 3)))
+        _sim_env(env).project_to_pixels(np.zeros((1, 3)))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_views_are_fitted_and_what_is_unknown_is_said(tmp_path: Path) -> None:
         (["task.adapter.module=no_such_env"], "'no_such_env'; install it with: pip install point"),
         (
             ["task.adapter.env_class=point_env:PointEnv"],
-            "must name a class derived from AdaptedWorld",
+            "must name a class derived from AdaptedEnv",
         ),
         (["task.adapter.kwargs={speeed: 1}"], "do not fit .*speeed"),
         (["task.adapter.kwargs={speed: .inf}"], "needs finite bounds"),
@@ -177,33 +178,33 @@ def test_views_are_fitted_and_what_is_unknown_is_said(tmp_path: Path) -> None:
         (["task.action_space=ee"], "task.action_space=joint"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_errors_name_the_option(tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _make(tmp_path, *overrides)
 
 
-def test_the_cameras_of_the_data_are_those_of_the_yaml(tmp_path: Path) -> None:
+def test_cameras_of_the_data_must_be_in_the_yaml(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown camera 'top'; task.adapter.cameras has: wide"):
         _make(tmp_path, camera="top")
 
 
-def test_what_shows_only_later_is_named_too(tmp_path: Path) -> None:
+def test_errors_found_while_running_name_the_key(tmp_path: Path) -> None:
     env = _make(tmp_path, "task.adapter.cameras={wide: camera.depth}")
     with pytest.raises(ValueError, match=r"'camera.depth' is float32\(12, 16\), not uint8"):
         env.reset(seed=0)
     env = _make(tmp_path, "task.adapter.progress_signal=info.is_success")
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"no 'info.is_success'; it has: .*info.judge.near"):
+    with pytest.raises(ValueError, match=r"no 'info.is_success'; it has: .*info.goal.near"):
         env.step(np.zeros(2))
     for action in (np.zeros(3), np.array([0.0, np.nan])):
         with pytest.raises(ValueError, match="finite with shape"):
             env.step(action)
 
 
-def test_resizing_averages_areas() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
-    blocks = picture.reshape(2, 3, 3, 3, 3).mean(axis=(1, 3))
-    np.testing.assert_array_equal(resize(picture, (2, 3)), np.rint(blocks))
-    np.testing.assert_array_equal(resize(resize(picture, (12, 18)), (6, 9)), picture)
+def test_resize_averages_areas() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    blocks = image.reshape(2, 3, 3, 3, 3).mean(axis=(1, 3))
+    np.testing.assert_array_equal(resize(image, (2, 3)), np.rint(blocks))
+    np.testing.assert_array_equal(resize(resize(image, (12, 18)), (6, 9)), image)
     even = np.full((7, 5, 3), 93, np.uint8)
     np.testing.assert_array_equal(resize(even, (4, 3)), 93)

@@ -1,4 +1,4 @@
-"""The insertion task: where it starts, the geometry of the hole, and its stages."""
+"""The insertion task: start poses, the geometry of the hole, and the stages."""
 
 import mujoco
 import numpy as np
@@ -6,18 +6,18 @@ import pytest
 
 from imf_ray.sim.bimanual import LIFT_CLEARANCE
 from imf_ray.sim.diana import LEFT_DOWN, READY_JOINTS, RIGHT_DOWN
-from imf_ray.sim.insert import (
+from imf_ray.sim.scripted_expert import rotate, tool_pose
+from imf_ray.sim.tasks.insert import (
     BAR_AREA,
     BAR_HALF_SIZE,
+    GRIP_OFFSET,
     HOLE_HALF_WIDTH,
-    LARGEST_YAW,
+    MAX_YAW,
     RING_AREA,
     RING_HALF_SIZE,
     SimAirInsertEnv,
-    share_of_hole,
+    insertion_fraction,
 )
-from imf_ray.sim.insert_expert import GRIP_OFFSET
-from imf_ray.sim.scripted_expert import rotate, tool_pose
 
 HALF_LENGTH, HALF_THICKNESS = BAR_HALF_SIZE[0], RING_HALF_SIZE[2]
 AIR = 0.25  # m, a height at which both hands reach each other
@@ -28,62 +28,63 @@ RING = tool_pose((-0.05, 0.0, AIR), FACING)
 
 
 def bar_with_tip_at(x, y=0.0, z=AIR, yaw=0.0):
-    """Pose of a bar that points to -x and whose tip is at (x, y, z), turned about its tip."""
+    """Return the pose of a bar with its tip at (x, y, z) that points to -x, rotated by `yaw`."""
     direction = np.array([np.cos(yaw), np.sin(yaw), 0.0])
-    turn = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
-    return tool_pose(np.array([x, y, z]) + HALF_LENGTH * direction, turn)
+    rotation = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
+    return tool_pose(np.array([x, y, z]) + HALF_LENGTH * direction, rotation)
 
 
 NEAR_FACE, FAR_FACE = RING[0] + HALF_THICKNESS, RING[0] - HALF_THICKNESS
 THROUGH = bar_with_tip_at(FAR_FACE - 0.02)
 HALFWAY = bar_with_tip_at(RING[0])
 IN_FRONT = bar_with_tip_at(NEAR_FACE + 0.002)
-BESIDE = bar_with_tip_at(FAR_FACE - 0.02, y=RING_HALF_SIZE[1] + BAR_HALF_SIZE[1] + 0.002)
+OUTSIDE = bar_with_tip_at(FAR_FACE - 0.02, y=RING_HALF_SIZE[1] + BAR_HALF_SIZE[1] + 0.002)
 
 
 # The geometry of the hole ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("bar", "share"),
+    ("bar", "fraction"),
     [
         (THROUGH, 1.0),
         (bar_with_tip_at(FAR_FACE - 0.02, yaw=0.2), 1.0),
         (bar_with_tip_at(NEAR_FACE - 2 * HALF_LENGTH + 0.001), 1.0),  # its rear is still in front
-        (bar_with_tip_at(FAR_FACE - 2 * HALF_LENGTH - 0.001), 0.0),  # it came out behind
+        (bar_with_tip_at(FAR_FACE - 2 * HALF_LENGTH - 0.001), 0.0),  # it is past the hole
         (HALFWAY, 0.5),
         (IN_FRONT, 0.0),
-        (BESIDE, 0.0),
+        (OUTSIDE, 0.0),
         (bar_with_tip_at(FAR_FACE - 0.02, y=HOLE_HALF_WIDTH - 0.001), 1.0),
         (bar_with_tip_at(FAR_FACE - 0.02, y=HOLE_HALF_WIDTH + 0.001), 0.0),
         (bar_with_tip_at(FAR_FACE, y=-0.015, yaw=1.2), 0.0),  # comes in through a wall
         (tool_pose(RING[:3], FACING), 0.0),  # in the plane of the ring, across the hole
     ],
 )
-def test_share_of_the_hole(bar, share):
-    assert share_of_hole(RING, bar) == pytest.approx(share, abs=1e-9)
+def test_insertion_fraction(bar, fraction):
+    assert insertion_fraction(RING, bar) == pytest.approx(fraction, abs=1e-9)
     end_for_end = tool_pose(bar[:3], rotate(bar[3:], by=(0.0, 0.0, 0.0, 1.0)))
-    assert share_of_hole(RING, end_for_end) == pytest.approx(share, abs=1e-9)
+    assert insertion_fraction(RING, end_for_end) == pytest.approx(fraction, abs=1e-9)
 
 
-def test_the_geometry_is_that_of_the_pair_wherever_it_is():
-    turn = np.array([0.5, -0.1, 0.7, 0.4])
-    turn /= np.linalg.norm(turn)
+def test_the_fraction_depends_only_on_relative_poses():
+    rotation = np.array([0.5, -0.1, 0.7, 0.4])
+    rotation /= np.linalg.norm(rotation)
 
-    def moved(pose):
+    def transformed(pose):
         position = np.empty(3)
-        mujoco.mju_rotVecQuat(position, pose[:3], turn)
-        return tool_pose(np.add(position, (0.3, -0.2, 0.1)), rotate(pose[3:], by=turn))
+        mujoco.mju_rotVecQuat(position, pose[:3], rotation)
+        return tool_pose(np.add(position, (0.3, -0.2, 0.1)), rotate(pose[3:], by=rotation))
 
-    for bar in (THROUGH, HALFWAY, IN_FRONT, BESIDE):
-        expected = share_of_hole(RING, bar)
-        assert share_of_hole(moved(RING), moved(bar)) == pytest.approx(expected, abs=1e-9)
+    for bar in (THROUGH, HALFWAY, IN_FRONT, OUTSIDE):
+        expected = insertion_fraction(RING, bar)
+        fraction = insertion_fraction(transformed(RING), transformed(bar))
+        assert fraction == pytest.approx(expected, abs=1e-9)
 
 
 # Episodes ----------------------------------------------------------------------------------------
 
 
-def test_objects_start_flat_apart_and_anywhere_in_their_areas(make_env):
+def test_objects_start_flat_and_anywhere_in_their_areas(make_env):
     env = make_env(SimAirInsertEnv)
     starts = [env.reset(seed=seed)[1]["poses"] for seed in range(200)]
     for name, area, height in (
@@ -91,14 +92,14 @@ def test_objects_start_flat_apart_and_anywhere_in_their_areas(make_env):
         ("bar", BAR_AREA, BAR_HALF_SIZE[2]),
     ):
         poses = np.stack([start[name] for start in starts])
-        low, high = np.transpose([*area, (-LARGEST_YAW, LARGEST_YAW)])
+        low, high = np.transpose([*area, (-MAX_YAW, MAX_YAW)])
         drawn = np.column_stack([poses[:, :2], 2 * np.arcsin(poses[:, 6])])
         assert (drawn >= low).all() and (drawn <= high).all()
         assert (np.ptp(drawn, axis=0) > 0.9 * (high - low)).all()
         assert (poses[:, 2] == height).all() and not poses[:, 4:6].any()
 
 
-def test_objects_rest_where_they_were_put(make_env):
+def test_objects_rest_at_their_start_poses(make_env):
     env = make_env(SimAirInsertEnv)
     _, info = env.reset(seed=0)
     start = info["poses"]
@@ -109,24 +110,24 @@ def test_objects_rest_where_they_were_put(make_env):
 
 
 @pytest.mark.parametrize("camera", ["r_vis", "top", "front"])
-def test_both_objects_are_seen_at_the_start(make_env, camera):
+def test_both_objects_are_visible_at_the_start(make_env, camera):
     env = make_env(SimAirInsertEnv, camera_names=[camera])
     for seed in range(5):
         _, info = env.reset(seed=seed)
-        seen = env.render_cameras()[camera]
+        original = env.render_cameras()[camera]
         for name in ("ring", "bar"):
-            elsewhere = {name: [0.0, 0.0, -5.0, *STRAIGHT]}  # under the floor
-            env.reset(options={"poses": info["poses"] | elsewhere})
-            assert (seen != env.render_cameras()[camera]).any(axis=-1).sum() >= 9
+            hidden = {name: [0.0, 0.0, -5.0, *STRAIGHT]}  # under the floor
+            env.reset(options={"poses": info["poses"] | hidden})
+            assert (original != env.render_cameras()[camera]).any(axis=-1).sum() >= 9
 
 
 # Stages ------------------------------------------------------------------------------------------
 
 
-def stage_when_held(env, ring, bar, holding=("left", "right")):
-    """The stage of a state in which the hands that are `holding` have closed upon their objects.
+def stage_when_grasped(env, ring, bar, holding=("left", "right")):
+    """Return the stage of a state in which the hands `holding` have grasped their objects.
 
-    Nothing falls, so that the state stays what it is.
+    Gravity is off, so that nothing moves.
     """
     env.model.opt.gravity[:] = 0
     env.reset(seed=0, options={"poses": {"ring": ring, "bar": bar}})
@@ -135,13 +136,13 @@ def stage_when_held(env, ring, bar, holding=("left", "right")):
         "right": (bar, RIGHT_DOWN, BAR_HALF_SIZE[1]),
     }
     action = HANDS_OPEN.copy()
-    for number, (side, (held, orientation, half_width)) in enumerate(hands.items()):
+    for index, (side, (pose, orientation, half_width)) in enumerate(hands.items()):
         if side in holding:
             offset = np.empty(3)
-            mujoco.mju_rotVecQuat(offset, np.array([0.0, 0.0, GRIP_OFFSET]), held[3:])
-            tool = tool_pose(held[:3] + offset, rotate(orientation, by=held[3:]))
-            joints = env.make_arms()[number].solve(tool, READY_JOINTS[number])
-            action[number] = [*joints, 0.0]
+            mujoco.mju_rotVecQuat(offset, np.array([0.0, 0.0, GRIP_OFFSET]), pose[3:])
+            tool = tool_pose(pose[:3] + offset, rotate(orientation, by=pose[3:]))
+            joints = env.make_arms()[index].solve(tool, READY_JOINTS[index])
+            action[index] = [*joints, 0.0]
             for i, angle in enumerate(joints, start=1):
                 env.data.joint(f"{side}_joint{i}").qpos = angle
             for i in (1, 2):
@@ -158,30 +159,30 @@ def stage_when_held(env, ring, bar, holding=("left", "right")):
     ("bar", "stage"),
     [
         (IN_FRONT, 3),
-        (BESIDE, 3),
+        (OUTSIDE, 3),
         (bar_with_tip_at(NEAR_FACE - 0.003), 4),
         (HALFWAY, 4),
         (bar_with_tip_at(FAR_FACE - 0.003), 5),
         (THROUGH, 5),
     ],
 )
-def test_stages_of_objects_held_in_the_air(make_env, bar, stage):
-    assert stage_when_held(make_env(SimAirInsertEnv), RING, bar) == stage
+def test_stages_of_objects_grasped_in_the_air(make_env, bar, stage):
+    assert stage_when_grasped(make_env(SimAirInsertEnv), RING, bar) == stage
 
 
 @pytest.mark.parametrize(
     ("holding", "stage"), [(("left",), 1), (("right",), 1), ((), 0), (("left", "right"), 5)]
 )
-def test_a_bar_through_a_ring_counts_only_if_both_are_held(make_env, holding, stage):
-    assert stage_when_held(make_env(SimAirInsertEnv), RING, THROUGH, holding) == stage
+def test_an_inserted_bar_counts_only_if_both_are_grasped(make_env, holding, stage):
+    assert stage_when_grasped(make_env(SimAirInsertEnv), RING, THROUGH, holding) == stage
 
 
-def test_a_bar_through_a_ring_that_stands_on_the_table(make_env):
+def test_an_inserted_bar_does_not_count_on_the_table(make_env):
     height = RING_HALF_SIZE[0]
     ring = tool_pose((RING[0], 0.0, height), FACING)
     bar = bar_with_tip_at(FAR_FACE - 0.02, z=height)
-    assert share_of_hole(ring, bar) == 1
-    assert stage_when_held(make_env(SimAirInsertEnv), ring, bar, holding=("right",)) == 1
+    assert insertion_fraction(ring, bar) == 1
+    assert stage_when_grasped(make_env(SimAirInsertEnv), ring, bar, holding=("right",)) == 1
 
 
 @pytest.mark.parametrize(
@@ -191,12 +192,12 @@ def test_a_bar_through_a_ring_that_stands_on_the_table(make_env):
 def test_both_must_be_off_the_table(make_env, ring_above, bar_above, stage):
     ring = tool_pose((-0.15, 0.0, HALF_THICKNESS + ring_above), STRAIGHT)
     bar = tool_pose((0.15, 0.0, BAR_HALF_SIZE[2] + bar_above), STRAIGHT)
-    assert stage_when_held(make_env(SimAirInsertEnv), ring, bar) == stage
+    assert stage_when_grasped(make_env(SimAirInsertEnv), ring, bar) == stage
 
 
 def test_success_is_sticky(make_env):
     env = make_env(SimAirInsertEnv)
-    assert stage_when_held(env, RING, THROUGH) == 5
+    assert stage_when_grasped(env, RING, THROUGH) == 5
     open_hands = env.data.ctrl.reshape(2, 8).copy()
     open_hands[:, -1] = 1.0
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""Rendering beside the other libraries of a process."""
+"""Rendering in a process that also uses torchvision."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ import torchvision
 """
 
 
-def test_a_trunk_can_be_built_after_rendering():
-    """Mesa's LLVM and that of triton, which torchvision loads, work in one order only."""
+def test_torchvision_can_be_imported_after_rendering():
+    """Mesa's LLVM crashes the process if triton's, which torchvision loads, comes second."""
     done = subprocess.run([sys.executable, "-c", RENDER_THEN_BUILD], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

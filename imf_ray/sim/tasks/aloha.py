@@ -1,0 +1,193 @@
+"""gym-aloha's transfer of a cube as a `SimEnv`, and its scripted expert.
+
+gym-aloha renders three images of 480 x 640 inside each step, returns one of them, and ignores the
+requested size. It declares actions in Box(-1, 1) although they are joint angles in rad. Here images
+are rendered on demand, and actions have their true bounds.
+
+It needs an older MuJoCo than the rest of the package (the extra `aloha`).
+"""
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from imf_ray.sim.array_types import FloatArray, Image
+from imf_ray.sim.base import OVERVIEW_SIZE
+from imf_ray.sim.gym_adapter import AdaptedEnv
+from imf_ray.sim.headless import mujoco
+from imf_ray.sim.kinematics import ArmKinematics, site_pose
+from imf_ray.sim.rendering import CameraRenderer, project_to_pixels
+from imf_ray.sim.scripted_expert import CLOSED, OPEN, Waypoint, WaypointExpert, tool_pose
+
+SIDES = ("left", "right")
+JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
+START_JOINTS = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0)  # rad, of either arm
+GRIPPER_RANGE = (0.0, 1.0)
+OVERVIEW_CAMERA = "angle"
+
+
+class AlohaEnv(AdaptedEnv):
+    """gym-aloha's transfer of a cube, made with `obs_type="pixels_agent_pos"`.
+
+    Image sources are the cameras of its model: `top`, `angle`, `front_close`,
+    `left_pillar`, `right_pillar`, `left_wrist`, `right_wrist`.
+
+    Action (14,): left arm first, each arm 6 absolute joint targets in rad and the gripper from 0
+    (closed) to 1 (open). `agent_pos` (14,) is the state in the same units.
+    """
+
+    def _on_env_created(self) -> None:
+        simulation = self._env.unwrapped._env  # type: ignore[attr-defined]  # dm_control
+        self.model: mujoco.MjModel = simulation.physics.model.ptr
+        self.data: mujoco.MjData = simulation.physics.data.ptr
+        self._renderer: CameraRenderer | None = None
+        self._overview_renderer: CameraRenderer | None = None
+        cube_start = int(self.model.joint("red_box_joint").qposadr[0])
+        self._cube = slice(cube_start, cube_start + 7)
+        self._end_effectors = [self.model.site(_ee_site(side)).id for side in SIDES]
+
+        # gym-aloha renders only in `get_observation`; an empty image replaces its images.
+        task, empty_image = simulation.task, np.empty((0, 0, 3), np.uint8)
+        task.get_observation = lambda physics: {
+            "qpos": task.get_qpos(physics),
+            "images": {"top": empty_image},
+        }
+
+    def close(self) -> None:
+        """Free the renderers and close the env."""
+        for renderer in (self._renderer, self._overview_renderer):
+            if renderer is not None:
+                renderer.close()
+        self._renderer = self._overview_renderer = None
+        super().close()
+
+    def render_overview(self) -> Image:
+        """Render the model's camera `angle`, always without shadows and multisampling."""
+        if self._overview_renderer is None:
+            self._overview_renderer = CameraRenderer(self.model, OVERVIEW_SIZE)
+        return self._overview_renderer.render(self.data, OVERVIEW_CAMERA)
+
+    def project_to_pixels(self, points: FloatArray) -> FloatArray:
+        """Project points into the overview (see `imf_ray.sim.rendering.project_to_pixels`)."""
+        return project_to_pixels(self.model, self.data, OVERVIEW_CAMERA, OVERVIEW_SIZE, points)
+
+    def make_arms(self) -> list[ArmKinematics]:
+        """Make the kinematics of the left and the right arm; the posture is the start pose."""
+        return [
+            ArmKinematics(self.model, _ee_site(side), _joints(side), START_JOINTS) for side in SIDES
+        ]
+
+    def ee_poses(self) -> FloatArray:
+        """Return tool poses (2, 7), left first.
+
+        The tool is between the finger tips: x points out of the gripper, the fingers slide along y.
+        """
+        return np.stack([site_pose(self.data, site) for site in self._end_effectors])
+
+    def object_poses(self) -> dict[str, FloatArray]:
+        return {"cube": self.data.qpos[self._cube].copy()}
+
+    def _check_source(self, source: str) -> None:
+        cameras = [self.model.camera(index).name for index in range(self.model.ncam)]
+        if source not in cameras:
+            raise ValueError(f"the model has no camera {source!r}; it has: {', '.join(cameras)}")
+
+    def _image(self, source: str) -> Image:
+        if self._renderer is None:
+            settings = self.render_settings
+            self._renderer = CameraRenderer(
+                self.model,
+                settings["image_size"],
+                shadows=settings["shadows"],
+                multisampling=settings["multisampling"],
+            )
+        return self._renderer.render(self.data, source)
+
+    def _action_box(self) -> spaces.Box:
+        """Return the joint ranges; the env's own Box(-1, 1) is wrong."""
+        ranges = np.concatenate(
+            [
+                [*(self.model.joint(name).range for name in _joints(side)), GRIPPER_RANGE]
+                for side in SIDES
+            ]
+        ).astype(np.float32)
+        return spaces.Box(*ranges.T)
+
+
+def _joints(side: str) -> list[str]:
+    return [f"vx300s_{side}/{joint}" for joint in JOINTS]
+
+
+def _ee_site(side: str) -> str:
+    return f"cali_{side}_site1"
+
+
+# The scripted expert -----------------------------------------------------------------------------
+
+# Tool orientations (wxyz): x points out of the gripper, the fingers slide along y.
+RIGHT_DOWN = (0.0, np.sqrt(0.5), 0.0, -np.sqrt(0.5))
+LEFT_LEVEL = (np.sqrt(0.5), np.sqrt(0.5), 0.0, 0.0)
+
+CUBE_HEIGHT = 0.02  # m, of its centre on the table; at the start it is 3 cm higher and falls
+MEETING_POINT: FloatArray = np.array([0.0, 0.5, 0.25])  # m, of the cube
+# Straight in front of its base, the right arm turns its hand down in one plane. From there, its
+# wrist stays on one side of its singularity (hand in line with the forearm) for every cube pose.
+RIGHT_READY: FloatArray = np.array([0.15, 0.5, 0.22])  # m
+
+# From the cube's centre to the tool, in m.
+RIGHT_GRASP: FloatArray = np.array([0.0, 0.0, -0.008])
+RIGHT_HOVER: FloatArray = np.array([0.0, 0.0, 0.09])
+RIGHT_RETREAT: FloatArray = np.array([0.15, 0.0, 0.10])
+LEFT_GRASP: FloatArray = np.array([0.01, 0.0, 0.0])
+LEFT_APPROACH: FloatArray = np.array([-0.12, 0.0, 0.0])
+LEFT_RETREAT: FloatArray = np.array([-0.10, 0.0, 0.0])
+
+
+class AlohaTransferExpert(WaypointExpert):
+    """Scripted expert of gym-aloha's transfer of a cube, in its own action space.
+
+    The right arm picks the cube up from above and brings it to the meeting point, still pointing
+    down. The left arm comes in level, its fingers above and below the cube, between those of the
+    right one. The grippers meet at right angles.
+
+    The cube must lie flat in the area in which episodes start.
+    """
+
+    def act(self) -> tuple[NDArray[np.float32], None]:
+        """Return the next action (14,), see `AlohaEnv`; there is no end-effector space."""
+        return super().act()[0], None
+
+    def _plan(self, tools: FloatArray, objects: dict[str, FloatArray]) -> list[list[Waypoint]]:
+        left_start, right_start = tools
+        return [_left_plan(left_start), _right_plan(right_start, objects["cube"])]
+
+
+def _left_plan(start: FloatArray) -> list[Waypoint]:
+    approach = tool_pose(MEETING_POINT + LEFT_APPROACH, LEFT_LEVEL)
+    meeting = tool_pose(MEETING_POINT + LEFT_GRASP, LEFT_LEVEL)
+    return [
+        Waypoint(0, start, CLOSED),
+        Waypoint(100, approach, OPEN),
+        Waypoint(230, approach, OPEN),
+        Waypoint(270, meeting, OPEN),
+        Waypoint(300, meeting, CLOSED),
+        Waypoint(340, meeting, CLOSED),
+        Waypoint(390, tool_pose(MEETING_POINT + LEFT_RETREAT, LEFT_LEVEL), CLOSED),
+    ]
+
+
+def _right_plan(start: FloatArray, cube_pose: FloatArray) -> list[Waypoint]:
+    cube = np.array([cube_pose[0], cube_pose[1], CUBE_HEIGHT])
+    grasp = tool_pose(cube + RIGHT_GRASP, RIGHT_DOWN)
+    meeting = tool_pose(MEETING_POINT + RIGHT_GRASP, RIGHT_DOWN)
+    return [
+        Waypoint(0, start, CLOSED),
+        Waypoint(50, tool_pose(RIGHT_READY, RIGHT_DOWN), OPEN),
+        Waypoint(90, tool_pose(cube + RIGHT_HOVER, RIGHT_DOWN), OPEN),
+        Waypoint(130, grasp, OPEN),
+        Waypoint(165, grasp, CLOSED),
+        Waypoint(225, meeting, CLOSED),
+        Waypoint(310, meeting, CLOSED),
+        Waypoint(330, meeting, OPEN),
+        Waypoint(380, tool_pose(MEETING_POINT + RIGHT_RETREAT, RIGHT_DOWN), OPEN),
+    ]
