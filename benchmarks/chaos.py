@@ -42,13 +42,14 @@ from safetensors.torch import load_file
 
 from benchmarks.chaos_faults import CTRL_C, DRIVER_KILLED, NODE, Faults
 from benchmarks.chaos_sweep import POLL_S, SAVE_FREQ, SEEDS, STEPS, Sweep
-from benchmarks.notes import commit
+from benchmarks.result_log import commit
 from imf_ray.agents.pretrained import EMA_WEIGHTS_FILE, WEIGHTS_FILE
 from imf_ray.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from imf_ray.files import read_lines, write_atomically
-from imf_ray.training.checkpoint import VALIDATIONS, checkpoint_step
-from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics
-from tests.helpers.configs import TINY_AGENT
+from imf_ray.training.checkpoint import checkpoint_step
+from imf_ray.training.run_dir import VALIDATIONS_FILE, RunDir
+from imf_ray.training.tracking import RESTARTS
+from testing_support.configs import TINY_AGENT
 
 ROLLOUT_STEPS = 60
 """Judging whole episodes would take longer than the trainings, and show nothing more."""
@@ -129,7 +130,7 @@ def carry_out(sweep: Sweep, faults: Faults | None, count: int, rng: Any) -> list
 
 
 def _judged(sweep: Sweep) -> int:
-    return sum(len(read_lines(trial / VALIDATIONS)) for trial in sweep.trials)
+    return sum(len(read_lines(trial / VALIDATIONS_FILE)) for trial in sweep.trials)
 
 
 def _in_turn(kinds: list[str], rng: Any) -> Iterator[str]:
@@ -142,7 +143,7 @@ def lost_steps(sweep: Sweep) -> int:
     """Updates that were in a whole checkpoint when workers started, and were made again."""
     lost = 0
     for trial in sweep.trials:
-        for start in read_metrics(trial / METRICS_FILE):
+        for start in RunDir(trial).read_metrics():
             if RESTARTS not in start:
                 continue
             held = [
@@ -186,7 +187,7 @@ def pauses(trials: Sequence[Path]) -> list[float]:
     """Seconds from the last update before each restart of a trial's workers to the next one."""
     found = []
     for trial in trials:
-        lines = read_metrics(trial / METRICS_FILE)
+        lines = RunDir(trial).read_metrics()
         for number, line in enumerate(lines):
             before = [entry["time"] for entry in lines[:number] if "loss" in entry]
             after = [entry["time"] for entry in lines[number:] if "loss" in entry]
@@ -197,7 +198,7 @@ def pauses(trials: Sequence[Path]) -> list[float]:
 
 def passed_over(trials: Sequence[Path]) -> int:
     """Bad checkpoints that the trials' workers met with and went on without."""
-    starts = [[e for e in read_metrics(t / METRICS_FILE) if RESTARTS in e] for t in trials]
+    starts = [[e for e in RunDir(t).read_metrics() if RESTARTS in e] for t in trials]
     return sum(int(lines[-1]["invalid_checkpoints_skipped"]) for lines in starts)
 
 
@@ -313,7 +314,7 @@ def _report(
     free_s: float,
 ) -> Report:
     kinds = Counter(event["kind"] for event in events)
-    starts = sum(RESTARTS in e for t in struck.trials for e in read_metrics(t / METRICS_FILE))
+    starts = sum(RESTARTS in e for t in struck.trials for e in RunDir(t).read_metrics())
     results = {
         "committed steps lost": lost_steps(struck),
         **differences(clean, struck),

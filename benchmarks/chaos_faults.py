@@ -13,11 +13,12 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from benchmarks.chaos_sweep import SAVE_FREQ, STEPS, Sweep, identity, is_alive
-from benchmarks.watching import family
+from benchmarks.chaos_sweep import SAVE_FREQ, STEPS, Sweep, identity
+from benchmarks.process_stats import family
 from imf_ray.agents.pretrained import WEIGHTS_FILE
-from imf_ray.training.checkpoint import MANIFEST, TRAINER_STATE, newest_checkpoint
-from imf_ray.training.tracking import read_workers
+from imf_ray.training.checkpoint import MANIFEST_FILE, TRAIN_STATE_FILE
+from imf_ray.training.run_dir import RunDir
+from testing_support.processes import is_alive
 
 NODE = {"num_cpus": 2}
 DRIVER_KILLED, CTRL_C = "driver killed", "Ctrl-C"
@@ -94,7 +95,7 @@ class Faults:
         return "and another one started"
 
     def _kill_workers(self, trial: Path) -> set[int]:
-        pids = {worker["pid"] for worker in read_workers(trial)}
+        pids = {worker["pid"] for worker in RunDir(trial).read_workers()}
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -103,11 +104,11 @@ class Faults:
     def _corrupt_checkpoint(self) -> str | None:
         """Flip a bit of the newest checkpoint, and kill the workers so that it is looked for."""
         for trial in self._sweep.training():
-            newest = newest_checkpoint(trial)
+            newest = RunDir(trial).newest_checkpoint()
             # With the last one the trial is trained: nobody would look for it again.
             if newest is None or not 2 * SAVE_FREQ <= newest.step < STEPS:
                 continue
-            path = newest.path / str(self._rng.choice([WEIGHTS_FILE, TRAINER_STATE, MANIFEST]))
+            path = newest.path / str(self._rng.choice([WEIGHTS_FILE, TRAIN_STATE_FILE, MANIFEST_FILE]))
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 1
             self._sweep.broken.add(identity(newest.path))
@@ -130,7 +131,7 @@ class Faults:
             killed = set().union(*(self._kill_workers(trial) for trial in trials))
             until = time.monotonic() + LONGEST_BROKEN_S
             while time.monotonic() < until:
-                workers = [worker for trial in trials for worker in read_workers(trial)]
+                workers = [worker for trial in trials for worker in RunDir(trial).read_workers()]
                 if any(w["pid"] not in killed and is_alive(w["pid"]) for w in workers):
                     break
                 self._sweep.watch_for(1.0)

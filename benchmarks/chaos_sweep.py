@@ -10,8 +10,8 @@ from pathlib import Path
 
 from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.sweep.trial_record import FAILED, FINISHED, TrialDir
-from imf_ray.training.checkpoint import CHECKPOINT_GLOB, MANIFEST, newest_checkpoint
-from imf_ray.training.tracking import METRICS_FILE, read_metrics, read_workers
+from imf_ray.training.checkpoint import CHECKPOINT_GLOB, MANIFEST_FILE
+from imf_ray.training.run_dir import RunDir
 from testing_support.processes import is_alive
 
 SEEDS, STEPS, SAVE_FREQ = (1, 2, 3, 4), 300, 50
@@ -63,7 +63,7 @@ class Sweep:
         """Updates that all trials together have made."""
         made = 0
         for trial in self.trials:
-            steps = [line["step"] for line in read_metrics(trial / METRICS_FILE) if "loss" in line]
+            steps = [line["step"] for line in RunDir(trial).read_metrics() if "loss" in line]
             made += max(steps, default=0)
         return made
 
@@ -93,8 +93,8 @@ class Sweep:
         for trial in self.trials:
             if TrialDir(trial).read_record() is not None:
                 continue
-            newest = newest_checkpoint(trial)
-            alive = any(is_alive(worker["pid"]) for worker in read_workers(trial))
+            newest = RunDir(trial).newest_checkpoint()
+            alive = any(is_alive(worker["pid"]) for worker in RunDir(trial).read_workers())
             if alive and (newest is None or newest.step < STEPS):
                 found.append(trial)
         return found
@@ -102,4 +102,4 @@ class Sweep:
 
 def identity(checkpoint: Path) -> tuple[Path, int]:
     """A checkpoint and when it was written."""
-    return checkpoint, (checkpoint / MANIFEST).stat().st_mtime_ns
+    return checkpoint, (checkpoint / MANIFEST_FILE).stat().st_mtime_ns

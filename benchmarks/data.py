@@ -2,7 +2,7 @@
 
     python -m benchmarks.data --lerobot ~/lerobot/bin/python
 
-Each case is a process of its own that makes the same batches (`benchmarks.loaders`,
+Each case is a process of its own that makes the same batches (`benchmarks.data_loaders`,
 `benchmarks.lerobot_loader`), one after the other, data set by data set; it is watched from outside:
 windows per second, CPU-milliseconds per window and the peak of the proportional set size, summed
 over the process and all it started. Then the same with a sleep after each batch that stands for a
@@ -28,9 +28,9 @@ from pathlib import Path
 
 import h5py
 
-from benchmarks.consume import BATCH, BEGIN, END
-from benchmarks.notes import commit, note, read_notes
-from benchmarks.watching import cpu_times, proportional_bytes, stop
+from benchmarks.batch_consumer import BATCH, BEGIN, END
+from benchmarks.result_log import commit, note, read_notes
+from benchmarks.process_stats import cpu_times, proportional_bytes, stop
 from imf_ray.data.episodes import DEFLATE_LEVEL, episode_path
 from imf_ray.data.readers import IMAGES
 from imf_ray.files import atomic_rename
@@ -129,7 +129,7 @@ def measure(case: Case, data: Path, seconds: float, lerobot: str | None) -> Meas
         assert lerobot is not None
         command = [lerobot, "-m", "benchmarks.lerobot_loader", "load", str(data)]
     else:
-        command = [sys.executable, "-m", "benchmarks.loaders", case.loader, str(data)]
+        command = [sys.executable, "-m", "benchmarks.data_loaders", case.loader, str(data)]
         command += ["--count", str(case.episodes)]
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
         command += ["--folder", folder, "--seconds", str(seconds), "--step-s", str(case.step_s)]

@@ -12,8 +12,8 @@ from typing import cast
 from imf_ray.config import load_config
 from imf_ray.rollout.confidence_intervals import wilson_interval
 from imf_ray.schema import TaskConfig
-from imf_ray.sim.base import SimEnv, make_env
-from imf_ray.sim.experts import make_expert
+from imf_ray.sim.base import SimEnv
+from imf_ray.sim.factory import make_env, make_expert
 
 
 def play(seed: int, task: TaskConfig) -> tuple[int, bool]:

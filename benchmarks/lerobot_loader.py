@@ -18,7 +18,7 @@ import h5py
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from benchmarks.consume import (
+from benchmarks.batch_consumer import (
     ACTION_STEPS,
     OBSERVED_STEPS,
     add_options,

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.notes import commit
+from benchmarks.result_log import commit
 from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.pretrained import load_agent, load_policy_config
 from imf_ray.evaluation.comparison import Comparison, compare
@@ -35,7 +35,7 @@ from imf_ray.files import write_atomically
 from imf_ray.rollout.record_store import EPISODES_FILE, read_records
 from imf_ray.rollout.records import EpisodeRecord, summarize
 from imf_ray.schema import Config
-from imf_ray.training.checkpoint import newest_checkpoint
+from imf_ray.training.run_dir import RunDir
 
 OBJECTIVES = {
     "iMF": (),
@@ -116,7 +116,7 @@ def train(objective: str, output: Path, recipe: str, options: Sequence[str]) -> 
         f"run_name={objective}",
         *options,
     )
-    checkpoint = newest_checkpoint(output / objective)
+    checkpoint = RunDir(output / objective).newest_checkpoint()
     assert checkpoint is not None
     return checkpoint.path
 

@@ -45,7 +45,7 @@ from imf_ray.rollout.actor_pool import RolloutActorPool, RolloutSpec
 from imf_ray.rollout.episode_runner import EpisodeRunner
 from imf_ray.rollout.policies import AgentPolicy, make_policy
 from imf_ray.rollout.rollout_config import agent_rollout_config
-from imf_ray.sim.transfer import SimTransferEnv
+from imf_ray.sim.tasks.transfer import SimTransferEnv
 
 ENV_ID = "benchmarks.rollout:benchmarks/MeteredTransfer-v0"
 FIRST_SEED = 600_000

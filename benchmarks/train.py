@@ -29,15 +29,15 @@ import psutil
 import torch
 import torch.multiprocessing
 
-from benchmarks.loaders import MEMORY_BYTES, memory_batches
-from benchmarks.notes import commit, note, read_notes
-from benchmarks.watching import cpu_times, stop
+from benchmarks.data_loaders import MEMORY_BYTES, memory_batches
+from benchmarks.result_log import commit, note, read_notes
+from benchmarks.process_stats import cpu_times, stop
 from imf_ray.config import load_config
 from imf_ray.data.statistics import compute_statistics
-from imf_ray.training.loop import TrainState, to_tensors
-from imf_ray.training.tracking import METRICS_FILE
+from imf_ray.data.windows import window_spec_from_config
+from imf_ray.training.run_dir import METRICS_FILE
+from imf_ray.training.train_state import TrainState, to_tensors
 from imf_ray.training.trainer import prepare_run
-from imf_ray.training.validation import window_spec
 
 ROOT = Path(__file__).parents[1]
 COMMON = (
@@ -166,8 +166,8 @@ def _bare_rank(rank: int, world_size: int, options: Sequence[str], meeting: str)
     )
     config = load_config(options)
     run = prepare_run(config)
-    spec = window_spec(config)
-    statistics = compute_statistics(run.train.episodes, spec.selection)
+    spec = window_spec_from_config(config)
+    statistics = compute_statistics(run.train.episodes, spec.fields)
     trainer = TrainState(config, statistics, torch.device(config.train.device))
     trainer.module = torch.nn.parallel.DistributedDataParallel(trainer.agent)
     log = Path(config.storage_path) / str(config.run_name) / METRICS_FILE

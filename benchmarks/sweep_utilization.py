@@ -1,6 +1,6 @@
 """How well a sweep fills a machine: four trials with two simulators each, on two CPUs.
 
-    python -m benchmarks.packing --work runs/packing data.dataset_dir=data/demo
+    python -m benchmarks.sweep_utilization --work runs/packing data.dataset_dir=data/demo
 
 Runs `imf_ray.tune search_space=quickstart` as a user types it, with every checkpoint validated
 beside the training, under a time limit, and watches the CPU time of all its processes. The ideal
@@ -20,12 +20,12 @@ from pathlib import Path
 import ray
 import torch
 
-from benchmarks.notes import commit
-from benchmarks.watching import cpu_times, stop
+from benchmarks.result_log import commit
+from benchmarks.process_stats import cpu_times, stop
 from imf_ray.files import write_atomically
 from imf_ray.rollout.records import describe_success
 from imf_ray.sweep.sweep_dir import SweepDir
-from imf_ray.training.tracking import METRICS_FILE, read_metrics
+from imf_ray.training.run_dir import RunDir
 
 CPUS, ACTORS = 2, 2
 POLL_S, LIMIT_S = 0.5, 3600.0
@@ -68,7 +68,7 @@ def page(sweep_dir: Path, wall_s: float, cpu_s: float, load: float, how: str) ->
     records, _ = results
     rows = []
     for record in sorted(records, key=lambda record: record.name):
-        times = [line["time"] for line in read_metrics(Path(record.run_dir) / METRICS_FILE)]
+        times = [line["time"] for line in RunDir(Path(record.run_dir)).read_metrics()]
         span = f"{times[-1] - times[0]:.0f}" if times else "never began"
         judged = describe_success(record.metrics) or "not judged"
         rows.append(f"| {record.name} | {record.status} | {span} | {judged} |")
@@ -104,7 +104,7 @@ def main() -> None:
     wall_s, cpu_s = watch([sys.executable, "-m", "imf_ray.tune", *options])
     shown = [o for o in arguments.options if not o.startswith("data.dataset_dir=")]
     how = (
-        f"`python -m benchmarks.packing {' '.join(shown)}`: `search_space=quickstart` (4 trials), "
+        f"`python -m benchmarks.sweep_utilization {' '.join(shown)}`: `search_space=quickstart` (4 trials), "
         f"{ACTORS} simulators a trial, {CPUS} CPUs, every checkpoint validated beside training. "
         f"Commit {commit()}; torch {torch.__version__}, ray {ray.__version__}."
     )

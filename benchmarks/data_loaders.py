@@ -1,6 +1,6 @@
 """The contenders of `benchmarks.data` that live in our own environment.
 
-    python -m benchmarks.loaders imf_ray EPISODES --count 20 --folder F --workers 1 ...
+    python -m benchmarks.data_loaders imf_ray EPISODES --count 20 --folder F --workers 1 ...
 
 Each makes the same windows of two observations with all cameras and sixteen actions, in batches of
 tensors, shuffled and for ever: `imf_ray` through Ray Data into a worker of TorchTrainer, `h5py` by
@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import torch
 
-from benchmarks.consume import (
+from benchmarks.batch_consumer import (
     ACTION_STEPS,
     BATCH,
     OBSERVED_STEPS,
@@ -28,27 +28,16 @@ from benchmarks.consume import (
     consume,
     loader_options,
 )
-from imf_ray.data.content_hash import DIGEST
-from imf_ray.data.episodes import QPOS, EpisodeFields, EpisodeRef, episode_path
-from imf_ray.data.hdf5 import fingerprint
-from imf_ray.data.readers import IMAGES, IMF_RAY
+from imf_ray.data.episodes import QPOS, EpisodeFields, episode_path
+from imf_ray.data.readers import IMAGES
 from imf_ray.data.windows import Batch, WindowSpec
 from imf_ray.env_vars import prepare_environment
 from imf_ray.schema import DataConfig
+from testing_support.episodes import episode_refs
 
 SEED = 0
 MEMORY_BYTES = 6e9
 """Of the pictures that `memory` holds."""
-
-
-def sources_of(paths: list[Path]) -> tuple[EpisodeRef, ...]:
-    """Episodes of ours, as an index would have them."""
-    sources = []
-    for path in paths:
-        with h5py.File(path) as file:
-            length, digest = len(file["action"]), file.attrs[DIGEST]
-        sources.append(EpisodeRef(str(path), length, IMF_RAY, fingerprint(path), digest))
-    return tuple(sources)
 
 
 def cameras_of(path: Path) -> tuple[str, ...]:
@@ -76,7 +65,7 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
     from imf_ray.training.trainer import scaling_config
 
     defaults = DataConfig()
-    episodes = sources_of(paths)
+    episodes = episode_refs(paths)
     plan = SamplePlan(
         lengths=tuple(episode.length for episode in episodes),
         batch_size=BATCH,
@@ -94,7 +83,7 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
         episodes=episodes,
         frame_bytes=frame_bytes,
         max_steps=arguments.max_batches,
-        readers=arguments.workers,
+        read_concurrency=arguments.workers,
     )
     options = {key: getattr(arguments, key) for key in ("folder", "seconds", "step_s")}
 
@@ -126,7 +115,7 @@ class WindowDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
-        self._lengths = [episode.length for episode in sources_of(paths)]
+        self._lengths = [episode.length for episode in episode_refs(paths)]
         self._ends = np.cumsum(self._lengths)
         self._cameras = cameras_of(paths[0])
         self._open: dict[int, h5py.File] = {}
@@ -177,9 +166,9 @@ def memory_batches(
     Args:
         most_bytes: of pictures; as many of the episodes are held as that is enough for.
     """
-    cameras = spec.selection.cameras
+    cameras = spec.fields.cameras
     sources, held = [], 0
-    for episode in sources_of(paths):
+    for episode in episode_refs(paths):
         sources.append(spec.read(episode, 0, episode.length))
         held += sum(frames.nbytes for frames in sources[-1].images.values())
         if held > most_bytes:

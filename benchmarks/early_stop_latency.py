@@ -1,6 +1,6 @@
 """How soon the workers of a trial that is stopped early are free, with us and with Tune alone.
 
-    python -m benchmarks.stopping data.dataset_dir=data/demo
+    python -m benchmarks.early_stop_latency data.dataset_dir=data/demo
 
 Each case has a cluster of its own, with and without the dashboard. Ours: `imf_ray.tune` as a user
 types it, whose first trial is asked to stop after its first checkpoint, as a scheduler asks it.
@@ -141,7 +141,7 @@ def main() -> None:
     for dashboard in ("off", "on"):
         cells = []
         for kind in KINDS:
-            case = [sys.executable, "-m", "benchmarks.stopping", "--case", kind, dashboard]
+            case = [sys.executable, "-m", "benchmarks.early_stop_latency", "--case", kind, dashboard]
             found = []
             for _ in range(arguments.times):
                 done = subprocess.run(
