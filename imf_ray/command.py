@@ -57,7 +57,7 @@ def help_text(command: Command, program: str, every_option: bool = False) -> str
     options = all_options() if every_option else command_options(command.name)
     parts = [
         f"usage: {command.usage(program)}",
-        "\n\n".join(_wrap(part, width) for part in command.description.split("\n\n")),
+        "\n\n".join(_fill(part, width) for part in command.description.split("\n\n")),
         "Examples:\n" + "\n".join(f"  {program} {example}" for example in command.examples),
         _groups_text(command.name, options, width),
         *_option_texts(command.name, options, width),
@@ -100,7 +100,7 @@ def _option_texts(command: str, options: Mapping[str, Option], width: int) -> li
     sections: dict[str, list[str]] = {"": [], command: []}
     for key, rules in options.items():
         section = key.rpartition(".")[0]
-        text = textwrap.fill(rules.help, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        text = _fill(rules.help, width, " " * 6, " " * 6)
         sections.setdefault(section, []).append(f"  {defaults[key]}\n{text}")
     return [
         "\n".join([f"{name}: {section_help(name)}" if name else "Options and defaults:", *texts])
@@ -109,5 +109,13 @@ def _option_texts(command: str, options: Mapping[str, Option], width: int) -> li
     ]
 
 
-def _wrap(paragraph: str, width: int) -> str:
-    return textwrap.fill(" ".join(paragraph.split()), width)
+def _fill(paragraph: str, width: int, first_indent: str = "", indent: str = "") -> str:
+    """A paragraph in lines of the given width, broken at spaces only."""
+    return textwrap.fill(
+        " ".join(paragraph.split()),
+        width,
+        initial_indent=first_indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )

@@ -208,7 +208,7 @@ def _read_group(group: str, choice: str) -> dict[str, Any]:
         if not path.is_file():
             names = group_choices(group)
             raise UserError(
-                f"{group}={choice} is unknown{suggest(choice, names)}. Known: {', '.join(names)}, "
+                f"{group}={choice} is unknown{suggest(choice, names)} Known: {', '.join(names)}, "
                 "or a YAML file's path."
             )
     return _read_mapping(path, f"{group}={choice}")
@@ -262,14 +262,13 @@ def _check_key(key: str) -> None:
     if inside:
         raise UserError(f"{key} is a section: set one of its options, such as {inside[0]}.")
     raise UserError(
-        f"Unknown option {key}{suggest(key, list(options))}. --help-all lists all options."
+        f"Unknown option {key}{suggest(key, list(options))} --help-all lists all options."
     )
 
 
 def suggest(word: str, names: Sequence[str]) -> str:
-    """The end of a sentence that asks for the name nearest to an unknown word."""
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.0)
-    return f"; did you mean {close[0]}?" if close else ""
+    """The end of a sentence about an unknown word: the question for the nearest of the names."""
+    return f": did you mean {difflib.get_close_matches(word, names, n=1, cutoff=0.0)[0]}?"
 
 
 def _get_nested(tree: Mapping[str, Any], key: str) -> Any:

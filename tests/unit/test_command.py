@@ -1,0 +1,101 @@
+"""The list of commands, their help, and their arguments."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imf_ray.__main__ import load_command, main
+from imf_ray.cli import run_command
+from imf_ray.command import Command
+from imf_ray.schema import COMMANDS, all_options, command_options
+from tests.helpers import REPO_ROOT
+
+
+def test_without_a_command_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    output = capsys.readouterr().out
+    lines = [line for line in output.splitlines() if line.startswith("  ")]
+    assert [line.split()[0] for line in lines] == list(COMMANDS)
+    assert all(line.endswith(".") and len(line) <= 110 for line in lines)
+
+
+def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert "Unknown command trian: did you mean train?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_the_options_of_the_command(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["imf-ray"])
+    assert main([name, "--help"]) == 0
+    output = capsys.readouterr().out
+    assert max(len(line) for line in output.splitlines()) <= 110
+    listed = re.findall(r"^  ([a-z_.]+)=", output, flags=re.MULTILINE)
+    options = [key for key in listed if key in all_options()]
+    assert sorted(options) == sorted(command_options(name))
+    words = " ".join(output.split())
+    assert all(rules.help in words for rules in command_options(name).values())
+    assert output.count(f"  imf-ray {name} ") == 2  # examples
+    assert ("agent=NAME" in output) == (name in ("train", "tune"))
+    assert ("recipe=NAME" in output) == (name in ("train", "tune", "collect"))
+
+
+def test_help_all_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--help-all"]) == 0
+    output = capsys.readouterr().out
+    assert all(f"\n  {key}=" in output for key in all_options())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_are_valid_options(name: str) -> None:
+    for example in load_command(name).examples:
+        for item in example.split():
+            key, separator, _ = item.partition("=")
+            groups = {"agent", "task", "cluster", "recipe", "config"}
+            assert not separator or key in {*command_options(name), *groups}, item
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from imf_ray.__main__ import main; "
+        "[main([name, '--help-all']) for name in ('train', 'tune', 'evaluate')]; "
+        "heavy = {'torch', 'ray', 'mujoco'} & set(sys.modules); assert not heavy, heavy"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_positional_arguments_may_contain_an_equals_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1").mkdir()
+    calls = []
+
+    def run(config, overrides, arguments) -> None:
+        calls.append((overrides, arguments))
+
+    command = Command("status", run, examples=(), positional="DIR")
+    assert run_command(command, ["lr=1", "elsewhere", "debug=false"]) == 0
+    assert calls == [(["debug=false"], ["lr=1", "elsewhere"])]
+
+
+@pytest.mark.parametrize("module", ["imf_ray.dataset", "imf_ray.data", "imf_ray"])
+def test_dataset_command_under_each_name(module: str, tmp_path: Path) -> None:
+    arguments = ["dataset"] if module == "imf_ray" else []
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments, "check", str(tmp_path / "nowhere")],
+        env={**os.environ, "PYTHONPATH": str(REPO_ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "nowhere does not exist" in done.stderr
