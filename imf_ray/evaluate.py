@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from imf_ray.evaluation.candidates import Candidate
     from imf_ray.rollout.records import EpisodeRecord
 
+    Records = list[EpisodeRecord]
+
 
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Roll out one policy on fixed seeds, and print its success rate with its 95 % interval.
@@ -26,16 +28,11 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     The policy's options come from its checkpoint. Episodes that are already recorded are not
     repeated.
     """
-    from imf_ray.evaluation.candidates import (
-        require_settable,
-        resolve_candidate,
-        select_checkpoint,
-        selection_seeds,
-    )
+    from imf_ray.evaluation import candidates
     from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
     from imf_ray.rollout.policy_spec import PolicyKind, PolicySpec
 
-    require_settable(overrides, "evaluate")
+    candidates.require_settable(overrides, "evaluate")
     if config.checkpoint is None:
         raise UserError(
             "Name the policy: checkpoint=RUN/checkpoint_00001000, checkpoint=expert, "
@@ -44,33 +41,31 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     evaluate, storage_dir = config.evaluate, local_dir(config.storage_path)
     output_dir = None if evaluate.output_dir is None else str(local_dir(evaluate.output_dir))
     policy = PolicySpec.parse(config.checkpoint).resolve()
-    selection = selection_seeds(evaluate)
-    if evaluate.checkpoint_selection is None:
-        candidate = resolve_candidate(
+    selection = candidates.selection_seeds(evaluate)
+
+    def resolve(policy: PolicySpec) -> Candidate:
+        return candidates.resolve_candidate(
             policy, config, overrides, evaluate.seed, storage_dir, output_dir
         )
+
+    if evaluate.checkpoint_selection is None:
+        candidate = resolve(policy)
     resources = allocate_rollout_actors(config, init_ray(config))
     if evaluate.checkpoint_selection is not None:
-        best, results = select_checkpoint(
+        best, results = candidates.select_checkpoint(
             policy.local_path,
             config,
             overrides,
             lambda candidate: evaluate_with_progress(candidate, selection, resources),
         )
-        title = f"For the selection, on seeds {selection[0]}-{selection[-1]}"
-        console.print(outcome_table(results, title))
-        policy = PolicySpec(PolicyKind.CHECKPOINT, str(best))
-        candidate = resolve_candidate(
-            policy, config, overrides, evaluate.seed, storage_dir, output_dir
-        )
+        console.print(outcome_table(results, f"Selection, seeds {selection[0]}-{selection[-1]}"))
+        candidate = resolve(PolicySpec(PolicyKind.CHECKPOINT, str(best)))
     seeds = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
-    records = evaluate_with_progress(candidate, seeds, resources)
-    _report(candidate, records, resources)
+    _report(candidate, evaluate_with_progress(candidate, seeds, resources), resources)
 
 
-def _report(
-    candidate: Candidate, records: list[EpisodeRecord], resources: RolloutResources
-) -> None:
+def _report(candidate: Candidate, records: Records, resources: RolloutResources) -> None:
+    """Print and store the results of an evaluation."""
     from imf_ray.evaluation.tables import latency, outcome_table
     from imf_ray.rollout.records import summarize
 
@@ -79,11 +74,10 @@ def _report(
     console.print(str(summarize(records)), soft_wrap=True)
     title = f"Seeds {seeds[0]}-{seeds[-1]}; success: {records[0].settings['success_description']}"
     console.print(outcome_table([(candidate.name, records)], title))
-    for record in records:
-        if record.error is not None:
-            console.print(f"Failed: seed {record.seed}: {record.error}", soft_wrap=True)
-    error = _action_error(candidate)
-    evaluation.store.finalize(seeds, action_error=error, latency=latency(records))
+    for record in (record for record in records if record.error is not None):
+        console.print(f"Failed: seed {record.seed}: {record.error}", soft_wrap=True)
+    action_error = _action_error(candidate)
+    evaluation.store.finalize(seeds, action_error=action_error, latency=latency(records))
     if evaluate.video != "none":
         shown = [r for r in records if evaluate.video == "all" or not r.success]
         path = evaluation.record_grid_video(shown, evaluate.max_video_episodes, resources)
@@ -103,9 +97,9 @@ def _action_error(candidate: Candidate) -> float | None:
         val_episodes = RunDir(candidate.checkpoint.parent).find_val_episodes()
         if not val_episodes:
             raise UserError("no held-out episodes next to this checkpoint")
-        evaluate = candidate.config.evaluate
+        options = candidate.config.evaluate
         error = action_error(
-            candidate.checkpoint, val_episodes, evaluate.use_ema_weights, evaluate.inference_steps
+            candidate.checkpoint, val_episodes, options.use_ema_weights, options.inference_steps
         )
     except UserError as reason:  # for example, the episodes have changed; the rollouts still count
         console.print(f"action error unknown: {reason}", soft_wrap=True)
