@@ -1,0 +1,20 @@
+"""What importing the package and its public functions loads, in a fresh process."""
+
+import subprocess
+import sys
+
+
+def _modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_only_registers_the_envs() -> None:
+    statement = "import gymnasium, imf_ray; gymnasium.spec('imf_ray/SimTransfer-v0')"
+    assert not _modules_after(statement) & {"h5py", "mujoco", "ray", "torch"}
+
+
+def test_loading_a_policy_needs_neither_ray_nor_mujoco_nor_hdf5() -> None:
+    modules = _modules_after("from imf_ray import load_policy")
+    assert "torch" in modules and not modules & {"h5py", "mujoco", "ray"}
