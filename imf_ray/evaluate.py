@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from imf_ray.evaluation.candidates import Candidate
     from imf_ray.rollout.records import EpisodeRecord
 
-    Records = list[EpisodeRecord]
-
 
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Roll out one policy on fixed seeds, and print its success rate with its 95 % interval.
@@ -64,7 +62,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     _report(candidate, evaluate_with_progress(candidate, seeds, resources), resources)
 
 
-def _report(candidate: Candidate, records: Records, resources: RolloutResources) -> None:
+def _report(candidate: Candidate, records: list[EpisodeRecord], actors: RolloutResources) -> None:
     """Print and store the results of an evaluation."""
     from imf_ray.evaluation.tables import latency, outcome_table
     from imf_ray.rollout.records import summarize
@@ -80,7 +78,7 @@ def _report(candidate: Candidate, records: Records, resources: RolloutResources)
     evaluation.store.finalize(seeds, action_error=action_error, latency=latency(records))
     if evaluate.video != "none":
         shown = [r for r in records if evaluate.video == "all" or not r.success]
-        path = evaluation.record_grid_video(shown, evaluate.max_video_episodes, resources)
+        path = evaluation.record_grid_video(shown, evaluate.max_video_episodes, actors)
         video = "no such episode" if path is None else display_path(path)
         console.print(f"Video: {video}", soft_wrap=True)
     console.print(f"Records: {display_path(evaluation.folder)}", soft_wrap=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from omegaconf import II, MISSING
 
 from imf_ray.errors import UserError
-from imf_ray.schema.options import check_options, option, section
+from imf_ray.schema.options import check_options, load_registry, option, section
 
+OBJECTIVES = "imf_ray.agents.registry:OBJECTIVES"
 DATA_CAMERAS, AGENT_CAMERAS = II("data.camera_names"), II("agent.camera_names")
 
 
@@ -115,7 +116,7 @@ class AgentConfig:
         "imf",
         "Training objective: imf (improved MeanFlow), flow (flow matching) or ddpm (denoising "
         "diffusion, sampled by DDIM).",
-        choices=("imf", "flow", "ddpm"),
+        choices=OBJECTIVES,
     )
     conditioning: str = option(
         "single_token",
@@ -184,7 +185,8 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         check_options("agent", self)
-        if self.aux_v_head and self.objective != "imf":
+        objective = load_registry(OBJECTIVES)[self.objective]
+        if self.aux_v_head and "aux_v_head" not in objective.options:
             raise UserError(
                 f"agent.aux_v_head=true belongs to agent.objective=imf, not {self.objective}: set "
                 "agent.aux_v_head=false or agent.objective=imf."
@@ -202,7 +204,7 @@ class AgentConfig:
                 "starts at the action of the newest observation."
             )
         if self.head.backbone_type == "transformer":
-            self._check_transformer()
+            self._check_transformer(objective.needs_time_interval)
 
     @property
     def executable_steps(self) -> int:
@@ -214,8 +216,8 @@ class AgentConfig:
         """Objects whose recorded poses training reads: the privileged ones, then the auxiliary."""
         return (*self.privileged_pose_objects, *self.aux_pose_objects)
 
-    def _check_transformer(self) -> None:
-        if self.objective != "ddpm":
+    def _check_transformer(self, needs_time_interval: bool) -> None:
+        if needs_time_interval:
             raise UserError(
                 f"agent.objective={self.objective} gives its head two times, r and t, but "
                 "agent.head.backbone_type=transformer takes one timestep: set "

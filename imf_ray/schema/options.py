@@ -59,9 +59,7 @@ class Option:
         """The allowed values; empty if any value of the type is allowed."""
         if not isinstance(self.choices, str):
             return tuple(self.choices)
-        module, _, name = self.choices.partition(":")
-        registry = getattr(importlib.import_module(module), name)
-        return tuple(dict.fromkeys([self.default, *registry]))
+        return tuple(dict.fromkeys([self.default, *load_registry(self.choices)]))
 
     def check(self, key: str, value: Any) -> None:
         """Check a value against bounds and choices.
@@ -97,6 +95,12 @@ class Option:
             if getattr(self, rule) is None
         }
         return dataclasses.replace(self, **inherited)
+
+
+def load_registry(name: str) -> Any:
+    """Import the registry `module:NAME`, whose package the schema must not depend on."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:

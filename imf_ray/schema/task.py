@@ -36,7 +36,7 @@ class DataConfig:
     format: str = option(
         "auto",
         "Format of the episode files (docs/formats.md); auto detects it for each file.",
-        choices="imf_ray.data.readers:format_names",
+        choices="imf_ray.data.readers:FORMATS",
         commands=(*READERS, "dataset", "evaluate", "compare"),
     )
     resize_images: bool = option(

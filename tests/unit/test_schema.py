@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from imf_ray.agents.registry import OBJECTIVES
+from imf_ray.config import load_config
 from imf_ray.data.readers import FORMATS
 from imf_ray.errors import UserError
 from imf_ray.schema import (
@@ -96,13 +98,20 @@ def test_evaluation_commands_leave_the_policy_to_the_checkpoint() -> None:
     assert set(command_options("compare")) == common | comparison
 
 
-def test_a_registry_is_the_only_list_of_its_choices(monkeypatch: pytest.MonkeyPatch) -> None:
-    formats = all_options()["data.format"]
-    assert formats.choice_names() == ("auto", *FORMATS)
+def test_an_episode_format_is_registered_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all_options()["data.format"].choice_names() == ("auto", *FORMATS)
     monkeypatch.setitem(FORMATS, "zarr", FORMATS["act"])
-    formats.check("data.format", "zarr")
+    assert load_config(["data.format=zarr"]).data.format == "zarr"
     with pytest.raises(UserError, match=r"choose one of auto, .*zarr"):
-        formats.check("data.format", "tar")
+        load_config(["data.format=tar"])
+
+
+def test_an_objective_is_registered_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all_options()["agent.objective"].choice_names() == tuple(OBJECTIVES)
+    monkeypatch.setitem(OBJECTIVES, "consistency", OBJECTIVES["flow"])
+    assert load_config(["agent.objective=consistency"]).agent.objective == "consistency"
+    with pytest.raises(UserError, match=r"choose one of imf, .*consistency"):
+        load_config(["agent.objective=gan"])
 
 
 @dataclass
