@@ -79,8 +79,8 @@ def _option_tables() -> list[str]:
     for section, keys in groupby(all_options(), lambda key: key.rpartition(".")[0]):
         lines = [
             f"## `{section}.*`\n" if section else "## Without a section\n",
-            "| option | default | meaning | on resume | in sweeps |",
-            "|---|---|---|---|---|",
+            "| option and default | meaning | on resume | in sweeps |",
+            "|---|---|---|---|",
         ]
         for key in keys:
             lines.append(_option_row(key))
@@ -96,8 +96,7 @@ def _option_row(key: str) -> str:
         listed = ", ".join("null" if choice is None else f"`{choice}`" for choice in choices)
         meaning += f" Choices: {listed}."
     cells = [
-        f"`{key.rpartition('.')[2]}`",
-        f"`{_shown(rules.default)}`",
+        f"`{key.rpartition('.')[2]}`<br>`= {_shown(rules.default)}`",
         meaning.replace("|", "\\|").replace("<", "&lt;"),
         "yes" if rules.resumable else "",
         "yes" if rules.sweepable else "",
