@@ -19,13 +19,13 @@ import pyarrow as pa
 import ray.data
 import ray.train
 from ray.data import ExecutionResources
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from imf_ray.data.episodes import EpisodeRef, EpisodeSlice
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.windows import Batch, WindowBatcher, WindowSpec
+from imf_ray.ray_internals import ExecutionCallback, num_queued_outputs
 
 MIN_ROWS_PER_TASK, MAX_ROWS_PER_TASK, TASK_BYTES = 4, 16, 32 << 20
 """Rows per read task: enough for 32 MiB, between 4 and 16.
@@ -170,8 +170,7 @@ class _SchedulerThrottle(ExecutionCallback):
         cpu_time_s = time.thread_time()
         sleep_s = (cpu_time_s - self._cpu_time_s) * (1 / MAX_LOOP_CPU_FRACTION - 1)
         self._cpu_time_s = cpu_time_s
-        _, output = executor._output_node  # no public name for it (Ray 2.60)
-        is_waiting = len(output.output_queue) > 0
+        is_waiting = num_queued_outputs(executor) > 0
         self._iterations_waiting = self._iterations_waiting + 1 if is_waiting else 0
         if self._iterations_waiting >= THROTTLE_AFTER_ITERATIONS:
             time.sleep(min(MAX_SLEEP_S, sleep_s))

@@ -119,12 +119,10 @@ FORMATS: dict[str, EpisodeFormat] = {
     "roboimi": RoboImiFormat(),
     "act": ActFormat(),
 }
-"""Formats by name. `auto` takes the first match, so a general format comes after special ones."""
+"""Formats by name, the choices of `data.format`.
 
-
-def format_names() -> tuple[str, ...]:
-    """The choices of `data.format`."""
-    return (AUTO, *FORMATS)
+`auto` takes the first that matches, so a general format comes after special ones.
+"""
 
 
 def format_name(file: h5py.File, requested: str) -> str:

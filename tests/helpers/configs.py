@@ -13,20 +13,12 @@ from imf_ray.data.episodes import EpisodeFields
 from imf_ray.data.index import build_index
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.schema import Config
+from testing_support.configs import TINY_AGENT
 
 LOGICAL_CPUS, LOGICAL_GPUS = 4, 2
 """Resources of the Ray cluster that tests share."""
 DEMONSTRATIONS = 3
 """Episodes of the data set that tests share."""
-TINY_AGENT = (
-    "agent.vision_backbone.stage_widths=[8,8,16,16]",
-    "agent.vision_backbone.blocks_per_stage=[1,1,1,1]",
-    "agent.vision_backbone.num_keypoints=8",
-    "agent.head.n_emb=32",
-    "agent.head.n_layer=2",
-    "agent.head.n_head=2",
-    "agent.head.n_kv_head=1",
-)
 TINY_TRAINING = (
     "train.batch_size=8",
     "train.max_steps=4",

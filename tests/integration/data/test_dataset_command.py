@@ -1,4 +1,4 @@
-"""`python -m imf_ray.data` as a user types it."""
+"""The command `imf-ray dataset`."""
 
 from pathlib import Path
 
@@ -6,44 +6,44 @@ import h5py
 from PIL import Image
 
 from imf_ray.data.episodes import check_episode, episode_path
-from imf_ray.data.visualize import CAPTION_HEIGHT, SHEET_MOMENTS, TILE, episode_table
+from imf_ray.data.visualize import CAPTION_HEIGHT, SHEET_STEPS, TILE, episode_table
 from imf_ray.video import decode_video
 from tests.helpers.commands import run_command
 from tests.helpers.configs import DEMONSTRATIONS
 
 
 def test_check_lists_every_file(own_demonstrations: Path, tmp_path: Path) -> None:
-    done = run_command("data", "check", str(own_demonstrations), cwd=tmp_path)
+    done = run_command("dataset", "check", str(own_demonstrations), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"All {DEMONSTRATIONS} files are good" in done.stdout
     path = episode_path(own_demonstrations, 1)
     path.write_bytes(path.read_bytes()[:5000])
-    done = run_command("data", "check", str(own_demonstrations), cwd=tmp_path)
+    done = run_command("dataset", "check", str(own_demonstrations), cwd=tmp_path)
     assert done.returncode == 2
     assert "truncated file" in done.stdout and "episode_0.hdf5" in done.stdout
     assert done.stderr == f"Error: 1 of {DEMONSTRATIONS} files are bad.\n"
 
 
-def test_inspect_shows_the_good_ones(own_demonstrations: Path, tmp_path: Path) -> None:
+def test_inspect_shows_the_valid_files(own_demonstrations: Path, tmp_path: Path) -> None:
     path = episode_path(own_demonstrations, 1)
     path.write_bytes(path.read_bytes()[:5000])
-    done = run_command("data", "inspect", str(own_demonstrations), cwd=tmp_path)
+    done = run_command("dataset", "inspect", str(own_demonstrations), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Left out: Bad episode" in done.stdout
     vectors = ("observations/qpos", "observations/qvel", "action", "action_ee")
-    for shown in ("400", "True", "top 48x48", *(f"{name}[15]" for name in vectors)):
-        assert shown in done.stdout
+    for text in ("400", "True", "top 48x48", *(f"{name}[15]" for name in vectors)):
+        assert text in done.stdout
     with h5py.File(episode_path(own_demonstrations, 0)) as file:
         assert f"{file['action'][:, 0].max():.4f}" in done.stdout
     output = tmp_path / "runs" / "inspections" / own_demonstrations.name
     with Image.open(output / "contact_sheet.png") as sheet:
         rows = DEMONSTRATIONS - 1
-        assert sheet.size == (3 * SHEET_MOMENTS * TILE, rows * (TILE + CAPTION_HEIGHT))
+        assert sheet.size == (3 * SHEET_STEPS * TILE, rows * (TILE + CAPTION_HEIGHT))
     video = decode_video((output / "episode_0.mp4").read_bytes())
     assert video.shape == (400, TILE, 3 * TILE, 3)
 
 
-def test_the_table_of_episodes(demonstrations: Path) -> None:
+def test_the_episode_table(demonstrations: Path) -> None:
     episodes = [check_episode(episode_path(demonstrations, n)) for n in range(DEMONSTRATIONS)]
     table = episode_table(episodes)
     columns = {str(column.header): list(column.cells) for column in table.columns}
@@ -52,8 +52,8 @@ def test_the_table_of_episodes(demonstrations: Path) -> None:
     assert columns["steps"] == ["400"] * 3 and columns["success"] == ["True"] * 3
 
 
-def test_what_is_asked_must_be_known(tmp_path: Path) -> None:
-    done = run_command("data", "chek", str(tmp_path), cwd=tmp_path)
-    assert done.returncode == 2 and "imf_ray.data check DIR" in done.stderr
-    done = run_command("data", "check", str(tmp_path), cwd=tmp_path)
+def test_an_unknown_action_or_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    done = run_command("dataset", "chek", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2 and "imf_ray.dataset check DIR" in done.stderr
+    done = run_command("dataset", "check", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 2 and "holds no episode_*.hdf5 file" in done.stderr

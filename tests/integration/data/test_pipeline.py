@@ -1,4 +1,4 @@
-"""Rows on their way through Ray Data."""
+"""Segments as rows of a Ray dataset."""
 
 import dataclasses
 import sys
@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.loaders import sources_of
 from imf_ray.data.episodes import EpisodeFields, EpisodeRef, EpisodeSlice, episode_path
-from imf_ray.data.pipeline import TrainDataset, _prefetch_one, _table_rows, _to_table
+from imf_ray.data.pipeline import TrainDataset, _from_tables, _prefetch_one, _to_table
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.windows import Batch, WindowSpec
+from testing_support.episodes import episode_refs
 
 SETTLED_S = 3.0
+"""Seconds without a new row after which reading counts as paused."""
 
 
 def _slice(frames: int, actions: int) -> EpisodeSlice:
@@ -29,22 +30,28 @@ def _slice(frames: int, actions: int) -> EpisodeSlice:
         action_start=2,
         images={"top": rng.integers(0, 256, (frames, 5, 7, 3), dtype=np.uint8)},
         qpos=rng.normal(size=(frames, 4)).astype(np.float32),
+        object_poses={
+            name: rng.normal(size=(frames, 7)).astype(np.float32) for name in ("cube", "peg")
+        },
         action=rng.normal(size=(actions, 6)).astype(np.float32),
     )
 
 
 @given(frames=st.integers(1, 9), actions=st.integers(1, 9))
-def test_rows_come_out_as_they_went_in(frames: int, actions: int) -> None:
+def test_rows_keep_their_slices(frames: int, actions: int) -> None:
     source = _slice(frames, actions)
-    ((epoch, number, found),) = _table_rows([_to_table(5, 7, source)])
-    assert (epoch, number) == (5, 7)
-    assert (found.length, found.frame_start, found.action_start) == (400, 3, 2)
-    np.testing.assert_array_equal(found.images["top"], source.images["top"])
-    np.testing.assert_array_equal(found.qpos, source.qpos)
-    np.testing.assert_array_equal(found.action, source.action)
+    ((epoch, segment, received),) = _from_tables([_to_table(5, 7, source)])
+    assert (epoch, segment) == (5, 7)
+    assert (received.length, received.frame_start, received.action_start) == (400, 3, 2)
+    np.testing.assert_array_equal(received.images["top"], source.images["top"])
+    np.testing.assert_array_equal(received.qpos, source.qpos)
+    assert list(received.object_poses) == ["cube", "peg"]
+    for name, poses in source.object_poses.items():
+        np.testing.assert_array_equal(received.object_poses[name], poses)
+    np.testing.assert_array_equal(received.action, source.action)
 
 
-def test_one_batch_is_made_ahead_and_no_more() -> None:
+def test_one_batch_is_prefetched_and_no_more() -> None:
     made = []
     batches = _prefetch_one(made.append(n) or {"action": np.array([n])} for n in range(6))
     for number, batch in enumerate(batches):
@@ -53,7 +60,7 @@ def test_one_batch_is_made_ahead_and_no_more() -> None:
     assert len(made) == 6
 
 
-def test_what_goes_wrong_ahead_is_told_in_its_turn() -> None:
+def test_an_error_while_prefetching_is_raised_in_its_turn() -> None:
     def broken() -> Iterator[Batch]:
         yield {"action": np.zeros(1)}
         raise RuntimeError("no more rows")
@@ -65,51 +72,52 @@ def test_what_goes_wrong_ahead_is_told_in_its_turn() -> None:
 
 
 @dataclass(frozen=True)
-class _Counted(WindowSpec):
-    """Leaves a file for each row that is read; it must not be there yet."""
+class _CountingSpec(WindowSpec):
+    """Creates a file for each row that is read, and fails if a row is read twice."""
 
-    marks: str = ""
+    folder: str = ""
 
     def read(self, episode: EpisodeRef, start: int, stop: int) -> EpisodeSlice:
-        (Path(self.marks) / f"{Path(episode.path).stem}-{start}").touch(exist_ok=False)
+        (Path(self.folder) / f"{Path(episode.path).stem}-{start}").touch(exist_ok=False)
         return super().read(episode, start, stop)
 
 
 @pytest.mark.parametrize("cameras", [("top",), ()], ids=["a camera", "states only"])
-def test_readers_wait_for_a_slow_training(
+def test_reading_waits_for_a_slow_training(
     demonstrations: Path, tmp_path: Path, ray_cluster: None, cameras: tuple[str, ...]
 ) -> None:
     paths = [episode_path(demonstrations, number) for number in range(3)]
     plan = SamplePlan((400, 400, 400), 8, 1, read_block_steps=4, shuffle_buffer_blocks=2, seed=0)
     rows = 3 * 400 // 4
-    stream = TrainDataset(
+    dataset = TrainDataset(
         plan=plan,
-        spec=_Counted(EpisodeFields(cameras), 2, 4, str(tmp_path)),
-        episodes=sources_of(paths),
+        spec=_CountingSpec(EpisodeFields(cameras), 2, 4, str(tmp_path)),
+        episodes=episode_refs(paths),
         frame_bytes=48 * 48 * 3 * len(cameras),
         max_steps=plan.steps_per_epoch,
-        readers=1,
+        read_concurrency=1,
     )
-    batches = stream.batches(stream.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
+    batches = dataset.batches(dataset.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
     next(batches)
     read, before = len(list(tmp_path.iterdir())), 0
     while read > before:
         time.sleep(SETTLED_S)
         before, read = read, len(list(tmp_path.iterdir()))
     if cameras:
-        assert read <= 4 * stream.rows_ahead(0, 1) < rows // 3  # in whole tasks; some are used up
-    else:  # they take nothing: all is read ahead
+        # The limit counts rows that wait; tasks read ahead as a whole, and some rows are used up.
+        assert read <= 4 * dataset.prefetch_rows(0, 1) < rows // 3
+    else:  # rows without images take no memory, so that all of them are read ahead
         while len(list(tmp_path.iterdir())) < rows:
             time.sleep(SETTLED_S)
     assert sum(1 for _ in batches) == plan.steps_per_epoch - 1
     assert len(list(tmp_path.iterdir())) == rows
 
 
-def test_a_row_that_is_gone_leaves_no_pictures_behind() -> None:
-    pictures = _slice(4, 4).images["top"]
-    source = dataclasses.replace(_slice(4, 4), images={"top": pictures})
-    before = sys.getrefcount(pictures)
+def test_a_deleted_row_releases_its_images() -> None:
+    images = _slice(4, 4).images["top"]
+    source = dataclasses.replace(_slice(4, 4), images={"top": images})
+    before = sys.getrefcount(images)
     table = _to_table(0, 0, source)
     del table
-    after = sys.getrefcount(pictures)  # an assertion keeps what it is about
+    after = sys.getrefcount(images)  # outside of the assertion, which would hold references
     assert after == before

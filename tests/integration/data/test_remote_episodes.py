@@ -1,4 +1,4 @@
-"""A data set behind a URL is the same data set; a web server stands for all remote file systems."""
+"""Data sets under a URL; a local web server stands for all remote file systems."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.windows import Batch, WindowSpec
 from imf_ray.errors import StorageError, UserError
 from imf_ray.storage import exists, parse_path
-from imf_ray.training.checkpoint import best_checkpoint
+from imf_ray.training.run_dir import RunDir
 from imf_ray.training.trainer import fit, prepare_run
 from tests.helpers.configs import DEMONSTRATIONS, LOGICAL_CPUS, tiny_config
 
 
 class _Ranges(SimpleHTTPRequestHandler):
-    """Answers `Range: bytes=A-B`, as every object store does, and keeps what was asked for."""
+    """Answers `Range: bytes=A-B`, as every object store does, and records the sizes."""
 
     served: list[int] = []  # noqa: RUF012  (each test sets its own)
     down: list[str] = []  # noqa: RUF012
-    """Paths with these words in them are answered by an error,"""
+    """Requests of paths that contain one of these words fail."""
     flaky: list[str] = []  # noqa: RUF012
-    """and of these the first read."""
+    """The first request `METHOD path` of each of these fails."""
 
     def do_HEAD(self) -> None:
         if not self._is_down() and not self._is_flaky():
@@ -45,27 +45,27 @@ class _Ranges(SimpleHTTPRequestHandler):
 
     def _is_flaky(self) -> bool:
         name = f"{self.command} {self.path.strip('/')}"
-        found = name in self.flaky
-        if found:
+        is_flaky = name in self.flaky
+        if is_flaky:
             self.flaky.remove(name)
             self.send_error(503)
-        return found
+        return is_flaky
 
     def _is_down(self) -> bool:
-        found = any(word in self.path for word in self.down)
-        if found:
+        is_down = any(word in self.path for word in self.down)
+        if is_down:
             self.send_error(503)
-        return found
+        return is_down
 
     def do_GET(self) -> None:
         if self._is_down() or self._is_flaky():
             return
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
-        if wanted is None or not path.is_file():
+        if byte_range is None or not path.is_file():
             super().do_GET()
             return
-        first, last = map(int, wanted.groups())
+        first, last = map(int, byte_range.groups())
         content = path.read_bytes()
         part = content[first : last + 1]
         self.send_response(206)
@@ -87,7 +87,7 @@ class _Ranges(SimpleHTTPRequestHandler):
 def served(
     own_demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[str, list[int]]]:
-    """The URL of the demonstrations, and the sizes of the parts that were fetched."""
+    """The URL of the demonstrations, and the sizes of the fetched parts."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     sizes: list[int] = []
     monkeypatch.setattr(_Ranges, "served", sizes)
@@ -104,7 +104,7 @@ def served(
     server.server_close()
 
 
-def test_a_url_is_indexed_as_its_folder_is(
+def test_the_index_of_a_url_is_that_of_its_folder(
     served: tuple[str, list[int]], own_demonstrations: Path
 ) -> None:
     url, sizes = served
@@ -113,18 +113,16 @@ def test_a_url_is_indexed_as_its_folder_is(
     assert [episode.path for episode in remote.episodes] == [
         f"{url}/episode_{number}.hdf5" for number in range(len(local.episodes))
     ]
-    for found, expected in zip(remote.episodes, local.episodes, strict=True):
-        assert (
-            dataclasses.replace(found, path=expected.path, fingerprint=expected.fingerprint)
-            == expected
-        )
+    for episode, expected in zip(remote.episodes, local.episodes, strict=True):
+        where = {"path": expected.path, "fingerprint": expected.fingerprint}
+        assert dataclasses.replace(episode, **where) == expected
     assert (cache_folder(parse_path(url)) / "index.json").is_file()
 
-    read = len(sizes)  # what is indexed is not read again,
-    assert build_index(tiny_config(url)) == remote and len(sizes) == read
-    with h5py.File(episode_path(own_demonstrations, 1), "r+") as file:  # unless it has changed
+    num_reads = len(sizes)  # indexed files are not read again,
+    assert build_index(tiny_config(url)) == remote and len(sizes) == num_reads
+    with h5py.File(episode_path(own_demonstrations, 1), "r+") as file:  # unless they changed
         file["action"][3, 2] += 1.0
-    with pytest.raises(UserError, match=r"http://.*/episode_1.hdf5: .*digest"):
+    with pytest.raises(UserError, match=r"http://.*/episode_1.hdf5: .*do not match"):
         build_index(tiny_config(url))
 
 
@@ -132,19 +130,19 @@ def test_batches_of_a_url_are_those_of_its_folder(
     served: tuple[str, list[int]], own_demonstrations: Path, ray_cluster: None
 ) -> None:
     url, sizes = served
-    whole = sum(path.stat().st_size for path in own_demonstrations.glob("*.hdf5"))
+    total_size = sum(path.stat().st_size for path in own_demonstrations.glob("*.hdf5"))
     local, remote = (
-        [episode.source for episode in build_index(tiny_config(folder)).episodes[:3]]
+        [episode.ref for episode in build_index(tiny_config(folder)).episodes[:3]]
         for folder in (own_demonstrations, url)
     )
     sizes.clear()
     local, remote = (list(_batches(tuple(episodes))) for episodes in (local, remote))
     assert len(local) == len(remote) == 6
-    for expected, found in zip(local, remote, strict=True):
-        np.testing.assert_array_equal(found["sample_id"], expected["sample_id"])
-        np.testing.assert_array_equal(found["action"], expected["action"])
-        np.testing.assert_array_equal(found["images"]["top"], expected["images"]["top"])  # type: ignore[index]
-    assert 0 < sum(sizes) < whole / 2  # only what was needed was fetched
+    for expected, batch in zip(local, remote, strict=True):
+        np.testing.assert_array_equal(batch["sample_id"], expected["sample_id"])
+        np.testing.assert_array_equal(batch["action"], expected["action"])
+        np.testing.assert_array_equal(batch["images"]["top"], expected["images"]["top"])  # type: ignore[index]
+    assert 0 < sum(sizes) < total_size / 2  # only the needed parts were fetched
 
 
 def test_a_run_trains_from_a_url(
@@ -154,19 +152,19 @@ def test_a_run_trains_from_a_url(
         served[0], "train.rollout_val_freq_epochs=1000", "task.max_episode_steps=60"
     )
     size = ClusterSize(((float(LOGICAL_CPUS), 0.0),))
-    fit(prepare_run(config), tmp_path / "run", allocate_run(config, size))
-    best = best_checkpoint(tmp_path / "run")
+    fit(prepare_run(config), RunDir(tmp_path / "run"), allocate_run(config, size))
+    best = RunDir(tmp_path / "run").best_checkpoint()
     assert best.step == config.train.max_steps and best.metrics["action_error"] > 0.0
 
 
 def _batches(episodes: tuple[EpisodeRef, ...]) -> Iterator[Batch]:
     plan = SamplePlan((400, 400, 400), 8, 2, read_block_steps=10, shuffle_buffer_blocks=2, seed=0)
     spec = WindowSpec(EpisodeFields(("top",)), obs_horizon=2, pred_horizon=4)
-    stream = TrainDataset(plan, spec, episodes, 48 * 48 * 3, max_steps=6, readers=2)
-    yield from stream.batches(stream.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
+    dataset = TrainDataset(plan, spec, episodes, 48 * 48 * 3, max_steps=6, read_concurrency=2)
+    yield from dataset.batches(dataset.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
 
 
-def test_what_a_server_does_not_give_is_named(served: tuple[str, list[int]]) -> None:
+def test_errors_of_a_server_name_the_url(served: tuple[str, list[int]]) -> None:
     url, _ = served
     _Ranges.down.append("episode_1")
     with pytest.raises(UserError, match=r"http://.*/episode_1.hdf5 cannot be read: "):
@@ -176,8 +174,8 @@ def test_what_a_server_does_not_give_is_named(served: tuple[str, list[int]]) -> 
         build_index(tiny_config(url))
 
 
-def test_what_is_bad_at_the_first_look_only_is_good(served: tuple[str, list[int]]) -> None:
-    """A network that failed for a moment says nothing of the file."""
+def test_a_remote_file_that_fails_once_is_checked_again(served: tuple[str, list[int]]) -> None:
+    """A short network failure says nothing about the file."""
     url, _ = served
     _Ranges.flaky.append("GET episode_1.hdf5")
     assert len(build_index(tiny_config(url)).episodes) == DEMONSTRATIONS
@@ -187,31 +185,31 @@ def test_what_is_bad_at_the_first_look_only_is_good(served: tuple[str, list[int]
 def test_training_waits_for_a_server(
     served: tuple[str, list[int]], own_demonstrations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To fsspec, every failure of a web server is a file that is missing."""
+    """fsspec reports every failure of a web server as a missing file."""
     monkeypatch.setattr("imf_ray.files.RETRY_DELAYS_S", (0.0,))
     url, _ = served
-    source = build_index(tiny_config(url)).episodes[1].source
-    expected = read_slice(source, EpisodeFields(), (0, 1), (0, 5)).action
+    ref = build_index(tiny_config(url)).episodes[1].ref
+    expected = read_slice(ref, EpisodeFields(), (0, 1), (0, 5)).action
     for failing in (["HEAD", "GET"], ["GET"]):
         _Ranges.flaky += [f"{method} episode_1.hdf5" for method in failing]
-        found = read_slice(source, EpisodeFields(), (0, 1), (0, 5)).action
-        np.testing.assert_array_equal(found, expected)
+        action = read_slice(ref, EpisodeFields(), (0, 1), (0, 5)).action
+        np.testing.assert_array_equal(action, expected)
         assert not _Ranges.flaky
     _Ranges.down.append("episode_1")
     with pytest.raises(UserError, match=r"episode_1.hdf5 cannot be read .*503"):
-        read_slice(source, EpisodeFields(), (0, 1), (0, 5))
+        read_slice(ref, EpisodeFields(), (0, 1), (0, 5))
     with pytest.raises(StorageError, match="cannot be read"):
-        exists(parse_path(source.path))
+        exists(parse_path(ref.path))
     _Ranges.down.clear()
     episode_path(own_demonstrations, 1).unlink()
-    assert not exists(parse_path(source.path))
+    assert not exists(parse_path(ref.path))
 
 
-def test_nothing_is_recorded_into_a_url() -> None:
+def test_collecting_into_a_url_is_refused() -> None:
     with pytest.raises(UserError, match=r"s3://demos is a URL.*copy the folder"):
         collect(tiny_config("s3://demos"), [])
 
 
-def test_a_url_that_cannot_be_opened_is_named() -> None:
+def test_an_unknown_file_system_is_an_error() -> None:
     with pytest.raises(UserError, match=r"nosuch://demos cannot be opened"):
         build_index(tiny_config("nosuch://demos"))

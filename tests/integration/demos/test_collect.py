@@ -1,4 +1,4 @@
-"""Collecting demonstrations: resumable, the same whatever the number of workers."""
+"""Collecting demonstrations: resumable, and independent of the number of workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from imf_ray.data.episodes import episode_path
+from imf_ray.data.hdf5 import cache_folder
 from imf_ray.data.index import list_episodes
+from imf_ray.demos import collect
 from imf_ray.demos.collect import CollectionState, collect_episodes
 from imf_ray.errors import UserError
 from tests.helpers.configs import tiny_config
@@ -17,8 +19,10 @@ from tests.helpers.configs import tiny_config
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def _collect(folder: Path, episodes: int, workers: int, first_seed: int = 40) -> CollectionState:
-    config = tiny_config(folder)
+def _collect(
+    folder: Path, episodes: int, workers: int, first_seed: int = 40, *overrides: str
+) -> CollectionState:
+    config = tiny_config(folder, *overrides)
     return collect_episodes(
         folder,
         episodes,
@@ -31,7 +35,7 @@ def _collect(folder: Path, episodes: int, workers: int, first_seed: int = 40) ->
     )
 
 
-def test_a_second_run_adds_what_is_missing(tmp_path: Path) -> None:
+def test_a_second_run_adds_the_missing_episodes(tmp_path: Path) -> None:
     state = _collect(tmp_path, 1, workers=1)
     first = episode_path(tmp_path, 0).stat()
     state = _collect(tmp_path, 3, workers=2)
@@ -58,7 +62,36 @@ def test_a_second_run_adds_what_is_missing(tmp_path: Path) -> None:
         _collect(tmp_path, 4, workers=1, first_seed=1000)
 
 
-def test_foreign_files_are_not_added_to(tmp_path: Path) -> None:
+def test_a_folder_with_foreign_files_is_refused(tmp_path: Path) -> None:
     episode_path(tmp_path, 0).write_text("not an episode")
     with pytest.raises(UserError, match=r"episode_0.hdf5 is not an episode of this collection"):
         _collect(tmp_path, 2, workers=1)
+
+
+def _end_collections_with_running_tasks(
+    folder: Path, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """End collections while tasks are running, about to finish, and finished.
+
+    The episodes are too short to succeed, so that every collection ends after a few failures.
+    """
+    monkeypatch.setattr(collect, "MAX_FAILURES", 2)
+    for number in range(rounds):
+        data_set = folder / str(number)
+        with pytest.raises(UserError, match="failed on 2 seeds in a row"):
+            _collect(data_set, 1, 4, 0, "task.max_episode_steps=1", "data.camera_names=[top]")
+        assert not list(cache_folder(data_set).glob("pending*"))
+
+
+def test_a_collection_ends_while_tasks_are_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _end_collections_with_running_tasks(tmp_path, 20, monkeypatch)
+
+
+@pytest.mark.slow
+def test_collections_end_many_times_while_tasks_are_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ray.cancel` with `force=True` aborted the driver within some 400 rounds (Ray 2.60)."""
+    _end_collections_with_running_tasks(tmp_path, 2000, monkeypatch)

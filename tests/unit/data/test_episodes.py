@@ -1,251 +1,81 @@
-"""Episode files, the index and its refusals, statistics."""
+"""Writing, checking and reading episodes of our format, and their statistics."""
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from imf_ray.data.content_hash import DIGEST
-from imf_ray.data.episodes import (
-    EpisodeFields,
-    check_episode,
-    episode_path,
-    read_slice,
-    write_episode,
-)
-from imf_ray.data.index import build_index, require_episodes
+from imf_ray.data.episodes import EpisodeFields, EpisodeRef, check_episode, read_slice
 from imf_ray.data.statistics import compute_statistics
-from imf_ray.demos.recorder import DemoRecorder
-from imf_ray.errors import UserError
-from tests.helpers.configs import DEMONSTRATIONS, tiny_config
+from testing_support.episode_fuzzer import LENGTH, OBJECT, SIZE, write_compressed, write_ours
 
 
-def test_layout_and_attributes(demonstrations: Path) -> None:
-    with h5py.File(episode_path(demonstrations, 0)) as file:
-        length = len(file["action"])
-        assert file["observations/images/top"].shape == (length, 48, 48, 3)
-        assert file["observations/images/top"].dtype == np.uint8
-        assert file["observations/images/top"].chunks == (1, 48, 48, 3)
-        for name in ("observations/qpos", "observations/qvel", "action", "action_ee"):
-            assert file[name].shape == (length, 16) and file[name].dtype == np.float32
-        attributes = dict(file.attrs)
-    assert attributes["sim"] and attributes["success"]
-    assert attributes["action_space"] == "joint" and attributes["control_hz"] == 50
-    assert attributes["task"] == "imf_ray/SimTransfer-v0" and attributes["seed"] == 0
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("episodes") / "episode_0.hdf5"
+    write_ours(path)
+    return path
 
 
-def test_check_describes_and_slices_read_back(demonstrations: Path) -> None:
-    path = episode_path(demonstrations, 0)
+def test_a_check_describes_the_file(path: Path) -> None:
     info = check_episode(path)
-    assert info.length == 400 and info.state_dim == info.action_dim == 16
-    assert set(info.cameras) == {"r_vis", "top", "front"}
-    part = read_slice(info.source, EpisodeFields(("top",)), (3, 7), (5, 20))
+    assert info.length == LENGTH and info.state_dim == info.action_dim == 16
+    assert info.cameras == {camera: (SIZE, SIZE) for camera in ("r_vis", "top")}
+    assert info.objects == (OBJECT,) and info.action_spaces == ("joint", "ee")
+    assert set(info.stats) == {
+        *("observations/qpos", "observations/qvel", "observations/poses/cube"),
+        *("action", "action_ee"),
+    }
+
+
+@pytest.mark.parametrize(("action_space", "dataset"), [("joint", "action"), ("ee", "action_ee")])
+def test_a_slice_holds_the_requested_fields(path: Path, action_space: str, dataset: str) -> None:
+    fields = EpisodeFields(("top",), (OBJECT,), action_space)
+    part = read_slice(check_episode(path).ref, fields, (3, 7), (5, 20))
+    assert (part.length, part.frame_start, part.action_start) == (LENGTH, 3, 5)
     with h5py.File(path) as file:
+        assert list(part.images) == ["top"] and list(part.object_poses) == [OBJECT]
         np.testing.assert_array_equal(part.images["top"], file["observations/images/top"][3:7])
-        np.testing.assert_array_equal(part.action, file["action"][5:20])
+        np.testing.assert_array_equal(part.qpos, file["observations/qpos"][3:7])
+        np.testing.assert_array_equal(
+            part.object_poses[OBJECT], file[f"observations/poses/{OBJECT}"][3:7]
+        )
+        np.testing.assert_array_equal(part.action, file[dataset][5:20])
+    assert part.object_poses[OBJECT].dtype == np.float32
+    assert read_slice(check_episode(path).ref, EpisodeFields(), (3, 7), (5, 6)).object_poses == {}
 
 
-def test_deflated_pictures_are_the_same_episode(demonstrations: Path, tmp_path: Path) -> None:
-    raw, deflated = episode_path(demonstrations, 0), episode_path(tmp_path, 0)
-    config = tiny_config(demonstrations)
-    episode = DemoRecorder(config.task, config.data.camera_names).record(seed=0)
-    write_episode(deflated, episode, compress=True)
-    info = check_episode(raw)
-    assert (
-        dataclasses.replace(check_episode(deflated), path=str(raw), fingerprint=info.fingerprint)
-        == info
-    )
-    assert deflated.stat().st_size < raw.stat().st_size / 2
-
-
-def test_poses_stand_behind_the_joints(demonstrations: Path) -> None:
-    path = episode_path(demonstrations, 0)
+def test_statistics_of_state_action_and_poses(path: Path) -> None:
     info = check_episode(path)
-    assert info.objects == ("cube",)
-    cube = EpisodeFields(objects=("cube",))
-    state = read_slice(info.source, cube, (3, 7), (3, 4)).qpos
+    statistics = compute_statistics([info, info], EpisodeFields(objects=(OBJECT,)))
+    assert set(statistics) == {"qpos", "action", "object_poses"}
     with h5py.File(path) as file:
-        np.testing.assert_array_equal(state[:, :16], file["observations/qpos"][3:7])
-        np.testing.assert_array_equal(state[:, 16:], file["observations/poses/cube"][3:7])
-    index = build_index(tiny_config(demonstrations))
-    described = compute_statistics(index.episodes, cube)
-    assert len(described["qpos"]["mean"]) == 16 + 7
+        for stats, dataset in (
+            (statistics["qpos"], "observations/qpos"),
+            (statistics["action"], "action"),
+            (statistics["object_poses"][OBJECT], f"observations/poses/{OBJECT}"),
+        ):
+            values = file[dataset][:].astype(np.float64)
+            np.testing.assert_array_equal(stats["min"], values.min(0))
+            np.testing.assert_array_equal(stats["max"], values.max(0))
+            np.testing.assert_allclose(stats["mean"], values.mean(0), rtol=0, atol=1e-12)
+            np.testing.assert_allclose(stats["std"], values.std(0), rtol=1e-12)
+    assert compute_statistics([info], EpisodeFields())["object_poses"] == {}
 
 
-def test_index_is_cached_and_notices_changes(own_demonstrations: Path) -> None:
-    config = tiny_config(own_demonstrations)
-    first = build_index(config)
-    assert len(first.episodes) == DEMONSTRATIONS
-    assert build_index(config) == first
-    with h5py.File(episode_path(own_demonstrations, 1), "r+") as file:
-        file["action"][3, 2] = np.nan
-    with pytest.raises(UserError, match=r"episode_1.hdf5.*NaN"):
-        build_index(config)
+def test_compression_keeps_the_episode(path: Path, tmp_path: Path) -> None:
+    write_compressed(tmp_path / "episode_0.hdf5")
+    info = check_episode(path)
+    compressed = check_episode(tmp_path / "episode_0.hdf5")
+    moved = dataclasses.replace(compressed, path=str(path), fingerprint=info.fingerprint)
+    assert moved == info
 
 
-@contextmanager
-def unsealed(path: Path) -> Iterator[h5py.File]:
-    """The file to be changed, as one without a digest."""
-    with h5py.File(path, "r+") as file:
-        del file.attrs[DIGEST]
-        yield file
-
-
-def _truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:1000])
-
-
-def _no_qpos(path: Path) -> None:
-    with unsealed(path) as file:
-        del file["observations/qpos"]
-
-
-def _short_camera(path: Path) -> None:
-    with unsealed(path) as file:
-        frames = file["observations/images/top"][:-1]
-        del file["observations/images/top"]
-        file["observations/images/top"] = frames
-
-
-def _no_camera(path: Path) -> None:
-    with unsealed(path) as file:
-        del file["observations/images/top"]
-
-
-def _float_images(path: Path) -> None:
-    with unsealed(path) as file:
-        frames = file["observations/images/top"][:].astype(np.float32)
-        del file["observations/images/top"]
-        file["observations/images/top"] = frames
-
-
-def _flip_a_byte(path: Path) -> None:
-    with h5py.File(path) as file:
-        offset = file["observations/images/front"].id.get_chunk_info(7).byte_offset
-    content = bytearray(path.read_bytes())
-    content[offset + 11] ^= 0xFF
-    path.write_bytes(bytes(content))
-
-
-def _other_task(path: Path) -> None:
-    with unsealed(path) as file:
-        file.attrs["task"] = "other"
-
-
-def _group_for_action(path: Path) -> None:
-    with unsealed(path) as file:
-        del file["action"]
-        file.create_group("action")
-
-
-def _scalar_action(path: Path) -> None:
-    with unsealed(path) as file:
-        del file["action"]
-        file["action"] = 1.0
-
-
-def _group_for_camera(path: Path) -> None:
-    with unsealed(path) as file:
-        del file["observations/images/top"]
-        file.create_group("observations/images/top")
-
-
-def _not_hdf5(path: Path) -> None:
-    path.write_text("hello")
-
-
-def _narrow_poses(path: Path) -> None:
-    with unsealed(path) as file:
-        poses = file["observations/poses/cube"][:]
-        del file["observations/poses/cube"]
-        file["observations/poses/cube"] = poses[:, :6]
-
-
-def _dangling_link(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (_narrow_poses, "poses/cube is 6 wide, not 7"),
-        (_dangling_link, "cannot be read"),
-        (_truncate, "cannot be read"),
-        (_not_hdf5, "cannot be read"),
-        (_no_qpos, "lacks"),
-        (_short_camera, "camera top has shape"),
-        (_no_camera, "no camera top"),
-        (_float_images, "not uint8"),
-        (_flip_a_byte, "cannot be read"),
-        (_other_task, "task=other"),
-        (_group_for_action, "lacks the dataset"),
-        (_scalar_action, "no steps"),
-        (_group_for_camera, "not a dataset"),
-    ],
-)
-def test_bad_files_are_named_or_skipped(own_demonstrations: Path, damage, reason: str) -> None:
-    damage(episode_path(own_demonstrations, 2))
-    with pytest.raises(UserError, match=f"episode_2.hdf5.*{reason}"):
-        build_index(tiny_config(own_demonstrations))
-    index = build_index(tiny_config(own_demonstrations, "data.on_bad_episode=skip"))
-    assert len(index.episodes) == DEMONSTRATIONS - 1
-    assert list(index.skipped) == ["episode_2.hdf5"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["data.camera_names=[top,wrist]"], "no camera wrist"),
-        (["task.image_size=96"], "task.image_size=96"),
-        (["agent.action_dim=14"], "action_dim is 16"),
-        (["task.shadows=true"], "recorded with shadows=False"),
-        (["agent.privileged_pose_objects=[ring]"], r"no poses of ring.*it has cube"),
-        (["agent.aux_pose_objects=[ring]"], r"no poses of ring.*it has cube"),
-        (["task.control_hz=25"], r"control_hz=50, the run has task.control_hz=25"),
-        (["train.val_split=0.9"], None),
-    ],
-)
-def test_contradictions_with_the_configuration(
-    demonstrations: Path, overrides: list[str], message: str | None
-) -> None:
-    config = tiny_config(demonstrations, *overrides)
-    if message is None:
-        with pytest.raises(UserError, match="leaves none"):
-            build_index(config).split(config.train.val_split, 0)
-    else:
-        with pytest.raises(UserError, match=message):
-            build_index(config)
-
-
-def test_files_with_other_names_are_told_of(
-    demonstrations: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name in ("episode_0.hdf5", "demo_3.hdf5", "episode_4.h5"):
-        (tmp_path / name).symlink_to(demonstrations / "episode_0.hdf5")
-    assert [path.name for path in require_episodes(tmp_path)] == ["episode_0.hdf5"]
-    assert "2 file(s)" in caplog.text and "demo_3.hdf5, episode_4.h5" in caplog.text
-
-
-def test_missing_and_empty_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"does not exist.*imf_ray.collect"):
-        build_index(tiny_config(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"holds no episode_.*imf_ray.collect"):
-        build_index(tiny_config(tmp_path))
-
-
-def test_statistics_are_those_of_the_split(own_demonstrations: Path) -> None:
-    index = build_index(tiny_config(own_demonstrations))
-    train, held = index.split(0.34, seed=1)
-    assert len(train.episodes) == 2 and len(held.episodes) == 1
-    found = compute_statistics(train.episodes, EpisodeFields())
-    actions = np.concatenate(
-        [h5py.File(episode.path)["action"][:] for episode in train.episodes]
-    ).astype(np.float64)
-    np.testing.assert_allclose(found["action"]["mean"], actions.mean(0), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found["action"]["max"], actions.max(0))
-    assert compute_statistics(train.episodes, EpisodeFields()) == found
+def test_references_of_earlier_versions_are_read(path: Path) -> None:
+    ref = check_episode(path).ref
+    values = dataclasses.asdict(ref)
+    assert EpisodeRef.from_dict(values) == ref
+    values["stamp"], values["digest"] = values.pop("fingerprint"), values.pop("content_hash")
+    assert EpisodeRef.from_dict(values) == ref

@@ -1,4 +1,4 @@
-"""Digests, files that reach out of themselves or claim too much, and readers that die."""
+"""Changed and malicious files: content hashes, external data, and checks that hang or die."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ import pytest
 
 import imf_ray.data.episodes as episodes
 from imf_ray.data import check_pool
-from imf_ray.data.content_hash import DIGEST, hash_contents
+from imf_ray.data.content_hash import HASH_ATTRIBUTE, hash_contents
 from imf_ray.data.episodes import (
     EpisodeFields,
     EpisodeMetadata,
@@ -30,7 +30,7 @@ from imf_ray.data.episodes import (
 from imf_ray.data.hdf5 import CACHE_DIR
 from imf_ray.data.index import check_dataset
 from imf_ray.errors import UserError
-from tests.unit.data.test_readers import write_act
+from tests.helpers.episode_files import write_act
 
 
 def _value(file: h5py.File) -> None:
@@ -60,24 +60,26 @@ def _renamed(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     "change", [_value, _pixel, _attribute, _attribute_type, _new_dataset, _renamed]
 )
-def test_every_change_shows(own_demonstrations: Path, change: Callable[[h5py.File], None]) -> None:
+def test_every_change_is_noticed(
+    own_demonstrations: Path, change: Callable[[h5py.File], None]
+) -> None:
     path = episode_path(own_demonstrations, 0)
     with h5py.File(path, "r+") as file:
         change(file)
-    with pytest.raises(UserError, match=r"episode_0.hdf5.*digest does not match"):
+    with pytest.raises(UserError, match=r"episode_0.hdf5.*do not match its attribute"):
         check_episode(path)
 
 
-def test_a_digest_cannot_be_lost(own_demonstrations: Path) -> None:
+def test_a_renamed_hash_is_noticed(own_demonstrations: Path) -> None:
     path = episode_path(own_demonstrations, 0)
     with h5py.File(path, "r+") as file:
-        file.attrs["dihest"] = file.attrs[DIGEST]
-        del file.attrs[DIGEST]
-    with pytest.raises(UserError, match="an attribute that is not ours: dihest"):
+        file.attrs["dihest"] = file.attrs[HASH_ATTRIBUTE]
+        del file.attrs[HASH_ATTRIBUTE]
+    with pytest.raises(UserError, match="an unknown attribute: dihest"):
         check_episode(path)
 
 
-def test_other_storage_keeps_the_digest(own_demonstrations: Path, tmp_path: Path) -> None:
+def test_the_hash_does_not_depend_on_storage(own_demonstrations: Path, tmp_path: Path) -> None:
     path = tmp_path / "copy.hdf5"
     with h5py.File(episode_path(own_demonstrations, 0)) as source, h5py.File(path, "w") as copy:
         for name in ("action", "action_ee", "observations"):
@@ -87,7 +89,7 @@ def test_other_storage_keeps_the_digest(own_demonstrations: Path, tmp_path: Path
         copy.create_dataset("observations/images/top", data=frames, compression="gzip")
         for name, value in source.attrs.items():
             copy.attrs[name] = value
-        assert hash_contents(copy) == source.attrs[DIGEST]
+        assert hash_contents(copy) == source.attrs[HASH_ATTRIBUTE]
     check_episode(path)
 
 
@@ -117,8 +119,8 @@ def _stored_elsewhere(file: h5py.File) -> None:
     elsewhere = Path(file.filename).with_name("elsewhere.bin")
     elsewhere.write_bytes(values.tobytes())
     del file["action"]
-    place = [(elsewhere.name, 0, values.nbytes)]
-    file.create_dataset("action", values.shape, values.dtype, external=place)
+    external = [(elsewhere.name, 0, values.nbytes)]
+    file.create_dataset("action", values.shape, values.dtype, external=external)
 
 
 def _huge(file: h5py.File) -> None:
@@ -135,23 +137,23 @@ def _huge(file: h5py.File) -> None:
         (_soft_link, "/again is a link"),
         (_hard_link, "is a link"),
         (_external_link, "/observations/qpos is a link"),
-        (_virtual, "/action keeps its values in another file"),
-        (_stored_elsewhere, "/action keeps its values in another file"),
-        (_huge, "/observations/qpos claims .* bytes, but 0 are stored"),
+        (_virtual, "/action stores its values in another file"),
+        (_stored_elsewhere, "/action stores its values in another file"),
+        (_huge, "/observations/qpos declares .* bytes, but only 0 are stored"),
     ],
 )
-def test_a_file_holds_its_own_values(
+def test_a_file_must_hold_its_own_values(
     own_demonstrations: Path, change: Callable[[h5py.File], None], reason: str
 ) -> None:
     path = episode_path(own_demonstrations, 0)
     with h5py.File(path, "r+") as file:
-        del file.attrs[DIGEST]
+        del file.attrs[HASH_ATTRIBUTE]
         change(file)
     with pytest.raises(UserError, match=reason):
         check_episode(path)
 
 
-def test_a_reader_that_dies_or_hangs_is_a_verdict(
+def test_a_file_whose_check_dies_or_hangs_is_invalid(
     own_demonstrations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [episode_path(own_demonstrations, number) for number in range(2)]
@@ -160,42 +162,42 @@ def test_a_reader_that_dies_or_hangs_is_a_verdict(
     assert child._process is not None
     os.kill(child._process.pid, signal.SIGSTOP)
     monkeypatch.setattr(check_pool, "MIN_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(check_pool, "LEAST_BYTES_PER_S", 1e12)
+    monkeypatch.setattr(check_pool, "MIN_BYTES_PER_S", 1e12)
     hung = child.check(paths[0])
     assert "takes more than" in str(hung)
     monkeypatch.undo()
     assert isinstance(child.check(paths[1]), EpisodeMetadata)  # by a new process
     os.kill(child._process.pid, signal.SIGSTOP)
-    dead = threading.Timer(0.2, os.kill, (child._process.pid, signal.SIGKILL))
-    dead.start()
+    timer = threading.Timer(0.2, os.kill, (child._process.pid, signal.SIGKILL))
+    timer.start()
     assert "killed the reader (exit code -9)" in str(child.check(paths[1]))
     assert isinstance(child.check(paths[0]), EpisodeMetadata)
     os.kill(child._process.pid, signal.SIGKILL)
-    child._process.wait()  # it died while it had nothing to read
+    child._process.wait()  # it died while idle
     assert isinstance(child.check(paths[1]), EpisodeMetadata)
     child.close()
 
 
-def test_who_leaves_does_not_wait_for_a_file_that_hangs(own_demonstrations: Path) -> None:
+def test_leaving_early_does_not_wait_for_a_file_that_hangs(own_demonstrations: Path) -> None:
     paths = [episode_path(own_demonstrations, number % 3) for number in range(200)]
-    coming = check_pool.check_files(paths, "auto")
-    next(coming)
+    results = check_pool.check_files(paths, "auto")
+    next(results)
     for process in psutil.Process().children():
         if check_pool.__name__ in process.cmdline():
             process.suspend()
-    begun = time.monotonic()
-    coming.close()
-    assert time.monotonic() - begun < check_pool.MIN_TIMEOUT_S
+    start = time.monotonic()
+    results.close()
+    assert time.monotonic() - start < check_pool.MIN_TIMEOUT_S
 
 
-def test_a_foreign_file_is_the_one_that_was_indexed(tmp_path: Path) -> None:
+def test_a_foreign_file_must_be_the_indexed_one(tmp_path: Path) -> None:
     path = tmp_path / "episode_0.hdf5"
     write_act(path)
     assert isinstance(check_dataset(tmp_path, [path], "auto")[path], EpisodeMetadata)
     with h5py.File(path, "r+") as file:
         file["action"][3, 2] += 0.5
     for _ in range(2):
-        assert "not those that were indexed" in str(check_dataset(tmp_path, [path], "auto")[path])
+        assert "differ from the indexed ones" in str(check_dataset(tmp_path, [path], "auto")[path])
     with h5py.File(path, "r+") as file:
         file["action"][3, 2] = np.nan
     assert "NaN" in str(check_dataset(tmp_path, [path], "auto")[path])
@@ -207,32 +209,34 @@ def test_a_foreign_file_is_the_one_that_was_indexed(tmp_path: Path) -> None:
     assert isinstance(check_dataset(tmp_path, [path], "auto")[path], EpisodeMetadata)
 
 
-def test_a_file_that_changed_is_not_trained_on(own_demonstrations: Path, tmp_path: Path) -> None:
-    """Though it is as long as before, and carries the digest of what it was."""
+def test_training_refuses_a_changed_file(own_demonstrations: Path, tmp_path: Path) -> None:
+    """Even one of the same length that carries the hash of its original contents."""
     foreign, ours = tmp_path / "episode_0.hdf5", episode_path(own_demonstrations, 0)
     write_act(foreign)
-    for path, change in product((foreign, ours), (_edit, _exchange)):
+    for path, change in product((foreign, ours), (_edit, _replace)):
         info = check_episode(path, "auto")
-        read = partial(read_slice, info.source, EpisodeFields(), (0, 1), (0, 1))
+        read = partial(read_slice, info.ref, EpisodeFields(), (0, 1), (0, 1))
         read()
         content = path.read_bytes()
         change(path)
-        with pytest.raises(UserError, match=rf"{path.name} cannot be read as it was.*was changed"):
+        with pytest.raises(
+            UserError, match=rf"{path.name} cannot be read as it was indexed.*was changed"
+        ):
             read()
         path.write_bytes(content)
-        read()  # a copy need not have the same time
+        read()  # a copy may have another time
 
 
-def test_a_shared_folder_that_is_away_for_a_moment_is_waited_for(
+def test_reading_waits_for_a_shared_folder(
     own_demonstrations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = check_episode(episode_path(own_demonstrations, 0), "auto").source
-    read = partial(read_slice, source, EpisodeFields(), (0, 1), (0, 1))
+    ref = check_episode(episode_path(own_demonstrations, 0), "auto").ref
+    read = partial(read_slice, ref, EpisodeFields(), (0, 1), (0, 1))
     errors = [
         OSError(errno.ESTALE, "Stale file handle"),
         OSError("Can't read data (file read failed: errno = 5, error message = 'I/O error')"),
     ]
-    waited: list[float] = []
+    delays: list[float] = []
     open_again = episodes.open_hdf5
 
     def open_hdf5(path: str) -> AbstractContextManager[h5py.File]:
@@ -241,13 +245,13 @@ def test_a_shared_folder_that_is_away_for_a_moment_is_waited_for(
         return open_again(path)
 
     monkeypatch.setattr(episodes, "open_hdf5", open_hdf5)
-    monkeypatch.setattr("imf_ray.files.time.sleep", waited.append)
-    assert read().length == source.length
-    assert not errors and len(waited) == 2
+    monkeypatch.setattr("imf_ray.files.time.sleep", delays.append)
+    assert read().length == ref.length
+    assert not errors and len(delays) == 2
     errors.append(OSError("Can't read data (inflate() failed)"))
-    with pytest.raises(UserError, match="cannot be read as it was"):
+    with pytest.raises(UserError, match="cannot be read as it was indexed"):
         read()
-    assert len(waited) == 2  # what is wrong with a file stays
+    assert len(delays) == 2  # a damaged file is not retried
 
 
 def _edit(path: Path) -> None:
@@ -255,13 +259,13 @@ def _edit(path: Path) -> None:
         file["action"][3, 2] += 0.5
 
 
-def _exchange(path: Path) -> None:
+def _replace(path: Path) -> None:
     path.unlink()
     write_act(path, np.float64)
 
 
-def test_what_check_finds_is_what_training_finds(tmp_path: Path) -> None:
-    """Also if the file looks the same from outside: a flipped bit of a disk keeps the times."""
+def test_a_forced_check_finds_silent_damage_for_later_runs(tmp_path: Path) -> None:
+    """A flipped bit on a disk changes neither the size nor the time of a file."""
     path = tmp_path / "episode_0.hdf5"
     write_act(path)
     assert isinstance(check_dataset(tmp_path, [path], "auto")[path], EpisodeMetadata)
@@ -269,15 +273,14 @@ def test_what_check_finds_is_what_training_finds(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["action"][3, 2] += 0.5
     os.utime(path, ns=times)
-    assert isinstance(
-        check_dataset(tmp_path, [path], "auto")[path], EpisodeMetadata
-    )  # not read again
-    for again in (True, False):
-        verdict = check_dataset(tmp_path, [path], "auto", again=again)[path]
-        assert "not those that were indexed" in str(verdict)
+    unchanged = check_dataset(tmp_path, [path], "auto")[path]  # not read again
+    assert isinstance(unchanged, EpisodeMetadata)
+    for force in (True, False):
+        result = check_dataset(tmp_path, [path], "auto", force=force)[path]
+        assert "differ from the indexed ones" in str(result)
 
 
-def test_an_index_that_is_none_is_made_anew(tmp_path: Path) -> None:
+def test_an_invalid_index_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "episode_0.hdf5"
     write_act(path)
     (tmp_path / CACHE_DIR).mkdir()
@@ -285,7 +288,7 @@ def test_an_index_that_is_none_is_made_anew(tmp_path: Path) -> None:
     assert isinstance(check_dataset(tmp_path, [path], "auto")[path], EpisodeMetadata)
 
 
-def test_another_kind_of_file_does_not_vouch_for_itself(
+def test_a_file_of_another_format_cannot_replace_an_indexed_one(
     own_demonstrations: Path, tmp_path: Path
 ) -> None:
     foreign, ours = tmp_path / "episode_0.hdf5", episode_path(own_demonstrations, 0)
@@ -293,12 +296,12 @@ def test_another_kind_of_file_does_not_vouch_for_itself(
     for path, other in ((foreign, episode_path(own_demonstrations, 1)), (ours, foreign)):
         check_dataset(path.parent, [path], "auto")
         shutil.copy(other, path)
-        verdict = check_dataset(path.parent, [path], "auto")[path]
-        assert "not those that were indexed" in str(verdict)
+        result = check_dataset(path.parent, [path], "auto")[path]
+        assert "differ from the indexed ones" in str(result)
         write_act(foreign)
 
 
-def test_ours_may_be_recorded_anew(own_demonstrations: Path) -> None:
+def test_our_files_may_be_recorded_again(own_demonstrations: Path) -> None:
     first, second = (episode_path(own_demonstrations, number) for number in range(2))
     check_dataset(own_demonstrations, [first], "auto")
     shutil.copy(second, first)

@@ -1,0 +1,1 @@
+"""Helpers that both the tests and the benchmarks use."""

@@ -1,0 +1,23 @@
+"""Episode files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import h5py
+
+from imf_ray.data.content_hash import HASH_ATTRIBUTE
+from imf_ray.data.episodes import EpisodeRef
+from imf_ray.data.hdf5 import fingerprint
+from imf_ray.data.readers import IMF_RAY
+
+
+def episode_refs(paths: Iterable[Path]) -> tuple[EpisodeRef, ...]:
+    """References to episodes in our format, as an index has them, without checking the files."""
+    refs = []
+    for path in paths:
+        with h5py.File(path) as file:
+            length, content_hash = len(file["action"]), file.attrs[HASH_ATTRIBUTE]
+        refs.append(EpisodeRef(str(path), length, IMF_RAY, fingerprint(path), content_hash))
+    return tuple(refs)
