@@ -41,9 +41,11 @@ import ray
 import torch
 
 from imf_ray.agents.pretrained import load_agent, load_policy_config
+from imf_ray.allocation import RolloutResources
 from imf_ray.rollout.actor_pool import RolloutActorPool, RolloutSpec
 from imf_ray.rollout.episode_runner import EpisodeRunner
 from imf_ray.rollout.policies import AgentPolicy, make_policy
+from imf_ray.rollout.policy_spec import PolicySpec
 from imf_ray.rollout.rollout_config import agent_rollout_config
 from imf_ray.sim.tasks.transfer import SimTransferEnv
 
@@ -93,9 +95,9 @@ if "benchmarks/MeteredTransfer-v0" not in gymnasium.registry:
 class Metered(AgentPolicy):
     """An agent whose calls are metered."""
 
-    def plan(self, controllers: Any, watches: Any) -> None:
+    def predict_chunks(self, episodes: Any, timers: Any) -> None:
         with METER.on(INFERENCE):
-            super().plan(controllers, watches)
+            super().predict_chunks(episodes, timers)
 
 
 def make_job(checkpoint: Path, worlds: int) -> RolloutSpec:
@@ -104,13 +106,15 @@ def make_job(checkpoint: Path, worlds: int) -> RolloutSpec:
     settings = agent_rollout_config(config, noise_seed=0)
     task = replace(config.task, env_id=ENV_ID)
     return RolloutSpec(
-        str(checkpoint), replace(settings, task=task, inference_batch_size=worlds), worlds
+        PolicySpec.parse(str(checkpoint)),
+        replace(settings, task=task, inference_batch_size=worlds),
+        worlds,
     )
 
 
 def make_runner(job: RolloutSpec) -> EpisodeRunner:
-    agent, _ = load_agent(Path(job.policy))
-    return EpisodeRunner(Metered(agent, "metered", job.settings), job.settings, job.worlds)
+    agent, _ = load_agent(job.policy.local_path)
+    return EpisodeRunner(Metered(agent, "metered", job.config), job.config, job.envs_per_actor)
 
 
 def play(runner: EpisodeRunner, worlds: int, seeds: Sequence[int]) -> list[Any]:
@@ -120,7 +124,7 @@ def play(runner: EpisodeRunner, worlds: int, seeds: Sequence[int]) -> list[Any]:
         runner.start(seed)
     waiting = waiting[worlds:]
     while len(played) < len(seeds):
-        for episode in runner.advance():
+        for episode in runner.run_until_any_done():
             played.append(episode.record)
             if waiting:
                 runner.start(waiting.pop(0))
@@ -134,12 +138,12 @@ def ours(job: RolloutSpec, episodes: int) -> dict[str, float]:
     """Several worlds in this process, rendered where the policy looks."""
     runner = make_runner(job)
     seeds = range(FIRST_SEED, FIRST_SEED + episodes)
-    return _timed(lambda: sum(r.steps for r in play(runner, job.worlds, seeds)))
+    return _timed(lambda: sum(r.steps for r in play(runner, job.envs_per_actor, seeds)))
 
 
 def serial(job: RolloutSpec, episodes: int) -> dict[str, float]:
     """One environment after the other, every frame rendered, a call for each chunk."""
-    agent, _ = load_agent(Path(job.policy))
+    agent, _ = load_agent(job.policy.local_path)
     env = make_rendering_env(job)
 
     def run() -> int:
@@ -160,23 +164,23 @@ def serial(job: RolloutSpec, episodes: int) -> dict[str, float]:
 
 def lock_step(job: RolloutSpec, episodes: int) -> dict[str, float]:
     """Environments in processes of their own that all wait for each other at every step."""
-    agent, _ = load_agent(Path(job.policy))
+    agent, _ = load_agent(job.policy.local_path)
     env = gymnasium.vector.AsyncVectorEnv(
-        [lambda: make_rendering_env(job)] * job.worlds, context="spawn"
+        [lambda: make_rendering_env(job)] * job.envs_per_actor, context="spawn"
     )
     spent_in_envs: dict[str, float] = {}
 
     def run() -> int:
         steps, last = 0, {}
-        for first in range(FIRST_SEED, FIRST_SEED + episodes, job.worlds):
-            observation, _ = env.reset(seed=list(range(first, first + job.worlds)))
+        for first in range(FIRST_SEED, FIRST_SEED + episodes, job.envs_per_actor):
+            observation, _ = env.reset(seed=list(range(first, first + job.envs_per_actor)))
             agent.reset()
-            over = np.zeros(job.worlds, bool)
+            over = np.zeros(job.envs_per_actor, bool)
             while not over.all():
                 actions = _select(agent, observation)
                 observation, _, terminated, truncated, last = env.step(actions)
                 over |= terminated | truncated
-                steps += job.worlds
+                steps += job.envs_per_actor
         spent_in_envs.update({name: float(last[name].sum()) for name in (PHYSICS, RENDERING)})
         return steps
 
@@ -187,7 +191,7 @@ def lock_step(job: RolloutSpec, episodes: int) -> dict[str, float]:
 
 def make_rendering_env(job: RolloutSpec) -> Any:
     torch.set_num_threads(1)
-    settings = job.settings
+    settings = job.config
     kwargs = settings.task.env_kwargs(settings.camera_names)
     for key in ("adapter", "control_hz"):
         del kwargs[key]
@@ -238,14 +242,14 @@ def _child(queue: Any, form: Callable[..., Any], cores: set[int], arguments: Any
 
 def on_actors(job: RolloutSpec, actors: int, episodes: int) -> tuple[float, list[Any]]:
     """Seconds of all episodes on so many Ray actors, once they are ready, and the records."""
-    judge = RolloutActorPool(
-        job, range(FIRST_SEED, FIRST_SEED + episodes), actors, {"num_cpus": 1}, {}
+    pool = RolloutActorPool(
+        job, range(FIRST_SEED, FIRST_SEED + episodes), RolloutResources(actors, 1.0), {}
     )
-    ray.wait([s.call for s in judge._busy], num_returns=actors)
+    pool.wait_until_ready()
     start = time.perf_counter()
-    records = [played.record for played in judge.play()]
+    records = [result.record for result in pool.run()]
     wall = time.perf_counter() - start
-    judge.stop()
+    pool.stop()
     return wall, records
 
 
@@ -272,9 +276,9 @@ def on_processes(job: RolloutSpec, processes: int, episodes: int) -> float:
 
 def _plain(job: RolloutSpec, seeds: range, barrier: Any, queue: Any) -> None:
     torch.set_num_threads(1)
-    runner = EpisodeRunner(make_policy(job.policy, job.settings), job.settings, job.worlds)
+    runner = EpisodeRunner(make_policy(job.policy, job.config), job.config, job.envs_per_actor)
     barrier.wait()
-    play(runner, job.worlds, seeds)
+    play(runner, job.envs_per_actor, seeds)
     queue.put(None)
 
 
