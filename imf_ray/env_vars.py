@@ -1,7 +1,7 @@
-"""Every environment variable that the package sets, in one place.
+"""Every environment variable that the package sets, and why.
 
-They are set for the driver before Ray is imported and for every Ray process of the job. A value
-that the caller's environment already has wins.
+The driver sets them before it imports Ray, and passes `WORKER_ENV` to every Ray process of the job.
+A value that the caller's environment already has wins.
 """
 
 from __future__ import annotations
@@ -9,49 +9,60 @@ from __future__ import annotations
 import os
 
 WORKER_ENV = {
-    # MuJoCo renders without a display; with no GPU, through Mesa's software rasterizer,
+    # MuJoCo renders without a display; without a GPU it uses Mesa's software rasterizer.
     "MUJOCO_GL": "egl",
-    # which would otherwise take all cores of the machine for each simulator.
+    # By default, each rollout actor's software rasterizer would use all cores of the machine.
     "LP_NUM_THREADS": "1",
-    # Tune prints no table of its own: a sweep shows its own progress.
+    # Tune does not print its own table; a sweep shows its own progress.
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Ray Train's runs are shown on the dashboard's Train page only with this.
+    # Ray's dashboard shows runs on its Train page only with this.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-    # A report returns at the controller's next poll: 2 s by default.
+    # A report returns at the controller's next poll, which is every 2 s by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # What a worker prints goes to its log once, not twice.
+    # A worker's output goes to its log once, not twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # What torch.compile makes is kept for later runs; in /tmp, its default, a restart deletes it.
+    # Keep compiled code for later runs. The default, in /tmp, is deleted at a restart.
     "TORCHINDUCTOR_CACHE_DIR": os.path.expanduser("~/.cache/imf_ray/inductor"),
-    # Pictures and batches are megabytes each, which glibc returns to the system as soon as they are
-    # free: getting the next ones took up to half of the data path's time (docs/results/data.md).
-    # 32 MiB is the largest threshold that it takes; up to 256 MiB at the end of a heap are kept.
+    # By default, glibc returns freed images and batches (megabytes each) to the system at once.
+    # Page faults of the next ones took up to half of the data path's time (docs/results/data.md).
+    # 32 MiB is the largest threshold that glibc accepts. Up to 256 MiB stay at the end of a heap.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
 }
+"""Variables of every Ray process of a job."""
 
 DRIVER_ENV = {
-    # What ranks trials comes with some of their reports only: a validation takes its time.
+    # Only some reports of a trial have the metric that ranks trials: validation takes time.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # Ray would report usage statistics to its makers.
+    # Do not report usage statistics to Ray's developers.
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+"""Variables of the driver alone."""
 
 LOCAL_CLUSTER_ENV = {
-    # A cluster that a run starts for itself listens on this machine only and ends with the run: no
-    # token is written to the user's home for it. Other clusters keep the caller's mode.
+    # A cluster that a command starts listens on this machine only and ends with the command, so no
+    # token is written to the user's home. Other clusters keep the caller's mode.
     "RAY_AUTH_MODE": "disabled",
-    # Parts of a run live in fractions of a CPU: Ray takes more processes than cores for a fault.
+    # Parts of a run take fractions of a CPU, so there are more processes than cores. Ray starts as
+    # many processes at a time as there are cores by default.
     "RAY_worker_maximum_startup_concurrency": "8",
-    # Where CPUs are all taken, an idle process ends after a second by default; readers, which work
-    # every few seconds, would start anew each time.
+    # If all CPUs are taken, Ray ends an idle process after 1 s by default. Readers work every few
+    # seconds and would start anew each time.
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
+"""Further variables of a cluster that is started on this machine."""
 
 
 def prepare_environment(own_cluster: bool) -> dict[str, str]:
-    """Set what is unset in this process; return what every Ray process of the job needs."""
-    chosen = {**DRIVER_ENV, **WORKER_ENV}
-    for name, value in (chosen | (LOCAL_CLUSTER_ENV if own_cluster else {})).items():
+    """Set the variables that are unset in this process.
+
+    Args:
+        own_cluster: a cluster is started on this machine, rather than connected to.
+
+    Returns:
+        The variables that every Ray process of the job needs.
+    """
+    variables = {**DRIVER_ENV, **WORKER_ENV}
+    for name, value in (variables | (LOCAL_CLUSTER_ENV if own_cluster else {})).items():
         os.environ.setdefault(name, value)
     return {name: os.environ[name] for name in WORKER_ENV}

@@ -1,18 +1,19 @@
-"""What can go wrong that is no fault of the code."""
+"""Errors that are not faults of the code."""
 
 
 class UserError(ValueError):
-    """Bad input: the message names the thing that is wrong and the way out.
+    """Bad input; the message names what is wrong and how to fix it.
 
     Entry points print it as one message without a traceback (unless `debug=true`).
     """
 
 
 class DivergenceError(UserError):
-    """Training has gone wrong in a way in which the same steps would go wrong again."""
+    """Training diverged; repeating the same steps would diverge again."""
 
 
 class StorageError(UserError):
-    """A disk, or a place behind a network, does not give or take what it should: full, out of
-    reach, or not permitted. The same may work later.
+    """A disk or remote storage failed: it is full, out of reach, or denies access.
+
+    The same operation may succeed later.
     """
