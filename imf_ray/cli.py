@@ -49,7 +49,7 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
     program = program or f"python -m imf_ray.{command.name}"
     flags = _parser(command.usage(program)).parse_args(argv)
     if flags.help or flags.help_all:
-        print(help_text(command, program, every_option=flags.help_all))
+        print_text(help_text(command, program, every_option=flags.help_all))
         return 0
     positional: list[str] = []
     if command.positional:
@@ -59,7 +59,7 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
         overrides = rename_overrides(overrides, announce_rename)
         config = command.resolve(overrides)
         if flags.print_config:
-            print(to_yaml(config), end="")
+            print_text(to_yaml(config), end="")
             return 0
         prepare_environment(own_cluster=cluster_address(config) is None)
         command.run(config, overrides, *([positional] if command.positional else []))
@@ -78,6 +78,15 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
             os._exit(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     return 0
+
+
+def print_text(text: str, end: str = "\n") -> None:
+    """Print a long text, whose reader may close the pipe early, as `head` and `less` do."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        # Otherwise Python fails again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_interruptibly(

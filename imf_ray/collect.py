@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from imf_ray.allocation import allocate_rollout_actors
 from imf_ray.cli import run_command
 from imf_ray.cluster import init_ray
@@ -14,7 +12,10 @@ from imf_ray.command import Command
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.storage import is_remote, local_dir
-from imf_ray.terminal import console
+from imf_ray.terminal import ProgressBars, console
+
+PROGRESS_LINES = 20
+"""Lines of progress where stdout is not a terminal."""
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:
@@ -37,19 +38,12 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         build_index(config)
     # A task that cannot be created fails here, before Ray starts.
     DemoRecorder(config.task, config.data.camera_names).close()
-    simulators = allocate_rollout_actors(config, init_ray(config))
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-    )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("Demonstrations", total=config.collect.num_episodes, failed=0)
+    resources = allocate_rollout_actors(config, init_ray(config))
+    with ProgressBars(lines=PROGRESS_LINES) as bars:
 
         def show(state: CollectionState) -> None:
-            progress.update(bar, completed=len(state.seeds), failed=len(state.failed))
+            failed = f"{len(state.failed)} failed"
+            bars.update("Demonstrations", len(state.seeds), config.collect.num_episodes, failed)
 
         state = collect_episodes(
             folder,
@@ -57,8 +51,8 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             config.collect.seed,
             config.task,
             config.data.camera_names,
-            workers=simulators.num_actors,
-            options=simulators.ray_options,
+            workers=resources.num_actors,
+            options=resources.ray_options,
             on_progress=show,
             compress=config.collect.gzip_images,
         )

@@ -100,13 +100,21 @@ def _option_texts(command: str, options: Mapping[str, Option], width: int) -> li
     sections: dict[str, list[str]] = {"": [], command: []}
     for key, rules in options.items():
         section = key.rpartition(".")[0]
-        text = _fill(rules.help, width, " " * 6, " " * 6)
+        text = _fill(_explanation(rules), width, " " * 6, " " * 6)
         sections.setdefault(section, []).append(f"  {defaults[key]}\n{text}")
     return [
         "\n".join([f"{name}: {section_help(name)}" if name else "Options and defaults:", *texts])
         for name, texts in sections.items()
         if texts
     ]
+
+
+def _explanation(rules: Option) -> str:
+    """The help of an option, and its choices if the help does not name them all."""
+    names = rules.choice_names()
+    if all(name in rules.help for name in names):
+        return rules.help
+    return f"{rules.help} One of {', '.join(names)}."
 
 
 def _fill(paragraph: str, width: int, first_indent: str = "", indent: str = "") -> str:
