@@ -30,3 +30,9 @@ def test_links_lead_to_files_and_the_page_is_short() -> None:
     missing = [t for t in targets if "://" not in t and not (ROOT / t).exists()]
     assert not missing
     assert len(README.splitlines()) <= MAX_LINES
+
+
+def test_the_documented_task_file_is_the_shipped_one() -> None:
+    shipped = (ROOT / "imf_ray/conf/task/aloha_transfer_cube.yaml").read_text()
+    keys = "\n".join(line for line in shipped.splitlines() if not line.startswith("#"))
+    assert keys in (ROOT / "docs/environments.md").read_text()
