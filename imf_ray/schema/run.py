@@ -30,7 +30,7 @@ class TrainConfig:
     weight_decay: float = option(1e-5, "Weight decay of AdamW.", min=0.0)
     betas: list[float] = option([0.9, 0.95], "The two betas of AdamW, each in [0, 1).")
     grad_clip: float = option(
-        1.0, "Largest norm of the gradient; it is scaled down to it.", above=0.0
+        1.0, "Largest gradient norm; larger gradients are scaled down to it.", above=0.0
     )
     scheduler_type: str = option(
         "cosine",

@@ -63,7 +63,8 @@ class DataConfig:
         None,
         "Virtual shards of the batch order (MosaicML's canonical nodes), fixed for a run. A "
         "divisor of train.batch_size and at least the number of workers; a multiple of the "
-        "workers gives them equal shares. null uses 8, or the nearest number that fits.",
+        "workers gives them equal shares. null is 8, fewer for a batch that 8 does not divide, "
+        "more for more workers.",
     )
 
     def __post_init__(self) -> None:
