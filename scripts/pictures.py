@@ -1,4 +1,4 @@
-"""Renders the pictures of the README: `python scripts/pictures.py docs/images`."""
+"""Renders the camera images of the documentation: `python scripts/pictures.py docs/images`."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ import imageio.v3 as iio
 
 import imf_ray
 from imf_ray.sim.bimanual import BimanualEnv
-from imf_ray.sim.experts import make_expert
+from imf_ray.sim.factory import make_expert
 
 SEED, SIZE = 3, 360
 

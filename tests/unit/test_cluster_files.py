@@ -1,4 +1,4 @@
-"""The files for clusters: Ray and KubeRay accept them, and nodes are set up as in the README."""
+"""The files for clusters: Ray and KubeRay accept them, and nodes are set up as documented."""
 
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,17 @@ def test_the_cluster_of_ones_own_machines_does_not_wait_for_more() -> None:
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "deploy/aws.yaml"])
-def test_nodes_are_set_up_as_the_readme_says(name: str) -> None:
-    config, readme = read(name), (ROOT / "README.md").read_text()
+def test_nodes_are_set_up_as_documented(name: str) -> None:
+    config = read(name)
+    quickstart, cluster = (
+        (ROOT / "docs" / f"{page}.md").read_text() for page in ("quickstart", "cluster")
+    )
     commands = "\n".join(config["setup_commands"])
-    assert SYSTEM_LIBRARIES in commands and SYSTEM_LIBRARIES in readme
+    assert SYSTEM_LIBRARIES in commands and SYSTEM_LIBRARIES in quickstart
     assert "make -C ~/imf_ray setup" in commands and "\nsetup: " in (ROOT / "Makefile").read_text()
     for kind in ("head", "worker"):
         start = "\n".join(config[f"{kind}_start_ray_commands"])
-        assert "RAY_AUTH_MODE=token" in start and "RAY_AUTH_MODE=token" in readme
+        assert "RAY_AUTH_MODE=token" in start and "RAY_AUTH_MODE=token" in cluster
     # Without it a node that comes later could not join.
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "--dashboard-host=127.0.0.1" in "\n".join(config["head_start_ray_commands"])
@@ -124,7 +127,7 @@ def test_a_submission_does_not_upload_data(tmp_path: Path) -> None:
     """What Ray packs of such a folder, as it reads the patterns."""
     code = ["imf_ray/tune.py", "imf_ray/data/index.py", "search_spaces/asha.yaml"]
     rest = ["data/a/episode_0.hdf5", "data/notes.txt", "runs/a/metrics.jsonl", "x/episode_1.hdf5"]
-    rest += [".git/HEAD", ".venv/bin/python", "docs/log.md", "tests/test_x.py"]
+    rest += [".git/HEAD", ".venv/bin/python", "docs/LOG.md", "tests/test_x.py"]
     for name in (*code, *rest):
         path = tmp_path / "here" / name
         path.parent.mkdir(parents=True, exist_ok=True)
