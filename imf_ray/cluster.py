@@ -68,6 +68,10 @@ def init_ray(config: Config) -> ClusterSize:
     environment = prepare_environment(own_cluster=address is None)
     import ray  # not at the top: Ray reads its environment variables on import
 
+    from imf_ray.ray_internals import check_ray_version
+
+    check_ray_version()
+
     if address:
         try:
             ray.init(
@@ -168,7 +172,7 @@ def _node_resources(node: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _dashboard_url() -> str:
-    from ray._private.worker import get_dashboard_url
+    from imf_ray.ray_internals import dashboard_url
 
-    url = get_dashboard_url()
+    url = dashboard_url()
     return f"http://{url}" if url else "off"

@@ -14,7 +14,7 @@ from imf_ray.files import write_atomically, write_figure, write_if_changed
 from imf_ray.storage import authoritative_path, download
 from imf_ray.sweep.search_space import SearchSpace
 from imf_ray.sweep.trial_record import TrialDir, TrialRecord
-from imf_ray.training.run_dir import StoppableDir
+from imf_ray.training.stoppable_dir import StoppableDir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from imf_ray.agents.base import VLAAgent
-from imf_ray.agents.diagnostics import depth_weights, velocity_diagnostics
-from imf_ray.agents.imf import IMFVLAAgent
+from imf_ray.agents.diagnostics import residual_attention_weights, velocity_diagnostics
+from imf_ray.agents.velocity import VelocityAgent
 from imf_ray.training.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def run_diagnostics(agent: VLAAgent, batch: Mapping[str, Any], run_dir: RunDir) 
     training = agent.training
     agent.eval()
     try:
-        if isinstance(agent, IMFVLAAgent):
+        if isinstance(agent, VelocityAgent):
             metrics = velocity_diagnostics(agent, batch)
         if hasattr(agent.head, "attnres_backbone"):
-            figure = plot_depth_weights(depth_weights(agent, batch))
+            figure = plot_depth_weights(residual_attention_weights(agent, batch))
             run_dir.write_figure(DEPTH_WEIGHTS_FILE, figure)
     finally:
         agent.train(training)
@@ -70,7 +70,7 @@ def run_diagnostics(agent: VLAAgent, batch: Mapping[str, Any], run_dir: RunDir) 
 
 
 def plot_depth_weights(weights: Tensor) -> Figure:
-    """Heat map of `depth_weights`: a row per sub-layer, a column per output that it reads."""
+    """Heat map of `residual_attention_weights`: a row per sub-layer, a column per source."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

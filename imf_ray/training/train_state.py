@@ -10,12 +10,16 @@ import numpy as np
 import ray.train.torch
 import torch
 import torch.distributed
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imf_ray.agents.base import VLAAgent
-from imf_ray.agents.pretrained import EMA_WEIGHTS_FILE, WEIGHTS_FILE, make_agent
+from imf_ray.agents.pretrained import (
+    EMA_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+    load_weights,
+    make_agent,
+)
 from imf_ray.aliases import DATA_STATE_KEYS, rename_keys
 from imf_ray.data.sample_rng import crop_offsets, sample_noise_and_uniforms
 from imf_ray.data.sampling import SamplePlan
@@ -72,9 +76,9 @@ class TrainState:
                 f"{expected}: the run folder mixes files of two runs."
             )
         self.step = checkpoint.step
-        self.agent.load_state_dict(load_file(checkpoint.path / WEIGHTS_FILE))
+        self.agent.load_state_dict(load_weights(checkpoint.path / WEIGHTS_FILE))
         if self.ema is not None:
-            self.ema.load(load_file(checkpoint.path / EMA_WEIGHTS_FILE))
+            self.ema.load(load_weights(checkpoint.path / EMA_WEIGHTS_FILE))
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
 

@@ -21,7 +21,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from imf_ray.agents.pretrained import make_agent
+from imf_ray.agents.pretrained import check_agent_options
 from imf_ray.allocation import RunResources
 from imf_ray.cluster import DATA_POOL, TRAIN_POOL, label_selector
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
@@ -89,7 +89,7 @@ def prepare_run(config: Config) -> PreparedRun:
         UserError: bad data, an impossible agent or batch, or a tracker that is not installed.
     """
     check_tracking(config)
-    make_agent(config.agent, config.task.action_space)
+    check_agent_options(config.agent, config.task.action_space)
     agent_rollout_config(config, config.train.rollout_seed)
     return load_run(config)
 

@@ -16,14 +16,8 @@ from pathlib import Path
 import torch
 
 from imf_ray.agents.pretrained import load_agent, make_agent
-from imf_ray.training.checkpoint import (
-    PARTIAL_PREFIX,
-    list_checkpoints,
-    load_trainer_state,
-    newest_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
+from imf_ray.training.checkpoint import PARTIAL_PREFIX, load_train_state, save_checkpoint
+from imf_ray.training.run_dir import RunDir
 from tests.helpers.configs import tiny_config
 
 KEEP_LAST, WARM_UP_SAVES = 2, 5
@@ -45,7 +39,7 @@ def main(run_dir: Path, data: Path, kills: int) -> None:
         state = {"step": step, "moments": torch.full((50_000,), float(step))}
         average = {name: value.clone() for name, value in agent.state_dict().items()}
         save_checkpoint(run_dir, step, {"loss": 1.0 / step}, agent, config, average, state)
-        prune_checkpoints(run_dir, KEEP_LAST, pending=lambda step: False)
+        RunDir(run_dir).prune_checkpoints(KEEP_LAST, pending=lambda step: False)
 
     usual, known = float("inf"), 0
     for known in range(1, WARM_UP_SAVES + 1):
@@ -65,14 +59,16 @@ def main(run_dir: Path, data: Path, kills: int) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         half_written += any(run_dir.glob(f"{PARTIAL_PREFIX}*"))
-        newest = newest_checkpoint(run_dir)
+        newest = RunDir(run_dir).newest_checkpoint()
         assert newest is not None and newest.step >= known, (newest, known)
         known = newest.step
-        state = load_trainer_state(newest.path, "cpu")
+        state = load_train_state(newest.path, "cpu")
         assert state["step"] == known and (state["moments"] == known).all()
         weights = next(load_agent(newest.path)[0].parameters())
         assert (weights == known).all()
-        assert len(list_checkpoints(run_dir)) <= KEEP_LAST + 2  # the best, and one not yet pruned
+        assert (
+            len(RunDir(run_dir).list_checkpoints()) <= KEEP_LAST + 2
+        )  # the best, and one not yet pruned
     print(half_written)
 
 

@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 
 from imf_ray.allocation import RolloutResources, RunResources
 from imf_ray.storage import local_dir
+from imf_ray.training.run_dir import RunDir
 from imf_ray.training.trainer import fit, prepare_run
 from tests.helpers.configs import tiny_config
 
@@ -39,7 +40,7 @@ def main(url: str, data: str, caches: Path) -> None:
         *("cluster.num_workers=2", "train.max_steps=8", "train.save_freq=2"),
         *("train.rollout_validate_on_checkpoint=true", "task.max_episode_steps=60"),
     )
-    fit(prepare_run(config), local_dir(url) / "run", RESOURCES)
+    fit(prepare_run(config), RunDir(local_dir(url) / "run"), RESOURCES)
     ray.shutdown()
     cluster.shutdown()
 

@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 
 from imf_ray.allocation import allocate_run
 from imf_ray.cluster import POOLS, init_ray
+from imf_ray.training.run_dir import RunDir
 from imf_ray.training.trainer import fit, prepare_run
 from tests.helpers.configs import tiny_config
 
@@ -54,7 +55,7 @@ def main(run_dir: Path, data: str) -> None:
     watcher = threading.Thread(target=watch, args=(raylets, seen, ended))
     watcher.start()
     try:
-        fit(prepare_run(config), run_dir, resources)
+        fit(prepare_run(config), RunDir(run_dir), resources)
     finally:
         ended.set()
         watcher.join()

@@ -8,7 +8,7 @@ import torch
 
 from imf_ray.config import load_config
 from imf_ray.schema import Config
-from imf_ray.training.loop import TrainState
+from imf_ray.training.train_state import TrainState
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 
 BATCH_SIZE, IMAGE_SIZE = 8, 48

@@ -18,9 +18,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from imf_ray.allocation import RolloutResources, RunResources
-from imf_ray.training.checkpoint import list_checkpoints
-from imf_ray.training.stop_signal import request_stop
-from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics
+from imf_ray.training.run_dir import RunDir
+from imf_ray.training.tracking import RESTARTS
 from imf_ray.training.trainer import fit, prepare_run
 from tests.helpers.configs import tiny_config
 
@@ -38,7 +37,7 @@ RAY = str(Path(sys.executable).parent / "ray")
 def wait_for_step(run_dir: Path, step: int, starts: int) -> None:
     """Wait until the run has been started so often and has come to a step."""
     while True:
-        lines = read_metrics(run_dir / METRICS_FILE)
+        lines = RunDir(run_dir).read_metrics()
         started = [line["step"] for line in lines if RESTARTS in line]
         if len(started) >= starts and lines[-1]["step"] >= started[starts - 1] + step:
             return
@@ -55,7 +54,7 @@ def add(cluster: Cluster, run_dir: Path, at_the_end: contextlib.ExitStack) -> No
     at_the_end.callback(node.wait)
     at_the_end.callback(node.terminate)
     wait_for_step(run_dir, ENOUGH, starts=2)
-    request_stop(run_dir)
+    RunDir(run_dir).request_stop()
 
 
 def take_away(cluster: Cluster, node: object, run_dir: Path, drain: bool) -> None:
@@ -69,11 +68,11 @@ def take_away(cluster: Cluster, node: object, run_dir: Path, drain: bool) -> Non
             "reason-message": "a test",
             "deadline-remaining-seconds": NOTICE_S,
         }
-        before = len(list_checkpoints(run_dir))
+        before = len(RunDir(run_dir).list_checkpoints())
         command = [f"--{key}={value}" for key, value in options.items()]
         subprocess.run([RAY, "drain-node", *command], check=True, capture_output=True)
         until = time.monotonic() + NOTICE_S
-        while len(list_checkpoints(run_dir)) == before and time.monotonic() < until:
+        while len(RunDir(run_dir).list_checkpoints()) == before and time.monotonic() < until:
             time.sleep(0.1)
     cluster.remove_node(node, allow_graceful=False)
 
@@ -98,7 +97,7 @@ def main(run_dir: Path, data: str, mode: str) -> None:
             change = (add, cluster, run_dir, at_the_end)
         changer = threading.Thread(target=change[0], args=change[1:], daemon=True)
         changer.start()
-        fit(prepare_run(config), run_dir, RESOURCES)
+        fit(prepare_run(config), RunDir(run_dir), RESOURCES)
         changer.join()
         ray.shutdown()
         cluster.shutdown()

@@ -69,7 +69,10 @@ class _NoAnswerError(Exception):
 def test_an_outage_is_no_answer(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fsspec's own `isfile` makes of one."""
     run_dir = local_dir(bucket) / "run"
-    questions = (lambda folder: RunDir(folder).stop_requested(retry=False), lambda folder: TrialDir(folder).read_record(retry=False))
+    questions = (
+        lambda folder: RunDir(folder).stop_requested(retry=False),
+        lambda folder: TrialDir(folder).read_record(retry=False),
+    )
     assert [bool(ask(run_dir)) for ask in questions] == [False] * 2
     RunDir(run_dir).request_stop()
     assert RunDir(run_dir).stop_requested()

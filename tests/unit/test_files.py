@@ -1,4 +1,4 @@
-"""Lines that are there or not, whatever happens to who writes them."""
+"""Line files after crashes and on full disks, and retries of failed I/O."""
 
 import resource
 from pathlib import Path
@@ -14,6 +14,7 @@ from imf_ray.files import (
     append_line,
     read_lines,
     retry_io,
+    retrying,
     write_if_changed,
 )
 
@@ -21,7 +22,7 @@ LINES = st.lists(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_s
 
 
 @given(before=LINES, cut=st.integers(0, 12), after=LINES)
-def test_a_line_that_was_cut_off_is_dropped(
+def test_an_incomplete_line_is_removed(
     tmp_path_factory: pytest.TempPathFactory, before: list[str], cut: int, after: list[str]
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "folder" / "log.jsonl"
@@ -31,27 +32,27 @@ def test_a_line_that_was_cut_off_is_dropped(
     if before:
         content = path.read_bytes()
         path.write_bytes(content[: max(0, len(content) - cut)])
-    whole = read_lines(path)
-    assert whole == before[: len(whole)]
-    file = JsonlWriter(path)
+    complete = read_lines(path)
+    assert complete == before[: len(complete)]
+    writer = JsonlWriter(path)
     for line in after:
-        file.add(line)
-    file.close()
-    assert read_lines(path) == [*whole, *after]
+        writer.append(line)
+    writer.close()
+    assert read_lines(path) == [*complete, *after]
 
 
-def test_long_files_are_read_from_their_end(tmp_path: Path) -> None:
+def test_only_the_end_of_a_long_file_is_searched(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("x\n" * MAX_LINE_BYTES + "cut o")
     append_line(path, "y")
     assert path.read_text() == "x\n" * MAX_LINE_BYTES + "y\n"
 
 
-def test_a_line_that_does_not_fit_is_told_and_dropped(tmp_path: Path) -> None:
+def test_a_line_that_does_not_fit_is_an_error_and_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "log"
     append_line(path, "fits")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # of a file, in bytes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # largest file in bytes
     try:
         with pytest.raises(StorageError, match=r"log cannot be written: .*No space left"):
             append_line(path, "does not fit")
@@ -62,30 +63,32 @@ def test_a_line_that_does_not_fit_is_told_and_dropped(tmp_path: Path) -> None:
     assert read_lines(path) == ["fits", "fits again"]
 
 
-def test_a_write_is_insisted_on_until_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_io_is_retried_unless_it_is_permanent(monkeypatch: pytest.MonkeyPatch) -> None:
     errors: list[Exception] = [StorageError("full"), OSError("away")]
 
-    def write() -> str:
+    def write(text: str = "written") -> str:
         if errors:
             raise errors.pop()
-        return "written"
+        return text
 
     monkeypatch.setattr("imf_ray.files.RETRY_DELAYS_S", (0.0, 0.0))
     assert retry_io(write) == "written"
+    errors = [StorageError("full")]
+    assert retrying(write)(text="again") == "again"
     errors = [StorageError("full")] * 3
     with pytest.raises(StorageError, match="full"):
         retry_io(write)
-    for wrong in (ValueError("no matter of storage"), FileNotFoundError("waiting does not help")):
-        errors = [wrong]
-        with pytest.raises(type(wrong)):
+    for permanent in (ValueError("not storage"), FileNotFoundError("waiting does not help")):
+        errors = [permanent]
+        with pytest.raises(type(permanent)):
             retry_io(write)
 
 
-def test_what_a_file_holds_is_not_written_again(tmp_path: Path) -> None:
+def test_unchanged_content_is_not_written_again(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     write_if_changed(path, "one")
-    written = path.stat().st_ino
+    inode = path.stat().st_ino
     write_if_changed(path, "one")
-    assert path.stat().st_ino == written
+    assert path.stat().st_ino == inode
     write_if_changed(path, "two")
     assert path.read_text() == "two"

@@ -15,25 +15,22 @@ from imf_ray.agents.pretrained import load_agent
 from imf_ray.errors import UserError
 from imf_ray.schema import TrainConfig
 from imf_ray.training.checkpoint import (
-    DIGEST,
-    MANIFEST,
+    DIGEST_KEY,
+    MANIFEST_FILE,
     PARTIAL_PREFIX,
-    TRAINER_STATE,
-    VALIDATION,
-    CheckpointSchedule,
-    _digest_of,
-    _digest_of_manifest,
+    TRAIN_STATE_FILE,
+    VALIDATION_FILE,
+    _file_digest,
+    _manifest_digest,
     clear_validation,
     export_policy,
-    list_checkpoints,
-    load_trainer_state,
-    newest_checkpoint,
-    newest_step,
-    prune_checkpoints,
+    load_train_state,
     read_checkpoint,
     save_checkpoint,
     write_validation,
 )
+from imf_ray.training.reporting import CheckpointSchedule
+from imf_ray.training.run_dir import RunDir
 from tests.helpers import REPO_ROOT
 from tests.helpers.configs import fresh_agent, tiny_config
 
@@ -115,7 +112,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(
     with pytest.raises(UserError, match=r"small/checkpoint_\d+ cannot be written.*MiB are free"):
         for step in range(1, 100):
             save_checkpoint(small_disk, step, {}, agent, config, None, state)
-    saved = list_checkpoints(small_disk)
+    saved = RunDir(small_disk).list_checkpoints()
     assert [checkpoint.step for checkpoint in saved] == list(range(1, step)) and step > 1
     assert not list(small_disk.glob(f"{PARTIAL_PREFIX}*"))
 
@@ -129,18 +126,18 @@ def test_a_pickle_that_would_run_code_is_not_loaded(demonstrations: Path, tmp_pa
         def __reduce__(self) -> tuple:
             return os.system, (f"touch {mark}",)
 
-    (saved.path / TRAINER_STATE).write_bytes(pickle.dumps(Harmful(), protocol=2))
-    assert newest_checkpoint(tmp_path / "run") is None  # its digest gives it away
-    manifest = json.loads((saved.path / MANIFEST).read_text())
-    manifest["files"][TRAINER_STATE] = _digest_of(saved.path / TRAINER_STATE)
-    (saved.path / MANIFEST).write_text(json.dumps(manifest))
-    assert newest_checkpoint(tmp_path / "run") is None  # nor can that alone be changed
-    del manifest[DIGEST]
-    manifest[DIGEST] = _digest_of_manifest(manifest)
-    (saved.path / MANIFEST).write_text(json.dumps(manifest))
-    assert newest_checkpoint(tmp_path / "run") is not None  # but all of them can be forged
+    (saved.path / TRAIN_STATE_FILE).write_bytes(pickle.dumps(Harmful(), protocol=2))
+    assert RunDir(tmp_path / "run").newest_checkpoint() is None  # its digest gives it away
+    manifest = json.loads((saved.path / MANIFEST_FILE).read_text())
+    manifest["files"][TRAIN_STATE_FILE] = _file_digest(saved.path / TRAIN_STATE_FILE)
+    (saved.path / MANIFEST_FILE).write_text(json.dumps(manifest))
+    assert RunDir(tmp_path / "run").newest_checkpoint() is None  # nor can that alone be changed
+    del manifest[DIGEST_KEY]
+    manifest[DIGEST_KEY] = _manifest_digest(manifest)
+    (saved.path / MANIFEST_FILE).write_text(json.dumps(manifest))
+    assert RunDir(tmp_path / "run").newest_checkpoint() is not None  # but all of them can be forged
     with pytest.raises(UserError, match=r"trainer_state.pt is not loaded"):
-        load_trainer_state(saved.path, "cpu")
+        load_train_state(saved.path, "cpu")
     assert not mark.exists()
 
 
@@ -148,14 +145,14 @@ def test_a_checkpoint_that_is_judged_again_is_kept_for_that(
     demonstrations: Path, tmp_path: Path
 ) -> None:
     config = tiny_config(demonstrations)
-    assert newest_step(tmp_path) is None
+    assert RunDir(tmp_path).newest_step() is None
     for step in (1, 2, 3, 4):
         saved = save_checkpoint(tmp_path, step, {}, fresh_agent(config), config, None, {})
         write_validation(saved.path, {"validation_error": "no room"} if step < 3 else {"a": 1})
-    first = list_checkpoints(tmp_path)[0]
+    first = RunDir(tmp_path).list_checkpoints()[0]
     assert first.validated and not first.judged
     again = clear_validation(first)
-    assert not again.validated and not (first.path / VALIDATION).exists()
-    prune_checkpoints(tmp_path, keep_last_k=2, pending=lambda step: True)
-    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1, 3, 4]
-    assert newest_step(tmp_path) == 4
+    assert not again.validated and not (first.path / VALIDATION_FILE).exists()
+    RunDir(tmp_path).prune_checkpoints(keep_last_k=2, pending=lambda step: True)
+    assert [checkpoint.step for checkpoint in RunDir(tmp_path).list_checkpoints()] == [1, 3, 4]
+    assert RunDir(tmp_path).newest_step() == 4

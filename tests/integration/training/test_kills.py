@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from imf_ray.agents.pretrained import EMA_WEIGHTS_FILE, WEIGHTS_FILE
 from imf_ray.allocation import allocate_run
 from imf_ray.cluster import ClusterSize
-from imf_ray.training.tracking import METRICS_FILE, RESTARTS, WORKERS_DIR, read_metrics
+from imf_ray.training.run_dir import WORKERS_DIR, RunDir
+from imf_ray.training.tracking import RESTARTS
 from imf_ray.training.trainer import fit, prepare_run
 from tests.helpers.configs import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 
@@ -41,7 +42,7 @@ def clean(
     """A run of two ranks, over the end of an epoch, that nothing happens to."""
     run_dir = tmp_path_factory.mktemp("kills") / "clean"
     config = tiny_config(demonstrations, *OPTIONS, f"cluster.num_workers={RANKS}")
-    fit(prepare_run(config), run_dir, allocate_run(config, SIZE))
+    fit(prepare_run(config), RunDir(run_dir), allocate_run(config, SIZE))
     return run_dir
 
 
@@ -85,10 +86,10 @@ def test_killed_workers_go_on_with_the_very_next_sample(
     failures = f"train.max_failures={count + 1}"
     config = tiny_config(demonstrations, *OPTIONS, f"cluster.num_workers={RANKS}", failures)
     killer.start()
-    fit(prepare_run(config), tmp_path / "killed", allocate_run(config, SIZE))
+    fit(prepare_run(config), RunDir(tmp_path / "killed"), allocate_run(config, SIZE))
     killer.join()
     assert len(killed) == count
-    metrics = read_metrics(tmp_path / "killed" / METRICS_FILE)
+    metrics = RunDir(tmp_path / "killed").read_metrics()
     assert [line[RESTARTS] for line in metrics if RESTARTS in line] == list(range(count + 1))
 
     for rank in range(RANKS):
@@ -118,7 +119,7 @@ def test_global_batches_do_not_depend_on_the_workers(
     killer = threading.Thread(target=kill_at, args=(run_dir, [(KILLED_AT, 1)], killed))
     killer.start()
     with pytest.raises(ray.train.TrainingFailedError):
-        fit(prepare_run(config), run_dir, allocate_run(config, SIZE))
+        fit(prepare_run(config), RunDir(run_dir), allocate_run(config, SIZE))
     killer.join()
     assert len(killed) == 1
     before = [samples_of(run_dir, rank) for rank in range(RANKS)]
@@ -128,7 +129,7 @@ def test_global_batches_do_not_depend_on_the_workers(
     config = tiny_config(
         demonstrations, *OPTIONS, f"cluster.num_workers={workers}", "train.num_workers=2"
     )
-    fit(prepare_run(config), run_dir, allocate_run(config, SIZE))
+    fit(prepare_run(config), RunDir(run_dir), allocate_run(config, SIZE))
     after = [samples_of(run_dir, rank) for rank in range(workers)]
     start = min(after[0])
     assert KILLED_AT - SAVE_FREQ <= start <= max(before[0])

@@ -15,11 +15,16 @@ from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.pretrained import load_policy_config, save_agent
 from imf_ray.data.episodes import EpisodeFields, EpisodeRef, EpisodeSlice
 from imf_ray.data.statistics import compute_statistics
-from imf_ray.data.windows import Batch, WindowBatcher, sample_windows
+from imf_ray.data.windows import (
+    Batch,
+    WindowBatcher,
+    sample_windows,
+    window_spec_from_config,
+)
 from imf_ray.schema import Config
-from imf_ray.training.loop import TrainState, to_tensors
+from imf_ray.training.train_state import TrainState, to_tensors
 from imf_ray.training.trainer import PreparedRun, prepare_run
-from imf_ray.training.validation import action_error, window_spec
+from imf_ray.training.validation import action_error
 from tests.helpers.configs import tiny_config
 
 STEPS = 600
@@ -37,7 +42,7 @@ def test_an_agent_overfits_two_episodes(demonstrations: Path, tmp_path: Path) ->
     )
     run = prepare_run(config)
     assert len(run.train.episodes) == 2
-    episodes = [episode.source for episode in run.train.episodes]
+    episodes = [episode.ref for episode in run.train.episodes]
     statistics = compute_statistics(run.train.episodes, EpisodeFields())
     trainer = TrainState(config, statistics, torch.device("cpu"))
 
@@ -58,15 +63,15 @@ def test_an_agent_overfits_two_episodes(demonstrations: Path, tmp_path: Path) ->
 
 def _batches(run: PreparedRun, config: Config) -> Iterator[Batch]:
     """The run's batches, read in this process."""
-    spec, plan = window_spec(config), run.plan
+    spec, plan = window_spec_from_config(config), run.plan
 
     def rows() -> Iterator[tuple[int, int, EpisodeSlice]]:
-        for epoch, numbers in plan.rank_rows(0, 1, 0, config.train.max_steps):
+        for epoch, numbers in plan.rank_segments(0, 1, 0, config.train.max_steps):
             rows = plan.epoch(epoch)
             for number in numbers:
                 episode = run.train.episodes[rows.episode[number]]
                 start, stop = int(rows.start[number]), int(rows.stop[number])
-                yield epoch, int(number), spec.read(episode.source, start, stop)
+                yield epoch, int(number), spec.read(episode.ref, start, stop)
 
     return WindowBatcher(plan, spec, 0, 1).batches(rows(), 0, config.train.max_steps)
 
@@ -75,13 +80,12 @@ PREDICT = """
 import json, sys, torch
 from pathlib import Path
 from imf_ray.agents.pretrained import load_agent
-from imf_ray.data.episodes import EpisodeSource
-from imf_ray.data.windows import sample_windows
-from imf_ray.training.validation import window_spec
+from imf_ray.data.episodes import EpisodeRef
+from imf_ray.data.windows import sample_windows, window_spec_from_config
 torch.set_num_threads(1)
 agent, config = load_agent(Path(sys.argv[1]), ema=False)
-episodes = [EpisodeSource(**row) for row in json.loads(sys.argv[2])]
-windows = sample_windows(episodes, window_spec(config), 4, seed=3)
+episodes = [EpisodeRef(**row) for row in json.loads(sys.argv[2])]
+windows = sample_windows(episodes, window_spec_from_config(config), 4, seed=3)
 observation = {
     "images": {name: torch.from_numpy(v) for name, v in windows["images"].items()},
     "qpos": torch.from_numpy(windows["qpos"]),
@@ -103,7 +107,9 @@ def _assert_same_in_a_new_process(
         json.dumps([asdict(e) for e in episodes]),
     ]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    windows = sample_windows(episodes, window_spec(load_policy_config(folder)), 4, seed=3)
+    windows = sample_windows(
+        episodes, window_spec_from_config(load_policy_config(folder)), 4, seed=3
+    )
     observation = {
         "images": {name: torch.from_numpy(frames) for name, frames in windows["images"].items()},
         "qpos": torch.from_numpy(windows["qpos"]),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from imf_ray.training.checkpoint import list_checkpoints
-from imf_ray.training.tracking import METRICS_FILE, RESTARTS, read_metrics
+from imf_ray.training.run_dir import RunDir
+from imf_ray.training.tracking import RESTARTS
 from imf_ray.training.trainer import prepare_run
 from tests.helpers import REPO_ROOT
 from tests.helpers.commands import COMMAND_TIMEOUT_S, command_environment
@@ -46,15 +46,15 @@ def test_a_run_goes_on_with_the_nodes_that_there_are(
 ) -> None:
     run_dir = tmp_path / "run"
     run_script("two_nodes", str(run_dir), str(demonstrations), mode)
-    metrics = read_metrics(run_dir / METRICS_FILE)
+    metrics = RunDir(run_dir).read_metrics()
     first, second = (line["step"] for line in metrics if RESTARTS in line)
     end = max(line["step"] for line in metrics)
     assert first == 0 < second < end
     if mode == "drained":  # no other checkpoint was due
-        assert second in [checkpoint.step for checkpoint in list_checkpoints(run_dir)]
+        assert second in [checkpoint.step for checkpoint in RunDir(run_dir).list_checkpoints()]
     if mode != "added":
         assert end == STEPS[mode]
-    assert list_checkpoints(run_dir)[-1].step == end
+    assert RunDir(run_dir).list_checkpoints()[-1].step == end
 
     plan = prepare_run(tiny_config(demonstrations, "cluster.num_workers=2..4")).plan
     logs = [

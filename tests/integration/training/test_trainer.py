@@ -35,32 +35,22 @@ from imf_ray.data.episodes import EpisodeFields
 from imf_ray.data.pipeline import DATASET_NAME, PerRankDataConfig, TrainDataset
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.statistics import compute_statistics
+from imf_ray.data.windows import window_spec_from_config
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.training import checkpoint
 from imf_ray.training.checkpoint import (
     VALIDATED_STEP,
     VALIDATION_ERROR,
-    best_checkpoint,
-    list_checkpoints,
-    load_trainer_state,
-    newest_checkpoint,
-    prune_checkpoints,
-    read_validations,
+    load_train_state,
     write_validation,
 )
 from imf_ray.training.diagnostics import DEPTH_WEIGHTS
-from imf_ray.training.loop import TrainState, WorkerConfig, to_tensors
-from imf_ray.training.tracking import METRICS_FILE, read_metrics
-from imf_ray.training.trainer import (
-    RAY_SNAPSHOT,
-    fit,
-    fit_with_controller_restarts,
-    init_or_verify_run_dir,
-    prepare_run,
-    scaling_config,
-)
-from imf_ray.training.validation import window_spec
+from imf_ray.training.fault_tolerance import fit_with_controller_restarts
+from imf_ray.training.loop import WorkerConfig
+from imf_ray.training.run_dir import RAY_SNAPSHOT_FILE, RunDir
+from imf_ray.training.train_state import TrainState, to_tensors
+from imf_ray.training.trainer import fit, init_or_verify_run_dir, prepare_run, scaling_config
 from tests.helpers import faulty_envs
 from tests.helpers.configs import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 
@@ -79,9 +69,9 @@ def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_pa
         "task.max_episode_steps=60",
     )
     resources = allocate_run(config, SIZE)
-    whole = fit(prepare_run(config), tmp_path / "whole", resources)
+    whole = fit(prepare_run(config), RunDir(tmp_path / "whole"), resources)
     assert not whole.stopped
-    metrics = list_checkpoints(tmp_path / "whole")[-1].metrics
+    metrics = RunDir(tmp_path / "whole").list_checkpoints()[-1].metrics
     assert metrics["step"] == 4 and 0.0 <= metrics["rollout/success_rate"] <= 1.0
     assert metrics["rollout/episodes"] == 2 and metrics["action_error"] > 0.0
     assert metrics["rollout/success_ci_low"] <= metrics["rollout/success_rate"]
@@ -95,10 +85,10 @@ def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_pa
     shutil.copytree(tmp_path / "whole/checkpoint_00000002", half / "checkpoint_00000002")
     (half / "checkpoint_manager_snapshot.json").write_text("cut o")
     (half / ".partial_00000003").mkdir()
-    fit(prepare_run(config), half, resources)
+    fit(prepare_run(config), RunDir(half), resources)
     assert not (half / ".partial_00000003").exists()
-    assert [checkpoint.step for checkpoint in list_checkpoints(half)] == [2, 4]
-    best = best_checkpoint(half)
+    assert [checkpoint.step for checkpoint in RunDir(half).list_checkpoints()] == [2, 4]
+    best = RunDir(half).best_checkpoint()
     assert best.metrics["rollout/success_rate"] == metrics["rollout/success_rate"]
     for name in (WEIGHTS_FILE, EMA_WEIGHTS_FILE):
         expected = load_file(tmp_path / "whole/checkpoint_00000004" / name)
@@ -115,7 +105,7 @@ def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_pa
 
     changed = tiny_config(demonstrations, "train.lr=1e-2", "train.compile=true")
     with pytest.raises(UserError, match=r"other settings: .*train.lr was .*train.compile was"):
-        fit(prepare_run(changed), half, resources)
+        fit(prepare_run(changed), RunDir(half), resources)
     settings = OmegaConf.load(half / CONFIG_FILE)
     del settings.train.encoder_precision  # an option younger than the run has its default in it
     OmegaConf.save(settings, half / CONFIG_FILE)
@@ -133,8 +123,8 @@ def test_a_controller_that_died_or_could_not_write_is_begun_anew(
             assert workers == 4
 
         def fit(self) -> None:
-            tried.append((tmp_path / RAY_SNAPSHOT).exists())
-            (tmp_path / RAY_SNAPSHOT).touch()
+            tried.append((tmp_path / RAY_SNAPSHOT_FILE).exists())
+            (tmp_path / RAY_SNAPSHOT_FILE).touch()
             raise error
 
     with pytest.raises(type(error)):
@@ -178,7 +168,7 @@ def test_a_run_waits_for_its_place_as_long_as_it_takes(
     waiting = threading.Thread(target=give_back_late)
     waiting.start()
     config = tiny_config(demonstrations, "train.max_steps=1", "train.max_failures=0")
-    fit(prepare_run(config), tmp_path / "run", allocate_run(config, SIZE))
+    fit(prepare_run(config), RunDir(tmp_path / "run"), allocate_run(config, SIZE))
     waiting.join()
     assert caplog.text.count("waits for a place") >= 2
 
@@ -209,7 +199,7 @@ def test_who_dies_as_workers_start_holds_no_place(
 
     before = held()
     config = tiny_config(demonstrations, "train.max_steps=2", "train.max_failures=1")
-    fit(prepare_run(config), tmp_path / "run", allocate_run(config, SIZE), [Kill()])
+    fit(prepare_run(config), RunDir(tmp_path / "run"), allocate_run(config, SIZE), [Kill()])
     assert Path(killed).exists()
     assert held() == before
 
@@ -237,10 +227,10 @@ def test_whatever_a_simulator_does_training_goes_on(
         "train.max_failures=0",
         "evaluate.episode_timeout_s=5",
     )
-    outcome = fit(prepare_run(config), tmp_path / "run", allocate_run(config, SIZE))
+    outcome = fit(prepare_run(config), RunDir(tmp_path / "run"), allocate_run(config, SIZE))
     assert not outcome.stopped
-    assert [c.step for c in list_checkpoints(tmp_path / "run")] == [2, 4]
-    judged = [line for line in read_metrics(tmp_path / "run" / METRICS_FILE) if "validated" in line]
+    assert [c.step for c in RunDir(tmp_path / "run").list_checkpoints()] == [2, 4]
+    judged = [line for line in RunDir(tmp_path / "run").read_metrics() if "validated" in line]
     assert [line["step"] for line in judged] == [2, 4]
     for line in judged:
         if env_id == faulty_envs.NEVER_MADE:
@@ -249,8 +239,11 @@ def test_whatever_a_simulator_does_training_goes_on(
             assert line["rollout/episodes"] == line["rollout/failed"] == 5
             assert VALIDATION_ERROR not in line
     if env_id == faulty_envs.NEVER_MADE:  # another time it may be judged
-        fit(prepare_run(config), tmp_path / "run", allocate_run(config, SIZE))
-        assert [found[VALIDATED_STEP] for found in read_validations(tmp_path / "run")] == [2, 4] * 2
+        fit(prepare_run(config), RunDir(tmp_path / "run"), allocate_run(config, SIZE))
+        assert [found[VALIDATED_STEP] for found in RunDir(tmp_path / "run").read_validations()] == [
+            2,
+            4,
+        ] * 2
 
 
 def test_a_file_that_changes_while_training_reads_ends_it_in_one_message(
@@ -263,7 +256,7 @@ def test_a_file_that_changes_while_training_reads_ends_it_in_one_message(
         content = Path(episode.path).read_bytes()
         Path(episode.path).write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"^Training stopped: Episode .*episode_\d.hdf5 cannot be"):
-        fit(run, tmp_path / "run", allocate_run(config, SIZE))
+        fit(run, RunDir(tmp_path / "run"), allocate_run(config, SIZE))
 
 
 def test_gradients_are_averaged_over_ranks(demonstrations: Path, tmp_path: Path) -> None:
@@ -287,11 +280,11 @@ def test_gradients_are_averaged_over_ranks(demonstrations: Path, tmp_path: Path)
 def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, torch.Tensor]:
     """Gradients of the first global batch, computed by that many workers through Ray Train."""
     run = prepare_run(dataclasses.replace(config))
-    spec = window_spec(config)
-    episodes = tuple(episode.source for episode in run.train.episodes)
-    frame_bytes = len(spec.selection.cameras) * 3 * config.task.image_size**2
-    stream = TrainDataset(run.plan, spec, episodes, frame_bytes, max_steps=1, readers=1)
-    statistics = compute_statistics(run.train.episodes, spec.selection)
+    spec = window_spec_from_config(config)
+    episodes = tuple(episode.ref for episode in run.train.episodes)
+    frame_bytes = len(spec.fields.cameras) * 3 * config.task.image_size**2
+    stream = TrainDataset(run.plan, spec, episodes, frame_bytes, max_steps=1, read_concurrency=1)
+    statistics = compute_statistics(run.train.episodes, spec.fields)
     target = str(folder / f"gradients_{workers}.pt")
 
     def loop(train_loop_config: dict[str, Any]) -> None:
@@ -316,7 +309,9 @@ def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, to
         loop,
         train_loop_config={"payload": payload, "target": target},
         torch_config=TorchConfig(backend="gloo"),
-        scaling_config=scaling_config(RunResources(workers, workers, 0.5, 0.0, RolloutResources(1, 0.5))),
+        scaling_config=scaling_config(
+            RunResources(workers, workers, 0.5, 0.0, RolloutResources(1, 0.5))
+        ),
         run_config=RunConfig(name=f"gradients_{workers}", storage_path=str(folder)),
         datasets={DATASET_NAME: stream},
         dataset_config=PerRankDataConfig(lambda: 0),
@@ -329,13 +324,13 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
 ) -> None:
     config = tiny_config(demonstrations, "train.max_steps=2", "train.save_freq=1")
     resources = allocate_run(config, SIZE)
-    fit(prepare_run(config), tmp_path, resources)
+    fit(prepare_run(config), RunDir(tmp_path), resources)
     weights = tmp_path / "checkpoint_00000002" / WEIGHTS_FILE
     made = weights.read_bytes()
     weights.write_bytes(made[:-1] + bytes([made[-1] ^ 1]))
-    fit(prepare_run(config), tmp_path, resources)
+    fit(prepare_run(config), RunDir(tmp_path), resources)
     assert weights.read_bytes() == made
-    lines = read_metrics(tmp_path / METRICS_FILE)
+    lines = RunDir(tmp_path).read_metrics()
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 2]
     starts = [line for line in lines if "restarts" in line]
     assert [line["invalid_checkpoints_skipped"] for line in starts] == [0, 1]
@@ -352,14 +347,14 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     for step in (1, 2, 3):
         trainer.step = step
         trainer.save(tmp_path, {}, plan)
-    assert newest_checkpoint(tmp_path).step == 3
+    assert RunDir(tmp_path).newest_checkpoint().step == 3
     weights = tmp_path / "checkpoint_00000003" / WEIGHTS_FILE
     weights.write_bytes(weights.read_bytes()[:-1])
     for _ in range(2):
-        assert newest_checkpoint(tmp_path).step == 2
+        assert RunDir(tmp_path).newest_checkpoint().step == 2
     assert caplog.text.count("Passed over") == 1
     (tmp_path / "checkpoint_00000002" / "manifest.json").rename(tmp_path / "manifest.json")
-    assert newest_checkpoint(tmp_path).step == 1
+    assert RunDir(tmp_path).newest_checkpoint().step == 1
     (tmp_path / "manifest.json").rename(tmp_path / "checkpoint_00000002" / "manifest.json")
 
     errors = [OSError(errno.EIO, "Input/output error")]
@@ -372,9 +367,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 
     monkeypatch.setattr(checkpoint, "_digest_of", read)
     monkeypatch.setattr("imf_ray.files.RETRY_DELAYS_S", (0.0,))
-    assert newest_checkpoint(tmp_path).step == 2  # what a disk does not give now is not bad
+    assert (
+        RunDir(tmp_path).newest_checkpoint().step == 2
+    )  # what a disk does not give now is not bad
     (tmp_path / "checkpoint_00000002" / "manifest.json").unlink()
-    found = newest_checkpoint(tmp_path)
+    found = RunDir(tmp_path).newest_checkpoint()
     assert found.step == 1
     load_agent(found.path)
 
@@ -388,17 +385,17 @@ def test_pruning_keeps_the_newest_the_best_and_the_pending(
         path = trainer.save(tmp_path, {}, plan).path
         if step in (1, 2):
             write_validation(path, {"rollout/success_rate": 1.0 - 0.1 * step})
-    prune_checkpoints(tmp_path, 2, pending=lambda step: step == 3)
-    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1, 3, 4, 5]
-    prune_checkpoints(tmp_path, 2, pending=lambda step: False)
-    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1, 4, 5]
+    RunDir(tmp_path).prune_checkpoints(2, pending=lambda step: step == 3)
+    assert [checkpoint.step for checkpoint in RunDir(tmp_path).list_checkpoints()] == [1, 3, 4, 5]
+    RunDir(tmp_path).prune_checkpoints(2, pending=lambda step: False)
+    assert [checkpoint.step for checkpoint in RunDir(tmp_path).list_checkpoints()] == [1, 4, 5]
 
 
 def test_a_checkpoint_knows_its_place_in_the_data(demonstrations: Path, tmp_path: Path) -> None:
     trainer, plan = _local_trainer(tiny_config(demonstrations))
     trainer.step = plan.steps_per_epoch + 2
     saved = trainer.save(tmp_path, {}, plan)
-    position = load_trainer_state(saved.path, "cpu")["position"]
+    position = load_train_state(saved.path, "cpu")["position"]
     assert (position["epoch"], position["batch"]) == (1, 2)
     trainer.restore(saved, plan)
     for other in (

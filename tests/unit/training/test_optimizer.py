@@ -1,4 +1,4 @@
-"""The average of the weights, against its formula."""
+"""The moving average of the weights, compared with its formula."""
 
 import copy
 
@@ -24,45 +24,45 @@ class Drifting(nn.Module):
         self.count += 1
 
 
-def test_average_follows_its_formula() -> None:
+def test_ema_follows_its_formula() -> None:
     torch.manual_seed(0)
     module = Drifting().double()
-    average = EMA(module)
+    ema = EMA(module)
     expected = module.weight.detach().clone()
     for step in range(20):
         module.drift()
-        average.update(step)
+        ema.update(step)
         decay = 1.0 - (1.0 + step) ** -0.75
         expected = decay * expected + (1.0 - decay) * module.weight.detach()
-        torch.testing.assert_close(average.state["weight"], expected, rtol=1e-12, atol=1e-12)
-    assert int(average.state["count"]) == 20  # not averaged
-    assert not torch.equal(average.state["scale"], module.scale)
+        torch.testing.assert_close(ema.state["weight"], expected, rtol=1e-12, atol=1e-12)
+    assert int(ema.state["count"]) == 20  # copied, not averaged
+    assert not torch.equal(ema.state["scale"], module.scale)
 
 
-def test_average_is_bitwise_a_lerp_of_each_tensor() -> None:
+def test_ema_is_bitwise_a_lerp_of_each_tensor() -> None:
     torch.manual_seed(0)
     module = Drifting()
-    average = EMA(module)
+    ema = EMA(module)
     expected = copy.deepcopy(module.state_dict())
     for step in (0, 3, 1000):
         module.drift()
-        average.update(step)
+        ema.update(step)
         decay = 1.0 - (1.0 + step) ** -0.75
         for name in ("weight", "scale"):
             expected[name].lerp_(module.state_dict()[name], 1.0 - decay)
-            assert torch.equal(average.state[name], expected[name])
+            assert torch.equal(ema.state[name], expected[name])
 
 
 def test_decay_is_bounded() -> None:
     module = nn.Linear(1, 1, bias=False).double()
-    average = EMA(module)
+    ema = EMA(module)
     nn.init.zeros_(module.weight)
-    before = average.state["weight"].clone()
-    average.update(10**9)
-    torch.testing.assert_close(average.state["weight"], 0.9999 * before, rtol=1e-12, atol=0.0)
+    before = ema.state["weight"].clone()
+    ema.update(10**9)
+    torch.testing.assert_close(ema.state["weight"], 0.9999 * before, rtol=1e-12, atol=0.0)
 
 
-def test_a_loaded_average_goes_on_as_the_first_one() -> None:
+def test_a_loaded_ema_continues_as_the_saved_one() -> None:
     torch.manual_seed(0)
     module = Drifting()
     first, second = EMA(module), EMA(module)
@@ -70,6 +70,6 @@ def test_a_loaded_average_goes_on_as_the_first_one() -> None:
     first.update(0)
     second.load({name: value.clone() for name, value in first.state.items()})
     module.drift()
-    for average in (first, second):
-        average.update(1)
+    for ema in (first, second):
+        ema.update(1)
     assert all(torch.equal(first.state[name], second.state[name]) for name in first.state)

@@ -1,4 +1,4 @@
-"""One update: accumulated over the parts of a batch, compiled, with encoders in bfloat16."""
+"""One update: gradient accumulation, compilation, and image encoders in bfloat16."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,47 +10,47 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from imf_ray.errors import UserError
-from imf_ray.training.loop import split_microbatches
+from imf_ray.training.train_state import split_microbatches
 from tests.helpers.trainers import MakeTrainer, config_of, gradients
 
 Batch = dict[str, Any]
 STATE_ONLY = ("agent.camera_names=[]",)
 
 
-def test_parts_of_a_batch_are_the_batch(batch: Batch) -> None:
-    parts = split_microbatches(batch, 4)
-    assert all(part["valid_count"] is batch["valid_count"] for part in parts)
-    top = torch.cat([part["images"]["top"] for part in parts])
+def test_microbatches_are_parts_of_the_batch(batch: Batch) -> None:
+    microbatches = split_microbatches(batch, 4)
+    assert all(part["valid_count"] is batch["valid_count"] for part in microbatches)
+    top = torch.cat([part["images"]["top"] for part in microbatches])
     assert torch.equal(top, batch["images"]["top"])
-    assert torch.cat([part["sample_id"] for part in parts]).tolist() == list(range(8))
-    assert [len(part["action"]) for part in parts] == [2, 2, 2, 2]
+    assert torch.cat([part["sample_id"] for part in microbatches]).tolist() == list(range(8))
+    assert [len(part["action"]) for part in microbatches] == [2, 2, 2, 2]
 
 
-@pytest.mark.parametrize(("draws", "poses"), [(1, False), (2, False), (2, True)])
-def test_accumulated_gradients_are_those_of_the_batch(
-    make_trainer: MakeTrainer, batch: Batch, draws: int, poses: bool
+@pytest.mark.parametrize(("noise_samples", "poses"), [(1, False), (2, False), (2, True)])
+def test_accumulated_gradients_equal_those_of_the_batch(
+    make_trainer: MakeTrainer, batch: Batch, noise_samples: int, poses: bool
 ) -> None:
     if poses:
-        batch["qpos"] = torch.cat((batch["qpos"], torch.randn(8, 2, 7)), dim=-1)
-    if draws > 1:
-        batch["noise"] = torch.randn(8, draws, 16, 16)
-        batch["time_uniforms"] = torch.rand(8, draws, 3)
-    found = []
-    for parts in (1, 4):
+        batch["object_poses"] = {"cube": torch.randn(8, 2, 7)}
+    if noise_samples > 1:
+        batch["noise"] = torch.randn(8, noise_samples, 16, 16)
+        batch["time_uniforms"] = torch.rand(8, noise_samples, 3)
+    results = []
+    for steps in (1, 4):
         trainer = make_trainer(
-            f"train.gradient_accumulation_steps={parts}",
-            f"agent.noise_samples_per_obs={draws}",
+            f"train.gradient_accumulation_steps={steps}",
+            f"agent.noise_samples_per_obs={noise_samples}",
             *(["agent.aux_pose_objects=[cube]"] if poses else []),
         )
         loss, norm = trainer.update(batch)
-        found.append((loss, norm, gradients(trainer)))
-    (loss, norm, whole), (loss_parts, norm_parts, accumulated) = found
+        results.append((loss, norm, gradients(trainer)))
+    (loss, norm, whole), (loss_parts, norm_parts, accumulated) = results
     torch.testing.assert_close(loss_parts, loss, rtol=1e-5, atol=0.0)
     torch.testing.assert_close(norm_parts, norm, rtol=1e-5, atol=0.0)
     assert (accumulated - whole).norm() <= 1e-5 * whole.norm()
 
 
-def test_parts_must_divide_a_workers_share() -> None:
+def test_microbatches_must_divide_the_share_of_a_worker() -> None:
     config_of("train.batch_size=8", "train.gradient_accumulation_steps=4", "cluster.num_workers=2")
     with pytest.raises(
         UserError, match=r"train.gradient_accumulation_steps=3 .* train.batch_size=8"
@@ -64,7 +64,7 @@ def test_parts_must_divide_a_workers_share() -> None:
 
 @pytest.fixture
 def one_rank(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
+    """A process group with this process as its only rank."""
     address = f"file://{tmp_path / 'ranks'}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=1)
     yield
@@ -76,27 +76,27 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
     "kind",
     [
         STATE_ONLY,
-        # Encoders are compiled as well; one camera's are enough.
+        # Encoders are compiled as well; one camera is enough.
         ("agent.objective=ddpm", "agent.camera_names=[top]"),
     ],
-    ids=["imf", "ddpm with pictures"],
+    ids=["imf", "ddpm with images"],
 )
-def test_compiled_updates_are_the_eager_ones(
+def test_compiled_updates_equal_eager_ones(
     make_trainer: MakeTrainer, batch: Batch, kind: tuple[str, ...]
 ) -> None:
-    """Also where DDP wraps the agent, whose own way of compiling would cut the JVP."""
+    """DDP wraps the agent; its own compilation would break the JVP."""
     options = (*kind, "agent.head.n_layer=1", "train.gradient_accumulation_steps=2")
     eager = make_trainer(*options)
     compiled = make_trainer(*options, "train.compile=true")
     compiled.module = DistributedDataParallel(compiled.agent, bucket_cap_mb=0.005)
     for _ in range(3):
-        expected, found = eager.update(batch), compiled.update(batch)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        expected, actual = eager.update(batch), compiled.update(batch)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
         difference = gradients(compiled) - gradients(eager)
         assert difference.norm() <= 1e-4 * gradients(eager).norm()
 
 
-def test_compiling_is_refused_where_it_cannot_work(
+def test_compilation_is_refused_if_it_cannot_work(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match=r"set agent.head.p_drop_attn=0 \(it is 0.1\)"):
@@ -106,7 +106,7 @@ def test_compiling_is_refused_where_it_cannot_work(
         make_trainer("train.compile=true")
 
 
-def test_encoders_in_bfloat16_leave_the_objective_alone(
+def test_bfloat16_encoders_do_not_affect_the_objective(
     make_trainer: MakeTrainer, batch: Batch
 ) -> None:
     trainer = make_trainer()
@@ -117,21 +117,24 @@ def test_encoders_in_bfloat16_leave_the_objective_alone(
         agent.zero_grad()
         loss = agent(batch)
         loss.backward()
-        found = {part: gradients(trainer, part) for part in ("vision_encoder", "head")}
-        return agent._build_cond(batch).detach(), loss.detach(), found
+        by_part = {part: gradients(trainer, part) for part in ("vision_encoder", "head")}
+        return agent._build_cond(batch).detach(), loss.detach(), by_part
 
     cond, loss, expected = compute()
     agent.bf16_encoders = True
-    cond_half, loss_half, found = compute()
+    cond_half, loss_half, actual = compute()
     epsilon = torch.finfo(torch.bfloat16).eps
     assert cond_half.dtype == torch.float32 and not torch.equal(cond_half, cond)
     assert (cond_half - cond).abs().max() <= 4 * epsilon
     torch.testing.assert_close(loss_half, loss, rtol=epsilon, atol=0.0)
-    for part, bound in (("head", epsilon), ("vision_encoder", 32 * epsilon)):  # over its layers
-        assert (found[part] - expected[part]).norm() <= bound * expected[part].norm(), part
-    assert not torch.equal(found["vision_encoder"], expected["vision_encoder"])
+    for part, bound in (
+        ("head", epsilon),
+        ("vision_encoder", 32 * epsilon),
+    ):  # the encoder has many layers
+        assert (actual[part] - expected[part]).norm() <= bound * expected[part].norm(), part
+    assert not torch.equal(actual["vision_encoder"], expected["vision_encoder"])
 
-    # From one condition, u and du/dt are the same bits: nothing after the encoders is affected.
+    # From the same condition, u and du/dt are bitwise equal: only the encoders are affected.
     r, t = batch["time_uniforms"][:, :2].sort(dim=-1).values.unbind(-1)
     derivatives = []
     for agent.bf16_encoders in (False, True):
@@ -145,7 +148,7 @@ def test_encoders_in_bfloat16_leave_the_objective_alone(
         assert torch.equal(half, agent._build_cond(batch))
 
 
-def test_bfloat16_is_refused_where_it_is_emulated(
+def test_emulated_bfloat16_is_refused(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)

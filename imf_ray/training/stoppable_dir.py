@@ -1,0 +1,81 @@
+"""A folder whose job can be asked to stop, shared by runs and sweeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imf_ray.files import retry_io, retrying
+from imf_ray.storage import (
+    authoritative_path,
+    display_path,
+    exists,
+    remote_path,
+    storage_errors,
+    to_local,
+)
+
+STOP_FILE = "stop_requested"
+
+
+@dataclass(frozen=True)
+class StoppableDir:
+    """The folder of a run or a sweep, which can be asked to stop.
+
+        stop_requested    exists from the request to stop until the run has saved its checkpoint
+
+    Paths are local. If the folder has a URL, `path` is this machine's local copy of it: pickling
+    maps the path to the machine that unpickles it.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", to_local(Path(self.path)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        """The path as the user wrote it: the URL if it has one."""
+        return display_path(self.path)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def is_remote(self) -> bool:
+        """True if the folder is a local copy of a URL."""
+        return remote_path(self.path) is not None
+
+    def request_stop(self) -> None:
+        """Ask the workers to save a checkpoint and to stop.
+
+        Raises:
+            StorageError: the request cannot be written; it is not retried.
+        """
+        request = authoritative_path(self.path) / STOP_FILE
+        with storage_errors(request, "written"):
+            request.touch()
+
+    @retrying
+    def clear_stop(self) -> None:
+        """Delete the request to stop, if there is one."""
+        request = authoritative_path(self.path) / STOP_FILE
+        with storage_errors(request, "deleted"):
+            request.unlink(missing_ok=True)
+
+    def stop_requested(self, retry: bool = True) -> bool:
+        """True if a request to stop is pending.
+
+        Args:
+            retry: wait for storage that is out of reach, instead of raising `StorageError`.
+        """
+        request = authoritative_path(self.path) / STOP_FILE
+        return retry_io(exists, request) if retry else exists(request)

@@ -1,0 +1,42 @@
+"""The private parts of Ray that need a cluster."""
+
+from __future__ import annotations
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from imf_ray import ray_internals
+
+
+def test_log_folder_and_dashboard(ray_cluster: None) -> None:
+    assert list(ray_internals.node_log_dir().glob("raylet*"))
+    url = ray_internals.dashboard_url()
+    assert url is None or ":" in url
+
+
+def test_placement_groups_name_their_creators(ray_cluster: None) -> None:
+    @ray.remote(num_cpus=0)
+    class Creator:
+        def create(self) -> str:
+            group = placement_group([{"CPU": 0.01}])
+            ray.get(group.ready())
+            return group.id.hex()
+
+    def find(group_id: str) -> ray_internals.PlacementGroupInfo:
+        (info,) = [g for g in ray_internals.placement_groups() if g.id.hex() == group_id]
+        return info
+
+    creator = Creator.remote()
+    of_actor = find(ray.get(creator.create.remote()))
+    group = placement_group([{"CPU": 0.01}])
+    of_driver = find(group.id.hex())
+    assert of_actor.creator_actor and not of_actor.creator_actor_dead
+    assert not of_driver.creator_actor and not of_driver.removed
+    job_id = ray.get_runtime_context().get_job_id()
+    assert of_actor.creator_job_id == of_driver.creator_job_id == job_id
+    remove_placement_group(group)
+    ray.kill(creator)
+    while not find(of_actor.id.hex()).creator_actor_dead:
+        pass
+    assert find(group.id.hex()).removed
+    remove_placement_group(PlacementGroup(of_actor.id))

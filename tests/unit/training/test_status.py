@@ -1,0 +1,39 @@
+"""The state of a run as its folder shows it."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from imf_ray.config import to_yaml
+from imf_ray.files import append_line
+from imf_ray.training.run_dir import METRICS_FILE, VALIDATIONS_FILE, RunDir
+from imf_ray.training.status import PENDING, RUNNING, STALLED, TRAINED, read_status
+from imf_ray.training.tracking import RESTARTS, Tracker
+from tests.helpers.trainers import config_of
+
+
+def test_a_late_validation_does_not_turn_back_the_step(tmp_path: Path) -> None:
+    config, run_dir = config_of("train.max_steps=6"), RunDir(tmp_path)
+    run_dir.write_config(to_yaml(config))
+    assert read_status(run_dir, time.time()).state == PENDING
+    tracker = Tracker(run_dir, config, 0, 0)
+    tracker.log(6, {"loss": 0.5})
+    append_line(tmp_path / VALIDATIONS_FILE, '{"step": 5, "rollout/success_rate": 0.5}')
+    tracker.log_validations()
+    tracker.close()
+    status = read_status(run_dir, time.time())
+    assert (status.step, status.state) == (6, TRAINED)
+    assert status.metrics["rollout/success_rate"] == 0.5
+
+
+def test_a_run_is_stalled_after_three_times_its_longest_interval(tmp_path: Path) -> None:
+    run_dir, first = RunDir(tmp_path), 1e9
+    run_dir.write_config(to_yaml(config_of("train.max_steps=6")))
+    lines: list[dict[str, Any]] = [{"step": 0, RESTARTS: 0}, {"step": 1}, {"step": 2}]
+    lines += [{"step": 2, RESTARTS: 1}, {"step": 3}]
+    times = [0.0, 10.0, 1010.0, 90_000.0, 90_010.0]  # the day before the restart does not count
+    for line, seconds in zip(lines, times, strict=True):
+        append_line(tmp_path / METRICS_FILE, json.dumps({**line, "time": first + seconds}))
+    states = [read_status(run_dir, first + 90_010.0 + age).state for age in (400, 2900, 3100)]
+    assert states == [RUNNING, RUNNING, STALLED]
