@@ -1,14 +1,18 @@
 """Progress of the trials of a sweep, or of one run, read from its folder alone.
 
-The folder suffices whether or not its driver is still running.
+The folder suffices whether or not the driver is still running.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -16,7 +20,66 @@ from imf_ray.errors import UserError
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
 from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.sweep.trial_record import TrialDir
-from imf_ray.training.status import RunStatus, read_status
+from imf_ray.training.checkpoint import VALIDATION_ERROR
+from imf_ray.training.run_dir import RunDir
+from imf_ray.training.tracking import RESTARTS, merge_metrics
+
+STALLED_AFTER_S, STALLED_AFTER_INTERVALS = 300.0, 3.0
+"""A run is stalled after this many seconds without a line in its log, and this many times its
+longest interval between two lines."""
+PENDING, RUNNING, STALLED, TRAINED = "pending", "running", "stalled", "trained"
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The status of one run."""
+
+    name: str
+    state: str
+    """`PENDING`, `RUNNING`, `STALLED` or `TRAINED`; the record's status for a trial that ended."""
+    step: int
+    max_steps: int
+    checkpoint: int | None
+    """Step of the newest checkpoint."""
+    age_s: float | None
+    """Seconds since the last line of metrics."""
+    metrics: dict[str, Any]
+    """The latest value of each metric."""
+    error: str | None = None
+    """Why the run, or its last validation, failed."""
+
+
+def read_status(run_dir: RunDir, now: float) -> RunStatus:
+    """Read a run's status at the time `now`, in seconds since the epoch."""
+    lines = run_dir.read_metrics()
+    metrics: dict[str, Any] = functools.reduce(merge_metrics, lines, {"step": 0})
+    age_s = now - lines[-1]["time"] if lines else None
+    max_steps = int(run_dir.read_config()["train"]["max_steps"])
+    return RunStatus(
+        name=run_dir.name,
+        state=_state(lines, age_s, trained=metrics["step"] >= max_steps),
+        step=int(metrics["step"]),
+        max_steps=max_steps,
+        checkpoint=run_dir.newest_step(),
+        age_s=age_s,
+        metrics=metrics,
+        error=metrics.get(VALIDATION_ERROR),
+    )
+
+
+def _state(lines: Sequence[dict[str, Any]], age_s: float | None, trained: bool) -> str:
+    if age_s is None:
+        return PENDING
+    if trained:
+        return TRAINED
+    intervals = (
+        after["time"] - before["time"]
+        for before, after in itertools.pairwise(lines)
+        if RESTARTS not in after  # the run was down before such a line
+    )
+    longest = max(intervals, default=0.0)
+    is_alive = age_s < max(STALLED_AFTER_S, STALLED_AFTER_INTERVALS * longest)
+    return RUNNING if is_alive else STALLED
 
 
 def find_runs(folder: Path) -> list[TrialDir]:
