@@ -1,7 +1,7 @@
-"""What every contender of `benchmarks.data` does with its batches; needs the standard library only.
+"""Consumes the batches of a loader under test; needs only the standard library.
 
-A contender is a process that makes batches and passes them to `consume`. The benchmark watches it
-from outside, between the two files that say when measuring begins and ends.
+A loader is a process that makes batches and passes them to `consume`. `benchmarks.data` measures it
+from outside, between two files that mark the start and the end of the measurement.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Any
 
 BATCH = 32
 OBSERVED_STEPS, ACTION_STEPS = range(-1, 1), range(-1, 15)
-"""What a window holds, by its distance from the window's step."""
+"""Steps of a window, relative to the window's own step."""
 WARM_UP_S = 10.0
 READ_BYTES = 1 << 23
 BEGIN, END = "begin", "end.json"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that all contenders have."""
-    parser.add_argument("--folder", type=Path, required=True, help="where begin and end are told")
+    """Add the options that all loaders have."""
+    parser.add_argument("--folder", type=Path, required=True, help="for the begin and end files")
     parser.add_argument("--workers", type=int, default=1, help="parallel readers")
-    parser.add_argument("--seconds", type=float, default=20.0, help="to measure for")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of the measurement")
     parser.add_argument("--step-s", type=float, default=0.0, help="sleep after each batch")
 
 
 def loader_options(workers: int) -> dict[str, Any]:
-    """What every contender asks of a torch DataLoader."""
+    """Return the arguments of every torch DataLoader under test."""
     options = {"batch_size": BATCH, "shuffle": True, "drop_last": True}
     return {**options, "num_workers": workers, "persistent_workers": workers > 0}
 
@@ -43,13 +43,15 @@ def consume(
     seconds: float,
     step_s: float,
 ) -> None:
-    """Take batches for some seconds after a warm-up, and say how many windows came.
+    """Take batches for some seconds after a warm-up, and write the number of windows.
 
     Args:
         batches: endless; `action` of each has a row for each window.
-        files: read through before, so that all contenders find them in the system's cache and no
-            disk is compared with it.
-        step_s: slept after each batch, as a training step on an accelerator would take.
+        files: read through before the warm-up. All loaders then find them in the system's cache,
+            and the speed of the disk is not measured.
+        folder: for the files that mark the start and the end.
+        seconds: length of the measurement.
+        step_s: sleep after each batch, in place of a training step on an accelerator.
     """
     stream = iter(batches)
     next(stream)  # the readers have started

@@ -1,4 +1,4 @@
-"""What `benchmarks.chaos` does to a sweep: it kills, damages, fills a disk, takes a node away."""
+"""Faults of `benchmarks.chaos`: killed processes, damaged files, a full disk, a lost node."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from benchmarks.chaos_sweep import SAVE_FREQ, STEPS, Sweep, identity
-from benchmarks.process_stats import family
+from benchmarks.chaos_sweep import SAVE_FREQ, STEPS, Sweep, checkpoint_id
+from benchmarks.process_stats import process_tree
 from imf_ray.agents.pretrained import WEIGHTS_FILE
 from imf_ray.training.checkpoint import MANIFEST_FILE, TRAIN_STATE_FILE
 from imf_ray.training.run_dir import RunDir
@@ -23,13 +23,14 @@ from testing_support.processes import is_alive
 NODE = {"num_cpus": 2}
 DRIVER_KILLED, CTRL_C = "driver killed", "Ctrl-C"
 NODE_TRIES = 5
-BROKEN_S, LONGEST_BROKEN_S = 15.0, 180.0
-"""How long an episode stays truncated after new workers came to read it, or the disk full; and how
-long to wait for such workers."""
+BROKEN_S = 15.0
+"""Seconds that the disk stays full, or an episode truncated after new workers started."""
+MAX_WORKER_WAIT_S = 180.0
+"""Seconds to wait for new workers after an episode was truncated."""
 
 
 class Faults:
-    """What can go wrong: each method breaks something, and says what, or None if it cannot now."""
+    """Faults to inject; each returns a description, or None if it is not possible now."""
 
     def __init__(
         self, cluster: Cluster, sweep: Sweep, data: Path, disk: Path | None, rng: Any
@@ -39,12 +40,12 @@ class Faults:
         self._node = self._add_node()
 
     def kinds(self) -> dict[str, Callable[[], str | None]]:
-        """The faults by name."""
-        found: dict[str, Callable[[], str | None]] = {
+        """Return the faults by name."""
+        faults: dict[str, Callable[[], str | None]] = {
             "worker killed": lambda: self._kill("ray::RayTrainWorker"),
             "controller killed": lambda: self._kill("ray::TrainController"),
             "trial killed": lambda: self._kill("ray::ImplicitFunc"),
-            "simulator killed": lambda: self._kill("ray::RolloutActor"),
+            "rollout actor killed": lambda: self._kill("ray::RolloutActor"),
             DRIVER_KILLED: lambda: self._signal_driver(signal.SIGKILL),
             CTRL_C: lambda: self._signal_driver(signal.SIGINT),
             "node lost": self._lose_node,
@@ -52,11 +53,11 @@ class Faults:
             "episode truncated": self._truncate_episode,
         }
         if self._disk is not None:
-            found["disk full"] = self._fill_disk
-        return found
+            faults["disk full"] = self._fill_disk
+        return faults
 
     def _add_node(self) -> Any:
-        """Another node; Ray waits for it for half a minute only, and busy cores need longer."""
+        """Add a node; retry, because Ray waits only 30 s for it, too short on busy cores."""
         for _ in range(NODE_TRIES):
             before = set(psutil.Process().children())
             try:
@@ -68,14 +69,14 @@ class Faults:
         raise RuntimeError(f"No node started in {NODE_TRIES} tries.")
 
     def _kill(self, title: str) -> str | None:
-        found = []
-        for process in family(os.getpid()):
+        matching = []
+        for process in process_tree(os.getpid()):
             with contextlib.suppress(psutil.Error):
                 if process.cmdline() and process.cmdline()[0].startswith(title):
-                    found.append(process)
-        if not found:
+                    matching.append(process)
+        if not matching:
             return None
-        victim = found[self._rng.integers(len(found))]
+        victim = matching[self._rng.integers(len(matching))]
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
             return f"process {victim.pid}"
@@ -83,16 +84,16 @@ class Faults:
 
     def _signal_driver(self, number: int) -> str | None:
         driver = self._sweep.driver
-        if driver is None or driver.poll() is not None or not self._sweep.training():
+        if driver is None or driver.poll() is not None or not self._sweep.running_trials():
             return None
         driver.send_signal(number)
         return f"process {driver.pid}"
 
     def _lose_node(self) -> str:
-        self._sweep.watch()
+        self._sweep.observe_checkpoints()
         self._cluster.remove_node(self._node, allow_graceful=False)
         self._node = self._add_node()
-        return "and another one started"
+        return "and replaced"
 
     def _kill_workers(self, trial: Path) -> set[int]:
         pids = {worker["pid"] for worker in RunDir(trial).read_workers()}
@@ -102,25 +103,27 @@ class Faults:
         return pids
 
     def _corrupt_checkpoint(self) -> str | None:
-        """Flip a bit of the newest checkpoint, and kill the workers so that it is looked for."""
-        for trial in self._sweep.training():
+        """Flip a bit of the newest checkpoint, and kill the workers so that new ones load it."""
+        for trial in self._sweep.running_trials():
             newest = RunDir(trial).newest_checkpoint()
-            # With the last one the trial is trained: nobody would look for it again.
+            # After the last checkpoint the trial is trained, and no worker loads it again.
             if newest is None or not 2 * SAVE_FREQ <= newest.step < STEPS:
                 continue
-            path = newest.path / str(self._rng.choice([WEIGHTS_FILE, TRAIN_STATE_FILE, MANIFEST_FILE]))
+            path = newest.path / str(
+                self._rng.choice([WEIGHTS_FILE, TRAIN_STATE_FILE, MANIFEST_FILE])
+            )
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 1
-            self._sweep.broken.add(identity(newest.path))
+            self._sweep.broken.add(checkpoint_id(newest.path))
             path.write_bytes(content)
-            self._sweep.broken.add(identity(newest.path))  # it may be the manifest, which tells it
+            self._sweep.broken.add(checkpoint_id(newest.path))  # the id changes with the manifest
             self._kill_workers(trial)
             return f"{trial.name}/{newest.path.name}/{path.name}"
         return None
 
     def _truncate_episode(self) -> str | None:
-        """Cut an episode off, kill all workers, and put it back when new ones have met with it."""
-        trials = self._sweep.training()
+        """Truncate an episode and kill all workers; restore it when new workers have read it."""
+        trials = self._sweep.running_trials()
         if not trials:
             return None
         episodes = sorted(self._data.glob("*.hdf5"))
@@ -129,26 +132,26 @@ class Faults:
         path.write_bytes(content[: len(content) // 2])
         try:
             killed = set().union(*(self._kill_workers(trial) for trial in trials))
-            until = time.monotonic() + LONGEST_BROKEN_S
-            while time.monotonic() < until:
+            deadline = time.monotonic() + MAX_WORKER_WAIT_S
+            while time.monotonic() < deadline:
                 workers = [worker for trial in trials for worker in RunDir(trial).read_workers()]
                 if any(w["pid"] not in killed and is_alive(w["pid"]) for w in workers):
                     break
-                self._sweep.watch_for(1.0)
-            self._sweep.watch_for(BROKEN_S)
+                self._sweep.observe_for(1.0)
+            self._sweep.observe_for(BROKEN_S)
         finally:
             path.write_bytes(content)
         return path.name
 
     def _fill_disk(self) -> str | None:
-        if not self._sweep.training():
+        if not self._sweep.running_trials():
             return None
         assert self._disk is not None
         ballast = self._disk / "ballast"
         with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(2**16))
-        self._sweep.watch_for(BROKEN_S)
+        self._sweep.observe_for(BROKEN_S)
         size = ballast.stat().st_size
         ballast.unlink()
         return f"{size / 2**20:.0f} MiB of ballast"

@@ -1,4 +1,4 @@
-"""A sweep that `benchmarks.chaos` runs and watches."""
+"""A sweep that `benchmarks.chaos` runs and observes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLL_S, MAX_DRIVERS = 0.1, 60
 
 @dataclass
 class Sweep:
-    """A sweep under way, and what was seen of it."""
+    """A running sweep and observations of it."""
 
     sweep_dir: Path
     command: list[str]
@@ -29,26 +29,26 @@ class Sweep:
     codes: list[int] = field(default_factory=list)
     """Exit codes of the drivers so far."""
     failures: set[str] = field(default_factory=set)
-    """Trials that had ended as failed when a driver ended, with their errors."""
+    """Trials that had failed when a driver ended, with their errors."""
     commits: set[tuple[Path, int]] = field(default_factory=set)
-    """Every checkpoint that was seen; one that is made again is another one."""
+    """Every observed checkpoint; a checkpoint that is written again counts as another one."""
     broken: set[tuple[Path, int]] = field(default_factory=set)
     """Checkpoints that a fault corrupted."""
 
     @property
     def trials(self) -> list[Path]:
-        """The folders of the trials."""
+        """Folders of the trials."""
         return [trial.path for trial in SweepDir(self.sweep_dir).trials()]
 
     def start(self) -> None:
-        """Start the driver, as a person would after finding it dead."""
+        """Start the driver, as a user does after it died."""
         if len(self.codes) > MAX_DRIVERS:
-            raise RuntimeError(f"The sweep does not end; see {self.log}")
+            raise RuntimeError(f"The sweep does not finish; see {self.log}")
         with self.log.open("ab") as log:
             self.driver = subprocess.Popen(self.command, stdout=log, stderr=log)
 
     def driver_ended(self) -> bool:
-        """Whether the driver has ended; how, and what it left, is noted."""
+        """Return True if the driver has ended, and record its exit code and failed trials."""
         if self.driver is None or self.driver.poll() is None:
             return False
         self.codes.append(self.driver.returncode)
@@ -60,46 +60,46 @@ class Sweep:
         return True
 
     def steps(self) -> int:
-        """Updates that all trials together have made."""
-        made = 0
+        """Return the number of updates of all trials together."""
+        total = 0
         for trial in self.trials:
             steps = [line["step"] for line in RunDir(trial).read_metrics() if "loss" in line]
-            made += max(steps, default=0)
-        return made
+            total += max(steps, default=0)
+        return total
 
-    def watch(self) -> None:
-        """Note the checkpoints that are new."""
+    def observe_checkpoints(self) -> None:
+        """Record new checkpoints."""
         for trial in self.trials:
             for path in sorted(trial.glob(CHECKPOINT_GLOB)):
-                with contextlib.suppress(FileNotFoundError):  # it was pruned just now
-                    self.commits.add(identity(path))
+                with contextlib.suppress(FileNotFoundError):  # it was just deleted
+                    self.commits.add(checkpoint_id(path))
 
-    def watch_for(self, seconds: float) -> None:
-        """Let the sweep go on for a while."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            self.watch()
+    def observe_for(self, seconds: float) -> None:
+        """Let the sweep run for some seconds, and record checkpoints."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.observe_checkpoints()
             time.sleep(POLL_S)
 
-    def ended(self) -> bool:
-        """Whether every trial is finished."""
+    def finished(self) -> bool:
+        """Return True if every trial is finished."""
         records = [TrialDir(trial).read_record() for trial in self.trials]
         done = [record is not None and record.status == FINISHED for record in records]
         return len(done) == len(SEEDS) and all(done)
 
-    def training(self) -> list[Path]:
-        """The trials that are being trained now."""
-        found = []
+    def running_trials(self) -> list[Path]:
+        """Return the folders of the trials that are training."""
+        running = []
         for trial in self.trials:
             if TrialDir(trial).read_record() is not None:
                 continue
             newest = RunDir(trial).newest_checkpoint()
             alive = any(is_alive(worker["pid"]) for worker in RunDir(trial).read_workers())
             if alive and (newest is None or newest.step < STEPS):
-                found.append(trial)
-        return found
+                running.append(trial)
+        return running
 
 
-def identity(checkpoint: Path) -> tuple[Path, int]:
-    """A checkpoint and when it was written."""
+def checkpoint_id(checkpoint: Path) -> tuple[Path, int]:
+    """Return a checkpoint's path and the time when it was written."""
     return checkpoint, (checkpoint / MANIFEST_FILE).stat().st_mtime_ns

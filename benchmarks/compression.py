@@ -1,8 +1,8 @@
-"""What compressing pictures saves and costs: `python -m benchmarks.compression EPISODE.hdf5`.
+"""Size and speed of image compression: `python -m benchmarks.compression EPISODE.hdf5`.
 
-HDF5's own filters, PNG and JPEG, and the filters of `hdf5plugin` where that is installed: size
-beside the raw pictures, and microseconds a picture to write, and to read in runs of 26, as training
-does. Prints a Markdown table.
+Compares HDF5's own filters, PNG, JPEG and, if installed, the filters of `hdf5plugin`. Measures the
+size relative to raw images, and microseconds per image for writing and for reading runs of 26
+images, as training does. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 from imf_ray.data.readers import IMAGES
 
 RUN = 26
-"""Pictures that are read at a time."""
+"""Images that are read at a time."""
 ROUNDS = 3
 FILTERS: dict[str, Mapping[str, Any]] = {
     "raw": {},
@@ -39,40 +39,40 @@ CODECS: dict[str, dict[str, Any]] = {
 
 
 def filters() -> dict[str, Mapping[str, Any]]:
-    """The filters that this environment has."""
+    """Return the installed filters."""
     if importlib.util.find_spec("hdf5plugin") is None:
         return FILTERS
     import hdf5plugin
 
-    more = {"zstd 3": hdf5plugin.Zstd(clevel=3), "blosc lz4": hdf5plugin.Blosc(cname="lz4")}
-    return FILTERS | more
+    plugins = {"zstd 3": hdf5plugin.Zstd(clevel=3), "blosc lz4": hdf5plugin.Blosc(cname="lz4")}
+    return FILTERS | plugins
 
 
-def by_filter(pictures: np.ndarray, options: Mapping[str, Any]) -> tuple[int, float, float]:
-    """Stored bytes of (N, H, W, 3), and the seconds of writing and reading them."""
+def by_filter(images: np.ndarray, options: Mapping[str, Any]) -> tuple[int, float, float]:
+    """Store images (N, H, W, 3) with an HDF5 filter; return bytes, write seconds, read seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pictures.hdf5"
+        path = Path(folder) / "images.hdf5"
         start = time.perf_counter()
         with h5py.File(path, "w") as file:
-            chunks = (1, *pictures.shape[1:])
+            chunks = (1, *images.shape[1:])
             dataset = file.create_dataset(
-                "pictures", data=pictures, chunks=chunks, fletcher32=True, **options
+                "images", data=images, chunks=chunks, fletcher32=True, **options
             )
             stored = dataset.id.get_storage_size()
         written = time.perf_counter()
         with h5py.File(path) as file:
-            for first in range(0, len(pictures), RUN):
-                file["pictures"][first : first + RUN]
+            for first in range(0, len(images), RUN):
+                file["images"][first : first + RUN]
         return stored, written - start, time.perf_counter() - written
 
 
-def by_codec(pictures: np.ndarray, options: dict[str, Any]) -> tuple[int, float, float]:
-    """The same for one image file a picture."""
+def by_codec(images: np.ndarray, options: dict[str, Any]) -> tuple[int, float, float]:
+    """Encode each image as a file; return bytes, write seconds, read seconds."""
     start = time.perf_counter()
     files = []
-    for picture in pictures:
+    for image in images:
         content = io.BytesIO()
-        Image.fromarray(picture).save(content, **options)
+        Image.fromarray(image).save(content, **options)
         files.append(content.getvalue())
     written = time.perf_counter()
     for content in files:
@@ -84,19 +84,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("episode", type=Path)
     with h5py.File(parser.parse_args().episode) as file:
-        pictures = np.concatenate([frames[:] for frames in file[IMAGES].values()])
-    found: dict[str, list[tuple[int, float, float]]] = {}
+        images = np.concatenate([frames[:] for frames in file[IMAGES].values()])
+    results: dict[str, list[tuple[int, float, float]]] = {}
     for _ in range(ROUNDS):
         for name, options in filters().items():
-            found.setdefault(name, []).append(by_filter(pictures, options))
+            results.setdefault(name, []).append(by_filter(images, options))
         for name, codec in CODECS.items():
-            found.setdefault(name, []).append(by_codec(pictures, codec))
-    size = "x".join(map(str, pictures.shape[1:3]))
+            results.setdefault(name, []).append(by_codec(images, codec))
+    size = "x".join(map(str, images.shape[1:3]))
     print(f"| {size} | size / raw | write us | read us |", "|---|---|---|---|", sep="\n")
-    for name, rounds in found.items():
+    for name, rounds in results.items():
         stored, write, read = (float(np.median(column)) for column in zip(*rounds, strict=True))
-        cells = [name, f"{stored / pictures.nbytes:.3f}"]
-        cells += [f"{1e6 * seconds / len(pictures):.0f}" for seconds in (write, read)]
+        cells = [name, f"{stored / images.nbytes:.3f}"]
+        cells += [f"{1e6 * seconds / len(images):.0f}" for seconds in (write, read)]
         print("| " + " | ".join(cells) + " |")
 
 

@@ -1,15 +1,15 @@
-"""How fast windows come out of episode files, what that costs, and what a training step notices.
+"""Speed and cost of loading windows from episode files, and its effect on a training step.
 
     python -m benchmarks.data --lerobot ~/lerobot/bin/python
 
-Each case is a process of its own that makes the same batches (`benchmarks.data_loaders`,
-`benchmarks.lerobot_loader`), one after the other, data set by data set; it is watched from outside:
-windows per second, CPU-milliseconds per window and the peak of the proportional set size, summed
-over the process and all it started. Then the same with a sleep after each batch that stands for a
-step on an accelerator. What is recorded under `--work` is not done again, so that the command goes
-on where it was stopped; at the end it prints the tables of docs/results/data.md.
+Each case is a separate process that makes the same batches (`benchmarks.data_loaders`,
+`benchmarks.lerobot_loader`). Cases run one after the other and are measured from outside: windows
+per second, CPU-milliseconds per window and the peak of the proportional set size, summed over the
+process and its descendants. The cases then run again with a sleep after each batch, in place of a
+step on an accelerator. Cases recorded under `--work` are skipped, so that the same command resumes.
+At the end it prints the tables of docs/results/data.md.
 
-LeRobot lives in an environment of its own (`pip install lerobot h5py`, and FFmpeg for its videos).
+LeRobot needs its own environment (`pip install lerobot h5py`, and FFmpeg for its videos).
 """
 
 from __future__ import annotations
@@ -29,32 +29,34 @@ from pathlib import Path
 import h5py
 
 from benchmarks.batch_consumer import BATCH, BEGIN, END
-from benchmarks.result_log import commit, note, read_notes
-from benchmarks.process_stats import cpu_times, proportional_bytes, stop
+from benchmarks.process_stats import cpu_times, kill_tree, proportional_bytes
+from benchmarks.result_log import append_result, commit, read_results
 from imf_ray.data.episodes import DEFLATE_LEVEL, episode_path
 from imf_ray.data.readers import IMAGES
 from imf_ray.files import atomic_rename
 
 ROOT = Path(__file__).parents[1]
 STEP_S = 0.1
-POLL_S, LOOK_SHARE = 0.5, 0.02
-"""How often CPU times are asked for, and of a core what adding up memory may take: the more a
-contender maps, the longer a look keeps the core that it would use."""
+POLL_S = 0.5
+"""Seconds between readings of the CPU times."""
+MEMORY_CPU_FRACTION = 0.02
+"""Fraction of a core for measuring memory. It takes longer the more memory a loader maps, and would
+take the core from the loader."""
 LIMIT_S = 1800
 LOADERS = ("memory", "imf_ray", "h5py")
 LEROBOT = ("lerobot-image", "lerobot-video")
 
 
 class CaseError(Exception):
-    """A case did not come to its end; the message says why."""
+    """A case failed; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One process that loads."""
+    """One measured loader process."""
 
     size: int
-    """Side of the pictures."""
+    """Side of the images in pixels."""
     files: str
     """`raw` or `deflated`."""
     episodes: int
@@ -64,25 +66,25 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was seen of it."""
+class Result:
+    """Measurements of a case."""
 
     windows_per_s: float
     cpu_ms_per_window: float
-    """Of all its processes, from the end of the warm-up on."""
+    """Of all processes of the case, after the warm-up."""
     peak_pss_gib: float
 
 
 def cases(sizes: Sequence[int], episodes: Sequence[int], lerobot: bool) -> Iterator[Case]:
-    """All of them, those that are compared with each other side by side.
+    """Yield all cases; those that are compared follow each other.
 
-    LeRobot's images and videos have a compression of their own: they are compared with raw files.
+    LeRobot compresses its images and videos itself, so it is compared only with raw files.
     """
     for size in sizes:
         for count in episodes:
             for files in ("raw", "deflated"):
-                rivals = LEROBOT if lerobot and files == "raw" else ()
-                for loader in (*LOADERS, *rivals):
+                others = LEROBOT if lerobot and files == "raw" else ()
+                for loader in (*LOADERS, *others):
                     yield Case(size, files, count, loader, 1, 0.0)
         for loader in ("imf_ray", "h5py", *(LEROBOT if lerobot else ())):
             yield Case(size, "raw", min(episodes), loader, 2, 0.0)
@@ -90,25 +92,31 @@ def cases(sizes: Sequence[int], episodes: Sequence[int], lerobot: bool) -> Itera
             yield Case(size, "raw", min(episodes), loader, 1, STEP_S)
 
 
-def prepare(work: Path, case: Case, real: int, lerobot: str | None) -> Path:
-    """The case's data, made if they are not there: `real` recorded episodes, and links to them."""
-    home = work / str(case.size)
-    raw, deflated = home / "raw", home / "deflated"
-    if not episode_path(raw, real - 1).exists():
+def prepare(work: Path, case: Case, num_recorded: int, lerobot: str | None) -> Path:
+    """Return the case's data set; record `num_recorded` episodes and link the others to them."""
+    size_dir = work / str(case.size)
+    raw, deflated = size_dir / "raw", size_dir / "deflated"
+    if not episode_path(raw, num_recorded - 1).exists():
         options = [f"data.dataset_dir={raw}", f"task.image_size={case.size}"]
-        _call(sys.executable, "-m", "imf_ray.collect", *options, f"collect.num_episodes={real}")
+        _call(
+            sys.executable,
+            "-m",
+            "imf_ray.collect",
+            *options,
+            f"collect.num_episodes={num_recorded}",
+        )
     deflated.mkdir(exist_ok=True)
-    for number in range(real):
+    for number in range(num_recorded):
         if not episode_path(deflated, number).exists():
             _deflate(episode_path(raw, number), episode_path(deflated, number))
     for folder in (raw, deflated):
-        for number in range(real, case.episodes):
+        for number in range(num_recorded, case.episodes):
             if not episode_path(folder, number).exists():
-                os.link(episode_path(folder, number % real), episode_path(folder, number))
+                os.link(episode_path(folder, number % num_recorded), episode_path(folder, number))
     if case.loader not in LEROBOT:
-        return home / case.files
+        return size_dir / case.files
     kind = case.loader.removeprefix("lerobot-")
-    converted = home / f"{case.loader}-{case.episodes}"
+    converted = size_dir / f"{case.loader}-{case.episodes}"
     if not converted.exists():
         assert lerobot is not None
         partial = converted.with_suffix(".partial")
@@ -119,11 +127,11 @@ def prepare(work: Path, case: Case, real: int, lerobot: str | None) -> Path:
     return converted
 
 
-def measure(case: Case, data: Path, seconds: float, lerobot: str | None) -> Measured:
-    """Run a case and watch it.
+def measure(case: Case, data: Path, seconds: float, lerobot: str | None) -> Result:
+    """Run and measure a case.
 
     Raises:
-        CaseError: it ended before it should have, or not at all.
+        CaseError: the process ended early or exceeded the time limit.
     """
     if case.loader in LEROBOT:
         assert lerobot is not None
@@ -138,66 +146,67 @@ def measure(case: Case, data: Path, seconds: float, lerobot: str | None) -> Meas
             command, cwd=ROOT, env=_environment(), stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            peak, begun, times, next_look = 0.0, None, {}, 0.0
+            peak, start_times, times, next_memory_check = 0.0, None, {}, 0.0
             deadline = time.monotonic() + LIMIT_S
             while not (Path(folder) / END).exists():
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
                     raise CaseError(log.read().decode()[-3000:])
                 times |= cpu_times(process.pid)
-                if begun is None and (Path(folder) / BEGIN).exists():
-                    begun = dict(times)
-                if (look := time.monotonic()) >= next_look:
+                if start_times is None and (Path(folder) / BEGIN).exists():
+                    start_times = dict(times)
+                if (now := time.monotonic()) >= next_memory_check:
                     peak = max(peak, proportional_bytes(process.pid))
-                    next_look = time.monotonic() + (time.monotonic() - look) / LOOK_SHARE
+                    duration = time.monotonic() - now
+                    next_memory_check = now + duration + duration / MEMORY_CPU_FRACTION
                 time.sleep(POLL_S)
             times |= cpu_times(process.pid)
-            spent = sum(times.values()) - sum((begun or {}).values())
+            spent = sum(times.values()) - sum((start_times or {}).values())
             result = json.loads((Path(folder) / END).read_text())
             process.wait(LIMIT_S)
         finally:
-            stop(process)
-    return Measured(
+            kill_tree(process)
+    return Result(
         windows_per_s=result["windows"] / result["seconds"],
         cpu_ms_per_window=1e3 * spent / result["windows"],
         peak_pss_gib=peak / 2**30,
     )
 
 
-def loading_table(found: dict[Case, Measured]) -> str:
-    """Windows per second without a step, and what they cost."""
-    columns = ["pictures", "files", "episodes", "readers", "loader"]
-    columns += ["windows/s", "CPU-ms/window", "peak GiB", "imf_ray / it"]
+def loading_table(results: dict[Case, Result]) -> str:
+    """Format the cases without a step: windows per second and their cost."""
+    columns = ["images", "files", "episodes", "readers", "loader"]
+    columns += ["windows/s", "CPU-ms/window", "peak GiB", "imf_ray / this"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for case, seen in found.items():
+    for case, result in results.items():
         if case.step_s:
             continue
-        ours = found.get(Case(**{**asdict(case), "loader": "imf_ray"}))
-        ratio = "" if ours is None else f"{ours.windows_per_s / seen.windows_per_s:.2f}"
+        imf_ray = results.get(Case(**{**asdict(case), "loader": "imf_ray"}))
+        ratio = "" if imf_ray is None else f"{imf_ray.windows_per_s / result.windows_per_s:.2f}"
         cells = [f"{case.size}x{case.size}", case.files, str(case.episodes), str(case.workers)]
-        cells += [case.loader, f"{seen.windows_per_s:.0f}", f"{seen.cpu_ms_per_window:.2f}"]
-        lines.append("| " + " | ".join([*cells, f"{seen.peak_pss_gib:.2f}", ratio]) + " |")
+        cells += [case.loader, f"{result.windows_per_s:.0f}", f"{result.cpu_ms_per_window:.2f}"]
+        lines.append("| " + " | ".join([*cells, f"{result.peak_pss_gib:.2f}", ratio]) + " |")
     return "\n".join(lines)
 
 
-def step_table(found: dict[Case, Measured]) -> str:
-    """Steps per second beside a sleep, of those from memory."""
-    lines = ["| pictures | loader | steps/s | / memory | CPU-ms/window |", "|---" * 5 + "|"]
-    for case, seen in found.items():
-        limit = found.get(Case(**{**asdict(case), "loader": "memory"}))
+def step_table(results: dict[Case, Result]) -> str:
+    """Format the cases with a step: steps per second, also relative to loading from memory."""
+    lines = ["| images | loader | steps/s | / memory | CPU-ms/window |", "|---" * 5 + "|"]
+    for case, result in results.items():
+        limit = results.get(Case(**{**asdict(case), "loader": "memory"}))
         if not case.step_s or limit is None:
             continue
-        cells = [f"{case.size}x{case.size}", case.loader, f"{seen.windows_per_s / BATCH:.2f}"]
+        cells = [f"{case.size}x{case.size}", case.loader, f"{result.windows_per_s / BATCH:.2f}"]
         cells += [
-            f"{seen.windows_per_s / limit.windows_per_s:.3f}",
-            f"{seen.cpu_ms_per_window:.2f}",
+            f"{result.windows_per_s / limit.windows_per_s:.3f}",
+            f"{result.cpu_ms_per_window:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _deflate(source: Path, target: Path) -> None:
-    """A copy of an episode with its pictures as `collect.gzip_images=true` stores them."""
+    """Copy an episode, with its images stored as by `collect.gzip_images=true`."""
     partial = target.with_suffix(".partial")
     with h5py.File(source) as original, h5py.File(partial, "w") as file:
         for name, value in original.attrs.items():
@@ -233,29 +242,34 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark_data"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[96, 256])
     parser.add_argument("--episodes", type=int, nargs="+", default=[20, 200])
-    parser.add_argument("--real", type=int, default=20, help="recorded; more are links to them")
-    parser.add_argument("--seconds", type=float, default=20.0, help="measured of each case")
+    parser.add_argument(
+        "--recorded",
+        type=int,
+        default=20,
+        help="episodes to record; further ones are links to them",
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of each measurement")
     parser.add_argument("--lerobot", help="the Python of an environment with lerobot")
     arguments = parser.parse_args()
     work = arguments.work.absolute()
     log = work / "measured.jsonl"
     if arguments.lerobot:
         _call(arguments.lerobot, "-c", "import h5py, lerobot, torchcodec.decoders")
-    found = read_notes(log, Case, Measured)
+    results = read_results(log, Case, Result)
     failed: dict[Case, CaseError] = {}
     for case in cases(arguments.sizes, arguments.episodes, arguments.lerobot is not None):
-        if case in found:
+        if case in results:
             continue
         try:
-            data = prepare(work, case, arguments.real, arguments.lerobot)
-            found[case] = measure(case, data, arguments.seconds, arguments.lerobot)
-        except CaseError as error:  # the others do not depend on it
+            data = prepare(work, case, arguments.recorded, arguments.lerobot)
+            results[case] = measure(case, data, arguments.seconds, arguments.lerobot)
+        except CaseError as error:  # other cases do not depend on it
             failed[case] = error
             print(case, "failed:", error, flush=True)
             continue
-        note(log, case, found[case])
-        print(case, found[case], flush=True)
-    print(loading_table(found), step_table(found), f"Commit {commit()}.", sep="\n\n")
+        append_result(log, case, results[case])
+        print(case, results[case], flush=True)
+    print(loading_table(results), step_table(results), f"Commit {commit()}.", sep="\n\n")
     if failed:
         raise SystemExit(f"{len(failed)} cases failed: {'; '.join(map(str, failed))}")
 

@@ -1,10 +1,10 @@
-"""The contenders of `benchmarks.data` that live in our own environment.
+"""Loaders of `benchmarks.data` that run in this project's environment.
 
     python -m benchmarks.data_loaders imf_ray EPISODES --count 20 --folder F --workers 1 ...
 
-Each makes the same windows of two observations with all cameras and sixteen actions, in batches of
-tensors, shuffled and for ever: `imf_ray` through Ray Data into a worker of TorchTrainer, `h5py` by
-a torch DataLoader over open files, `memory` from arrays that were read before.
+Each makes the same endless stream of shuffled batches. A window has two observations with all
+cameras and sixteen actions. `imf_ray` reads through Ray Data into a worker of TorchTrainer, `h5py`
+through a torch DataLoader over open files, `memory` from arrays in memory.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from testing_support.episodes import episode_refs
 
 SEED = 0
 MEMORY_BYTES = 6e9
-"""Of the pictures that `memory` holds."""
+"""Bytes of images that `memory` loads."""
 
 
 def cameras_of(path: Path) -> tuple[str, ...]:
-    """The cameras of an episode."""
+    """Return the cameras of an episode."""
     with h5py.File(path) as file:
         return tuple(file[IMAGES])
 
 
 def spec_of(paths: list[Path]) -> WindowSpec:
-    """The windows that all contenders make."""
+    """Return the windows that all loaders make."""
     return WindowSpec(EpisodeFields(cameras_of(paths[0])), len(OBSERVED_STEPS), len(ACTION_STEPS))
 
 
 def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
-    """Rows through Ray Data into a worker of TorchTrainer that cuts windows: as `imf_ray.train`."""
+    """Load through Ray Data into a worker of TorchTrainer, as `imf_ray.train` does."""
     prepare_environment(own_cluster=True)
 
     import ray
@@ -92,18 +92,18 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
         batches = stream.batches(iterator, 0, 1, 0)
         consume((_tensors(batch) for batch in batches), paths, **config)
 
-    with tempfile.TemporaryDirectory(dir="/tmp") as home:
+    with tempfile.TemporaryDirectory(dir="/tmp") as temp_dir:
         ray.init(
             address="local",
             include_dashboard=False,
             log_to_driver=False,
-            _temp_dir=home,
+            _temp_dir=temp_dir,
         )
         TorchTrainer(
             loop,
             train_loop_config=options,
             scaling_config=scaling_config(RunResources(1, 1, 1.0, 0.0, RolloutResources(1, 1.0))),
-            run_config=RunConfig(name="loading", storage_path=home),
+            run_config=RunConfig(name="loading", storage_path=temp_dir),
             datasets={DATASET_NAME: stream},
             dataset_config=PerRankDataConfig(lambda: 0),
         ).fit()
@@ -111,7 +111,7 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
 
 
 class WindowDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """A window an item, from files that stay open: the loader that everyone writes first."""
+    """The straightforward dataset: one window per item, read from files that stay open."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
@@ -132,8 +132,8 @@ class WindowDataset(torch.utils.data.Dataset[dict[str, Any]]):
         file = self._open[number]
         first = max(step + OBSERVED_STEPS[0], 0)
         observed = np.clip(step + np.array(OBSERVED_STEPS), 0, None) - first
-        wanted = step + np.array(ACTION_STEPS)
-        inside = np.clip(wanted, 0, length - 1)
+        steps = step + np.array(ACTION_STEPS)
+        inside = np.clip(steps, 0, length - 1)
         return {
             "images": {
                 camera: torch.from_numpy(file[f"{IMAGES}/{camera}"][first : step + 1][observed])
@@ -143,12 +143,12 @@ class WindowDataset(torch.utils.data.Dataset[dict[str, Any]]):
             "action": torch.from_numpy(
                 file["action"][inside[0] : inside[-1] + 1][inside - inside[0]]
             ),
-            "action_is_pad": torch.from_numpy(wanted != inside),
+            "action_is_pad": torch.from_numpy(steps != inside),
         }
 
 
 def h5py_batches(paths: list[Path], workers: int) -> Iterator[dict[str, Any]]:
-    """What a DataLoader makes of them, shuffled over the whole data set."""
+    """Yield batches of a torch DataLoader, shuffled over the whole data set."""
     loader = torch.utils.data.DataLoader(WindowDataset(paths), **loader_options(workers))
     while True:
         yield from loader
@@ -159,45 +159,46 @@ def memory_batches(
     spec: WindowSpec,
     size: int = BATCH,
     seed: int = SEED,
-    most_bytes: float = MEMORY_BYTES,
+    max_bytes: float = MEMORY_BYTES,
 ) -> Iterator[Batch]:
-    """The limit: windows are copied out of arrays in this very process, and nothing else.
+    """Yield windows copied from arrays in this process: the upper limit of any loader.
 
     Args:
-        most_bytes: of pictures; as many of the episodes are held as that is enough for.
+        max_bytes: bytes of images; episodes are loaded until they exceed it.
     """
     cameras = spec.fields.cameras
-    sources, held = [], 0
+    segments, num_bytes = [], 0
     for episode in episode_refs(paths):
-        sources.append(spec.read(episode, 0, episode.length))
-        held += sum(frames.nbytes for frames in sources[-1].images.values())
-        if held > most_bytes:
+        segments.append(spec.read(episode, 0, episode.length))
+        num_bytes += sum(frames.nbytes for frames in segments[-1].images.values())
+        if num_bytes > max_bytes:
             break
-    pictures_of = [dict(source.images) for source in sources]
-    sources = [dataclasses.replace(source, images={}) for source in sources]
+    segment_images = [dict(segment.images) for segment in segments]
+    segments = [dataclasses.replace(segment, images={}) for segment in segments]
     images = {
-        camera: np.concatenate([pictures.pop(camera) for pictures in pictures_of])
+        camera: np.concatenate([images.pop(camera) for images in segment_images])
         for camera in cameras
     }
     qpos, action = (
-        np.concatenate([getattr(s, key) for s in sources]) for key in ("qpos", "action")
+        np.concatenate([getattr(s, key) for s in segments]) for key in ("qpos", "action")
     )
-    steps = np.concatenate([np.arange(source.length) for source in sources])
-    lengths = np.concatenate([np.full(source.length, source.length) for source in sources])
+    steps = np.concatenate([np.arange(segment.length) for segment in segments])
+    lengths = np.concatenate([np.full(segment.length, segment.length) for segment in segments])
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(steps))
         for start in range(0, len(order) - size + 1, size):
             chosen = order[start : start + size]
-            begins, step, length = (chosen - steps[chosen])[:, None], steps[chosen], lengths[chosen]
-            frames = begins + np.clip(spec.observation_steps(step), 0, None)
-            wanted = spec.action_steps(step)
-            inside = np.clip(wanted, 0, length[:, None] - 1)
+            step, length = steps[chosen], lengths[chosen]
+            starts = (chosen - step)[:, None]
+            frames = starts + np.clip(spec.observation_steps(step), 0, None)
+            action_steps = spec.action_steps(step)
+            inside = np.clip(action_steps, 0, length[:, None] - 1)
             yield {
-                "images": {camera: pictures[frames] for camera, pictures in images.items()},
+                "images": {camera: array[frames] for camera, array in images.items()},
                 "qpos": qpos[frames],
-                "action": action[begins + inside],
-                "action_is_pad": wanted != inside,
+                "action": action[starts + inside],
+                "action_is_pad": action_steps != inside,
                 "sample_id": chosen,
             }
 
@@ -213,8 +214,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("loader", choices=("imf_ray", "h5py", "memory"))
     parser.add_argument("episodes", type=Path)
-    parser.add_argument("--count", type=int, required=True, help="of episodes")
-    parser.add_argument("--max-batches", type=int, default=20_000, help="planned by imf_ray")
+    parser.add_argument("--count", type=int, required=True, help="number of episodes")
+    parser.add_argument(
+        "--max-batches", type=int, default=20_000, help="batches that imf_ray plans"
+    )
     add_options(parser)
     arguments = parser.parse_args()
     paths = [episode_path(arguments.episodes, number) for number in range(arguments.count)]

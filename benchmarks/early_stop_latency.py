@@ -1,11 +1,11 @@
-"""How soon the workers of a trial that is stopped early are free, with us and with Tune alone.
+"""Time until the workers of a stopped trial are freed, in imf_ray and in Tune alone.
 
     python -m benchmarks.early_stop_latency data.dataset_dir=data/demo
 
-Each case has a cluster of its own, with and without the dashboard. Ours: `imf_ray.tune` as a user
-types it, whose first trial is asked to stop after its first checkpoint, as a scheduler asks it.
-Tune alone: a trial that runs a `TorchTrainer`, and is stopped by `stop=`. Measured is the time
-until the workers' placement group is gone.
+Each case has its own cluster, with and without the dashboard. In the case `imf_ray`, the first
+trial of a sweep gets a request to stop after its first checkpoint, as from a scheduler. In the case
+`Tune alone`, a trial that runs a `TorchTrainer` is stopped by `stop=`. The time ends when the
+placement group of the workers is removed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 
 from imf_ray.env_vars import prepare_environment
 
-CPUS, POLL_S, PATIENCE_S = 4, 0.1, 600.0
-LEFT_S = 60.0
-"""A place that is held so long after the stop is called left behind."""
+CPUS, POLL_S, TIMEOUT_S = 4, 0.1, 600.0
+LEFT_BEHIND_S = 60.0
+"""Seconds after which a placement group that still exists is reported as left behind."""
 OPTIONS = (
     "search_space=quickstart",
     "run_name=sweep",
@@ -36,26 +36,26 @@ OPTIONS = (
 KINDS = ("imf_ray", "Tune alone")
 
 
-def wait_for(condition: Callable[[], Any], limit_s: float = PATIENCE_S) -> float:
-    """Seconds until a condition holds; infinite if it does not in time."""
-    begun = time.monotonic()
-    while time.monotonic() - begun < limit_s:
+def wait_for(condition: Callable[[], Any], limit_s: float = TIMEOUT_S) -> float:
+    """Return the seconds until a condition holds; infinite if it does not in time."""
+    start = time.monotonic()
+    while time.monotonic() - start < limit_s:
         if condition():
-            return time.monotonic() - begun
+            return time.monotonic() - start
         time.sleep(POLL_S)
     return float("inf")
 
 
-def held() -> set[str]:
-    """The placement groups that hold something."""
+def placement_groups() -> set[str]:
+    """Return the ids of the placement groups that hold resources."""
     import ray
 
     table = ray.util.placement_group_table()
     return {key for key, group in table.items() if group["state"] == "CREATED"}
 
 
-def stop_ours(work: Path, options: Sequence[str]) -> float:
-    """Seconds from the request to the end of the place of a trial's workers."""
+def stop_imf_ray(work: Path, options: Sequence[str]) -> float:
+    """Return the seconds from the stop request to the removal of the workers' placement group."""
     import ray
 
     from imf_ray.sweep.sweep_dir import SweepDir
@@ -67,25 +67,25 @@ def stop_ours(work: Path, options: Sequence[str]) -> float:
         sweep_dir = SweepDir(work / "sweep")
         wait_for(lambda: any(trial.newest_checkpoint() for trial in sweep_dir.trials()))
         (trial,) = (trial for trial in sweep_dir.trials() if trial.newest_checkpoint())
-        place = trial.read_workers()[0]["placement_group"]
-        assert place in held()
+        group = trial.read_workers()[0]["placement_group"]
+        assert group in placement_groups()
         trial.request_stop()
-        return wait_for(lambda: place not in held())
+        return wait_for(lambda: group not in placement_groups())
     finally:
         driver.kill()
         driver.wait()
 
 
-def stop_stock(work: Path) -> float:
-    """Seconds from the end of the sweep to that of the place of its only trial's workers."""
+def stop_tune(work: Path) -> float:
+    """Return the seconds from the sweep's end to the removal of its workers' placement group."""
     from ray import tune
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     def trial(params: dict[str, Any]) -> None:
         def loop() -> None:
-            (work / "begun").touch()
-            time.sleep(PATIENCE_S)
+            (work / "started").touch()
+            time.sleep(TIMEOUT_S)
 
         trainer = TorchTrainer(
             loop,
@@ -93,22 +93,22 @@ def stop_stock(work: Path) -> float:
             run_config=RunConfig(name="inner", storage_path=str(work)),
         )
         threading.Thread(target=trainer.fit, daemon=True).start()
-        wait_for((work / "begun").exists)
+        wait_for((work / "started").exists)
         tune.report({"step": 1})
-        time.sleep(PATIENCE_S)
+        time.sleep(TIMEOUT_S)
 
-    before = held()
+    before = placement_groups()
     tune.Tuner(
         tune.with_resources(trial, tune.PlacementGroupFactory([{"CPU": 0.5}])),
         run_config=tune.RunConfig(
             name="outer", storage_path=str(work), verbose=0, stop={"step": 1}
         ),
     ).fit()
-    return wait_for(lambda: held() == before, LEFT_S)
+    return wait_for(lambda: placement_groups() == before, LEFT_BEHIND_S)
 
 
 def run_case(kind: str, dashboard: bool, options: Sequence[str]) -> None:
-    """Measure one case, in a cluster of this process."""
+    """Measure one case in a cluster started by this process."""
     prepare_environment(own_cluster=True)
 
     import ray
@@ -121,9 +121,9 @@ def run_case(kind: str, dashboard: bool, options: Sequence[str]) -> None:
             log_to_driver=False,
             _temp_dir=f"{work}/ray",
         )
-        home = Path(work) / "runs"
-        home.mkdir()
-        seconds = stop_ours(home, options) if kind == KINDS[0] else stop_stock(home)
+        runs = Path(work) / "runs"
+        runs.mkdir()
+        seconds = stop_imf_ray(runs, options) if kind == KINDS[0] else stop_tune(runs)
         print(json.dumps(seconds))
         ray.shutdown()
 
@@ -131,7 +131,9 @@ def run_case(kind: str, dashboard: bool, options: Sequence[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--case", nargs=2, metavar=("KIND", "DASHBOARD"), help="be one case")
+    parser.add_argument(
+        "--case", nargs=2, metavar=("KIND", "DASHBOARD"), help="measure only this case"
+    )
     parser.add_argument("options", nargs="*", metavar="key=value", help="for the sweep")
     arguments = parser.parse_intermixed_args()
     if arguments.case:
@@ -141,14 +143,25 @@ def main() -> None:
     for dashboard in ("off", "on"):
         cells = []
         for kind in KINDS:
-            case = [sys.executable, "-m", "benchmarks.early_stop_latency", "--case", kind, dashboard]
-            found = []
+            case = [
+                sys.executable,
+                "-m",
+                "benchmarks.early_stop_latency",
+                "--case",
+                kind,
+                dashboard,
+            ]
+            seconds_measured = []
             for _ in range(arguments.times):
                 done = subprocess.run(
                     [*case, *arguments.options], check=True, stdout=subprocess.PIPE, text=True
                 )
-                found.append(json.loads(done.stdout.splitlines()[-1]))
-            cells.append(", ".join(f"{s:.1f} s" if s < LEFT_S else "left behind" for s in found))
+                seconds_measured.append(json.loads(done.stdout.splitlines()[-1]))
+            cells.append(
+                ", ".join(
+                    f"{s:.1f} s" if s < LEFT_BEHIND_S else "left behind" for s in seconds_measured
+                )
+            )
         print(f"| {dashboard} | {' | '.join(cells)} |", flush=True)
 
 

@@ -1,6 +1,6 @@
-"""Success rate of a task's scripted expert over a range of seeds, headless and without pictures.
+"""Success rate of a task's scripted expert over a range of seeds, without rendering.
 
-python benchmarks/expert.py --task sim_transfer --start 0 --episodes 200 --processes 2
+python -m benchmarks.expert --task sim_transfer --start 0 --episodes 200 --processes 2
 """
 
 import argparse
@@ -16,8 +16,8 @@ from imf_ray.sim.base import SimEnv
 from imf_ray.sim.factory import make_env, make_expert
 
 
-def play(seed: int, task: TaskConfig) -> tuple[int, bool]:
-    """Plays one episode of the expert: its highest stage, and whether it succeeded."""
+def run_episode(seed: int, task: TaskConfig) -> tuple[int, bool]:
+    """Run one episode of the expert; return its highest stage and success."""
     env = make_env(task.env_id, render_images=False, **task.env_kwargs(camera_names=()))
     expert = make_expert(task.env_id, cast(SimEnv, env.unwrapped))
     _, info = env.reset(seed=seed)
@@ -32,7 +32,7 @@ def play(seed: int, task: TaskConfig) -> tuple[int, bool]:
 
 
 def main() -> None:
-    """Parses the command line, plays the episodes, prints the rate."""
+    """Parse the command line, run the episodes and print the rate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", default="sim_transfer", help="as in `imf_ray.evaluate task=`")
     parser.add_argument("--start", type=int, default=0, help="first seed")
@@ -44,18 +44,18 @@ def main() -> None:
     seeds = range(args.start, args.start + args.episodes)
     task = load_config([f"task={args.task}", f"task.action_space={args.action_space}"]).task
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
-        began = time.perf_counter()
-        outcomes = pool.map(functools.partial(play, task=task), seeds, chunksize=1)
-        seconds = time.perf_counter() - began
+        start = time.perf_counter()
+        outcomes = pool.map(functools.partial(run_episode, task=task), seeds, chunksize=1)
+        seconds = time.perf_counter() - start
 
     wins = sum(success for _, success in outcomes)
     low, high = wilson_interval(wins, len(outcomes))
     print(f"{args.task}, seeds {seeds.start}..{seeds.stop - 1}, action space {args.action_space}")
     print(f"successes {wins} of {len(outcomes)}, 95 % Wilson {low:.4f}-{high:.4f}")
     failed = {seed: stage for seed, (stage, won) in zip(seeds, outcomes, strict=True) if not won}
-    print(f"failed seeds and the stage they reached: {failed}")
-    each = args.processes * seconds / len(outcomes)
-    print(f"{each:.2f} s an episode in one of {args.processes} processes, start-up included")
+    print(f"failed seeds and their highest stages: {failed}")
+    episode_s = args.processes * seconds / len(outcomes)
+    print(f"{episode_s:.2f} s per episode in each of {args.processes} processes, with start-up")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""LeRobotDataset as a contender of `benchmarks.data`; run by the Python of lerobot's environment.
+"""LeRobotDataset as a loader of `benchmarks.data`; run by the Python of lerobot's environment.
 
     PYTHON -m benchmarks.lerobot_loader convert EPISODES TARGET --kind video --count 20
     PYTHON -m benchmarks.lerobot_loader load TARGET --folder F --workers 1 ...
 
-Nothing of imf_ray is imported: the two environments need not agree on any package.
+It does not import imf_ray, so that the two environments may have different packages.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REPO = "local/episodes"
 
 
 def convert(episodes: Path, target: Path, kind: str, count: int) -> None:
-    """Write the first `count` episodes of a folder of ours as a LeRobotDataset."""
+    """Convert the first `count` episodes of a folder to a LeRobotDataset."""
     files = [episodes / f"episode_{number}.hdf5" for number in range(count)]
     with h5py.File(files[0]) as file:
         cameras = {name: frames.shape[1:] for name, frames in file["observations/images"].items()}
@@ -65,7 +65,7 @@ def convert(episodes: Path, target: Path, kind: str, count: int) -> None:
 
 
 def batches(target: Path, workers: int) -> Iterator[dict[str, Any]]:
-    """Shuffled windows for ever, as LeRobot's training script loads them."""
+    """Yield shuffled windows forever, loaded as in LeRobot's training script."""
     times = [step / FPS for step in OBSERVED_STEPS]
     info = json.loads((target / "meta" / "info.json").read_text())
     observed = [name for name in info["features"] if name.startswith("observation.")]

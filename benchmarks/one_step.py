@@ -1,14 +1,15 @@
-"""How close does one network call come to a diffusion loop on the same network?
+"""Success of one network call, compared with a diffusion loop on the same network.
 
     python -m benchmarks.one_step --recipe cpu_transfer --output runs/one_step
 
 Trains the same trunk, head, data, updates and seed under three objectives (improved MeanFlow, flow
-matching, DDPM) with `imf_ray.train`, judges each at several numbers of network calls with
-`imf_ray.evaluate` on the same episodes, and writes `docs/results/one_step/RECIPE.md` beside the raw
-records, anew after each row that is judged. What is there is not done again: the same command goes
-on where it was stopped.
-Further `key=value` options go to every training; `--trained iMF=policies/sim_transfer` judges that
-checkpoint instead of training one for the objective.
+matching, DDPM) with `imf_ray.train`. Evaluates each at several numbers of network calls with
+`imf_ray.evaluate` on the same episodes. After each row it rewrites the page
+`docs/results/one_step/RECIPE.md` and the raw records next to it. Finished rows are skipped, so that
+the same command resumes.
+
+Further `key=value` options are passed to every training. `--trained iMF=policies/sim_transfer`
+evaluates that checkpoint instead of training one for the objective.
 """
 
 from __future__ import annotations
@@ -47,16 +48,16 @@ OBJECTIVES = {
     ),
     "flow": ("agent.objective=flow", "agent.time_sampler=uniform", "agent.inference_steps=10"),
 }
-"""What differs from the recipe, which is one of iMF, in each training."""
+"""Options of each training that differ from the recipe, which is one for iMF."""
 FIRST_SEED = 800_000
-"""The episodes of the study, used for nothing else."""
+"""First evaluation seed; these seeds are used for nothing else."""
 TIMED_CALLS, WARM_UP_CALLS = 40, 3
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "one_step"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A trained policy, executed with a number of network calls for a chunk."""
+    """A trained policy, executed with `steps` network calls per action chunk."""
 
     objective: str
     steps: int
@@ -86,18 +87,18 @@ ORDER = sorted(
         row.steps,
     ),
 )
-"""In which the rows are trained for and judged: what all others are compared with, then the one
-that the study is about, and the longest last. A page that is not whole yet answers the question."""
-LARGEST_LOSS, LEAST_REFERENCE = 0.05, 0.7
-"""The target: one step loses no more success than this, to a reference that has at least this."""
-LARGEST_HEAD_RATIO = 0.12
+"""Order of training and evaluation: the reference, then the rows of the main comparison, and the
+longest last. An unfinished page then already answers the question."""
+MAX_LOSS, MIN_REFERENCE = 0.05, 0.7
+"""Target: one step loses at most this much success, and the reference has at least this much."""
+MAX_HEAD_RATIO = 0.12
 
 
 def command(module: str, *options: str) -> None:
-    """Run an entry point as a user does; what it prints is shown.
+    """Run a command as a user does and show its output.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the command failed.
     """
     arguments = [sys.executable, "-m", f"imf_ray.{module}", *options]
     print("$", " ".join(["python", *arguments[1:]]), flush=True)
@@ -107,7 +108,7 @@ def command(module: str, *options: str) -> None:
 
 
 def train(objective: str, output: Path, recipe: str, options: Sequence[str]) -> Path:
-    """The last checkpoint of an objective's run, trained if it is not there."""
+    """Return the last checkpoint of an objective's run; train it if it does not exist."""
     command(
         "train",
         f"recipe={recipe}",
@@ -122,25 +123,25 @@ def train(objective: str, output: Path, recipe: str, options: Sequence[str]) -> 
 
 
 def read_trained(given: Sequence[str]) -> dict[str, Path]:
-    """`OBJECTIVE=CHECKPOINT` as a mapping.
+    """Parse texts `OBJECTIVE=CHECKPOINT`.
 
     Raises:
-        ValueError: one is not of that form, or names no objective of the study.
+        ValueError: a text has another form, or names an unknown objective.
     """
-    found = {}
+    checkpoints = {}
     for text in given:
         objective, equals, checkpoint = text.partition("=")
         if not equals or objective not in OBJECTIVES:
             raise ValueError(
-                f"--trained {text}: OBJECTIVE=CHECKPOINT is expected, the objective one of "
+                f"--trained {text}: expected OBJECTIVE=CHECKPOINT with an objective of "
                 f"{', '.join(OBJECTIVES)}"
             )
-        found[objective] = Path(checkpoint)
-    return found
+        checkpoints[objective] = Path(checkpoint)
+    return checkpoints
 
 
-def judge(row: Row, checkpoint: Path, output: Path, episodes: int) -> list[EpisodeRecord]:
-    """The records of a row on the study's episodes, played if they are not there."""
+def evaluate(row: Row, checkpoint: Path, output: Path, episodes: int) -> list[EpisodeRecord]:
+    """Return the records of a row; run the episodes that do not exist."""
     folder = output / "records" / row.name
     command(
         "evaluate",
@@ -157,19 +158,19 @@ def judge(row: Row, checkpoint: Path, output: Path, episodes: int) -> list[Episo
 
 @dataclass(frozen=True)
 class CallTimes:
-    """Milliseconds that a policy takes for a chunk."""
+    """Milliseconds that a policy needs for one action chunk."""
 
     head: float
-    """Of the network calls without the encoders, the median."""
+    """Median of the network calls without the encoders."""
     p50: float
-    """Of the whole, encoders included."""
+    """Median with the encoders."""
     p95: float
 
 
 def time_calls(checkpoints: Mapping[str, Path]) -> dict[str, CallTimes]:
-    """How long a chunk takes, by row, of the objectives that have a checkpoint.
+    """Measure the time per chunk of each row whose objective has a checkpoint.
 
-    One sample, one thread; all rows in turn, so that the machine's moods meet all of them.
+    One sample, one thread. The rows alternate, so that changes of the machine's speed affect all.
     """
     torch.set_num_threads(1)
     rows = [row for row in ROWS if row.objective in checkpoints]
@@ -187,15 +188,15 @@ def time_calls(checkpoints: Mapping[str, Path]) -> dict[str, CallTimes]:
             agent.inference_steps = row.steps
             shape = (1, agent.pred_horizon, agent.action_dim)
             noise = torch.randn(shape, generator=generator)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             with torch.no_grad():
                 cond = agent._build_cond(observations[row.objective])
                 encoded = time.perf_counter()
                 agent._sample_actions(noise, cond)
-            ended = time.perf_counter()
+            end = time.perf_counter()
             if number >= WARM_UP_CALLS:
-                heads[row.name].append(1e3 * (ended - encoded))
-                wholes[row.name].append(1e3 * (ended - begun))
+                heads[row.name].append(1e3 * (end - encoded))
+                wholes[row.name].append(1e3 * (end - start))
     return {
         name: CallTimes(float(np.median(heads[name])), *np.percentile(wholes[name], (50, 95)))
         for name in heads
@@ -210,29 +211,34 @@ def _blank_observation(agent: VLAAgent, config: Config) -> dict[str, Any]:
     return {"images": images, "qpos": state}
 
 
-def table(judged: Mapping[str, Sequence[EpisodeRecord]], times: Mapping[str, CallTimes]) -> str:
-    """The results as Markdown, one line a row of the study."""
-    stages = range(1, next(iter(judged.values()))[0].num_stages + 1)
+def table(
+    records_by_row: Mapping[str, Sequence[EpisodeRecord]], times: Mapping[str, CallTimes]
+) -> str:
+    """Format the results as Markdown, one line per row."""
+    stages = range(1, next(iter(records_by_row.values()))[0].num_stages + 1)
     columns = [
         "policy-calls",
         "success [95 % Wilson]",
         f"minus {REFERENCE.name} [95 %]",
-        "summed reward",
+        "mean return",
         "reached " + " / ".join(f">={stage}" for stage in stages),
         "head ms",
         f"/ {REFERENCE.name}",
         "chunk ms p50 / p95",
     ]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for name, records in judged.items():
+    for name, records in records_by_row.items():
         summary = summarize(records)
         difference = "reference"
         if name != REFERENCE.name:
-            against = versus_reference(name, judged)
-            difference = f"{against.difference:+.3f} [{against.low:+.3f}, {against.high:+.3f}]"
+            comparison = versus_reference(name, records_by_row)
+            difference = (
+                f"{comparison.difference:+.3f} [{comparison.low:+.3f}, {comparison.high:+.3f}]"
+            )
         cells = [
             name,
-            f"{summary.success_rate:.3f} [{summary.success_ci_low:.3f}, {summary.success_ci_high:.3f}]",
+            f"{summary.success_rate:.3f} "
+            f"[{summary.success_ci_low:.3f}, {summary.success_ci_high:.3f}]",
             difference,
             f"{summary.return_mean:.1f}",
             " / ".join(f"{summary.stage_shares[stage]:.2f}" for stage in stages),
@@ -244,64 +250,68 @@ def table(judged: Mapping[str, Sequence[EpisodeRecord]], times: Mapping[str, Cal
     return "\n".join(lines)
 
 
-def versus_reference(name: str, judged: Mapping[str, Sequence[EpisodeRecord]]) -> Comparison:
-    """A row against the reference, on the same episodes."""
-    return compare({name: judged[name], REFERENCE.name: judged[REFERENCE.name]})[0]
+def versus_reference(
+    name: str, records_by_row: Mapping[str, Sequence[EpisodeRecord]]
+) -> Comparison:
+    """Compare a row with the reference on the same episodes."""
+    return compare({name: records_by_row[name], REFERENCE.name: records_by_row[REFERENCE.name]})[0]
 
 
-def verdict(judged: Mapping[str, Sequence[EpisodeRecord]]) -> str:
-    """Whether the target of the comparison is met, in words."""
-    if "iMF-1" not in judged:
-        return f"* One-step iMF against {REFERENCE.name}: not judged yet."
-    one = versus_reference("iMF-1", judged)
-    reference = summarize(judged[REFERENCE.name])
-    met = one.low >= -LARGEST_LOSS and reference.success_rate >= LEAST_REFERENCE
+def describe_target(records_by_row: Mapping[str, Sequence[EpisodeRecord]]) -> str:
+    """State in words if the target of the comparison is met."""
+    if "iMF-1" not in records_by_row:
+        return f"* One-step iMF against {REFERENCE.name}: not evaluated yet."
+    one = versus_reference("iMF-1", records_by_row)
+    reference = summarize(records_by_row[REFERENCE.name])
+    met = one.low >= -MAX_LOSS and reference.success_rate >= MIN_REFERENCE
     return f"""* One-step iMF minus {REFERENCE.name}: {one.difference:+.3f}, 95 % interval \
 [{one.low:+.3f}, {one.high:+.3f}] (Bonett and Price, paired on {one.episodes} episodes), exact \
-McNemar p = {one.p_value:.3g}. The target, a lower bound of at least {-LARGEST_LOSS} with \
-{REFERENCE.name} at {LEAST_REFERENCE} or more, is {"met" if met else "missed"} \
+McNemar p = {one.p_value:.3g}. The target, a lower bound of at least {-MAX_LOSS} with \
+{REFERENCE.name} at {MIN_REFERENCE} or more, is {"met" if met else "missed"} \
 ({REFERENCE.name}: {reference.success_rate:.3f})."""
 
 
-def head_verdict(times: Mapping[str, CallTimes]) -> str:
-    """What one step of iMF costs of the reference's head time, in words."""
+def describe_head_time(times: Mapping[str, CallTimes]) -> str:
+    """State in words the head time of one-step iMF relative to the reference."""
     if "iMF-1" not in times:
         return f"* Head time of one-step iMF / {REFERENCE.name}: not measured yet."
     ratio = times["iMF-1"].head / times[REFERENCE.name].head
     return (
         f"* Head time of one-step iMF / {REFERENCE.name}: {ratio:.3f} "
-        f"(target: at most {LARGEST_HEAD_RATIO})."
+        f"(target: at most {MAX_HEAD_RATIO})."
     )
 
 
 def write_results(
-    judged: Mapping[str, Sequence[EpisodeRecord]],
+    records_by_row: Mapping[str, Sequence[EpisodeRecord]],
     times: Mapping[str, CallTimes],
     recipe: str,
-    how: str,
+    description: str,
 ) -> Path:
-    """Write the page of what is judged and, beside it, the raw records (JSON lines, gzip)."""
-    judged = {row.name: judged[row.name] for row in ROWS if row.name in judged}
+    """Write the page of the evaluated rows and the raw records (JSON lines, gzip) next to it."""
+    records_by_row = {
+        row.name: records_by_row[row.name] for row in ROWS if row.name in records_by_row
+    }
     records_dir = RESULTS / recipe
     records_dir.mkdir(parents=True, exist_ok=True)
-    for name, records in judged.items():
+    for name, records in records_by_row.items():
         lines = "".join(json.dumps(vars(record)) + "\n" for record in records)
-        # Without a time fingerprint, the same records give the same bytes.
+        # Without a modification time, equal records give equal bytes.
         write_atomically(records_dir / f"{name}.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
-    missing = [row.name for row in ROWS if row.name not in judged]
+    missing = [row.name for row in ROWS if row.name not in records_by_row]
     page = f"""# One step against a diffusion loop: {recipe}
 
-{how}
+{description}
 
-{table(judged, times)}
+{table(records_by_row, times)}
 
-{verdict(judged)}
-{head_verdict(times)}
-* Each objective was trained once, with one seed; what they have in common was chosen for iMF.
-* Rows still to be judged: {", ".join(missing) or "none"}.
+{describe_target(records_by_row)}
+{describe_head_time(times)}
+* Each objective was trained once, with one seed; the common hyperparameters were chosen for iMF.
+* Rows still to be evaluated: {", ".join(missing) or "none"}.
 * "head ms": the network calls of one chunk without the encoders, the median; "chunk ms": all of \
-it, encoders included. One sample, one thread, {TIMED_CALLS} times, all rows in turn.
-* Raw records: `{recipe}/*.jsonl.gz`, one line an episode.
+it, with the encoders. One sample, one thread, {TIMED_CALLS} times, rows alternating.
+* Raw records: `{recipe}/*.jsonl.gz`, one line per episode.
 """
     path = RESULTS / f"{recipe}.md"
     write_atomically(path, page)
@@ -318,7 +328,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar="OBJECTIVE=CHECKPOINT",
-        help="judge this checkpoint instead of training one for the objective",
+        help="evaluate this checkpoint instead of training one for the objective",
     )
     parser.add_argument("options", nargs="*", metavar="key=value", help="for every training")
     arguments = parser.parse_args()
@@ -330,16 +340,16 @@ def main() -> None:
     shown = [option for option in arguments.options if not option.startswith("data.dataset_dir=")]
     trained = [f"--trained {text}" for text in arguments.trained]
     options = " ".join([f"--recipe {arguments.recipe}", *trained, *shown])
-    how = (
+    description = (
         f"`python -m benchmarks.one_step {options}`: iMF, flow matching and DDPM with the same "
-        "trunk, head, demonstrations, updates and seed, judged on the same "
+        "trunk, head, demonstrations, updates and seed, evaluated on the same "
         f"{arguments.episodes} episodes (seeds from {FIRST_SEED}). "
         f"Page written by commit {commit()}; torch {torch.__version__}."
     )
     if trained:
-        how += " What is named by `--trained` was not trained here, nor with these options."
+        description += " Checkpoints named by `--trained` were trained before, with other options."
     times: dict[str, CallTimes] = {}
-    judged: dict[str, list[EpisodeRecord]] = {}
+    records_by_row: dict[str, list[EpisodeRecord]] = {}
     for row in ORDER:
         if row.objective not in checkpoints:
             checkpoints[row.objective] = train(
@@ -347,8 +357,10 @@ def main() -> None:
             )
         if row.name not in times:
             times = time_calls(checkpoints)
-        judged[row.name] = judge(row, checkpoints[row.objective], output, arguments.episodes)
-        print(write_results(judged, times, arguments.recipe, how))
+        records_by_row[row.name] = evaluate(
+            row, checkpoints[row.objective], output, arguments.episodes
+        )
+        print(write_results(records_by_row, times, arguments.recipe, description))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""CPU time and memory of a process and all it started, seen from outside."""
+"""CPU time and memory of a process and its descendants, measured from outside."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 
 
-def family(root: int) -> list[psutil.Process]:
-    """A process and all it started that still run."""
+def process_tree(root: int) -> list[psutil.Process]:
+    """Return a process and its running descendants."""
     try:
         parent = psutil.Process(root)
         return [parent, *parent.children(recursive=True)]
@@ -19,22 +19,22 @@ def family(root: int) -> list[psutil.Process]:
 
 
 def cpu_times(root: int) -> dict[int, float]:
-    """CPU seconds of a process and of all it started that still run, by process id.
+    """Return CPU seconds of a process and its running descendants, by process id.
 
-    Take them now and then and keep the last of each: what has ended is not seen any more.
+    Call it repeatedly and keep the last value of each id: ended processes are not included.
     """
-    found = {}
-    for process in family(root):
+    seconds = {}
+    for process in process_tree(root):
         with contextlib.suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
-            found[process.pid] = times.user + times.system
-    return found
+            seconds[process.pid] = times.user + times.system
+    return seconds
 
 
 def proportional_bytes(root: int) -> int:
-    """Memory of a process and all it started, pages that some share counted once."""
+    """Return the summed proportional set size of a process and its descendants."""
     total = 0
-    for process in family(root):
+    for process in process_tree(root):
         try:
             lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
         except (FileNotFoundError, ProcessLookupError):
@@ -43,9 +43,9 @@ def proportional_bytes(root: int) -> int:
     return total
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all it started."""
-    for member in family(process.pid):
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and its descendants."""
+    for member in process_tree(process.pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     process.wait()

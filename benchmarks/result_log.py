@@ -1,6 +1,6 @@
-"""What was measured, and of which commit.
+"""Log of measurements: one JSON line per case, with the commit that was measured.
 
-A long benchmark writes a line a case, so that it goes on where it stopped.
+A long benchmark writes a line after each case, so that it can resume after an interruption.
 """
 
 from __future__ import annotations
@@ -13,30 +13,33 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 Case = TypeVar("Case")
-Measured = TypeVar("Measured")
+Result = TypeVar("Result")
 
 
 def commit() -> str:
-    """The commit that a figure comes from; `-dirty` if files differ from it."""
+    """Return the current commit; `-dirty` is appended if files differ from it."""
     command = ["git", "describe", "--always", "--dirty"]
     root = Path(__file__).parents[1]
     return subprocess.check_output(command, text=True, cwd=root).strip()
 
 
-def read_notes(log: Path, case: type[Case], measured: type[Measured]) -> dict[Case, Measured]:
-    """Cases of this commit and what was seen of them, both dataclasses, in the order of doing."""
-    found, here = {}, commit()
+def read_results(log: Path, case_type: type[Case], result_type: type[Result]) -> dict[Case, Result]:
+    """Read the results of the current commit by case, in the order of measurement.
+
+    Both types are dataclasses.
+    """
+    results, current = {}, commit()
     for line in log.read_text().splitlines() if log.exists() else ():
         entry = json.loads(line)
-        if entry["commit"] == here:  # figures of two commits are not for one table
-            found[case(**entry["case"])] = measured(**entry["measured"])
-    return found
+        if entry["commit"] == current:  # results of two commits do not belong in one table
+            results[case_type(**entry["case"])] = result_type(**entry["measured"])
+    return results
 
 
-def note(log: Path, case: Any, measured: Any) -> None:
-    """Add a case, with the commit and the load of the machine after it."""
+def append_result(log: Path, case: Any, result: Any) -> None:
+    """Append a case and its result, with the commit and the machine's load average."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    entry = {"case": asdict(case), "measured": asdict(measured)}
+    entry = {"case": asdict(case), "measured": asdict(result)}
     entry |= {"commit": commit(), "load": os.getloadavg()[0]}
     with log.open("a") as file:
         file.write(json.dumps(entry) + "\n")

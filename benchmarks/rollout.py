@@ -1,18 +1,18 @@
-"""What a judgement costs: ours, a lock-step vector environment, and a serial loop.
+"""Cost of an evaluation: `EpisodeRunner`, a lock-step vector environment and a serial loop.
 
     python -m benchmarks.rollout --checkpoint RUN/checkpoint_00000300 --episodes 8 --rounds 3
 
-All forms play the same policy on the same episodes, in full length, with the same render flags and
-one thread a process. Three questions:
+All forms run the same policy on the same episodes, in full length, with the same render flags and
+one thread per process. It measures:
 
-1. On one core, what do physics, rendering and inference cost in each form, in CPU seconds? Ours is
-   an `EpisodeRunner` with `--worlds` worlds. The lock-step form is gymnasium's `AsyncVectorEnv` of
-   as many environments, which renders every frame, as LeRobot's evaluation does; the serial form
-   renders every frame of one environment, as RoboIMI's and ACT's do.
-2. On two cores, what do two Ray actors reach beside two plain processes?
-3. What would 8 and 64 actors reach? The queue is simulated with measured episode times.
+1. On one core, the CPU seconds of physics, rendering and inference in each form. `imf_ray` is an
+   `EpisodeRunner` with `--envs` envs. `lock-step` is gymnasium's `AsyncVectorEnv` of as many
+   environments, which renders every frame, as LeRobot's evaluation does. `serial` renders every
+   frame of one environment, as RoboIMI's and ACT's evaluations do.
+2. On two cores, the throughput of two Ray actors and of two plain processes.
+3. The utilization of 8 and 64 actors, simulated with measured episode times.
 
-Start-up (imports, loading, making environments) is in none of the figures.
+Start-up (imports, loading, making environments) is not included.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ METER = Meter()
 
 
 class MeteredTransferEnv(SimTransferEnv):
-    """The transfer task, with its CPU time noted; the last step's total is in `info`."""
+    """The transfer task with its CPU time metered; `info` of a step has the totals so far."""
 
     def step(self, action: Any) -> Any:
         rendering = METER.seconds[RENDERING]
@@ -92,95 +92,97 @@ if "benchmarks/MeteredTransfer-v0" not in gymnasium.registry:
     gymnasium.register(id="benchmarks/MeteredTransfer-v0", entry_point=MeteredTransferEnv)
 
 
-class Metered(AgentPolicy):
-    """An agent whose calls are metered."""
+class MeteredPolicy(AgentPolicy):
+    """An agent with metered predictions."""
 
     def predict_chunks(self, episodes: Any, timers: Any) -> None:
         with METER.on(INFERENCE):
             super().predict_chunks(episodes, timers)
 
 
-def make_job(checkpoint: Path, worlds: int) -> RolloutSpec:
-    """The checkpoint's own task, metered, with a call of the policy for all worlds of an actor."""
+def make_spec(checkpoint: Path, num_envs: int) -> RolloutSpec:
+    """Return the rollout of a checkpoint on its own task, metered, with one batch for all envs."""
     config = load_policy_config(checkpoint)
     settings = agent_rollout_config(config, noise_seed=0)
     task = replace(config.task, env_id=ENV_ID)
     return RolloutSpec(
         PolicySpec.parse(str(checkpoint)),
-        replace(settings, task=task, inference_batch_size=worlds),
-        worlds,
+        replace(settings, task=task, inference_batch_size=num_envs),
+        num_envs,
     )
 
 
-def make_runner(job: RolloutSpec) -> EpisodeRunner:
-    agent, _ = load_agent(job.policy.local_path)
-    return EpisodeRunner(Metered(agent, "metered", job.config), job.config, job.envs_per_actor)
+def make_runner(spec: RolloutSpec) -> EpisodeRunner:
+    agent, _ = load_agent(spec.policy.local_path)
+    return EpisodeRunner(
+        MeteredPolicy(agent, "metered", spec.config), spec.config, spec.envs_per_actor
+    )
 
 
-def play(runner: EpisodeRunner, worlds: int, seeds: Sequence[int]) -> list[Any]:
-    """All episodes, a free world taking the next seed at once."""
-    waiting, played = list(seeds), []
-    for seed in waiting[:worlds]:
+def run_episodes(runner: EpisodeRunner, num_envs: int, seeds: Sequence[int]) -> list[Any]:
+    """Run all episodes; a free env starts the next seed at once."""
+    waiting, records = list(seeds), []
+    for seed in waiting[:num_envs]:
         runner.start(seed)
-    waiting = waiting[worlds:]
-    while len(played) < len(seeds):
+    waiting = waiting[num_envs:]
+    while len(records) < len(seeds):
         for episode in runner.run_until_any_done():
-            played.append(episode.record)
+            records.append(episode.record)
             if waiting:
                 runner.start(waiting.pop(0))
-    return played
+    return records
 
 
 # 1. One core ------------------------------------------------------------------------------------
 
 
-def ours(job: RolloutSpec, episodes: int) -> dict[str, float]:
-    """Several worlds in this process, rendered where the policy looks."""
-    runner = make_runner(job)
+def imf_ray_runner(spec: RolloutSpec, episodes: int) -> dict[str, float]:
+    """Run several envs in this process; images are rendered only when the policy needs them."""
+    runner = make_runner(spec)
     seeds = range(FIRST_SEED, FIRST_SEED + episodes)
-    return _timed(lambda: sum(r.steps for r in play(runner, job.envs_per_actor, seeds)))
+    return _timed(lambda: sum(r.steps for r in run_episodes(runner, spec.envs_per_actor, seeds)))
 
 
-def serial(job: RolloutSpec, episodes: int) -> dict[str, float]:
-    """One environment after the other, every frame rendered, a call for each chunk."""
-    agent, _ = load_agent(job.policy.local_path)
-    env = make_rendering_env(job)
+def serial(spec: RolloutSpec, episodes: int) -> dict[str, float]:
+    """Run one environment after the other, with every frame rendered and one call per chunk."""
+    agent, _ = load_agent(spec.policy.local_path)
+    env = make_rendering_env(spec)
 
     def run() -> int:
         steps = 0
         for seed in range(FIRST_SEED, FIRST_SEED + episodes):
             observation, _ = env.reset(seed=seed)
             agent.reset()
-            over = False
-            while not over:
+            done = False
+            while not done:
                 action = _select(agent, batch_of_one(observation))[0]
                 observation, _, terminated, truncated, _ = env.step(action)
-                over = terminated or truncated
+                done = terminated or truncated
                 steps += 1
         return steps
 
     return _timed(run)
 
 
-def lock_step(job: RolloutSpec, episodes: int) -> dict[str, float]:
-    """Environments in processes of their own that all wait for each other at every step."""
-    agent, _ = load_agent(job.policy.local_path)
+def lock_step(spec: RolloutSpec, episodes: int) -> dict[str, float]:
+    """Run environments in separate processes that wait for each other at every step."""
+    agent, _ = load_agent(spec.policy.local_path)
     env = gymnasium.vector.AsyncVectorEnv(
-        [lambda: make_rendering_env(job)] * job.envs_per_actor, context="spawn"
+        [lambda: make_rendering_env(spec)] * spec.envs_per_actor, context="spawn"
     )
     spent_in_envs: dict[str, float] = {}
 
     def run() -> int:
         steps, last = 0, {}
-        for first in range(FIRST_SEED, FIRST_SEED + episodes, job.envs_per_actor):
-            observation, _ = env.reset(seed=list(range(first, first + job.envs_per_actor)))
+        for first in range(FIRST_SEED, FIRST_SEED + episodes, spec.envs_per_actor):
+            observation, _ = env.reset(seed=list(range(first, first + spec.envs_per_actor)))
             agent.reset()
-            over = np.zeros(job.envs_per_actor, bool)
-            while not over.all():
+            done = np.zeros(spec.envs_per_actor, bool)
+            while not done.all():
                 actions = _select(agent, observation)
                 observation, _, terminated, truncated, last = env.step(actions)
-                over |= terminated | truncated
-                steps += job.envs_per_actor
+                done |= terminated | truncated
+                steps += spec.envs_per_actor
         spent_in_envs.update({name: float(last[name].sum()) for name in (PHYSICS, RENDERING)})
         return steps
 
@@ -189,9 +191,9 @@ def lock_step(job: RolloutSpec, episodes: int) -> dict[str, float]:
     return result | spent_in_envs
 
 
-def make_rendering_env(job: RolloutSpec) -> Any:
+def make_rendering_env(spec: RolloutSpec) -> Any:
     torch.set_num_threads(1)
-    settings = job.config
+    settings = spec.config
     kwargs = settings.task.env_kwargs(settings.camera_names)
     for key in ("adapter", "control_hz"):
         del kwargs[key]
@@ -221,7 +223,7 @@ def _timed(run: Callable[[], int]) -> dict[str, float]:
 
 
 def in_process(form: Callable[..., Any], cores: set[int], *arguments: Any) -> Any:
-    """The result of a form in a process of its own, with its children on `cores`."""
+    """Return the result of a form, run in a separate process with its children on `cores`."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=_child, args=(queue, form, cores, arguments))
@@ -240,10 +242,10 @@ def _child(queue: Any, form: Callable[..., Any], cores: set[int], arguments: Any
 # 2. Two cores -----------------------------------------------------------------------------------
 
 
-def on_actors(job: RolloutSpec, actors: int, episodes: int) -> tuple[float, list[Any]]:
-    """Seconds of all episodes on so many Ray actors, once they are ready, and the records."""
+def on_actors(spec: RolloutSpec, actors: int, episodes: int) -> tuple[float, list[Any]]:
+    """Return the seconds of all episodes on ready Ray actors, and the records."""
     pool = RolloutActorPool(
-        job, range(FIRST_SEED, FIRST_SEED + episodes), RolloutResources(actors, 1.0), {}
+        spec, range(FIRST_SEED, FIRST_SEED + episodes), RolloutResources(actors, 1.0), {}
     )
     pool.wait_until_ready()
     start = time.perf_counter()
@@ -253,13 +255,13 @@ def on_actors(job: RolloutSpec, actors: int, episodes: int) -> tuple[float, list
     return wall, records
 
 
-def on_processes(job: RolloutSpec, processes: int, episodes: int) -> float:
-    """Seconds of all episodes in so many plain processes, an equal share of them each."""
+def on_processes(spec: RolloutSpec, processes: int, episodes: int) -> float:
+    """Return the seconds of all episodes in plain processes that divide them equally."""
     context = multiprocessing.get_context("spawn")
     barrier, queue = context.Barrier(processes + 1), context.Queue()
     share = episodes // processes
     workers = [
-        context.Process(target=_plain, args=(job, range(first, first + share), barrier, queue))
+        context.Process(target=_plain, args=(spec, range(first, first + share), barrier, queue))
         for first in range(FIRST_SEED, FIRST_SEED + episodes, share)
     ]
     for worker in workers:
@@ -274,29 +276,29 @@ def on_processes(job: RolloutSpec, processes: int, episodes: int) -> float:
     return wall
 
 
-def _plain(job: RolloutSpec, seeds: range, barrier: Any, queue: Any) -> None:
+def _plain(spec: RolloutSpec, seeds: range, barrier: Any, queue: Any) -> None:
     torch.set_num_threads(1)
-    runner = EpisodeRunner(make_policy(job.policy, job.config), job.config, job.envs_per_actor)
+    runner = EpisodeRunner(make_policy(spec.policy, spec.config), spec.config, spec.envs_per_actor)
     barrier.wait()
-    play(runner, job.envs_per_actor, seeds)
+    run_episodes(runner, spec.envs_per_actor, seeds)
     queue.put(None)
 
 
-# 3. More actors than there are ------------------------------------------------------------------
+# 3. Simulated actors --------------------------------------------------------------------------
 
 
-def queue_efficiency(times: Sequence[float], places: int) -> float:
-    """Busy share of `places` worlds that take the next episode as soon as they are free."""
-    free = [0.0] * places
+def queue_efficiency(times: Sequence[float], num_envs: int) -> float:
+    """Return the busy fraction of `num_envs` envs that start the next episode when free."""
+    free = [0.0] * num_envs
     for seconds in times:
         heapq.heappush(free, heapq.heappop(free) + seconds)
-    return sum(times) / (places * max(free))
+    return sum(times) / (num_envs * max(free))
 
 
-def lock_step_efficiency(times: Sequence[float], places: int) -> float:
-    """Busy share of `places` worlds that wait for the slowest one of each round."""
-    rounds = [times[first : first + places] for first in range(0, len(times), places)]
-    return sum(times) / (places * sum(max(together) for together in rounds))
+def lock_step_efficiency(times: Sequence[float], num_envs: int) -> float:
+    """Return the busy fraction of `num_envs` envs that wait for the slowest one of each round."""
+    rounds = [times[first : first + num_envs] for first in range(0, len(times), num_envs)]
+    return sum(times) / (num_envs * sum(max(episode_times) for episode_times in rounds))
 
 
 # The report -------------------------------------------------------------------------------------
@@ -305,23 +307,25 @@ def lock_step_efficiency(times: Sequence[float], places: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--episodes", type=int, default=8, help="in each form, a round")
-    parser.add_argument("--worlds", type=int, default=4, help="environments of an agent")
-    parser.add_argument("--rounds", type=int, default=3, help="all forms in turn; medians count")
-    parser.add_argument("--output", type=Path, help="write all figures to this JSON file")
+    parser.add_argument("--episodes", type=int, default=8, help="per form and round")
+    parser.add_argument("--envs", type=int, default=4, help="environments per agent")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="runs of all forms; medians are reported"
+    )
+    parser.add_argument("--output", type=Path, help="write all measurements to this JSON file")
     arguments = parser.parse_args()
-    job = make_job(arguments.checkpoint.absolute(), arguments.worlds)
+    spec = make_spec(arguments.checkpoint.absolute(), arguments.envs)
     one_core = {min(os.sched_getaffinity(0))}
-    figures: dict[str, Any] = {"one core": [], "two cores": []}
-    forms = {"ours": ours, "lock-step": lock_step, "serial": serial}
+    measurements: dict[str, Any] = {"one core": [], "two cores": []}
+    forms = {"imf_ray": imf_ray_runner, "lock-step": lock_step, "serial": serial}
     for number in range(arguments.rounds):
         costs = {
-            name: in_process(form, one_core, job, arguments.episodes)
+            name: in_process(form, one_core, spec, arguments.episodes)
             for name, form in forms.items()
         }
-        figures["one core"].append(costs)
+        measurements["one core"].append(costs)
         print(f"round {number + 1}", json.dumps(costs), flush=True)
-    print_one_core(figures["one core"])
+    print_one_core(measurements["one core"])
     ray.init(
         address="local",
         num_cpus=2,
@@ -332,23 +336,23 @@ def main() -> None:
     episodes = 2 * arguments.episodes
     records: list[Any] = []
     for _ in range(arguments.rounds):
-        walls = {"two processes": on_processes(job, 2, episodes)}
-        walls["two actors"], records = on_actors(job, 2, episodes)
-        walls["one process"] = on_processes(job, 1, episodes)
-        walls["one actor"], _ = on_actors(job, 1, episodes)
-        figures["two cores"].append(walls)
+        walls = {"two processes": on_processes(spec, 2, episodes)}
+        walls["two actors"], records = on_actors(spec, 2, episodes)
+        walls["one process"] = on_processes(spec, 1, episodes)
+        walls["one actor"], _ = on_actors(spec, 1, episodes)
+        measurements["two cores"].append(walls)
         print(json.dumps(walls), flush=True)
     ray.shutdown()
-    print_two_cores(figures["two cores"], sum(record.steps for record in records))
-    figures["episode seconds"] = [record.timing["wall_s"] for record in records]
-    print_queue(figures["episode seconds"])
+    print_two_cores(measurements["two cores"], sum(record.steps for record in records))
+    measurements["episode seconds"] = [record.timing["wall_s"] for record in records]
+    print_queue(measurements["episode seconds"])
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(figures, indent=1))
+        arguments.output.write_text(json.dumps(measurements, indent=1))
 
 
 def print_one_core(rounds: Sequence[dict[str, dict[str, float]]]) -> None:
-    """CPU milliseconds a control step; what is left of the wall time is waiting and the rest."""
-    print("\nOne core, milliseconds a control step (median of the rounds)")
+    """Print CPU milliseconds per control step; the rest of the wall time is mostly waiting."""
+    print("\nOne core, milliseconds per control step (median of the rounds)")
     print(
         f"{'':10s} physics  rendering  inference  other+waiting  wall  environment/lock-step  wall"
     )
@@ -368,7 +372,7 @@ def print_one_core(rounds: Sequence[dict[str, dict[str, float]]]) -> None:
 
 
 def _sides(costs: dict[str, dict[str, float]], name: str) -> tuple[float, float]:
-    """CPU seconds of physics and rendering, and wall seconds, of a control step."""
+    """Return CPU seconds of physics and rendering, and wall seconds, per control step."""
     form = costs[name]
     return (form[PHYSICS] + form[RENDERING]) / form["steps"], form["wall"] / form["steps"]
 
@@ -378,10 +382,10 @@ def print_two_cores(rounds: Sequence[dict[str, float]], steps: int) -> None:
     for name in rounds[0]:
         wall = statistics.median(walls[name] for walls in rounds)
         print(f"{name:14s} {steps / wall:6.0f} steps/s")
-    beside = [walls["two processes"] / walls["two actors"] for walls in rounds]
+    ratios = [walls["two processes"] / walls["two actors"] for walls in rounds]
     print(
-        f"two actors / two processes: {statistics.median(beside):.3f} (rounds: "
-        + ", ".join(f"{ratio:.3f}" for ratio in beside)
+        f"two actors / two processes: {statistics.median(ratios):.3f} (rounds: "
+        + ", ".join(f"{ratio:.3f}" for ratio in ratios)
         + ")"
     )
     for kind in ("actor", "process"):
@@ -391,17 +395,17 @@ def print_two_cores(rounds: Sequence[dict[str, float]], steps: int) -> None:
 
 
 def print_queue(times: Sequence[float]) -> None:
-    """The simulated share of busy time, for episodes drawn from the measured times."""
+    """Print the simulated busy fraction, for episode times sampled from the measured ones."""
     rng = np.random.default_rng(0)
-    drawn = rng.choice(times, SIMULATED_EPISODES).tolist()
+    sampled = rng.choice(times, SIMULATED_EPISODES).tolist()
     print(
-        f"\nBusy share, simulated with {SIMULATED_EPISODES} episodes (measured times: "
+        f"\nBusy fraction, simulated with {SIMULATED_EPISODES} episodes (measured times: "
         f"{min(times):.2f} to {max(times):.2f} s)"
     )
-    for places in SIMULATED_ACTORS:
+    for num_envs in SIMULATED_ACTORS:
         print(
-            f"{places:3d} actors: queue {queue_efficiency(drawn, places):.3f}, "
-            f"lock-step {lock_step_efficiency(drawn, places):.3f}"
+            f"{num_envs:3d} actors: queue {queue_efficiency(sampled, num_envs):.3f}, "
+            f"lock-step {lock_step_efficiency(sampled, num_envs):.3f}"
         )
 
 
