@@ -1,7 +1,7 @@
-"""Kills processes that save checkpoints, at random moments, and looks at what they leave behind.
+"""Kills processes that save checkpoints at random moments, and checks the files they leave.
 
 `python -m tests.helpers.crash_during_save FOLDER DATA KILLS` prints how many were killed while a
-checkpoint was half written.
+checkpoint was incomplete.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ KEEP_LAST, WARM_UP_SAVES = 2, 5
 
 
 def main(run_dir: Path, data: Path, kills: int) -> None:
-    """Kill `kills` saving processes; whatever is found afterwards must load.
+    """Kill `kills` saving processes; all checkpoints left must load.
 
     Raises:
-        AssertionError: a checkpoint was lost, or is not what was written.
+        AssertionError: a checkpoint was lost, or differs from what was written.
     """
     torch.set_num_threads(1)
     config = tiny_config(data)
@@ -37,38 +37,38 @@ def main(run_dir: Path, data: Path, kills: int) -> None:
         with torch.no_grad():
             next(agent.parameters()).fill_(step)
         state = {"step": step, "moments": torch.full((50_000,), float(step))}
-        average = {name: value.clone() for name, value in agent.state_dict().items()}
-        save_checkpoint(run_dir, step, {"loss": 1.0 / step}, agent, config, average, state)
+        ema = {name: value.clone() for name, value in agent.state_dict().items()}
+        save_checkpoint(run_dir, step, {"loss": 1.0 / step}, agent, config, ema, state)
         RunDir(run_dir).prune_checkpoints(KEEP_LAST, pending=lambda step: False)
 
-    usual, known = float("inf"), 0
-    for known in range(1, WARM_UP_SAVES + 1):
+    save_s, last_step = float("inf"), 0
+    for last_step in range(1, WARM_UP_SAVES + 1):
         start = time.perf_counter()
-        save(known)
-        usual = min(usual, time.perf_counter() - start)
+        save(last_step)
+        save_s = min(save_s, time.perf_counter() - start)
     rng, half_written = random.Random(0), 0
     for _ in range(kills):
         parent, child = os.getpid(), os.fork()
         if child == 0:
-            step = known
+            step = last_step
             while os.getppid() == parent:
                 step += 1
                 save(step)
             os._exit(1)
-        time.sleep(rng.uniform(0.0, 3.0 * usual))
+        time.sleep(rng.uniform(0.0, 3.0 * save_s))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         half_written += any(run_dir.glob(f"{PARTIAL_PREFIX}*"))
         newest = RunDir(run_dir).newest_checkpoint()
-        assert newest is not None and newest.step >= known, (newest, known)
-        known = newest.step
+        assert newest is not None and newest.step >= last_step, (newest, last_step)
+        last_step = newest.step
         state = load_train_state(newest.path, "cpu")
-        assert state["step"] == known and (state["moments"] == known).all()
+        assert state["step"] == last_step and (state["moments"] == last_step).all()
         weights = next(load_agent(newest.path)[0].parameters())
-        assert (weights == known).all()
+        assert (weights == last_step).all()
         assert (
             len(RunDir(run_dir).list_checkpoints()) <= KEEP_LAST + 2
-        )  # the best, and one not yet pruned
+        )  # plus the best one and one not yet pruned
     print(half_written)
 
 

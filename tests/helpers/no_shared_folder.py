@@ -1,7 +1,7 @@
-"""Trains on two local nodes that share no folder, for a driver that shares none with them.
+"""Trains on two local nodes; they and the driver share no folder.
 
-`python -m tests.helpers.no_shared_folder URL DATA CACHES`: the run is URL/run; the working copies
-are in CACHES/{head,node,driver}.
+`python -m tests.helpers.no_shared_folder URL DATA CACHES`: the run is URL/run; the local copies are
+in CACHES/{head,node,driver}.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ RESOURCES = RunResources(2, 2, 0.2, 1.0, RolloutResources(1, 0.1))
 
 
 def main(url: str, data: str, caches: Path) -> None:
-    """Carry out the run; each node has one of its two workers."""
+    """Train with one worker per node."""
 
-    def be(machine: str) -> None:  # what is started next inherits it
+    def use_cache_of(machine: str) -> None:  # inherited by processes that are started later
         os.environ["XDG_CACHE_HOME"] = str(caches / machine)
 
-    be("head")
+    use_cache_of("head")
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-    be("node")
+    use_cache_of("node")
     cluster.add_node(**NODE)
-    be("driver")
+    use_cache_of("driver")
     ray.init(address=cluster.address, log_to_driver=False)
     config = tiny_config(
         data,

@@ -1,7 +1,7 @@
-"""Trains on three local nodes, one for each pool, and prints what was seen to run on which.
+"""Trains on three local nodes, one per pool, and prints which processes ran on each.
 
-`python -m tests.helpers.node_pools RUN_DIR DATA`: the last line is JSON, by pool the titles of
-the processes that its raylet had started.
+`python -m tests.helpers.node_pools RUN_DIR DATA`: the last line is JSON with the titles of the
+processes of each pool.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from imf_ray.training.run_dir import RunDir
 from imf_ray.training.trainer import fit, prepare_run
 from tests.helpers.configs import tiny_config
 
-POLL_S = 0.1
+POLL_INTERVAL_S = 0.1
 
 
-def watch(raylets: dict[str, int], seen: dict[str, set[str]], ended: threading.Event) -> None:
-    """Note the titles of the processes of each raylet until the run has ended."""
-    while not ended.wait(POLL_S):
+def watch(raylets: dict[str, int], titles: dict[str, set[str]], ended: threading.Event) -> None:
+    """Collect the titles of the processes of each raylet until the run has ended."""
+    while not ended.wait(POLL_INTERVAL_S):
         for pool, pid in raylets.items():
             for child in psutil.Process(pid).children():
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    seen[pool] |= set(child.cmdline()[:1])
+                    titles[pool] |= set(child.cmdline()[:1])
 
 
 def main(run_dir: Path, data: str) -> None:
-    """Carry out the run and print where its parts were."""
+    """Train, and print the processes of each pool."""
     cluster = Cluster()
     nodes = {
         pool: cluster.add_node(num_cpus=2, labels={"pool": pool}, include_dashboard=False)
@@ -50,9 +50,9 @@ def main(run_dir: Path, data: str) -> None:
         "train.rollout_val_freq_epochs=1000",
     )
     resources = allocate_run(config, init_ray(config))
-    seen: dict[str, set[str]] = {pool: set() for pool in POOLS}
+    titles: dict[str, set[str]] = {pool: set() for pool in POOLS}
     ended = threading.Event()
-    watcher = threading.Thread(target=watch, args=(raylets, seen, ended))
+    watcher = threading.Thread(target=watch, args=(raylets, titles, ended))
     watcher.start()
     try:
         fit(prepare_run(config), RunDir(run_dir), resources)
@@ -61,7 +61,7 @@ def main(run_dir: Path, data: str) -> None:
         watcher.join()
     ray.shutdown()
     cluster.shutdown()
-    print(json.dumps({pool: sorted(titles) for pool, titles in seen.items()}))
+    print(json.dumps({pool: sorted(names) for pool, names in titles.items()}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trainers and batches without a data set."""
+"""Train states and batches without a data set."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from imf_ray.config import load_config
+from imf_ray.data.statistics import Statistics, VectorStatistics
 from imf_ray.schema import Config
 from imf_ray.training.train_state import TrainState
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 
-BATCH_SIZE, IMAGE_SIZE = 8, 48
+BATCH_SIZE, IMAGE_SIZE, POSE_DIM = 8, 48, 7
 MakeTrainer = Callable[..., TrainState]
 
 
@@ -22,21 +23,24 @@ def config_of(*overrides: str) -> Config:
 
 @pytest.fixture
 def make_trainer() -> MakeTrainer:
-    """Makes trainers of `config_of(*overrides)` whose statistics are made up."""
+    """Makes the train state of `config_of(*overrides)` with invented statistics."""
 
     def make(*overrides: str) -> TrainState:
         config = config_of(*overrides)
-        one = {
-            name: {"min": [-2.0] * width, "max": [2.0] * width, "mean": [0.0] * width}
-            | {"std": [1.0] * width}
-            for name, width in (
-                ("qpos", config.agent.state_dim + 7 * len(config.agent.recorded_objects)),
-                ("action", config.agent.action_dim),
-            )
+        statistics: Statistics = {
+            "qpos": _vector_statistics(config.agent.state_dim),
+            "action": _vector_statistics(config.agent.action_dim),
+            "object_poses": {
+                name: _vector_statistics(POSE_DIM) for name in config.agent.recorded_objects
+            },
         }
-        return TrainState(config, one, torch.device("cpu"))
+        return TrainState(config, statistics, torch.device("cpu"))
 
     return make
+
+
+def _vector_statistics(dim: int) -> VectorStatistics:
+    return {"min": [-2.0] * dim, "max": [2.0] * dim, "mean": [0.0] * dim, "std": [1.0] * dim}
 
 
 @pytest.fixture
@@ -45,10 +49,10 @@ def batch() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     is_pad = torch.zeros(BATCH_SIZE, 16, dtype=torch.bool)
     is_pad[::2, -3:] = True
-    pictures = (BATCH_SIZE, 2, IMAGE_SIZE, IMAGE_SIZE, 3)
+    image_shape = (BATCH_SIZE, 2, IMAGE_SIZE, IMAGE_SIZE, 3)
     return {
         "images": {
-            name: torch.randint(256, pictures, dtype=torch.uint8, generator=generator)
+            name: torch.randint(256, image_shape, dtype=torch.uint8, generator=generator)
             for name in ("r_vis", "top", "front")
         },
         "qpos": torch.randn(BATCH_SIZE, 2, 16, generator=generator),
@@ -61,8 +65,8 @@ def batch() -> dict[str, Any]:
     }
 
 
-def gradients(trainer: TrainState, part: str = "") -> torch.Tensor:
-    """The gradients of a trainer's agent, or of a part of it, one after the other."""
-    named = trainer.agent.named_parameters()
-    found = [p for name, p in named if name.startswith(part) and p.grad is not None]
-    return torch.cat([p.grad.flatten() for p in found])
+def gradients(state: TrainState, part: str = "") -> torch.Tensor:
+    """The gradients of an agent, or of one of its modules, as one vector."""
+    named = state.agent.named_parameters()
+    parts = [p.grad for name, p in named if name.startswith(part) and p.grad is not None]
+    return torch.cat([part.flatten() for part in parts])

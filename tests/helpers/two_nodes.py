@@ -1,7 +1,7 @@
-"""Trains on two local nodes, one of which goes, or comes, in the middle.
+"""Trains on two local nodes, one of which is lost or added during the run.
 
 `python -m tests.helpers.two_nodes RUN_DIR DATA killed|drained|added` kills the second node at a
-step, has it drained first, as a cloud does with a spot instance, or adds it then.
+step, drains it first (as a cloud does with a spot instance), or adds it at that step.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ RESOURCES = RunResources(2, 4, 0.2, 1.0, RolloutResources(1, 0.1))
 CHANGE_AT, NOTICE_S = 5, 30
 STEPS = {"killed": 80, "drained": 400, "added": 100_000}
 SAVE_FREQ = {"killed": 3, "drained": 1000, "added": 20}
-"""Where a node is drained, the notice alone leads to a checkpoint."""
-ENOUGH = 20
-"""Updates after those with which the run goes on when a node was added; it is stopped then."""
+"""If a node is drained, only the notice leads to a checkpoint."""
+STEPS_AFTER_ADDED = 20
+"""Updates after the restart with the added node; then the run is stopped."""
 RAY = str(Path(sys.executable).parent / "ray")
 
 
 def wait_for_step(run_dir: Path, step: int, starts: int) -> None:
-    """Wait until the run has been started so often and has come to a step."""
+    """Wait until the run has had this many starts, and this many steps since the last."""
     while True:
         lines = RunDir(run_dir).read_metrics()
-        started = [line["step"] for line in lines if RESTARTS in line]
-        if len(started) >= starts and lines[-1]["step"] >= started[starts - 1] + step:
+        start_steps = [line["step"] for line in lines if RESTARTS in line]
+        if len(start_steps) >= starts and lines[-1]["step"] >= start_steps[starts - 1] + step:
             return
         time.sleep(0.05)
 
 
-def add(cluster: Cluster, run_dir: Path, at_the_end: contextlib.ExitStack) -> None:
-    """Once the run has come to a step, add a node, and stop the run when it makes use of it."""
+def add_node(cluster: Cluster, run_dir: Path, at_the_end: contextlib.ExitStack) -> None:
+    """Add a node at a step, and stop the run some steps after it uses the node."""
     wait_for_step(run_dir, CHANGE_AT, starts=1)
-    # `Cluster.add_node` handles signals, which is for the main thread alone.
+    # `Cluster.add_node` handles signals, which only the main thread may do.
     options = [f"--{key.replace('_', '-')}={value}" for key, value in NODE.items()]
     command = [RAY, "start", f"--address={cluster.address}", "--block", *options]
     node = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     at_the_end.callback(node.wait)
     at_the_end.callback(node.terminate)
-    wait_for_step(run_dir, ENOUGH, starts=2)
+    wait_for_step(run_dir, STEPS_AFTER_ADDED, starts=2)
     RunDir(run_dir).request_stop()
 
 
-def take_away(cluster: Cluster, node: object, run_dir: Path, drain: bool) -> None:
-    """Once the run has come to a step, drain the node if wanted, and kill it."""
+def remove_node(cluster: Cluster, node: object, run_dir: Path, drain: bool) -> None:
+    """Drain the node at a step if `drain` is set, and kill it."""
     wait_for_step(run_dir, CHANGE_AT, starts=1)
     if drain:
         options = {
@@ -78,7 +78,7 @@ def take_away(cluster: Cluster, node: object, run_dir: Path, drain: bool) -> Non
 
 
 def main(run_dir: Path, data: str, mode: str) -> None:
-    """Carry out the run; it takes up to four workers, and needs two."""
+    """Train with two to four workers."""
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     node = None if mode == "added" else cluster.add_node(**NODE)
     ray.init(address=cluster.address, log_to_driver=False)
@@ -92,9 +92,9 @@ def main(run_dir: Path, data: str, mode: str) -> None:
         f"train.save_freq={SAVE_FREQ[mode]}",
     )
     with contextlib.ExitStack() as at_the_end:
-        change: tuple[Any, ...] = (take_away, cluster, node, run_dir, mode == "drained")
+        change: tuple[Any, ...] = (remove_node, cluster, node, run_dir, mode == "drained")
         if mode == "added":
-            change = (add, cluster, run_dir, at_the_end)
+            change = (add_node, cluster, run_dir, at_the_end)
         changer = threading.Thread(target=change[0], args=change[1:], daemon=True)
         changer.start()
         fit(prepare_run(config), RunDir(run_dir), RESOURCES)

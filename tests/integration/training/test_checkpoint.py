@@ -1,4 +1,4 @@
-"""When checkpoints are written and validated, and what of one is handed on."""
+"""Checkpoint folders: the schedule, crashes and full disks, forged files, export."""
 
 import json
 import os
@@ -36,33 +36,33 @@ from tests.helpers.configs import fresh_agent, tiny_config
 
 
 def _steps(train: TrainConfig) -> tuple[list[int], list[int]]:
-    """The steps after which a checkpoint is due, and those of them that are validated."""
+    """The steps after which a checkpoint is saved, and those of them that are validated."""
     schedule = CheckpointSchedule(train, steps_per_epoch=4)
-    due = [step for step in range(1, train.max_steps + 1) if schedule.due(step)]
-    return due, [step for step in due if schedule.validated(step)]
+    saved = [step for step in range(1, train.max_steps + 1) if schedule.should_save(step)]
+    return saved, [step for step in saved if schedule.should_validate(step)]
 
 
-def test_without_validation_only_save_freq_and_the_end_count() -> None:
+def test_without_validation_checkpoints_follow_save_freq() -> None:
     train = TrainConfig(max_steps=10, save_freq=3)
     assert _steps(train) == ([3, 6, 9, 10], [])
 
 
-def test_validation_by_epochs_adds_checkpoints_and_judges_the_last() -> None:
+def test_validation_by_epochs_adds_checkpoints_and_validates_the_last() -> None:
     train = TrainConfig(max_steps=10, save_freq=5, rollout_val_freq_epochs=2)
     assert _steps(train) == ([5, 8, 10], [8, 10])
 
 
-def test_validation_on_checkpoint_adds_none() -> None:
+def test_validation_on_checkpoint_adds_no_checkpoint() -> None:
     train = TrainConfig(max_steps=10, save_freq=4, rollout_validate_on_checkpoint=True)
     assert _steps(train) == ([4, 8, 10], [4, 8, 10])
 
 
-def test_an_exported_policy_is_the_average_and_nothing_of_the_training(
+def test_an_exported_policy_has_the_ema_weights_and_no_train_state(
     demonstrations: Path, tmp_path: Path
 ) -> None:
     config = tiny_config(demonstrations)
-    average = {name: value.clone() for name, value in fresh_agent(config, 1).state_dict().items()}
-    saved = save_checkpoint(tmp_path, 7, {"loss": 1.0}, fresh_agent(config), config, average, {})
+    ema = {name: value.clone() for name, value in fresh_agent(config, 1).state_dict().items()}
+    saved = save_checkpoint(tmp_path, 7, {"loss": 1.0}, fresh_agent(config), config, ema, {})
     policy = export_policy(saved.path, tmp_path / "policies" / "mine")
     assert read_checkpoint(policy.path).metrics == {"step": 7}
     assert not [path for path in policy.path.iterdir() if path.suffix == ".pt"]
@@ -70,13 +70,15 @@ def test_an_exported_policy_is_the_average_and_nothing_of_the_training(
     agent, settings = load_agent(policy.path)
     assert settings.agent == config.agent and settings.task == config.task
     for name, value in agent.state_dict().items():
-        assert torch.equal(value, average[name]), name
+        assert torch.equal(value, ema[name]), name
     with pytest.raises(UserError, match="exists: remove it"):
         export_policy(saved.path, policy.path)
 
 
 @pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_save_killed_at_any_moment(demonstrations: Path, tmp_path: Path, kills: int) -> None:
+def test_a_save_can_be_killed_at_any_moment(
+    demonstrations: Path, tmp_path: Path, kills: int
+) -> None:
     command = [sys.executable, "-m", "tests.helpers.crash_during_save", str(tmp_path)]
     done = subprocess.run(
         [*command, str(demonstrations), str(kills)],
@@ -86,29 +88,29 @@ def test_a_save_killed_at_any_moment(demonstrations: Path, tmp_path: Path, kills
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > kills / 10  # it was killed where it could hurt
+    assert int(done.stdout) > kills / 10  # enough kills hit a half-written checkpoint
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of two megabytes."""
+    """A file system of 2 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(
+    mount = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
     )
-    if mounted.returncode:
-        pytest.skip(f"no right to mount a file system: {mounted.stderr.decode().strip()}")
+    if mount.returncode:
+        pytest.skip(f"no right to mount a file system: {mount.stderr.decode().strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("rest", [0, 100_000], ids=["in the weights", "in the trainer's state"])
-def test_a_full_disk_costs_nothing_that_was_saved(
-    small_disk: Path, demonstrations: Path, rest: int
+@pytest.mark.parametrize("state_size", [0, 100_000], ids=["in weights", "in train state"])
+def test_a_full_disk_leaves_earlier_checkpoints_valid(
+    small_disk: Path, demonstrations: Path, state_size: int
 ) -> None:
     config = tiny_config(demonstrations)
-    agent, state = fresh_agent(config), {"moments": torch.zeros(rest)}
+    agent, state = fresh_agent(config), {"moments": torch.zeros(state_size)}
     with pytest.raises(UserError, match=r"small/checkpoint_\d+ cannot be written.*MiB are free"):
         for step in range(1, 100):
             save_checkpoint(small_disk, step, {}, agent, config, None, state)
@@ -120,39 +122,39 @@ def test_a_full_disk_costs_nothing_that_was_saved(
 def test_a_pickle_that_would_run_code_is_not_loaded(demonstrations: Path, tmp_path: Path) -> None:
     config = tiny_config(demonstrations)
     saved = save_checkpoint(tmp_path / "run", 1, {}, fresh_agent(config), config, None, {})
-    mark = tmp_path / "ran"
+    marker = tmp_path / "ran"
 
     class Harmful:
         def __reduce__(self) -> tuple:
-            return os.system, (f"touch {mark}",)
+            return os.system, (f"touch {marker}",)
 
     (saved.path / TRAIN_STATE_FILE).write_bytes(pickle.dumps(Harmful(), protocol=2))
-    assert RunDir(tmp_path / "run").newest_checkpoint() is None  # its digest gives it away
+    assert RunDir(tmp_path / "run").newest_checkpoint() is None  # its digest differs
     manifest = json.loads((saved.path / MANIFEST_FILE).read_text())
     manifest["files"][TRAIN_STATE_FILE] = _file_digest(saved.path / TRAIN_STATE_FILE)
     (saved.path / MANIFEST_FILE).write_text(json.dumps(manifest))
-    assert RunDir(tmp_path / "run").newest_checkpoint() is None  # nor can that alone be changed
+    assert RunDir(tmp_path / "run").newest_checkpoint() is None  # the manifest's own digest differs
     del manifest[DIGEST_KEY]
     manifest[DIGEST_KEY] = _manifest_digest(manifest)
     (saved.path / MANIFEST_FILE).write_text(json.dumps(manifest))
-    assert RunDir(tmp_path / "run").newest_checkpoint() is not None  # but all of them can be forged
+    assert RunDir(tmp_path / "run").newest_checkpoint() is not None  # all digests can be forged
     with pytest.raises(UserError, match=r"trainer_state.pt is not loaded"):
         load_train_state(saved.path, "cpu")
-    assert not mark.exists()
+    assert not marker.exists()
 
 
-def test_a_checkpoint_that_is_judged_again_is_kept_for_that(
+def test_a_checkpoint_is_kept_for_its_second_validation(
     demonstrations: Path, tmp_path: Path
 ) -> None:
     config = tiny_config(demonstrations)
     assert RunDir(tmp_path).newest_step() is None
     for step in (1, 2, 3, 4):
         saved = save_checkpoint(tmp_path, step, {}, fresh_agent(config), config, None, {})
-        write_validation(saved.path, {"validation_error": "no room"} if step < 3 else {"a": 1})
+        write_validation(saved.path, {"validation_error": "no resources"} if step < 3 else {"a": 1})
     first = RunDir(tmp_path).list_checkpoints()[0]
-    assert first.validated and not first.judged
-    again = clear_validation(first)
-    assert not again.validated and not (first.path / VALIDATION_FILE).exists()
+    assert first.has_validation and not first.validation_succeeded
+    cleared = clear_validation(first)
+    assert not cleared.has_validation and not (first.path / VALIDATION_FILE).exists()
     RunDir(tmp_path).prune_checkpoints(keep_last_k=2, pending=lambda step: True)
     assert [checkpoint.step for checkpoint in RunDir(tmp_path).list_checkpoints()] == [1, 3, 4]
     assert RunDir(tmp_path).newest_step() == 4

@@ -1,4 +1,4 @@
-"""Workers are killed in the middle of training; what they see and what comes out stays the same."""
+"""Killed workers: the resumed run has the same samples and the same weights."""
 
 import contextlib
 import json
@@ -32,14 +32,14 @@ OPTIONS = (
     "train.log_sample_ids=true",
     "agent.vision_backbone.crop_size=40",
 )
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 
 
 @pytest.fixture(scope="module")
 def clean(
     ray_cluster: None, demonstrations: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A run of two ranks, over the end of an epoch, that nothing happens to."""
+    """An undisturbed run of two ranks over more than an epoch."""
     run_dir = tmp_path_factory.mktemp("kills") / "clean"
     config = tiny_config(demonstrations, *OPTIONS, f"cluster.num_workers={RANKS}")
     fit(prepare_run(config), RunDir(run_dir), allocate_run(config, SIZE))
@@ -47,26 +47,26 @@ def clean(
 
 
 def samples_of(run_dir: Path, rank: int) -> dict[int, list[int]]:
-    """The samples of each step; a step that was done twice must have had the same ones."""
+    """The sample ids of each step; a repeated step must have the same ones."""
     path = run_dir / f"samples_rank_{rank}.jsonl"
-    found: dict[int, list[int]] = {}
+    samples: dict[int, list[int]] = {}
     text = path.read_text() if path.exists() else ""
-    for line in text[: text.rfind("\n") + 1].splitlines():  # the last one may be half written
+    for line in text[: text.rfind("\n") + 1].splitlines():  # the last one may be incomplete
         entry = json.loads(line)
-        assert found.setdefault(entry["step"], entry["samples"]) == entry["samples"]
-    return found
+        assert samples.setdefault(entry["step"], entry["samples"]) == entry["samples"]
+    return samples
 
 
 def kill_at(run_dir: Path, kills: list[tuple[int, int]], done: list[int]) -> None:
-    """Kill the worker of a rank once it has begun a step, for each (step, rank) in turn."""
+    """Kill the worker of a rank once it has started a step, for each (step, rank) in turn."""
     for step, rank in kills:
         record = run_dir / WORKERS_DIR / f"rank_{rank}.json"
-        until = time.monotonic() + PATIENCE_S
+        until = time.monotonic() + TIMEOUT_S
         while time.monotonic() < until:
             if max(samples_of(run_dir, rank), default=-1) >= step and record.exists():
                 pid = json.loads(record.read_text())["pid"]
                 if pid not in done:
-                    # The record may be that of a worker which ended with another that was killed.
+                    # The record may belong to a worker that ended with a killed one.
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                         done.append(pid)
@@ -75,7 +75,7 @@ def kill_at(run_dir: Path, kills: list[tuple[int, int]], done: list[int]) -> Non
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.slow)])
-def test_killed_workers_go_on_with_the_very_next_sample(
+def test_killed_workers_resume_with_the_next_sample(
     clean: Path, demonstrations: Path, tmp_path: Path, count: int
 ) -> None:
     rng = np.random.default_rng(0)
@@ -98,17 +98,17 @@ def test_killed_workers_go_on_with_the_very_next_sample(
         assert samples_of(tmp_path / "killed", rank) == expected
     last = f"checkpoint_{STEPS:08d}"
     for name in (WEIGHTS_FILE, EMA_WEIGHTS_FILE):
-        weights, found = (
+        expected_weights, weights = (
             load_file(folder / last / name) for folder in (clean, tmp_path / "killed")
         )
-        assert all(torch.equal(weights[key], found[key]) for key in weights)
+        assert all(torch.equal(expected_weights[key], weights[key]) for key in weights)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_global_batches_do_not_depend_on_the_workers(
+def test_global_batches_do_not_depend_on_the_number_of_workers(
     ray_cluster: None, demonstrations: Path, tmp_path: Path, workers: int
 ) -> None:
-    """Killed in its second epoch, a run of two goes on as one or three, with two readers each."""
+    """A run of two workers, killed in its second epoch, resumes with one or three workers."""
     run_dir = tmp_path / "run"
     config = tiny_config(
         demonstrations, *OPTIONS, f"cluster.num_workers={RANKS}", "train.max_failures=0"

@@ -1,4 +1,4 @@
-"""One process, no cluster: an agent overfits two episodes, and a saved one predicts bitwise."""
+"""Without a cluster: an agent overfits two episodes, and a saved agent predicts bitwise."""
 
 from __future__ import annotations
 
@@ -44,36 +44,36 @@ def test_an_agent_overfits_two_episodes(demonstrations: Path, tmp_path: Path) ->
     assert len(run.train.episodes) == 2
     episodes = [episode.ref for episode in run.train.episodes]
     statistics = compute_statistics(run.train.episodes, EpisodeFields())
-    trainer = TrainState(config, statistics, torch.device("cpu"))
+    state = TrainState(config, statistics, torch.device("cpu"))
 
-    def error_now() -> float:
-        folder = tmp_path / f"step_{trainer.step}"
+    def current_error() -> float:
+        folder = tmp_path / f"step_{state.step}"
         folder.mkdir()
-        save_agent(folder, trainer.agent, config, trainer.average.state)
+        save_agent(folder, state.agent, config, state.ema.state)
         return action_error(folder, episodes)
 
-    before = error_now()
+    before = current_error()
     for batch in _batches(run, config):
-        epoch = trainer.step // run.plan.steps_per_epoch
-        trainer.update(to_tensors(batch, config, epoch, trainer.device))
-    after = error_now()
+        epoch = state.step // run.plan.steps_per_epoch
+        state.update(to_tensors(batch, config, epoch, state.device))
+    after = current_error()
     assert after <= before / 10.0, f"{before:.4f} -> {after:.4f}"
-    _assert_same_in_a_new_process(trainer.agent, tmp_path / f"step_{STEPS}", episodes)
+    _assert_same_in_a_new_process(state.agent, tmp_path / f"step_{STEPS}", episodes)
 
 
 def _batches(run: PreparedRun, config: Config) -> Iterator[Batch]:
     """The run's batches, read in this process."""
     spec, plan = window_spec_from_config(config), run.plan
 
-    def rows() -> Iterator[tuple[int, int, EpisodeSlice]]:
+    def segments() -> Iterator[tuple[int, int, EpisodeSlice]]:
         for epoch, numbers in plan.rank_segments(0, 1, 0, config.train.max_steps):
-            rows = plan.epoch(epoch)
+            epoch_plan = plan.epoch(epoch)
             for number in numbers:
-                episode = run.train.episodes[rows.episode[number]]
-                start, stop = int(rows.start[number]), int(rows.stop[number])
+                episode = run.train.episodes[epoch_plan.episode[number]]
+                start, stop = int(epoch_plan.start[number]), int(epoch_plan.stop[number])
                 yield epoch, int(number), spec.read(episode.ref, start, stop)
 
-    return WindowBatcher(plan, spec, 0, 1).batches(rows(), 0, config.train.max_steps)
+    return WindowBatcher(plan, spec, 0, 1).batches(segments(), 0, config.train.max_steps)
 
 
 PREDICT = """
@@ -98,7 +98,7 @@ print(actions.numpy().tobytes().hex())
 def _assert_same_in_a_new_process(
     agent: VLAAgent, folder: Path, episodes: list[EpisodeRef]
 ) -> None:
-    """A process that loads the saved agent predicts the bits that this one predicts."""
+    """Check that a new process which loads the saved agent predicts the same bits."""
     command = [
         sys.executable,
         "-c",
@@ -106,7 +106,7 @@ def _assert_same_in_a_new_process(
         str(folder),
         json.dumps([asdict(e) for e in episodes]),
     ]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     windows = sample_windows(
         episodes, window_spec_from_config(load_policy_config(folder)), 4, seed=3
     )
@@ -115,4 +115,4 @@ def _assert_same_in_a_new_process(
         "qpos": torch.from_numpy(windows["qpos"]),
     }
     actions = agent.eval().predict_action(observation, generator=torch.Generator().manual_seed(5))
-    assert bytes.fromhex(printed.strip()) == actions.numpy().tobytes()
+    assert bytes.fromhex(output.strip()) == actions.numpy().tobytes()

@@ -1,4 +1,4 @@
-"""Nodes that go and come, and nodes that are for one part of the work."""
+"""Lost, drained and added nodes, and node pools."""
 
 import itertools
 import json
@@ -16,14 +16,12 @@ from tests.helpers.commands import COMMAND_TIMEOUT_S, command_environment
 from tests.helpers.configs import tiny_config
 from tests.helpers.two_nodes import STEPS
 
-ROOT = REPO_ROOT
-
 
 def run_script(name: str, *arguments: str) -> str:
-    """What a script of this folder prints."""
+    """The output of a script of `tests/helpers`."""
     done = subprocess.run(
         [sys.executable, "-m", f"tests.helpers.{name}", *arguments],
-        cwd=ROOT,
+        cwd=REPO_ROOT,
         env=command_environment(),
         capture_output=True,
         text=True,
@@ -41,7 +39,7 @@ def run_script(name: str, *arguments: str) -> str:
         pytest.param("added", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_goes_on_with_the_nodes_that_there_are(
+def test_a_run_continues_on_the_nodes_that_are_left(
     demonstrations: Path, tmp_path: Path, mode: str
 ) -> None:
     run_dir = tmp_path / "run"
@@ -50,7 +48,7 @@ def test_a_run_goes_on_with_the_nodes_that_there_are(
     first, second = (line["step"] for line in metrics if RESTARTS in line)
     end = max(line["step"] for line in metrics)
     assert first == 0 < second < end
-    if mode == "drained":  # no other checkpoint was due
+    if mode == "drained":  # only the notice leads to a checkpoint
         assert second in [checkpoint.step for checkpoint in RunDir(run_dir).list_checkpoints()]
     if mode != "added":
         assert end == STEPS[mode]
@@ -65,16 +63,16 @@ def test_a_run_goes_on_with_the_nodes_that_there_are(
     before, after = (2, 4) if mode == "added" else (4, 2)
     for step in range(end):
         lines = [[entry["samples"] for entry in log if entry["step"] == step] for log in logs]
-        ranks, which = (before, 0) if step < second else (after, -1)
-        taken = [found[which] for found in lines[:ranks]]
-        assert sorted(itertools.chain(*taken)) == sorted(plan.global_batch(step).tolist())
+        num_ranks, attempt = (before, 0) if step < second else (after, -1)
+        samples = [attempts[attempt] for attempts in lines[:num_ranks]]
+        assert sorted(itertools.chain(*samples)) == sorted(plan.global_batch(step).tolist())
 
 
 @pytest.mark.slow
-def test_each_part_of_the_work_keeps_to_its_pool(demonstrations: Path, tmp_path: Path) -> None:
-    seen = json.loads(
+def test_each_kind_of_process_stays_in_its_pool(demonstrations: Path, tmp_path: Path) -> None:
+    titles_by_pool = json.loads(
         run_script("node_pools", str(tmp_path / "run"), str(demonstrations)).splitlines()[-1]
     )
     for title, own in (("RayTrainWorker", "train"), ("RolloutActor", "sim"), ("Read", "data")):
-        pools = [pool for pool, titles in seen.items() if any(title in t for t in titles)]
-        assert pools == [own], seen
+        pools = [pool for pool, titles in titles_by_pool.items() if any(title in t for t in titles)]
+        assert pools == [own], titles_by_pool

@@ -1,4 +1,4 @@
-"""Training on a real Ray cluster: smoke, resume, gradients over ranks, resources."""
+"""Training on a real Ray cluster: resume, failures, gradients over ranks, resources."""
 
 from __future__ import annotations
 
@@ -22,21 +22,19 @@ from ray import tune
 from ray.exceptions import ActorDiedError
 from ray.train import CheckpointConfig, ControllerError, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
 
 from imf_ray.agents.pretrained import CONFIG_FILE, EMA_WEIGHTS_FILE, WEIGHTS_FILE, load_agent
 from imf_ray.allocation import RolloutResources, RunResources, allocate_run
 from imf_ray.cluster import ClusterSize
-from imf_ray.config import config_to_dict
 from imf_ray.data.episodes import EpisodeFields
 from imf_ray.data.pipeline import DATASET_NAME, PerRankDataConfig, TrainDataset
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.data.windows import window_spec_from_config
 from imf_ray.errors import UserError
+from imf_ray.ray_internals import WorkerGroupCallback, WorkerGroupStartupTimeoutError
 from imf_ray.schema import Config
 from imf_ray.training import checkpoint
 from imf_ray.training.checkpoint import (
@@ -45,22 +43,21 @@ from imf_ray.training.checkpoint import (
     load_train_state,
     write_validation,
 )
-from imf_ray.training.diagnostics import DEPTH_WEIGHTS
+from imf_ray.training.diagnostics import DEPTH_WEIGHTS_FILE
 from imf_ray.training.fault_tolerance import fit_with_controller_restarts
-from imf_ray.training.loop import WorkerConfig
 from imf_ray.training.run_dir import RAY_SNAPSHOT_FILE, RunDir
 from imf_ray.training.train_state import TrainState, to_tensors
 from imf_ray.training.trainer import fit, init_or_verify_run_dir, prepare_run, scaling_config
 from tests.helpers import faulty_envs
 from tests.helpers.configs import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 
-PATIENCE_S = 300.0
+TIMEOUT_S = 300.0
 ELASTIC = RunResources(2, 4, 0.5, 0.0, RolloutResources(1, 0.5))
 SIZE = ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),))
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_path: Path) -> None:
+def test_a_run_trains_validates_and_resumes_bitwise(demonstrations: Path, tmp_path: Path) -> None:
     config = tiny_config(
         demonstrations,
         "train.save_freq=2",
@@ -78,8 +75,8 @@ def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_pa
     (records,) = tmp_path.glob("whole/evaluations/checkpoint_00000004-*/episodes.jsonl")
     assert records.read_text().count("\n") == 2
 
-    # The same run once more, as if it had been killed after its first checkpoint was written and
-    # before Ray heard of it: validation of what is there comes on top.
+    # The same run, killed after its first checkpoint was written and before Ray learned of it: the
+    # resumed run reports that checkpoint, too.
     half = tmp_path / "half"
     half.mkdir()
     shutil.copytree(tmp_path / "whole/checkpoint_00000002", half / "checkpoint_00000002")
@@ -92,63 +89,61 @@ def test_a_run_trains_validates_and_goes_on_bitwise(demonstrations: Path, tmp_pa
     assert best.metrics["rollout/success_rate"] == metrics["rollout/success_rate"]
     for name in (WEIGHTS_FILE, EMA_WEIGHTS_FILE):
         expected = load_file(tmp_path / "whole/checkpoint_00000004" / name)
-        found = load_file(half / "checkpoint_00000004" / name)
-        assert all(torch.equal(expected[key], found[key]) for key in expected)
+        resumed = load_file(half / "checkpoint_00000004" / name)
+        assert all(torch.equal(expected[key], resumed[key]) for key in expected)
 
     log = [json.loads(line) for line in (half / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if "loss" in line] == [3, 4]
     assert [line["step"] for line in log if "validated" in line] == [4]
     assert all(0.0 <= line["grad_clip_frac"] <= 1.0 for line in log if "loss" in line)
-    looks = [line for line in log if any(name.startswith("velocity_error/") for name in line)]
-    assert [line["step"] for line in looks] == [4]
-    assert (half / DEPTH_WEIGHTS).is_file()
+    diagnosed = [line for line in log if any(key.startswith("velocity_error/") for key in line)]
+    assert [line["step"] for line in diagnosed] == [4]
+    assert (half / DEPTH_WEIGHTS_FILE).is_file()
 
     changed = tiny_config(demonstrations, "train.lr=1e-2", "train.compile=true")
     with pytest.raises(UserError, match=r"other settings: .*train.lr was .*train.compile was"):
         fit(prepare_run(changed), RunDir(half), resources)
     settings = OmegaConf.load(half / CONFIG_FILE)
-    del settings.train.encoder_precision  # an option younger than the run has its default in it
+    del settings.train.encoder_precision  # as in a run that is older than the option
     OmegaConf.save(settings, half / CONFIG_FILE)
-    init_or_verify_run_dir(prepare_run(config), half)
+    init_or_verify_run_dir(prepare_run(config), RunDir(half))
 
 
 @pytest.mark.parametrize("error", [ControllerError(OSError("full")), ActorDiedError()])
-def test_a_controller_that_died_or_could_not_write_is_begun_anew(
-    tmp_path: Path, error: Exception
-) -> None:
-    tried = []
+def test_a_failed_controller_is_restarted(tmp_path: Path, error: Exception) -> None:
+    snapshot_existed = []
 
     class Failing:
         def __init__(self, workers: int) -> None:
             assert workers == 4
 
         def fit(self) -> None:
-            tried.append((tmp_path / RAY_SNAPSHOT_FILE).exists())
+            snapshot_existed.append((tmp_path / RAY_SNAPSHOT_FILE).exists())
             (tmp_path / RAY_SNAPSHOT_FILE).touch()
             raise error
 
     with pytest.raises(type(error)):
-        fit_with_controller_restarts(Failing, tmp_path, ELASTIC, max_failures=2)
-    assert tried == [False] * 3
+        fit_with_controller_restarts(Failing, RunDir(tmp_path), ELASTIC, max_failures=2)
+    assert snapshot_existed == [False] * 3
 
 
-def test_an_elastic_run_asks_for_fewer_workers_where_more_find_no_place(tmp_path: Path) -> None:
-    asked: list[int] = []
+def test_an_elastic_run_asks_for_fewer_workers_if_more_do_not_fit(tmp_path: Path) -> None:
+    requested: list[int] = []
 
     class Waiting:
         def __init__(self, workers: int) -> None:
-            asked.append(workers)
+            requested.append(workers)
 
         def fit(self) -> int:
-            if len(asked) < 5:
-                raise ControllerError(WorkerGroupStartupTimeoutError(asked[-1]))
-            return len(asked)
+            if len(requested) < 5:
+                raise ControllerError(WorkerGroupStartupTimeoutError(requested[-1]))
+            return len(requested)
 
-    assert fit_with_controller_restarts(Waiting, tmp_path, ELASTIC, max_failures=0) == 5
-    assert asked == [4, 3, 2, 2, 2]
+    assert fit_with_controller_restarts(Waiting, RunDir(tmp_path), ELASTIC, max_failures=0) == 5
+    assert requested == [4, 3, 2, 2, 2]
 
 
-def test_a_run_waits_for_its_place_as_long_as_it_takes(
+def test_a_run_waits_for_resources_without_a_limit(
     demonstrations: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -156,26 +151,26 @@ def test_a_run_waits_for_its_place_as_long_as_it_takes(
 ) -> None:
     monkeypatch.setattr("imf_ray.training.trainer.CONTROLLER_FAILURE_LIMIT", 0)
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    taken = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
-    assert taken.wait(PATIENCE_S)
+    reserved = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    assert reserved.wait(TIMEOUT_S)
 
-    def give_back_late() -> None:
-        until = time.monotonic() + PATIENCE_S
-        while caplog.text.count("waits for a place") < 2 and time.monotonic() < until:
+    def release_late() -> None:
+        until = time.monotonic() + TIMEOUT_S
+        while caplog.text.count("waits for resources") < 2 and time.monotonic() < until:
             time.sleep(0.1)
-        remove_placement_group(taken)
+        remove_placement_group(reserved)
 
-    waiting = threading.Thread(target=give_back_late)
+    waiting = threading.Thread(target=release_late)
     waiting.start()
     config = tiny_config(demonstrations, "train.max_steps=1", "train.max_failures=0")
     fit(prepare_run(config), RunDir(tmp_path / "run"), allocate_run(config, SIZE))
     waiting.join()
-    assert caplog.text.count("waits for a place") >= 2
+    assert caplog.text.count("waits for resources") >= 2
 
 
-@pytest.mark.parametrize("who", ["worker", "controller", "controller before its workers"])
-def test_who_dies_as_workers_start_holds_no_place(
-    demonstrations: Path, tmp_path: Path, who: str
+@pytest.mark.parametrize("victim", ["worker", "controller", "controller before its workers"])
+def test_a_process_that_dies_while_workers_start_leaks_no_placement_group(
+    demonstrations: Path, tmp_path: Path, victim: str
 ) -> None:
     killed = str(tmp_path / "killed")
 
@@ -189,31 +184,31 @@ def test_who_dies_as_workers_start_holds_no_place(
             self._kill("controller", os.getpid())
 
         def _kill(self, role: str, pid: int) -> None:
-            if role == who and not Path(killed).exists():
+            if role == victim and not Path(killed).exists():
                 Path(killed).touch()
                 os.kill(pid, signal.SIGKILL)
 
-    def held() -> set[str]:
+    def placement_groups() -> set[str]:
         table = ray.util.placement_group_table()
         return {key for key, group in table.items() if group["state"] != "REMOVED"}
 
-    before = held()
+    before = placement_groups()
     config = tiny_config(demonstrations, "train.max_steps=2", "train.max_failures=1")
     fit(prepare_run(config), RunDir(tmp_path / "run"), allocate_run(config, SIZE), [Kill()])
     assert Path(killed).exists()
-    assert held() == before
+    assert placement_groups() == before
 
 
 @pytest.mark.parametrize("env_id", [faulty_envs.ENV_ID, faulty_envs.NEVER_MADE])
-def test_whatever_a_simulator_does_training_goes_on(
+def test_failures_of_rollout_actors_do_not_stop_training(
     demonstrations: Path, tmp_path: Path, env_id: str
 ) -> None:
-    """One that raises, dies or hangs costs its episode; one that does not start, the judgement."""
+    """An actor that raises, dies or hangs loses its episode; without any, validation fails."""
     data = tmp_path / "data"
     data.mkdir()
     for source in demonstrations.glob("*.hdf5"):
         shutil.copy(source, data)
-        with h5py.File(data / source.name, "r+") as file:  # which say that they are of another task
+        with h5py.File(data / source.name, "r+") as file:  # the attributes name another task
             for name in list(file.attrs):
                 del file.attrs[name]
     config = tiny_config(
@@ -230,23 +225,21 @@ def test_whatever_a_simulator_does_training_goes_on(
     outcome = fit(prepare_run(config), RunDir(tmp_path / "run"), allocate_run(config, SIZE))
     assert not outcome.stopped
     assert [c.step for c in RunDir(tmp_path / "run").list_checkpoints()] == [2, 4]
-    judged = [line for line in RunDir(tmp_path / "run").read_metrics() if "validated" in line]
-    assert [line["step"] for line in judged] == [2, 4]
-    for line in judged:
+    validations = [line for line in RunDir(tmp_path / "run").read_metrics() if "validated" in line]
+    assert [line["step"] for line in validations] == [2, 4]
+    for line in validations:
         if env_id == faulty_envs.NEVER_MADE:
             assert "the scene is missing" in line[VALIDATION_ERROR]
         else:
             assert line["rollout/episodes"] == line["rollout/failed"] == 5
             assert VALIDATION_ERROR not in line
-    if env_id == faulty_envs.NEVER_MADE:  # another time it may be judged
+    if env_id == faulty_envs.NEVER_MADE:  # a resumed run validates them again
         fit(prepare_run(config), RunDir(tmp_path / "run"), allocate_run(config, SIZE))
-        assert [found[VALIDATED_STEP] for found in RunDir(tmp_path / "run").read_validations()] == [
-            2,
-            4,
-        ] * 2
+        validations = RunDir(tmp_path / "run").read_validations()
+        assert [validation[VALIDATED_STEP] for validation in validations] == [2, 4] * 2
 
 
-def test_a_file_that_changes_while_training_reads_ends_it_in_one_message(
+def test_a_file_that_changes_during_training_ends_it_with_one_message(
     demonstrations: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(demonstrations, tmp_path / "data")
@@ -263,11 +256,11 @@ def test_gradients_are_averaged_over_ranks(demonstrations: Path, tmp_path: Path)
     options = ("train.batch_size=16", "train.grad_clip=1e9")
     one, two = (
         _first_gradients(
-            tiny_config(demonstrations, *options, f"train.gradient_accumulation_steps={parts}"),
+            tiny_config(demonstrations, *options, f"train.gradient_accumulation_steps={steps}"),
             workers,
             tmp_path,
         )
-        for workers, parts in ((1, 1), (2, 2))
+        for workers, steps in ((1, 1), (2, 2))
     )
     assert one.keys() == two.keys() and len(one) > 20
     scale = max(float(g.abs().max()) for g in one.values())
@@ -278,12 +271,12 @@ def test_gradients_are_averaged_over_ranks(demonstrations: Path, tmp_path: Path)
 
 
 def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, torch.Tensor]:
-    """Gradients of the first global batch, computed by that many workers through Ray Train."""
+    """Gradients of the first global batch, computed by this many workers with Ray Train."""
     run = prepare_run(dataclasses.replace(config))
     spec = window_spec_from_config(config)
     episodes = tuple(episode.ref for episode in run.train.episodes)
     frame_bytes = len(spec.fields.cameras) * 3 * config.task.image_size**2
-    stream = TrainDataset(run.plan, spec, episodes, frame_bytes, max_steps=1, read_concurrency=1)
+    dataset = TrainDataset(run.plan, spec, episodes, frame_bytes, max_steps=1, read_concurrency=1)
     statistics = compute_statistics(run.train.episodes, spec.fields)
     target = str(folder / f"gradients_{workers}.pt")
 
@@ -292,97 +285,93 @@ def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, to
 
         context = ray.train.get_context()
         rank, world = context.get_world_rank(), context.get_world_size()
-        payload = train_loop_config["payload"]
-        trainer = TrainState(config, payload.statistics, torch.device("cpu"))
-        trainer.distribute()
+        state = TrainState(config, statistics, torch.device("cpu"))
+        state.distribute()
         iterator = ray.train.get_dataset_shard(DATASET_NAME)
-        (batch,) = payload.stream.batches(iterator, rank, world, 0)
-        trainer.update(to_tensors(batch, config, 0, trainer.device, world))
+        (batch,) = dataset.batches(iterator, rank, world, 0)
+        state.update(to_tensors(batch, config, 0, state.device, world))
         if rank == 0:
             gradients = {
-                name: p.grad for name, p in trainer.agent.named_parameters() if p.grad is not None
+                name: p.grad for name, p in state.agent.named_parameters() if p.grad is not None
             }
-            torch.save(gradients, train_loop_config["target"])
+            torch.save(gradients, target)
 
-    payload = WorkerConfig(config_to_dict(config), str(folder), stream, statistics)
     TorchTrainer(
         loop,
-        train_loop_config={"payload": payload, "target": target},
+        train_loop_config={},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=scaling_config(
             RunResources(workers, workers, 0.5, 0.0, RolloutResources(1, 0.5))
         ),
         run_config=RunConfig(name=f"gradients_{workers}", storage_path=str(folder)),
-        datasets={DATASET_NAME: stream},
+        datasets={DATASET_NAME: dataset},
         dataset_config=PerRankDataConfig(lambda: 0),
     ).fit()
     return torch.load(target, weights_only=True)
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
     demonstrations: Path, tmp_path: Path
 ) -> None:
     config = tiny_config(demonstrations, "train.max_steps=2", "train.save_freq=1")
     resources = allocate_run(config, SIZE)
     fit(prepare_run(config), RunDir(tmp_path), resources)
     weights = tmp_path / "checkpoint_00000002" / WEIGHTS_FILE
-    made = weights.read_bytes()
-    weights.write_bytes(made[:-1] + bytes([made[-1] ^ 1]))
+    original = weights.read_bytes()
+    weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
     fit(prepare_run(config), RunDir(tmp_path), resources)
-    assert weights.read_bytes() == made
+    assert weights.read_bytes() == original
     lines = RunDir(tmp_path).read_metrics()
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 2]
     starts = [line for line in lines if "restarts" in line]
     assert [line["invalid_checkpoints_skipped"] for line in starts] == [0, 1]
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(
+def test_a_damaged_checkpoint_is_skipped(
     demonstrations: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = tiny_config(demonstrations)
-    trainer, plan = _local_trainer(config)
+    state, plan = _local_state(config)
     for step in (1, 2, 3):
-        trainer.step = step
-        trainer.save(tmp_path, {}, plan)
+        state.step = step
+        state.save(RunDir(tmp_path), {}, plan)
     assert RunDir(tmp_path).newest_checkpoint().step == 3
     weights = tmp_path / "checkpoint_00000003" / WEIGHTS_FILE
     weights.write_bytes(weights.read_bytes()[:-1])
     for _ in range(2):
         assert RunDir(tmp_path).newest_checkpoint().step == 2
-    assert caplog.text.count("Passed over") == 1
+    assert caplog.text.count("Skipped") == 1
     (tmp_path / "checkpoint_00000002" / "manifest.json").rename(tmp_path / "manifest.json")
     assert RunDir(tmp_path).newest_checkpoint().step == 1
     (tmp_path / "manifest.json").rename(tmp_path / "checkpoint_00000002" / "manifest.json")
 
     errors = [OSError(errno.EIO, "Input/output error")]
-    digest = checkpoint._digest_of
+    file_digest = checkpoint._file_digest
 
-    def read(path: Path) -> str:
+    def failing_digest(path: Path) -> str:
         if errors:
             raise errors.pop()
-        return digest(path)
+        return file_digest(path)
 
-    monkeypatch.setattr(checkpoint, "_digest_of", read)
+    monkeypatch.setattr(checkpoint, "_file_digest", failing_digest)
     monkeypatch.setattr("imf_ray.files.RETRY_DELAYS_S", (0.0,))
-    assert (
-        RunDir(tmp_path).newest_checkpoint().step == 2
-    )  # what a disk does not give now is not bad
+    assert RunDir(tmp_path).newest_checkpoint().step == 2  # a disk error is retried
     (tmp_path / "checkpoint_00000002" / "manifest.json").unlink()
-    found = RunDir(tmp_path).newest_checkpoint()
-    assert found.step == 1
-    load_agent(found.path)
+    newest = RunDir(tmp_path).newest_checkpoint()
+    assert newest.step == 1
+    load_agent(newest.path)
 
 
 def test_pruning_keeps_the_newest_the_best_and_the_pending(
     demonstrations: Path, tmp_path: Path
 ) -> None:
-    trainer, plan = _local_trainer(tiny_config(demonstrations))
+    state, plan = _local_state(tiny_config(demonstrations))
     for step in range(1, 6):
-        trainer.step = step
-        path = trainer.save(tmp_path, {}, plan).path
+        state.step = step
+        path = state.save(RunDir(tmp_path), {}, plan).path
         if step in (1, 2):
             write_validation(path, {"rollout/success_rate": 1.0 - 0.1 * step})
     RunDir(tmp_path).prune_checkpoints(2, pending=lambda step: step == 3)
@@ -391,23 +380,23 @@ def test_pruning_keeps_the_newest_the_best_and_the_pending(
     assert [checkpoint.step for checkpoint in RunDir(tmp_path).list_checkpoints()] == [1, 4, 5]
 
 
-def test_a_checkpoint_knows_its_place_in_the_data(demonstrations: Path, tmp_path: Path) -> None:
-    trainer, plan = _local_trainer(tiny_config(demonstrations))
-    trainer.step = plan.steps_per_epoch + 2
-    saved = trainer.save(tmp_path, {}, plan)
+def test_a_checkpoint_has_its_position_in_the_data(demonstrations: Path, tmp_path: Path) -> None:
+    state, plan = _local_state(tiny_config(demonstrations))
+    state.step = plan.steps_per_epoch + 2
+    saved = state.save(RunDir(tmp_path), {}, plan)
     position = load_train_state(saved.path, "cpu")["position"]
     assert (position["epoch"], position["batch"]) == (1, 2)
-    trainer.restore(saved, plan)
+    state.restore(saved, plan)
     for other in (
         dataclasses.replace(plan, virtual_shards=1),
         dataclasses.replace(plan, lengths=(plan.lengths[0] + 1, *plan.lengths[1:])),
     ):
         assert other != plan
         with pytest.raises(UserError, match=f"{saved.path.name} was saved at .* of two runs"):
-            trainer.restore(saved, other)
+            state.restore(saved, other)
 
 
-def _local_trainer(config: Config) -> tuple[TrainState, SamplePlan]:
+def _local_state(config: Config) -> tuple[TrainState, SamplePlan]:
     run = prepare_run(config)
     statistics = compute_statistics(run.train.episodes, EpisodeFields())
     return TrainState(config, statistics, torch.device("cpu")), run.plan
@@ -419,14 +408,14 @@ def test_each_worker_of_a_trial_gets_its_own_gpu(tmp_path: Path) -> None:
 
 
 def test_two_trials_share_a_gpu_at_a_half(tmp_path: Path) -> None:
-    """Four trials at 0.5 run side by side on two logical GPUs, two on each."""
+    """Four trials with half a GPU each run in parallel on two logical GPUs."""
     resources = RunResources(1, 1, 0.5, 0.5, RolloutResources(1, 0.5))
-    meeting = tmp_path / "meeting"
-    meeting.mkdir()
+    barrier = tmp_path / "barrier"
+    barrier.mkdir()
 
     def trial(params: dict[str, Any]) -> None:
-        found = _gpus_of_workers(resources, tmp_path, f"half-{params['number']}", str(meeting))
-        tune.report({"gpus": found[0]})
+        gpus = _gpus_of_workers(resources, tmp_path, f"half-{params['number']}", str(barrier))
+        tune.report({"gpus": gpus[0]})
 
     driver = tune.PlacementGroupFactory([{"CPU": 0.05}])
     results = tune.Tuner(
@@ -438,9 +427,9 @@ def test_two_trials_share_a_gpu_at_a_half(tmp_path: Path) -> None:
 
 
 def _gpus_of_workers(
-    resources: RunResources, folder: Path, name: str, meeting: str | None = None
+    resources: RunResources, folder: Path, name: str, barrier: str | None = None
 ) -> list[list[str]]:
-    """The GPU ids that Ray gave to each worker; with `meeting`, once four workers are there."""
+    """The GPU ids that Ray gave to each worker; a `barrier` folder waits for four workers."""
 
     def loop(train_loop_config: dict[str, Any]) -> list[list[str]]:
         import time
@@ -448,22 +437,22 @@ def _gpus_of_workers(
         import ray
         import ray.train
 
-        if train_loop_config["meeting"] is not None:
-            place = Path(train_loop_config["meeting"])
-            (place / ray.train.get_context().get_experiment_name()).touch()
-            while len(list(place.iterdir())) < 4:
+        if train_loop_config["barrier"] is not None:
+            folder = Path(train_loop_config["barrier"])
+            (folder / ray.train.get_context().get_experiment_name()).touch()
+            while len(list(folder.iterdir())) < 4:
                 time.sleep(0.1)
-        mine = list(ray.get_runtime_context().get_accelerator_ids()["GPU"])
+        gpu_ids = list(ray.get_runtime_context().get_accelerator_ids()["GPU"])
         world = ray.train.get_context().get_world_size()
         if world == 1:
-            return [mine]
-        found: list[Any] = [None] * world
-        torch.distributed.all_gather_object(found, mine)
-        return found
+            return [gpu_ids]
+        gathered: list[Any] = [None] * world
+        torch.distributed.all_gather_object(gathered, gpu_ids)
+        return gathered
 
     trainer = TorchTrainer(
         loop,
-        train_loop_config={"meeting": meeting},
+        train_loop_config={"barrier": barrier},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=scaling_config(resources),
         run_config=RunConfig(
