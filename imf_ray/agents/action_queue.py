@@ -1,4 +1,4 @@
-"""Observation history and action queue: which observation is seen, which action runs."""
+"""Observation history and action queue: the window a policy sees and the action executed next."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -10,19 +10,19 @@ from torch import Tensor
 
 
 class ActionQueue:
-    """Turns single observations into windows, and action chunks into single actions.
+    """Turns single observations into windows, and predicted action chunks into single actions.
 
-    One control step is `push(obs)`; if `needs_prediction`, `extend(policy(window()))`; then `pop()`.
-    Holds one environment (time_axis=0) or a batch of environments in lock step (time_axis=1).
+    A control step is `add_observation`; then, if `needs_prediction`, `add_chunk` of the chunk that
+    was predicted from `observation_window`; then `pop_action`. A queue serves one environment
+    (time_axis=0) or a batch of environments in lockstep (time_axis=1).
 
-    The policy looks only at the last obs_horizon observations before a chunk runs out.
-    `needs_images` says, before an observation is made, whether it is one of them, so that all other
-    frames need no rendering.
+    Only the last obs_horizon observations before the next prediction are used. `needs_images` says
+    in advance whether the next observation is one of them, so that other frames need no rendering.
 
     Args:
         obs_horizon: observations in a window.
         num_action_steps: actions of a chunk that are executed.
-        time_axis: where `window` puts the time dimension.
+        time_axis: position of the time dimension in a window.
     """
 
     def __init__(self, obs_horizon: int, num_action_steps: int, time_axis: int = 0) -> None:
@@ -33,64 +33,73 @@ class ActionQueue:
         self._actions: deque[Tensor] = deque()
 
     def reset(self) -> None:
-        """Forgets everything: the next observation is the first of an episode."""
+        """Clear history and actions; the next observation is the first of an episode."""
         self._history.clear()
         self._actions.clear()
 
     @property
     def needs_images(self) -> bool:
-        """Whether the observation pushed next will be in a window, and so needs its images."""
+        """True if the next observation will be part of a window and so needs its images."""
         return len(self._actions) < self.obs_horizon
 
     @property
     def needs_prediction(self) -> bool:
-        """Whether a new chunk is due before the next `pop`."""
+        """True if a new chunk is due before the next `pop_action`."""
         return not self._actions
 
-    def push(self, obs: Mapping[str, Any]) -> None:
-        """Appends an observation {"images": {camera: array}, "qpos": array}.
+    def add_observation(self, obs: Mapping[str, Any]) -> None:
+        """Append an observation of one control step.
 
-        Images may be left out where `needs_images` is False, and are not kept there. Arrays are
-        copied, as simulators reuse theirs.
+        Args:
+            obs: "qpos" (..., state_dim); "images" {camera: (..., H, W, 3)}, optional when
+                `needs_images` is False; "object_poses" {name: (..., 7)}, optional. Arrays are
+                copied, because environments reuse theirs.
         """
         images = obs.get("images") if self.needs_images else None
         self._history.append(
             {
-                "images": images and {name: _copy(image) for name, image in images.items()},
+                "images": None if images is None else _copy_all(images),
                 "qpos": _copy(obs["qpos"]),
+                "object_poses": _copy_all(obs.get("object_poses", {})),
             }
         )
 
-    def window(self) -> dict[str, Any]:
-        """The last obs_horizon observations, stacked over time; the oldest fills a short history.
+    def observation_window(self) -> dict[str, Any]:
+        """The last obs_horizon observations, stacked over time; the first one fills a short window.
+
+        Returns:
+            "images" and "object_poses", a dict of arrays each, and "qpos".
 
         Raises:
-            ValueError: if nothing was pushed, or an observation came without the images it needs.
+            ValueError: there is no observation, or one has no images although it needs them.
         """
         if not self._history:
-            raise ValueError("the observation history is empty; push an observation first")
+            raise ValueError("the observation history is empty; add an observation first")
         missing = self.obs_horizon - len(self._history)
         steps = [self._history[0]] * missing + list(self._history)
         if any(step["images"] is None for step in steps):
             raise ValueError(
-                "an observation of the window has no images; render them whenever needs_images says"
+                "an observation of the window has no images; provide them whenever needs_images is "
+                "True"
             )
-        return {
-            "images": {
-                name: torch.stack([step["images"][name] for step in steps], dim=self.time_axis)
-                for name in steps[0]["images"]
-            },
-            "qpos": torch.stack([step["qpos"] for step in steps], dim=self.time_axis),
+        window: dict[str, Any] = {
+            group: {
+                name: torch.stack([step[group][name] for step in steps], dim=self.time_axis)
+                for name in steps[0][group]
+            }
+            for group in ("images", "object_poses")
         }
+        window["qpos"] = torch.stack([step["qpos"] for step in steps], dim=self.time_axis)
+        return window
 
-    def extend(self, chunk: Tensor) -> None:
-        """Queues the executed part of a chunk (..., pred_horizon, action_dim).
+    def add_chunk(self, chunk: Tensor) -> None:
+        """Queue the executed part of a chunk (..., pred_horizon, action_dim).
 
-        A chunk starts at the oldest observation of its window, so that the action of the current
-        step is at index obs_horizon - 1.
+        A chunk begins at the oldest observation of its window, so the action of the current step
+        has index obs_horizon - 1.
 
         Raises:
-            ValueError: if the chunk is too short.
+            ValueError: the chunk is too short.
         """
         start, stop = self.obs_horizon - 1, self.obs_horizon - 1 + self.num_action_steps
         if chunk.shape[-2] < stop:
@@ -100,13 +109,17 @@ class ActionQueue:
             )
         self._actions.extend(chunk[..., start:stop, :].unbind(dim=-2))
 
-    def pop(self) -> Tensor:
-        """The action (..., action_dim) of the current step.
+    def pop_action(self) -> Tensor:
+        """Remove and return the action (..., action_dim) of the current step.
 
         Raises:
-            IndexError: if the queue is empty.
+            IndexError: the queue is empty.
         """
         return self._actions.popleft()
+
+
+def _copy_all(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: _copy(array) for name, array in arrays.items()}
 
 
 def _copy(array: Any) -> Tensor:

@@ -1,9 +1,8 @@
-"""The diffusion agent: learns to denoise (DDPM), acts by a deterministic walk from noise (DDIM).
+"""The diffusion agent: learns to denoise (DDPM), samples deterministically from noise (DDIM).
 
-Sources: "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), "Denoising Diffusion
-Implicit Models" (arXiv 2010.02502), for robot policies "Diffusion Policy" (arXiv 2303.04137). The
-forward process is z_k = sqrt(a_k) x + sqrt(1 - a_k) e at the timesteps k = 0 ... N - 1; the
-schedulers are those of `diffusers`.
+Sources: "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239) and "Denoising Diffusion
+Implicit Models" (arXiv 2010.02502); for robot policies "Diffusion Policy" (arXiv 2303.04137). The
+noise schedules are those of `diffusers`.
 """
 
 from typing import Any
@@ -13,37 +12,37 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from imf_ray.agents.base import VLAAgent, check_choice
-from imf_ray.agents.losses import LOSS_TYPES, masked_mean
+from imf_ray.agents.base import VLAAgent
+from imf_ray.agents.checks import check_choice
+from imf_ray.agents.losses import LOSS_TYPES, masked_loss
 
 BETA_SCHEDULES = ("squaredcos_cap_v2", "linear")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 LINEAR_BETAS = 1e-4, 0.02
-"""The first and the last of a thousand (arXiv 2006.11239)."""
+"""First and last beta of a linear schedule with 1000 noise levels (arXiv 2006.11239)."""
 
 
 class DDPMVLAAgent(VLAAgent):
     """`VLAAgent` with the DDPM objective and DDIM inference.
 
-    The first of a row's uniforms is its timestep.
-
-    A head with `takes_time_interval` (see `IMFTransformer1D`) is called with r = t = k / N, any other
-    with the timestep k itself, so that objective and backbone can be compared separately.
+    The noisy sample at timestep k = 0 ... N - 1 is z_k = sqrt(a_k) x + sqrt(1 - a_k) e, with the
+    action chunk x and noise e. A head with `takes_time_interval` (see `IMFTransformer1D`) is called
+    with r = t = k / N, any other with k itself. Objective and backbone can thus be compared
+    separately.
 
     Args:
         num_train_timesteps: N, the number of noise levels.
         beta_schedule: one of `BETA_SCHEDULES`. "linear" scales `LINEAR_BETAS` by 1000 / N, so that
-            the last level is noise whatever N is.
-        prediction_type: what the head predicts, one of `PREDICTION_TYPES`: e, x, or
-            sqrt(a_k) e - sqrt(1 - a_k) x (arXiv 2202.00512).
-            From e, x is found by a division by sqrt(a_k), which is 5e-4 where the walk begins: a
-            single step then returns amplified error.
-        clip_sample: clip each estimate of x to [-1, 1], where min-max normalization puts actions.
+            the last level is noise for any N.
+        prediction_type: target of the head, one of `PREDICTION_TYPES`: e, x, or
+            sqrt(a_k) e - sqrt(1 - a_k) x (arXiv 2202.00512). Computing x from e divides by
+            sqrt(a_k), which is 5e-4 at the first step: a single step amplifies the error.
+        clip_sample: clip each estimate of x to [-1, 1], the range of min-max normalized actions.
         loss_type: one of `LOSS_TYPES`.
-        kwargs: see `VLAAgent`; N is a multiple of `inference_steps`.
+        kwargs: see `VLAAgent`; N must be a multiple of `inference_steps`.
 
     Raises:
-        ValueError: for an impossible combination, naming the option, its value and the way out.
+        ValueError: an impossible combination of options.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class DDPMVLAAgent(VLAAgent):
     ) -> None:
         check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
         check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-        check_choice("loss_type", loss_type, tuple(LOSS_TYPES))
+        check_choice("loss_type", loss_type, LOSS_TYPES)
         _check_clipping(clip_sample, kwargs.get("normalization_type", "min_max"))
         _check_timesteps(num_train_timesteps, beta_schedule)
         self.num_train_timesteps = num_train_timesteps  # `inference_steps` is checked against it
@@ -74,19 +73,18 @@ class DDPMVLAAgent(VLAAgent):
             "clip_sample": clip_sample,
         }
         self._ddpm = DDPMScheduler(**schedule)
-        # "trailing" walks from the noisiest timestep N - 1 in N / K equal steps, as it should from
-        # pure noise (arXiv 2305.08891). The default starts one step later, for K = 1 at timestep 0.
+        # "trailing" starts at the noisiest timestep N - 1, as sampling from pure noise requires
+        # (arXiv 2305.08891). The default starts one step later: at timestep 0 for one step.
         self._ddim = DDIMScheduler(**schedule, timestep_spacing="trailing", set_alpha_to_one=True)
 
     @property
     def inference_steps(self) -> int:
-        """K, the network calls for a chunk: a divisor of `num_train_timesteps`.
+        """Network calls for a chunk; a divisor of `num_train_timesteps`.
 
-        Others would be stepped wrongly: `DDIMScheduler` goes down by N // K, whatever it calls the
-        next timestep.
+        `DDIMScheduler` steps down by N // K for K calls, so other values would skip timesteps.
 
         Raises:
-            ValueError: set to something else.
+            ValueError: set to a number that is not a divisor.
         """
         return self._inference_steps
 
@@ -110,15 +108,19 @@ class DDPMVLAAgent(VLAAgent):
         is_pad: Tensor,
         valid_count: Tensor | None = None,
     ) -> Tensor:
+        """The DDPM loss (arXiv 2006.11239): rho(f(z_k, k) - target).
+
+        z_k = sqrt(a_k) x + sqrt(1 - a_k) e, k is uniform over the timesteps, and the target is e, x
+        or a velocity (`prediction_type`).
+        """
         timesteps = (uniforms[:, 0] * self.num_train_timesteps).long()
         timesteps = timesteps.clamp(max=self.num_train_timesteps - 1)
         noisy = self._ddpm.add_noise(actions, noise, timesteps)
         error = self._predict(noisy, timesteps, cond) - self._target(actions, noise, timesteps)
-        losses = LOSS_TYPES[self.loss_type](error)
-        return masked_mean(losses, is_pad, valid_count)
+        return masked_loss(self.loss_type, error, is_pad, valid_count)
 
     def _sample_actions(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """Walks from noise to data in `inference_steps` DDIM steps (eta = 0), one call each."""
+        """Denoise in `inference_steps` DDIM steps (eta = 0), one network call each."""
         self._ddim.set_timesteps(self.inference_steps)
         sample = noise
         for timestep in self._ddim.timesteps.tolist():
@@ -135,7 +137,7 @@ class DDPMVLAAgent(VLAAgent):
         return self.head(sample, time, time, cond)
 
     def _target(self, actions: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the prediction is compared with, (B, T, D)."""
+        """The target of the head's prediction, (B, T, D)."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":
@@ -147,15 +149,15 @@ def _check_clipping(clip_sample: bool, normalization_type: str) -> None:
     if clip_sample and normalization_type != "min_max":
         raise ValueError(
             f"clip_sample=True with normalization_type={normalization_type!r}: estimates would be "
-            "clipped to [-1, 1], where only min-max normalization puts actions; set "
+            "clipped to [-1, 1], but only min-max normalization maps actions to that range; set "
             "clip_sample=False or normalization_type='min_max'"
         )
 
 
 def _check_timesteps(num_train_timesteps: int, beta_schedule: str) -> None:
-    fewest = 1 if beta_schedule == "squaredcos_cap_v2" else int(1000 * LINEAR_BETAS[1]) + 1
-    if num_train_timesteps < fewest:
+    min_levels = 1 if beta_schedule == "squaredcos_cap_v2" else int(1000 * LINEAR_BETAS[1]) + 1
+    if num_train_timesteps < min_levels:
         raise ValueError(
             f"num_train_timesteps={num_train_timesteps} is too few for beta_schedule="
-            f"{beta_schedule!r}; set num_train_timesteps >= {fewest}"
+            f"{beta_schedule!r}; set num_train_timesteps >= {min_levels}"
         )

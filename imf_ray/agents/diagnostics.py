@@ -1,7 +1,8 @@
-"""What goes on inside a policy: the terms of the iMF velocity, the depths that are looked at."""
+"""Diagnostics of a policy: terms of the velocity by interval, and attention-residual weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,61 +11,62 @@ from torch import Tensor, nn
 from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.imf import IMFVLAAgent
 from imf_ray.agents.losses import masked_mean
+from imf_ray.agents.velocity import VelocityAgent
 
 INTERVAL_BUCKETS = 5
-"""Equal parts of 0 < t - r <= 1; r = t is a bucket of its own."""
+"""Number of equal parts of 0 < t - r <= 1; r = t is a bucket of its own."""
 
 
-def velocity_diagnostics(agent: IMFVLAAgent, batch: Mapping[str, Any]) -> dict[str, float]:
-    """How large du/dt and the error of the velocity V are, by the length t - r of the interval.
+def velocity_diagnostics(agent: VelocityAgent, batch: Mapping[str, Any]) -> dict[str, float]:
+    """Size of du/dt and of the velocity error, by the length t - r of the interval.
 
-    A spike of the loss with a large du/dt in the long buckets is the derivative's; one without is
-    the data's. The cost is that of a forward pass of the loss.
+    A loss spike with a large du/dt in the long buckets comes from the derivative; one without
+    comes from the data. The cost is that of a forward pass of the loss.
 
     Args:
-        batch: as `VLAAgent.compute_loss` takes it, with its random numbers if they are to be those
-            of the training step.
+        batch: as `VLAAgent.forward` takes it; with its noise and times, to reproduce those of the
+            training step.
 
     Returns:
         "du_dt/BUCKET" and "velocity_error/BUCKET": root mean squares over the valid actions in
-        normalized units. BUCKET is "same" (r = t), "0.0-0.2" (0 < t - r <= 0.2) ... "0.8-1.0";
-        buckets without a valid action are left out.
+        normalized units. BUCKET is "same" (r = t), "0.0-0.2" (0 < t - r <= 0.2) ... "0.8-1.0".
+        Buckets without a valid action are omitted.
     """
-    with _looking_only(agent):
-        actions, cond, rows = agent._expand_noise_samples(batch)
-        noise, uniforms = agent._draws(actions, rows)
-        r, t = agent._sample_times(uniforms)
-        z_t = agent._interpolate(actions, noise, t)
-        u, du_dt = agent._compute_u_and_du_dt(z_t, r, t, cond)
-        error = agent._compound_velocity(u, du_dt, r, t) - (noise - actions)
+    with _no_side_effects(agent):
+        inputs = agent._objective_inputs(batch)
+        actions, noise = inputs.actions, inputs.noise
+        r, t = agent.time_samplers[agent.time_sampler](inputs.uniforms)
+        noise_fraction = t[:, None, None]
+        z_t = (1 - noise_fraction) * actions + noise_fraction * noise
+        u, du_dt = _u_and_du_dt(agent, z_t, r, t, inputs.cond)
+        error = u + (t - r)[:, None, None] * du_dt - (noise - actions)
 
     buckets = {"same": r == t}
     for index in range(INTERVAL_BUCKETS):
         low, high = index / INTERVAL_BUCKETS, (index + 1) / INTERVAL_BUCKETS
         buckets[f"{low:.1f}-{high:.1f}"] = (t - r > low) & (t - r <= high)
-    found = {}
-    for name, rows_in in buckets.items():
-        left_out = rows["action_is_pad"] | ~rows_in[:, None]
-        if left_out.all():
+    metrics = {}
+    for name, in_bucket in buckets.items():
+        ignored = inputs.is_pad | ~in_bucket[:, None]
+        if ignored.all():
             continue
         for term, values in (("du_dt", du_dt), ("velocity_error", error)):
-            found[f"{term}/{name}"] = masked_mean(values.square(), left_out).sqrt().item()
-    return found
+            metrics[f"{term}/{name}"] = masked_mean(values.square(), ignored).sqrt().item()
+    return metrics
 
 
-def depth_weights(agent: VLAAgent, batch: Mapping[str, Any]) -> Tensor:
-    """How much of each earlier output every sub-layer of the head reads when a chunk is predicted.
+def residual_attention_weights(agent: VLAAgent, batch: Mapping[str, Any]) -> Tensor:
+    """Weights with which each sub-layer of the head reads earlier outputs during a prediction.
 
     Args:
-        agent: one whose head has attention residuals (arXiv 2603.15031).
-        batch: observations as `VLAAgent.predict_action` takes them; "noise", (B, pred_horizon,
-            action_dim) or with an axis of draws of which the first is taken, is used if it is
-            there.
+        agent: an agent whose head has attention residuals (arXiv 2603.15031).
+        batch: observations as `VLAAgent.predict_action` takes them. An optional "noise" (B,
+            pred_horizon, action_dim) is used; of several noise samples, the first.
 
     Returns:
-        (2 * n_layer, 2 * n_layer): row i are the softmax weights of sub-layer i (attention and
-        feed-forward in turn) over its sources, 0 the token embedding and s the output of sub-layer
-        s - 1, averaged over batch, tokens and network calls; zero for s > i.
+        (2 * n_layer, 2 * n_layer): row i has the softmax weights of sub-layer i (attention and
+        feed-forward in turn) over its sources, averaged over batch, tokens and network calls.
+        Source 0 is the token embedding, source s the output of sub-layer s - 1; zero for s > i.
 
     Raises:
         ValueError: the head has no attention residuals.
@@ -72,14 +74,16 @@ def depth_weights(agent: VLAAgent, batch: Mapping[str, Any]) -> Tensor:
     backbone = getattr(agent.head, "attnres_backbone", None)
     if backbone is None:
         raise ValueError(
-            f"the head {type(agent.head).__name__} has no attention residuals to look at; take an "
-            "agent with head.backbone_type='attnres_full'"
+            f"the head {type(agent.head).__name__} has no attention residuals; use an agent with "
+            "head.backbone_type='attnres_full'"
         )
     size = len(backbone.layers)
     total = torch.zeros(size, size, dtype=torch.float64)
     calls = 0
 
-    def look(operator: nn.Module, args: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
+    def record_weights(
+        operator: nn.Module, args: tuple[Sequence[Tensor], Sequence[Tensor]]
+    ) -> None:
         nonlocal calls
         sources, logits = args
         weights = torch.cat(tuple(logits), dim=-1).softmax(dim=-1)
@@ -89,9 +93,9 @@ def depth_weights(agent: VLAAgent, batch: Mapping[str, Any]) -> Tensor:
     noise = batch.get("noise")
     if noise is not None and noise.ndim == 4:
         noise = noise[:, 0]
-    hooks = [layer.attn_res.register_forward_pre_hook(look) for layer in backbone.layers]
+    hooks = [layer.attn_res.register_forward_pre_hook(record_weights) for layer in backbone.layers]
     try:
-        with _looking_only(agent):
+        with _no_side_effects(agent):
             agent.predict_action(batch, noise)
     finally:
         for hook in hooks:
@@ -99,9 +103,23 @@ def depth_weights(agent: VLAAgent, batch: Mapping[str, Any]) -> Tensor:
     return total / calls
 
 
+def _u_and_du_dt(
+    agent: VelocityAgent, z_t: Tensor, r: Tensor, t: Tensor, cond: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The network's velocity and its derivative by t along its own velocity, each (B, T, D)."""
+    if isinstance(agent, IMFVLAAgent):
+        return agent._compute_u_and_du_dt(z_t, r, t, cond)
+    v = agent._average_velocity(z_t, t, t, cond)
+    return torch.func.jvp(  # type: ignore[misc]
+        partial(agent._average_velocity, cond=cond),
+        (z_t, r, t),
+        (v, torch.zeros_like(r), torch.ones_like(t)),
+    )
+
+
 @contextmanager
-def _looking_only(agent: VLAAgent) -> Iterator[None]:
-    """Without gradients, and with the random state (dropout, crops, draws) put back afterwards."""
+def _no_side_effects(agent: VLAAgent) -> Iterator[None]:
+    """Disable gradients and restore the random state (dropout, crops, noise) afterwards."""
     device = agent.action_normalizer.mean.device
     cuda = [device] if device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(cuda):

@@ -1,69 +1,109 @@
-"""The improved-MeanFlow agent: learns an average velocity, acts with one network call per chunk.
+"""The improved-MeanFlow (iMF) agent: learns an average velocity, predicts a chunk in one call.
 
-Source: "Improved Mean Flows" (arXiv 2512.02012). Time runs from data (t = 0) to noise (t = 1):
-z_t = (1 - t) x + t e, with the velocity v* = e - x.
+Source: "Improved Mean Flows" (arXiv 2512.02012). Time runs from data (t = 0) to noise (t = 1).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from imf_ray.agents.base import VLAAgent, check_choice
-from imf_ray.agents.losses import VELOCITY_LOSS_TYPES, velocity_loss
-from imf_ray.agents.time_sampling import TIME_SAMPLERS, TimeSampler
+from imf_ray.agents.losses import masked_loss
+from imf_ray.agents.velocity import LOGIT_NORMAL, MIN_TIME, TimeSampler, VelocityAgent
 from imf_ray.models.attnres import RMSNorm
 from imf_ray.models.imf_transformer import IMFTransformer1D
 
-PREDICTION_TYPES = ("velocity", "sample")
-MIN_TIME = 0.05
-"""Bound of the time that a sample's distance to its data is divided by."""
+LOGIT_NORMAL_P_EQUAL = 0.5
+"""P(r = t) of `sample_times_logit_normal`."""
+MEANFLOW_V1_R, MEANFLOW_V1_T = (-4.0, 1.6), (-0.6, 1.6)
+"""Mean and standard deviation of r and t before the sigmoid in `sample_times_meanflow_v1`."""
+ENDPOINT_MIX_P_EQUAL, ENDPOINT_MIX_P_R_ZERO, ENDPOINT_MIX_P_ENDPOINT = 0.25, 0.25, 0.25
+"""P(r = t), P(r = 0 with t < 1) and P(r = 0, t = 1) of `sample_times_endpoint_mix`."""
 
 
-class IMFVLAAgent(VLAAgent):
+def sample_times_uniform(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Two uniform times, sorted: P(t - r > 0.8) is 4 %, P(r = t) is 0."""
+    first, second, _ = uniforms.unbind(dim=1)
+    return torch.minimum(first, second), torch.maximum(first, second)
+
+
+def sample_times_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """The iMF paper's sampler (arXiv 2512.02012): two logit-normal times, sorted.
+
+    Each is sigmoid(N(-0.4, 1)); for half of the samples r is set to t. P(t - r > 0.8) is 0.05 %,
+    P(r = t) is 50 %.
+    """
+    mean, std = LOGIT_NORMAL
+    first = (torch.special.ndtri(uniforms[:, 0]) * std + mean).sigmoid()
+    second = (torch.special.ndtri(uniforms[:, 1]) * std + mean).sigmoid()
+    r, t = torch.minimum(first, second), torch.maximum(first, second)
+    return torch.where(uniforms[:, 2] < LOGIT_NORMAL_P_EQUAL, t, r), t
+
+
+def sample_times_meanflow_v1(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Two different logit-normal times, sorted: MeanFlow's better CIFAR run (arXiv 2505.13447).
+
+    The times are sigmoid(N(-4, 1.6^2)) and sigmoid(N(-0.6, 1.6^2)). P(t - r > 0.8) is 8.1 %,
+    P(r = t) is 0.
+    """
+    (mean_r, std_r), (mean_t, std_t) = MEANFLOW_V1_R, MEANFLOW_V1_T
+    first = (torch.special.ndtri(uniforms[:, 0]) * std_r + mean_r).sigmoid()
+    second = (torch.special.ndtri(uniforms[:, 1]) * std_t + mean_t).sigmoid()
+    return torch.minimum(first, second), torch.maximum(first, second)
+
+
+def sample_times_endpoint_mix(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """A mixture for one-step inference, which uses the interval r = 0, t = 1.
+
+    The third uniform picks one of four equally likely cases:
+
+    * r = t, uniform. This trains the instantaneous velocity, the direction of du/dt.
+    * r = 0, t uniform. Along a path of the flow d/dt [t u(z_t, 0, t)] is the compound velocity V.
+      The error of one step is therefore the mean over t of V's errors at r = 0.
+    * r = 0, t = 1: the interval of one-step inference.
+    * two sorted uniforms: all other intervals.
+
+    P(t - r > 0.8) is 31 %, P(r = t) is 25 %.
+    """
+    first, second, choice = uniforms.unbind(dim=1)
+    r, t = torch.minimum(first, second), torch.maximum(first, second)
+    equal = choice < ENDPOINT_MIX_P_EQUAL
+    equal_or_r_zero = choice < ENDPOINT_MIX_P_EQUAL + ENDPOINT_MIX_P_R_ZERO
+    not_uniform = choice < ENDPOINT_MIX_P_EQUAL + ENDPOINT_MIX_P_R_ZERO + ENDPOINT_MIX_P_ENDPOINT
+    r = torch.where(equal, first, torch.where(not_uniform, 0.0, r))
+    return r, torch.where(equal_or_r_zero, first, torch.where(not_uniform, 1.0, t))
+
+
+TIME_SAMPLERS: dict[str, TimeSampler] = {
+    "uniform": sample_times_uniform,
+    "logit_normal": sample_times_logit_normal,
+    "meanflow_v1": sample_times_meanflow_v1,
+    "endpoint_mix": sample_times_endpoint_mix,
+}
+"""Samplers of training intervals (r, t), by the value of `agent.time_sampler`."""
+
+
+class IMFVLAAgent(VelocityAgent):
     """`VLAAgent` with the iMF objective and one-step inference.
 
     Args:
-        loss_type: one of `VELOCITY_LOSS_TYPES`. The default bounds the gradient of an error: a few
-            batches in a hundred have an extreme du/dt, and the squared error has been seen to
-            diverge on them.
-        prediction_type: what the head predicts, one of `PREDICTION_TYPES`. "velocity": u itself.
-            "sample": the action chunk x, from which u = (z_t - x) / t follows ("pixel MeanFlow",
-            arXiv 2601.22158), t bounded below by `MIN_TIME` (arXiv 2511.13720). One step is
-            then x itself; a velocity has to carry the noise through the network, exactly, so that
-            it cancels.
-        time_sampler: one of `time_samplers`. The default was the best of four at one step
+        aux_v_head: add a second output to the network and train it, with the same loss, to be the
+            instantaneous velocity v(z_t, t). It gives du/dt its direction and is not used in
+            inference. Without it v = u(z_t, t, t). The paper has both forms.
+        kwargs: see `VelocityAgent`. The default time sampler was the best of four at one step
             (docs/results/time_samplers.md).
-        aux_v_head: a second output of the network is trained to be the instantaneous velocity
-            v(z_t, t), by the same loss, and gives du/dt its direction; inference has no use for
-            it. Without, v = u(z_t, t, t). (arXiv 2512.02012 has both.)
-        kwargs: see `VLAAgent`.
 
     Raises:
-        ValueError: for an impossible combination, naming the option, its value and the way out.
+        ValueError: an impossible combination of options.
     """
 
     time_samplers: ClassVar[Mapping[str, TimeSampler]] = TIME_SAMPLERS
 
-    def __init__(
-        self,
-        *,
-        loss_type: str = "pseudo_huber",
-        prediction_type: str = "velocity",
-        time_sampler: str = "logit_normal",
-        aux_v_head: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        check_choice("loss_type", loss_type, VELOCITY_LOSS_TYPES)
-        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-        check_choice("time_sampler", time_sampler, tuple(self.time_samplers))
+    def __init__(self, *, aux_v_head: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.loss_type = loss_type
-        self.prediction_type = prediction_type
-        self.time_sampler = time_sampler
         self.aux_v_head = self._make_aux_v_head() if aux_v_head else None
         self._head_has_dropout = any(
             isinstance(module, nn.Dropout) and module.p > 0 for module in self.head.modules()
@@ -78,75 +118,68 @@ class IMFVLAAgent(VLAAgent):
         is_pad: Tensor,
         valid_count: Tensor | None = None,
     ) -> Tensor:
-        r, t = self._sample_times(uniforms)
-        errors = self._velocity_errors(actions, noise, r, t, cond)
-        first, *rest = (velocity_loss(self.loss_type, e, is_pad, valid_count) for e in errors)
-        return sum(rest, start=first)
+        """The iMF loss (arXiv 2512.02012): rho(V - v*), V = u + (t - r) sg(du/dt), v* = e - x.
 
-    def _sample_times(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Uniforms (B, 3) -> (r, t), each (B,)."""
-        return self.time_samplers[self.time_sampler](uniforms)
-
-    def _sample_actions(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """Walks from t = 1 to t = 0 in `inference_steps` equal steps, one network call each."""
-        times = torch.linspace(
-            1, 0, self.inference_steps + 1, dtype=noise.dtype, device=noise.device
-        )
-        sample = noise
-        for t, r in pairwise(times):
-            sample = self._sample_one_step(sample, r, t, cond)
-        return sample
+        u = u(z_t, r, t) with z_t = (1 - t) x + t e; du/dt is its derivative along (v, 0, 1), where
+        v = v(z_t, t); sg stops the gradient. With an auxiliary head rho(v - v*) is added.
+        """
+        r, t = self.time_samplers[self.time_sampler](uniforms)
+        noise_fraction = t[:, None, None]
+        z_t = (1 - noise_fraction) * actions + noise_fraction * noise
+        v_target = noise - actions
+        v = self._instantaneous_velocity(z_t, t, cond)
+        u, du_dt = self._compute_u_and_du_dt(z_t, r, t, cond, v)
+        error = self._compound_velocity(u, du_dt, r, t) - v_target
+        loss = masked_loss(self.loss_type, error, is_pad, valid_count)
+        if self.aux_v_head is None:
+            return loss
+        return loss + masked_loss(self.loss_type, v - v_target, is_pad, valid_count)
 
     def _sample_one_step(self, sample: Tensor, r: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """Moves a sample from time t to the earlier time r: z_r = z_t - (t - r) u(z_t, r, t)."""
-        batch_size = sample.shape[0]
-        r, t = r.expand(batch_size), t.expand(batch_size)
-        return sample - self._broadcast_batch_time(t - r, sample) * self._velocity(
-            sample, r, t, cond
-        )
+        """Move a sample from time t to the earlier time r: z_r = z_t - (t - r) u(z_t, r, t)."""
+        r, t = r.expand(len(sample)), t.expand(len(sample))
+        step = self._broadcast_batch_time(t - r, sample)
+        return sample - step * self._average_velocity(sample, r, t, cond)
 
-    def _velocity(self, z_t: Tensor, r: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """u(z_t, r, t), the average velocity from t to r, (B, T, D)."""
-        return self._to_velocity(self.head(z_t, r, t, cond), z_t, t)
+    def _average_velocity(
+        self,
+        z_t: Tensor,
+        r: Tensor,
+        t: Tensor,
+        cond: Tensor,
+        network: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """u(z_t, r, t), the average velocity from t to r, (B, T, D); by default the head's."""
+        prediction = (self.head if network is None else network)(z_t, r, t, cond)
+        if self.prediction_type == "velocity":
+            return prediction
+        return (z_t - prediction) / t.clamp(min=MIN_TIME)[:, None, None]
 
     def _instantaneous_velocity(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """v(z_t, t), (B, T, D): the auxiliary head's, or u(z_t, t, t) without gradient."""
-        # What follows differentiates this very network, so it must draw the same dropout masks.
-        with self._same_dropout_masks(z_t.device):
+        with self._same_dropout_masks(z_t) if self._head_has_dropout else nullcontext():
             if self.aux_v_head is not None:
-                features = cast(IMFTransformer1D, self.head).features(z_t, t, t, cond)
-                return self._to_velocity(self.aux_v_head(features), z_t, t)
+                return self._average_velocity(z_t, t, t, cond, self._predict_aux_v)
             with torch.no_grad():
-                return self._velocity(z_t, t, t, cond)
+                return self._average_velocity(z_t, t, t, cond)
 
-    def _to_velocity(self, prediction: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-        """The velocity (B, T, D) that a prediction stands for."""
-        if self.prediction_type == "velocity":
-            return prediction
-        return (z_t - prediction) / self._broadcast_batch_time(t.clamp(min=MIN_TIME), z_t)
-
-    def _velocity_errors(
-        self, actions: Tensor, noise: Tensor, r: Tensor, t: Tensor, cond: Tensor
-    ) -> tuple[Tensor, ...]:
-        """What is trained towards zero, each (B, T, D): V - v*, and v - v* of an auxiliary head."""
-        z_t, target = self._interpolate(actions, noise, t), noise - actions
-        v = self._instantaneous_velocity(z_t, t, cond)
-        u, du_dt = self._compute_u_and_du_dt(z_t, r, t, cond, v)
-        error = self._compound_velocity(u, du_dt, r, t) - target
-        return (error,) if self.aux_v_head is None else (error, v - target)
+    def _predict_aux_v(self, z_t: Tensor, r: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """The auxiliary head's prediction (B, T, D)."""
+        assert self.aux_v_head is not None
+        return self.aux_v_head(cast(IMFTransformer1D, self.head).features(z_t, r, t, cond))
 
     def _compute_u_and_du_dt(
         self, z_t: Tensor, r: Tensor, t: Tensor, cond: Tensor, v: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """u(z_t, r, t) and its total derivative by t, each (B, T, D); only u has a gradient.
 
-        du/dt is the Jacobian-vector product of the network with (v, 0, 1), where v (B, T, D) is the
+        du/dt is the Jacobian-vector product of the network with (v, 0, 1). v (B, T, D) is the
         network's own instantaneous velocity, computed here if it is not given.
         """
         if v is None:
             v = self._instantaneous_velocity(z_t, t, cond)
         u, du_dt = torch.func.jvp(  # type: ignore[misc]
-            lambda z, start, end: self._velocity(z, start, end, cond),
+            partial(self._average_velocity, cond=cond),
             (z_t, r, t),
             (v.detach(), torch.zeros_like(r), torch.ones_like(t)),
         )
@@ -155,8 +188,8 @@ class IMFVLAAgent(VLAAgent):
     def _make_aux_v_head(self) -> nn.Module:
         if not hasattr(self.head, "features"):
             raise ValueError(
-                f"aux_v_head=True reads the head's features, which {type(self.head).__name__} does "
-                "not give; set aux_v_head=False or take the head IMFTransformer1D"
+                f"aux_v_head=True needs a head with `features`, which {type(self.head).__name__} "
+                "does not have; set aux_v_head=False or use IMFTransformer1D"
             )
         head = cast(IMFTransformer1D, self.head)
         output = nn.Linear(head.n_emb, self.action_dim)
@@ -164,24 +197,21 @@ class IMFVLAAgent(VLAAgent):
         nn.init.zeros_(output.bias)
         return nn.Sequential(RMSNorm(head.n_emb, head.ln_f.eps), output)
 
-    def _same_dropout_masks(self, device: torch.device) -> AbstractContextManager[None]:
-        """Restores the random state on leaving: what follows draws the same dropout masks."""
-        if not (self._head_has_dropout and self.training):
-            return nullcontext()  # torch.compile cannot trace a fork of the random state
-        return torch.random.fork_rng([device] if device.type == "cuda" else [])
+    def _same_dropout_masks(self, like: Tensor) -> AbstractContextManager[None]:
+        """Restore the random state on exit, so that the JVP of the network uses the same masks.
+
+        Does nothing outside of training. `torch.compile` cannot trace it.
+        """
+        if not self.training:
+            return nullcontext()
+        return torch.random.fork_rng([like.device] if like.device.type == "cuda" else [])
 
     @classmethod
     def _compound_velocity(cls, u: Tensor, du_dt: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        """V = u + (t - r) sg(du/dt), the estimate of the instantaneous velocity."""
-        return u + cls._broadcast_batch_time(t - r, u) * du_dt.detach()
-
-    @classmethod
-    def _interpolate(cls, actions: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """z_t = (1 - t) x + t e, (B, T, D)."""
-        fraction = cls._broadcast_batch_time(t, actions)
-        return (1 - fraction) * actions + fraction * noise
+        """V = u + (t - r) sg(du/dt), the estimate of the instantaneous velocity (B, T, D)."""
+        return u + (t - r)[:, None, None] * du_dt.detach()
 
     @staticmethod
     def _broadcast_batch_time(time: Tensor, like: Tensor) -> Tensor:
-        """Times (B,) -> (B, 1, ..., 1) with as many dimensions as `like`."""
+        """Reshape times (B,) to (B, 1, ..., 1) with as many dimensions as `like`."""
         return time.view(-1, *[1] * (like.ndim - 1))

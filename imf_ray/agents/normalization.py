@@ -1,4 +1,4 @@
-"""Normalization inside the agent: statistics are buffers, so that a checkpoint alone predicts."""
+"""Normalization inside the agent: statistics are buffers, so a checkpoint needs no other file."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,33 +8,36 @@ from torch import Tensor, nn
 
 NORMALIZATION_TYPES = ("min_max", "mean_std", "identity")
 MIN_RANGE = 1e-4
+"""Range (max - min) below which a dimension counts as constant and is not scaled."""
 EE_QUATERNION_SLICES = (slice(3, 7), slice(11, 15))
+"""Quaternions in an end-effector action: twice xyz, quaternion wxyz, gripper."""
 POSE_DIM = 7
-"""A pose: xyz and quaternion (wxyz)."""
+"""Width of a pose: xyz (m) and quaternion wxyz."""
 _STATISTICS = ("min", "max", "mean", "std")
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Normalizer(nn.Module):
-    """Maps a vector quantity to the network's scale and back, dimension by dimension.
+    """Maps a vector to the network's scale and back, each dimension by itself.
 
-    "min_max" maps [min, max] to [-1, 1]; "mean_std" maps to zero mean and unit deviation;
-    "identity" leaves the scale alone. A dimension whose range is below 1e-4 is centred and not
-    scaled. Quaternions (wxyz) keep their scale in every mode. Since q and -q are the same rotation,
-    going in they are turned to the hemisphere around their mean (around w without statistics: a
-    fixed one would cut through rotations that the data have, as it does for a tool pointing down,
-    whose w is about 0). Coming out they get unit length again.
+    "min_max" maps [min, max] to [-1, 1], "mean_std" maps to zero mean and unit standard deviation,
+    "identity" does not scale. A dimension whose range is below `MIN_RANGE` is only centred.
+
+    Quaternions (wxyz) keep their scale in every mode. `normalize` flips them to the hemisphere of
+    their mean, because q and -q are the same rotation. A fixed hemisphere (w > 0) would split
+    rotations with w near 0, such as a tool that points down; it is used without statistics only.
+    `unnormalize` returns quaternions of unit length.
 
     Args:
         dim: number of dimensions D.
         mode: one of `NORMALIZATION_TYPES`.
-        stats: "min", "max", "mean" and "std", each (D,); without them the map is the identity until
+        stats: "min", "max", "mean" and "std", each (D,). Without them the map is the identity until
             a state dict is loaded.
         quaternions: slices of the vector that hold quaternions.
 
     Raises:
-        ValueError: for an unknown mode, or statistics that are missing, misshapen or not finite.
+        ValueError: an unknown mode, or statistics that are missing, misshapen or not finite.
     """
 
     min: Tensor
@@ -65,25 +68,25 @@ class Normalizer(nn.Module):
             )
             self.register_buffer(name, value)
         scaled = torch.ones(dim, dtype=torch.bool)
-        for quaternion in self.quaternions:
-            scaled[quaternion] = False
+        for dims in self.quaternions:
+            scaled[dims] = False
         self.register_buffer("_scaled", scaled, persistent=False)
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Real units (..., D) -> network scale (..., D)."""
+        """Map real units (..., D) to the network's scale."""
         x = self._map_quaternions(x, self._to_hemisphere)
         center, scale = self._center_and_scale()
         return (x - center) / scale
 
     def unnormalize(self, x: Tensor) -> Tensor:
-        """Network scale (..., D) -> real units (..., D); quaternions of unit length."""
+        """Map the network's scale (..., D) to real units; quaternions get unit length."""
         center, scale = self._center_and_scale()
         return self._map_quaternions(
             x * scale + center, lambda q, _: nn.functional.normalize(q, dim=-1)
         )
 
     def statistics(self) -> dict[str, Tensor]:
-        """Copies of the statistics on the CPU, in the form the constructor takes."""
+        """Copies of the statistics on the CPU, as the constructor takes them."""
         return {name: getattr(self, name).detach().cpu().clone() for name in _STATISTICS}
 
     def _center_and_scale(self) -> tuple[Tensor, Tensor]:
@@ -96,9 +99,9 @@ class Normalizer(nn.Module):
         varies = (self.max - self.min) >= MIN_RANGE
         return center.where(self._scaled, 0.0), scale.where(self._scaled & varies, 1.0)
 
-    def _to_hemisphere(self, quaternions: Tensor, place: slice) -> Tensor:
-        """Quaternions (..., 4) on the side of their mean (4,)."""
-        mean = self.mean[place]
+    def _to_hemisphere(self, quaternions: Tensor, dims: slice) -> Tensor:
+        """Flip quaternions (..., 4) to the hemisphere of their mean."""
+        mean = self.mean[dims]
         center = torch.where(mean.any(), mean, mean.new_tensor([1.0, 0.0, 0.0, 0.0]))
         return torch.where((quaternions @ center)[..., None] < 0, -quaternions, quaternions)
 
@@ -106,19 +109,67 @@ class Normalizer(nn.Module):
         if not self.quaternions:
             return x
         x = x.clone()
-        for quaternion in self.quaternions:
-            x[..., quaternion] = function(x[..., quaternion], quaternion)
+        for dims in self.quaternions:
+            x[..., dims] = function(x[..., dims], dims)
         return x
 
 
 def pose_quaternion_slices(num_poses: int, start: int = 0) -> tuple[slice, ...]:
-    """Where the quaternions of consecutive poses are in a vector that has them from `start` on."""
-    places = range(start, start + num_poses * POSE_DIM, POSE_DIM)
-    return tuple(slice(place + 3, place + POSE_DIM) for place in places)
+    """Slices of the quaternions of consecutive poses that begin at dimension `start`."""
+    offsets = range(start, start + num_poses * POSE_DIM, POSE_DIM)
+    return tuple(slice(offset + 3, offset + POSE_DIM) for offset in offsets)
+
+
+def join_poses(
+    batch: Mapping[str, Any], objects: Sequence[str], first: str | None = None
+) -> Tensor:
+    """Concatenate batch[first] (..., D), if given, and the poses (..., 7) of objects.
+
+    Raises:
+        ValueError: an object is missing from batch["object_poses"].
+    """
+    poses = batch.get("object_poses", {})
+    missing = [name for name in objects if name not in poses]
+    if missing:
+        raise ValueError(
+            f"object_poses of {', '.join(missing)} are missing (given: {', '.join(poses) or 'none'}"
+            "); provide them or remove them from privileged_pose_objects and aux_pose_objects"
+        )
+    parts = [] if first is None else [batch[first]]
+    return torch.cat([*parts, *(poses[name] for name in objects)], dim=-1)
+
+
+def join_pose_stats(
+    stats: Mapping[str, Any], objects: Sequence[str], first: str | None = None
+) -> dict[str, Tensor]:
+    """The statistics of `join_poses`, from those of its parts."""
+    joined = {}
+    for name in _STATISTICS:
+        parts: dict[str, Any] = {
+            "object_poses": {
+                pose: torch.as_tensor(values[name], dtype=torch.float32)
+                for pose, values in stats.get("object_poses", {}).items()
+            }
+        }
+        if first is not None:
+            parts[first] = torch.as_tensor(stats[first][name], dtype=torch.float32)
+        joined[name] = join_poses(parts, objects, first)
+    return joined
+
+
+def split_pose_stats(
+    joined: Mapping[str, Tensor], objects: Sequence[str], start: int = 0
+) -> dict[str, dict[str, Tensor]]:
+    """The statistics of each object, from joined ones whose poses begin at dimension `start`."""
+    stats = {}
+    for index, pose in enumerate(objects):
+        dims = slice(start + index * POSE_DIM, start + (index + 1) * POSE_DIM)
+        stats[pose] = {name: values[dims] for name, values in joined.items()}
+    return stats
 
 
 class ImageNormalizer(nn.Module):
-    """uint8 images -> floats of about zero mean and unit deviation (ImageNet's statistics)."""
+    """Maps uint8 images to floats of about zero mean and unit deviation (ImageNet's statistics)."""
 
     mean: Tensor
     std: Tensor
@@ -129,10 +180,10 @@ class ImageNormalizer(nn.Module):
         self.register_buffer("std", torch.tensor(_IMAGENET_STD))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (..., H, W, 3) uint8 -> (..., 3, H, W) float.
+        """Map images (..., H, W, 3) uint8 to (..., 3, H, W) float.
 
         Raises:
-            ValueError: if the images are not uint8.
+            ValueError: the images are not uint8.
         """
         if images.dtype != torch.uint8:
             raise ValueError(f"images are {images.dtype}; pass uint8 in [0, 255]")
@@ -143,11 +194,11 @@ class ImageNormalizer(nn.Module):
 def _statistic(stats: Mapping[str, Any], name: str, dim: int) -> Tensor:
     if name not in stats:
         raise ValueError(
-            f"stats lack {name!r}; give {', '.join(_STATISTICS)}, each of shape ({dim},)"
+            f"stats lack {name!r}; provide {', '.join(_STATISTICS)}, each of shape ({dim},)"
         )
     value = torch.as_tensor(stats[name], dtype=torch.float32).clone()
     if value.shape != (dim,) or not value.isfinite().all():
         raise ValueError(
-            f"stats[{name!r}] has shape {tuple(value.shape)}; give ({dim},) finite numbers"
+            f"stats[{name!r}] has shape {tuple(value.shape)}; provide ({dim},) finite numbers"
         )
     return value

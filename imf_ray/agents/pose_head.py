@@ -1,4 +1,4 @@
-"""An auxiliary task of training: telling from the condition where the task's objects are."""
+"""The auxiliary pose loss: predicting object poses from the condition during training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,16 +10,16 @@ from imf_ray.agents.normalization import POSE_DIM, Normalizer, pose_quaternion_s
 
 
 class PoseHead(nn.Module):
-    """A linear map from the condition of a step to the poses of objects, which simulation records.
+    """Linear map from the condition of an observation step to object poses recorded in simulation.
 
-    Imitation alone teaches an encoder slowly where things are: most of an action follows from the
-    arms' own state. The read-out asks for it directly; it is linear, so that the head finds the
-    answer in the condition as plainly. Acting does not use it.
+    Imitation alone trains encoders slowly to locate objects, because most of an action follows from
+    the arms' own state. This loss trains it directly. The map is linear, so that the pose is
+    linearly available in the condition that the policy head reads. Inference does not use it.
 
     Args:
-        cond_dim: width of a step's condition, all its tokens side by side.
-        num_poses: objects; a pose is xyz (m) and quaternion (wxyz).
-        normalization_type, stats: of the poses, see `Normalizer`.
+        cond_dim: width of a step's condition, all its tokens concatenated.
+        num_poses: number of objects; a pose is xyz (m) and quaternion wxyz.
+        normalization_type, stats: normalization of the poses, see `Normalizer`.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class PoseHead(nn.Module):
     ) -> Tensor:
         """Mean absolute error of the normalized poses, a scalar.
 
-        A sample counts in proportion to its valid actions, as in the objective: so the losses of a
-        batch's parts add up to the batch's.
+        A sample is weighted by its number of valid actions, as in the objective, so that the losses
+        of a batch's parts add up to the batch's loss.
 
         Args:
             cond: (B, obs_horizon, cond_dim).
             poses: (B, obs_horizon, 7 * num_poses) in real units.
-            is_pad, valid_count: (B, pred_horizon) and scalar, see `VLAAgent.compute_loss`.
+            is_pad, valid_count: (B, pred_horizon) bool and scalar, see `VLAAgent.forward`.
         """
         error = self.linear(cond) - self.normalizer.normalize(poses.to(cond.dtype))
-        of_sample = error.abs().mean(dim=(1, 2))
-        return masked_mean(of_sample[:, None, None].expand(*is_pad.shape, 1), is_pad, valid_count)
+        per_sample = error.abs().mean(dim=(1, 2))
+        return masked_mean(per_sample[:, None, None].expand(*is_pad.shape, 1), is_pad, valid_count)

@@ -1,7 +1,7 @@
-"""Agents on disk: weights in safetensors beside the configuration that they belong to.
+"""Agents on disk: weights in safetensors next to their configuration.
 
     model.safetensors       the weights, normalization statistics included
-    model_ema.safetensors   their moving average, where there is one
+    model_ema.safetensors   their exponential moving average, if training kept one
     config.yaml             the resolved configuration
 
 Nothing is unpickled.
@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from imf_ray.agents.base import VLAAgent
-from imf_ray.agents.flow import FlowVLAAgent
-from imf_ray.agents.imf import IMFVLAAgent
+from imf_ray.agents.registry import OBJECTIVES
+from imf_ray.aliases import STATE_DICT_PREFIXES
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
 from imf_ray.errors import UserError
 from imf_ray.models.imf_transformer import IMFTransformer1D
@@ -37,30 +37,37 @@ WEIGHTS_FILE, EMA_WEIGHTS_FILE, CONFIG_FILE = (
     "config.yaml",
 )
 POLICY_FILES = ("*.safetensors", "*.yaml")
-"""What of a checkpoint executes its policy."""
+"""Files of a checkpoint that are needed to run its policy."""
 POLICY_SECTIONS = ("agent", "data", "task")
-"""What of a configuration belongs to a policy; how its run was carried out does not."""
+"""Sections of a configuration that describe a policy; the others describe its training run."""
 UNTRAINED_SEED = 0
+"""Seed of the weights of `make_untrained_agent`."""
 Stats = Mapping[str, Mapping[str, Any]]
 
 
 def make_agent(config: AgentConfig, action_space: str, stats: Stats | None = None) -> VLAAgent:
-    """An agent: with `stats` (see `Normalizer`) a new one to train, pretrained weights and all;
-    without, one whose weights are loaded from a checkpoint.
+    """Build an agent.
+
+    Args:
+        stats: normalization statistics of a new agent, see `VLAAgent`; its pretrained backbone
+            weights, if any, are loaded. None builds an agent whose weights are loaded later.
 
     Raises:
         UserError: an impossible combination of options.
     """
+    objective = OBJECTIVES[config.objective]
+    options = {name: getattr(config, name) for name in objective.options}
+    if objective.section is not None:
+        options |= asdict(getattr(config, objective.section))
     vision = asdict(config.vision_backbone)
     del vision["camera_names"]
-    agent_class, objective = _objective(config)
     head_class, head = _head(config.head)
     try:
-        agent = agent_class(
+        agent: VLAAgent = objective.load()(
             action_dim=config.action_dim,
             state_dim=config.state_dim,
-            num_poses=len(config.privileged_pose_objects),
-            num_target_poses=len(config.aux_pose_objects),
+            privileged_pose_objects=config.privileged_pose_objects,
+            aux_pose_objects=config.aux_pose_objects,
             aux_pose_loss_weight=config.aux_pose_loss_weight,
             camera_names=config.camera_names,
             obs_horizon=config.obs_horizon,
@@ -75,7 +82,7 @@ def make_agent(config: AgentConfig, action_space: str, stats: Stats | None = Non
             normalization_type=config.normalization_type,
             action_space=action_space,
             stats=stats,
-            **objective,
+            **options,
         )
     except ValueError as error:
         raise UserError(f"agent={config.name} cannot be built: {error}") from error
@@ -84,30 +91,29 @@ def make_agent(config: AgentConfig, action_space: str, stats: Stats | None = Non
     return agent
 
 
-def _objective(config: AgentConfig) -> tuple[type[VLAAgent], dict[str, Any]]:
-    """The class of `agent.objective`, and the options that are its own."""
-    if config.objective == "ddpm":
-        from imf_ray.agents.ddpm import DDPMVLAAgent  # diffusers takes 0.4 s that others need not
+def check_agent_options(config: AgentConfig, action_space: str) -> None:
+    """Check that an agent can be built, without allocating or initializing its weights.
 
-        return DDPMVLAAgent, {"loss_type": config.loss_type, **asdict(config.ddpm)}
-    options = ("loss_type", "prediction_type", "time_sampler", "aux_v_head")
-    agent_class = {"imf": IMFVLAAgent, "flow": FlowVLAAgent}[config.objective]
-    return agent_class, {name: getattr(config, name) for name in options}
+    Raises:
+        UserError: an impossible combination of options.
+    """
+    with torch.device("meta"):
+        make_agent(config, action_space)
 
 
 def _head(config: HeadConfig) -> tuple[type[nn.Module], dict[str, Any]]:
-    """The class of `agent.head.backbone_type`, and the options that it has."""
+    """The class of `agent.head.backbone_type` and its options."""
     options = asdict(config)
     if config.backbone_type != "transformer":
         return IMFTransformer1D, options
-    known = inspect.signature(Transformer1D).parameters
-    return Transformer1D, {name: value for name, value in options.items() if name in known}
+    accepted = inspect.signature(Transformer1D).parameters
+    return Transformer1D, {name: value for name, value in options.items() if name in accepted}
 
 
 def save_agent(
     folder: Path, agent: VLAAgent, config: Config, ema: Mapping[str, torch.Tensor] | None
 ) -> None:
-    """Write the agent's files into an existing folder."""
+    """Write an agent's files, with its averaged weights if given, into an existing folder."""
     save_file(agent.state_dict(), folder / WEIGHTS_FILE)
     if ema is not None:
         save_file(dict(ema), folder / EMA_WEIGHTS_FILE)
@@ -115,11 +121,13 @@ def save_agent(
 
 
 def save_inference_policy(folder: Path, checkpoint: Path) -> None:
-    """Write into an existing folder what executes a checkpoint's policy: the weights that are
-    judged, and its settings without the place of its data.
+    """Write the files that run a checkpoint's policy into an existing folder.
+
+    These are the weights used in evaluation (EMA if present) and the policy's configuration,
+    without the path of its data.
 
     Raises:
-        UserError: it is not a checkpoint.
+        UserError: `checkpoint` is not a checkpoint folder.
     """
     settings = config_to_dict(load_policy_config(checkpoint))
     del settings["data"]["dataset_dir"]
@@ -129,7 +137,7 @@ def save_inference_policy(folder: Path, checkpoint: Path) -> None:
 
 
 def load_policy_config(folder: Path) -> Config:
-    """The agent, the data and the task that a checkpoint was trained with; the rest is default.
+    """The agent, data and task sections of a checkpoint's configuration; the rest is default.
 
     Raises:
         UserError: the folder is not a checkpoint.
@@ -142,10 +150,10 @@ def load_policy_config(folder: Path) -> Config:
 
 
 def load_agent(folder: Path, ema: bool = True, device: str = "cpu") -> tuple[VLAAgent, Config]:
-    """The agent of a checkpoint, in evaluation mode, and its configuration.
+    """Load the agent of a checkpoint, in evaluation mode, and its configuration.
 
     Args:
-        ema: take the averaged weights where there are any.
+        ema: load the averaged weights if the checkpoint has them.
 
     Raises:
         UserError: the folder is not a checkpoint, or its weights do not fit its configuration.
@@ -153,14 +161,16 @@ def load_agent(folder: Path, ema: bool = True, device: str = "cpu") -> tuple[VLA
     config = load_policy_config(folder)
     agent = make_agent(config.agent, config.task.action_space)
     try:
-        agent.load_state_dict(load_file(weights_path(folder, ema)))
+        agent.load_state_dict(load_weights(weights_path(folder, ema)))
     except (OSError, RuntimeError) as error:
         raise UserError(f"The weights of {folder} cannot be loaded: {error}") from error
     return agent.to(device).eval(), config
 
 
 def make_untrained_agent(folder: Path, device: str = "cpu") -> tuple[VLAAgent, Config]:
-    """The agent of a checkpoint with fresh weights, always the same, and its normalization.
+    """An agent with a checkpoint's configuration and normalization, but untrained weights.
+
+    The weights are always the same.
 
     Raises:
         UserError: as `load_agent`.
@@ -175,11 +185,22 @@ def make_untrained_agent(folder: Path, device: str = "cpu") -> tuple[VLAAgent, C
 
 
 def weights_path(folder: Path, ema: bool) -> Path:
-    """The weights file that is judged."""
+    """Path of the weights to evaluate: the averaged ones if `ema` and they exist."""
     averaged = folder / EMA_WEIGHTS_FILE
     return averaged if ema and averaged.is_file() else folder / WEIGHTS_FILE
 
 
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a weights file; names that earlier versions wrote are translated to today's."""
+    weights = load_file(path)
+    for old, new in STATE_DICT_PREFIXES.items():
+        weights = {
+            new + name.removeprefix(old) if name.startswith(old) else name: tensor
+            for name, tensor in weights.items()
+        }
+    return weights
+
+
 def weights_digest(folder: Path, ema: bool) -> str:
-    """A short digest of the weights that are judged."""
+    """A short hash of the weights to evaluate, see `weights_path`."""
     return hashlib.sha256(weights_path(folder, ema).read_bytes()).hexdigest()[:16]

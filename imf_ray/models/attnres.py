@@ -1,12 +1,11 @@
 """The transformer with attention residuals: "Attention Residuals" (arXiv 2603.15031), full variant.
 
-An ordinary residual stream adds every sub-layer's output with weight one. Here each sub-layer
-chooses, per token, how much of every earlier output it reads: a softmax over depth whose query is a
-learned vector.
+An ordinary residual stream adds every sub-layer's output with weight one. Here the input of a
+sub-layer is, per token, a weighted sum of all earlier outputs. The weights are a softmax over depth
+whose query is a learned vector.
 
-Everything is written in plain differentiable operations (no fused attention, no complex numbers),
-because the iMF loss differentiates this network in forward mode (`torch.func.jvp`) and then in
-reverse mode.
+All operations are plain and differentiable (no fused attention, no complex numbers), because the
+iMF loss differentiates this network in forward mode (`torch.func.jvp`) and then in reverse mode.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
-    """Lifts half precision to float32 and leaves float32 and float64 alone."""
+    """Convert half precision to float32; float32 and float64 stay."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -54,7 +53,7 @@ def precompute_rope_freqs(
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine tables of rotary positions (arXiv 2104.09864), each (T, head_dim / 2).
 
-    Position p turns pair k by the angle p * theta^(-2k / head_dim).
+    Position p rotates pair k by the angle p * theta^(-2k / head_dim).
     """
     frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(sequence_length, dtype=torch.float32), frequencies)
@@ -62,10 +61,11 @@ def precompute_rope_freqs(
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the pairs (x0, x1), (x2, x3), ... of x (..., T, head_dim) by their position's angles.
+    """Rotate the pairs (x0, x1), (x2, x3), ... of x (..., T, head_dim) by their position's angles.
 
-    cos and sin are (T, head_dim / 2). The real form of the rotation, since compilers have no
-    complex kernels, in two products: forward-mode AD works out each one with a constant in Python.
+    cos and sin are (T, head_dim / 2). The rotation is real, because compilers have no complex
+    kernels. It uses only two products, because forward-mode AD computes a product with a constant
+    in Python.
     """
     pairs = _at_least_float32(x).unflatten(-1, (-1, 2))
     rotated = pairs * cos.unsqueeze(-1) + pairs.flip(-1) * torch.stack((-sin, sin), dim=-1)
@@ -73,10 +73,11 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class GroupedQuerySelfAttention(nn.Module):
-    """Self-attention whose key/value heads each serve a group of query heads (arXiv 2305.13245).
+    """Self-attention with key/value heads shared by groups of query heads (arXiv 2305.13245).
 
-    With g = n_head / n_kv_head, key/value head j serves query heads j*g ... j*g + g - 1. No biases.
-    Attention is a plain matmul and softmax: torch's fused kernels have no forward-mode derivative.
+    With g = n_head / n_kv_head, key/value head j serves query heads j*g ... j*g + g - 1. There are
+    no biases. Attention is a plain matmul and softmax, because torch's fused kernels have no
+    forward-mode derivative.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class GroupedQuerySelfAttention(nn.Module):
         self.out_dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x (B, T, dim) and RoPE tables (T, head_dim / 2) -> (B, T, dim)."""
+        """Map x (B, T, dim), with RoPE tables (T, head_dim / 2), to (B, T, dim)."""
         batch, length, _ = x.shape
 
         def split_heads(y: Tensor) -> Tensor:  # -> (B, n_kv_head, group, T, head_dim)
@@ -131,11 +132,11 @@ class SwiGLUFFN(nn.Module):
 
 
 class AttnResOperator(nn.Module):
-    """Softmax over depth: the weighted sum of all earlier outputs that a sub-layer reads.
+    """Softmax over depth: the weighted sum of all earlier outputs (arXiv 2603.15031).
 
-    The logit of source s is pseudo_query . RMSNormNoWeight(s), without a 1/sqrt(d); the sum is over
-    the raw sources. The pseudo query starts at zero, so that the mix starts as a plain mean.
-    Source: arXiv 2603.15031.
+    The logit of source s is pseudo_query . RMSNormNoWeight(s), without a factor 1/sqrt(d). The sum
+    is over the unnormalized sources. The pseudo query starts at zero, so that the initial weights
+    are equal.
     """
 
     def __init__(self, dim: int) -> None:
@@ -143,12 +144,11 @@ class AttnResOperator(nn.Module):
         self.pseudo_query = nn.Parameter(torch.zeros(dim))
 
     def forward(self, sources: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
-        """n sources (B, T, dim) and their logits (B, T, 1) -> their mix (B, T, dim).
+        """Weighted sum (B, T, dim) of n sources (B, T, dim) with logits (B, T, 1) each.
 
-        The logits come from outside, because a source's logits against all later pseudo queries
-        cost one matmul when they are computed together (`AttnResTransformerBackbone`). The sum is
-        accumulated source by source: stacking them would keep a copy of every earlier output for
-        every sub-layer.
+        `AttnResTransformerBackbone` computes a source's logits for all later sub-layers in one
+        matmul. The sum is accumulated source by source, because stacking them would keep a copy of
+        every earlier output for every sub-layer.
         """
         weights = torch.cat(tuple(logits), dim=-1).softmax(dim=-1).to(sources[0].dtype)
         first, *rest = weights.split(1, dim=-1)
@@ -159,7 +159,7 @@ class AttnResOperator(nn.Module):
 
 
 class AttnResSubLayer(nn.Module):
-    """One attention or feed-forward sub-layer: fn(RMSNorm(mix of all earlier outputs))."""
+    """Attention or feed-forward sub-layer: fn(RMSNorm(weighted sum of all earlier outputs))."""
 
     def __init__(self, dim: int, fn: nn.Module, eps: float = 1e-6) -> None:
         super().__init__()
@@ -174,10 +174,10 @@ class AttnResSubLayer(nn.Module):
 
 
 class AttnResTransformerBackbone(nn.Module):
-    """n_layer blocks of two sub-layers (attention, SwiGLU), joined by attention residuals.
+    """n_layer blocks of two sub-layers (attention, SwiGLU), connected by attention residuals.
 
-    The output is the plain sum of the embedding and all sub-layer outputs. Positions are rotary
-    over the whole sequence; their tables are not part of the state dict. Source: arXiv 2603.15031.
+    The output is the unweighted sum of the embedding and all sub-layer outputs. Rotary positions
+    cover the whole sequence; their tables are not in the state dict. Source: arXiv 2603.15031.
     """
 
     rope_cos: Tensor
@@ -208,7 +208,7 @@ class AttnResTransformerBackbone(nn.Module):
         self.register_buffer("rope_sin", sin, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Token embeddings (B, T, dim), T <= max_sequence_length -> (B, T, dim)."""
+        """Map token embeddings (B, T, dim) to (B, T, dim); T is at most max_sequence_length."""
         rope = self.rope_cos[: x.shape[1]], self.rope_sin[: x.shape[1]]
         layers = cast(list[AttnResSubLayer], list(self.layers))
         queries = torch.stack([layer.attn_res.pseudo_query for layer in layers])
@@ -216,12 +216,12 @@ class AttnResTransformerBackbone(nn.Module):
         logits: list[list[Tensor]] = [[] for _ in layers]  # per sub-layer, one per source
 
         def add_source(source: Tensor) -> None:
-            later = len(sources)  # the source is read by this sub-layer and all after it
+            first_reader = len(sources)  # this sub-layer and all later ones read the source
             sources.append(source)
-            if later < len(layers):
-                scores = F.linear(self.key_norm(source), queries[later:]).split(1, dim=-1)
-                for waiting, score in zip(logits[later:], scores, strict=True):
-                    waiting.append(score)
+            if first_reader < len(layers):
+                scores = F.linear(self.key_norm(source), queries[first_reader:]).split(1, dim=-1)
+                for layer_logits, score in zip(logits[first_reader:], scores, strict=True):
+                    layer_logits.append(score)
 
         add_source(x)
         for i, layer in enumerate(layers):

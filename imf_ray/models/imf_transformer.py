@@ -12,9 +12,9 @@ BACKBONE_TYPES = ("attnres_full",)
 
 
 def sinusoidal_time_embedding(tau: Tensor, dim: int) -> Tensor:
-    """Times tau (B,) in [0, 1] -> (B, dim): sines, then cosines, of tau times 1 ... 1e-4.
+    """Embed times tau (B,) in [0, 1] as (B, dim): sines, then cosines.
 
-    The dim/2 frequencies are those of arXiv 1706.03762; tau is not scaled up first.
+    The dim/2 angles are tau times frequencies from 1 to 1e-4 (arXiv 1706.03762); tau is not scaled.
     """
     half = dim // 2
     steps = torch.arange(half, dtype=tau.dtype, device=tau.device)
@@ -27,7 +27,7 @@ class IMFTransformer1D(nn.Module):
     """Average velocity u(z_t, r, t | cond) of an action chunk (iMF, arXiv 2512.02012).
 
     The backbone is the attention-residual transformer (arXiv 2603.15031). Argument order, defaults
-    and state-dict keys are those of RoboIMI's head, so that its weights load.
+    and state-dict keys match RoboIMI's head, so that its weights load.
 
     Args:
         input_dim: width of a noisy action.
@@ -37,22 +37,21 @@ class IMFTransformer1D(nn.Module):
         cond_dim: width of a condition token; 0 for an unconditional head.
         n_layer, n_head, n_emb: blocks, query heads and width of the transformer.
         p_drop_emb, p_drop_attn: dropout of the token embeddings, and inside the sub-layers.
-        causal_attn: whether a token sees only itself and earlier ones.
-        time_as_cond: times enter as tokens; the only form this backbone has.
-        obs_as_cond: accepted for compatibility; cond_dim > 0 decides.
-        n_cond_layers: layers of a separate condition encoder; this backbone has none.
+        causal_attn: let a token attend only to itself and earlier ones.
+        time_as_cond: pass times as tokens; this backbone supports nothing else.
+        obs_as_cond: ignored, accepted for compatibility; cond_dim > 0 takes its role.
+        n_cond_layers: layers of a separate condition encoder; must be 0 for this backbone.
         backbone_type: one of `BACKBONE_TYPES`.
         n_kv_head: key/value heads, a divisor of n_head.
         attn_res_ffn_mult, attn_res_eps, attn_res_rope_theta: SwiGLU width factor, RMSNorm epsilon,
             RoPE base.
 
     Raises:
-        ValueError: for a combination that cannot be built, naming the option, its value and the way
-            out.
+        ValueError: an impossible combination of options.
     """
 
     takes_time_interval: ClassVar[bool] = True
-    """`forward` takes the two ends (r, t) of an interval of time, not one timestep."""
+    """True: `forward` takes the ends (r, t) of a time interval, not one timestep."""
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class IMFTransformer1D(nn.Module):
         self.horizon = horizon
         self.n_emb = n_emb
         self.obs_as_cond = cond_dim > 0
-        # Part of RoboIMI's state dict. Not trainable, as DDP waits for every gradient it expects.
+        # In RoboIMI's state dict. Not trainable: DDP would wait for its gradient.
         self._dummy_variable = nn.Parameter(torch.empty(0), requires_grad=False)
         self.input_emb = nn.Linear(input_dim, n_emb)
         self.cond_obs_emb = nn.Linear(cond_dim, n_emb) if self.obs_as_cond else None
@@ -107,7 +106,7 @@ class IMFTransformer1D(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, sample: Tensor, r: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Average velocity from time t (noisier) to r.
+        """Average velocity from time t (noisier) to time r.
 
         Args:
             sample: z_t, (B, horizon, input_dim).
@@ -118,15 +117,15 @@ class IMFTransformer1D(nn.Module):
             (B, horizon, output_dim).
 
         Raises:
-            ValueError: if cond is missing or superfluous.
+            ValueError: cond is missing, or passed to an unconditional head.
         """
         return self.head(self.ln_f(self.features(sample, r, t, cond)))
 
     def features(self, sample: Tensor, r: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The backbone's output of the action tokens, (B, horizon, n_emb); see `forward`."""
+        """The backbone's output for the action tokens, (B, horizon, n_emb); see `forward`."""
         if (cond is not None) != self.obs_as_cond:
             raise ValueError(
-                "cond is required: the head was built with cond_dim > 0; pass the condition tokens"
+                "cond is required: the head was built with cond_dim > 0; pass condition tokens"
                 if self.obs_as_cond
                 else "cond is given to a head built with cond_dim=0; build it with cond_dim > 0"
             )
@@ -138,7 +137,7 @@ class IMFTransformer1D(nn.Module):
         return x[:, -self.horizon :]
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
-        """AdamW parameter groups: Linear weights decay; biases, gains, pseudo queries do not."""
+        """AdamW parameter groups: Linear weights decay; biases, gains and pseudo queries do not."""
         decaying = {
             f"{name}.weight" for name, m in self.named_modules() if isinstance(m, nn.Linear)
         }
@@ -176,7 +175,7 @@ def _check_heads(n_emb: int, n_head: int, n_kv_head: int) -> None:
     if n_emb // n_head % 2:
         raise ValueError(
             f"n_emb={n_emb} / n_head={n_head} gives the odd head dim {n_emb // n_head}, but rotary "
-            "positions turn pairs; choose n_emb as a multiple of 2 * n_head"
+            "positions rotate pairs; choose n_emb as a multiple of 2 * n_head"
         )
 
 

@@ -11,12 +11,11 @@ INIT_STD = 0.02
 
 
 class Transformer1D(nn.Module):
-    """A prediction for a noisy action chunk at one timestep: "Diffusion Policy" (arXiv 2303.04137).
+    """The transformer of "Diffusion Policy" (arXiv 2303.04137), for one timestep per action chunk.
 
-    The layout, the initialization and the state-dict keys are those of that work's transformer, so
-    that its weights load. The memory is the timestep's sinusoidal embedding and the condition
-    tokens, with learned positions, through an encoder; a pre-norm decoder of action tokens, with
-    learned positions too, attends to it.
+    Layout, initialization and state-dict keys match that work's transformer, so that its weights
+    load. An encoder reads the timestep's sinusoidal embedding and the condition tokens. A pre-norm
+    decoder of action tokens attends to its output. Both have learned positions.
 
     Args:
         input_dim: width of a noisy action.
@@ -26,19 +25,19 @@ class Transformer1D(nn.Module):
         cond_dim: width of a condition token; 0 for an unconditional head.
         n_layer, n_head, n_emb: decoder layers, attention heads and width.
         p_drop_emb, p_drop_attn: dropout of the embeddings, and inside the layers.
-        causal_attn: action i sees actions 0 ... i, the timestep and condition tokens 0 ... i: one
-            token an observation step, the first of which is the step of action 0.
-        time_as_cond: the timestep is part of the memory; the only form this head has.
-        obs_as_cond: accepted for compatibility; cond_dim > 0 decides.
+        causal_attn: let action i attend only to actions 0 ... i, the timestep, and condition tokens
+            0 ... i. It requires one condition token per observation step, beginning at the step of
+            action 0.
+        time_as_cond: pass the timestep as a condition token; this head supports nothing else.
+        obs_as_cond: ignored, accepted for compatibility; cond_dim > 0 takes its role.
         n_cond_layers: self-attention layers of the encoder; 0 is a Linear-Mish-Linear per token.
 
     Raises:
-        ValueError: for a combination that cannot be built, naming the option, its value and the way
-            out.
+        ValueError: an impossible combination of options.
     """
 
     takes_time_interval: ClassVar[bool] = False
-    """`forward` takes one timestep, not the two ends of an interval of time."""
+    """False: `forward` takes one timestep, not the ends of a time interval."""
 
     mask: Tensor
     memory_mask: Tensor
@@ -77,7 +76,7 @@ class Transformer1D(nn.Module):
         self.n_emb = n_emb
         self.obs_as_cond = cond_dim > 0
         self.causal_attn = causal_attn
-        # Part of Diffusion Policy's state dict. DDP waits for the gradient of what is trainable.
+        # In Diffusion Policy's state dict. Not trainable: DDP would wait for its gradient.
         self._dummy_variable = nn.Parameter(torch.empty(0), requires_grad=False)
         self.input_emb = nn.Linear(input_dim, n_emb)
         self.pos_emb = nn.Parameter(torch.empty(1, horizon, n_emb))
@@ -89,7 +88,7 @@ class Transformer1D(nn.Module):
             self.encoder = nn.TransformerEncoder(
                 nn.TransformerEncoderLayer(**layer_options),
                 num_layers=n_cond_layers,
-                enable_nested_tensor=False,  # has no pre-norm form; asking for it only warns
+                enable_nested_tensor=False,  # True is unsupported for pre-norm and warns
             )
         else:
             self.encoder = nn.Sequential(
@@ -101,12 +100,12 @@ class Transformer1D(nn.Module):
         self.ln_f = nn.LayerNorm(n_emb)
         self.head = nn.Linear(n_emb, output_dim)
         if causal_attn:
-            # True is hidden. Diffusion Policy keeps 0 and -inf; copied into booleans they become
-            # just this, and an average of weights (EMA) would make NaN of infinities.
+            # True masks a token. Diffusion Policy stores 0 and -inf, which load into booleans as
+            # False and True. Stored as floats, EMA would turn the infinities into NaN.
             action = torch.arange(horizon)[:, None]
             self.register_buffer("mask", torch.arange(horizon) > action)
             if self.obs_as_cond:
-                # The timestep is memory token 0, so that condition token i is token i + 1.
+                # The timestep is memory token 0, so condition token i is memory token i + 1.
                 self.register_buffer("memory_mask", torch.arange(n_memory_tokens) > action + 1)
 
         self.apply(_init_weights)
@@ -114,22 +113,22 @@ class Transformer1D(nn.Module):
         nn.init.normal_(self.cond_pos_emb, std=INIT_STD)
 
     def forward(self, sample: Tensor, timestep: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The prediction (noise, in the usual case) for a chunk at its timestep.
+        """Predict the noise (or another target of DDPM) of a noisy chunk.
 
         Args:
             sample: noisy actions (B, horizon, input_dim).
-            timestep: (B,), 0 ... the number of noise levels - 1, not scaled.
+            timestep: (B,) from 0 to the number of noise levels - 1, not scaled.
             cond: condition tokens (B, n_obs_steps, cond_dim); required if and only if cond_dim > 0.
 
         Returns:
             (B, horizon, output_dim).
 
         Raises:
-            ValueError: if cond is missing or superfluous.
+            ValueError: cond is missing, or passed to an unconditional head.
         """
         if (cond is not None) != self.obs_as_cond:
             raise ValueError(
-                "cond is required: the head was built with cond_dim > 0; pass the condition tokens"
+                "cond is required: the head was built with cond_dim > 0; pass condition tokens"
                 if self.obs_as_cond
                 else "cond is given to a head built with cond_dim=0; build it with cond_dim > 0"
             )
@@ -142,7 +141,7 @@ class Transformer1D(nn.Module):
             memory,
             tgt_mask=self.mask if self.causal_attn else None,
             memory_mask=self.memory_mask if self.causal_attn and self.obs_as_cond else None,
-            tgt_is_causal=self.causal_attn,  # else torch compares masks, and a GPU waits for it
+            tgt_is_causal=self.causal_attn,  # otherwise torch compares masks and syncs the GPU
         )
         return self.head(self.ln_f(x))
 
@@ -166,7 +165,7 @@ class Transformer1D(nn.Module):
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Normal weights and zero biases; LayerNorm starts as torch makes it, one and zero."""
+    """Initialize normal weights and zero biases; LayerNorm keeps torch's ones and zeros."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=INIT_STD)
         nn.init.zeros_(module.bias)

@@ -1,7 +1,7 @@
 """Image encoders: a ResNet trunk per camera, spatial softmax, and one feature vector per camera.
 
-torchvision is imported where a trunk is built: it brings torch's compiler along, which takes longer
-to import than torch itself, and most processes of a run build none.
+torchvision is imported only when a trunk is built. It imports torch's compiler, which takes longer
+than torch itself, and most processes of a run build no trunk.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ RESNET18_WIDTHS = (64, 128, 256, 512)
 RESNET18_BLOCKS = (2, 2, 2, 2)
 RESNET18_STRIDES = (1, 2, 2, 2)
 _CHANNELS_PER_GROUP = 16
+"""Channels per group of GroupNorm, as in Diffusion Policy (arXiv 2303.04137)."""
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
@@ -27,24 +28,24 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResNetTrunk(nn.Module):
-    """The convolutional part of a ResNet of basic blocks (arXiv 1512.03385), at any four widths.
+    """The convolutional part of a ResNet of basic blocks (arXiv 1512.03385).
 
-    The defaults give torchvision's resnet18 without its pooling and classifier, under the same
-    state-dict keys. A trunk trained from scratch uses GroupNorm with 16 channels a group, as
-    Diffusion Policy does (arXiv 2303.04137): averaged weights (EMA) and small batches break
+    The defaults give torchvision's resnet18 without its pooling and classifier, with the same
+    state-dict keys. A trunk trained from scratch uses GroupNorm with 16 channels per group, as in
+    Diffusion Policy (arXiv 2303.04137), because averaged weights (EMA) and small batches break
     BatchNorm. A pretrained trunk keeps its BatchNorm as a fixed affine map
     (`torchvision.ops.FrozenBatchNorm2d`).
 
     Args:
-        stage_widths: channels of the four stages; the stem has the first stage's.
+        stage_widths: channels of the four stages; the stem has as many as the first stage.
         blocks_per_stage: basic blocks of the four stages.
-        stage_strides: of the four stages. A last stride of 1 keeps feature maps twice as large, so
-            that keypoints of small images are located more finely.
+        stage_strides: strides of the four stages. A last stride of 1 doubles the size of the
+            feature maps, which locates keypoints of small images more finely.
         pretrained_weights: a member of torchvision's ResNet18_Weights ("IMAGENET1K_V1"), or None.
-            It decides the architecture; `load_pretrained` brings the weights.
+            It determines the architecture; `load_pretrained` loads the weights.
 
     Raises:
-        ValueError: for unknown weights, or weights asked for at other than resnet18's sizes.
+        ValueError: unknown weights, or pretrained weights with sizes other than resnet18's.
     """
 
     def __init__(
@@ -65,8 +66,7 @@ class ResNetTrunk(nn.Module):
         for option, values in stages.items():
             if len(values) != 4 or min(values) < 1:
                 raise ValueError(
-                    f"{option}={values}: a ResNet trunk has four stages; give four numbers of at "
-                    "least 1"
+                    f"{option}={values}: a ResNet trunk has four stages; provide four numbers >= 1"
                 )
         self.out_channels = stage_widths[-1]
         self._norm: Callable[[int], nn.Module] = (
@@ -92,9 +92,9 @@ class ResNetTrunk(nn.Module):
             self._pretrained_weights = _find_weights(pretrained_weights)
 
     def load_pretrained(self) -> None:
-        """Fetch and load the pretrained weights, if the trunk has any.
+        """Download and load the pretrained weights, if the trunk has any.
 
-        Not part of construction, so that a saved trunk is rebuilt without a network.
+        This is separate from construction, so that a saved trunk is rebuilt without a network.
         """
         if self._pretrained_weights is not None:
             state = self._pretrained_weights.get_state_dict(check_hash=True)
@@ -111,9 +111,9 @@ class ResNetTrunk(nn.Module):
         return nn.Sequential(first, *rest)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) -> feature maps (N, out_channels, ceil(H / 32), ceil(W / 32)).
+        """Map images (N, 3, H, W) to features (N, out_channels, ceil(H / 32), ceil(W / 32)).
 
-        With other strides, 32 is four times their product.
+        32 is four times the product of the default strides.
         """
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
@@ -122,8 +122,8 @@ class ResNetTrunk(nn.Module):
 class SpatialSoftmax(nn.Module):
     """Expected image position of each keypoint (arXiv 1504.00702, arXiv 1509.06113).
 
-    A 1x1 convolution makes one map per keypoint; a softmax turns each map into a distribution over
-    its pixels; the output is that distribution's mean x and y, with -1 and 1 at the outermost
+    A 1x1 convolution makes one map per keypoint, and a softmax turns it into a distribution over
+    pixels. The output is the mean x and y of each distribution, from -1 to 1 between the outermost
     pixels.
     """
 
@@ -132,7 +132,7 @@ class SpatialSoftmax(nn.Module):
         self.keypoint_conv = nn.Conv2d(in_channels, num_keypoints, kernel_size=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Feature maps (N, in_channels, H, W) -> (N, 2 * num_keypoints): x0, y0, x1, y1, ..."""
+        """Map features (N, in_channels, H, W) to (N, 2 * num_keypoints): x0, y0, x1, y1, ..."""
         maps = self.keypoint_conv(features)
         height, width = maps.shape[-2:]
         probability = maps.flatten(-2).softmax(dim=-1).unflatten(-1, (height, width))
@@ -144,7 +144,7 @@ class SpatialSoftmax(nn.Module):
 
 
 class CameraEncoder(nn.Module):
-    """One camera's image -> one feature vector: ResNet trunk, spatial softmax, Linear and ReLU."""
+    """Encoder of one camera: ResNet trunk, spatial softmax, Linear and ReLU."""
 
     def __init__(self, trunk: ResNetTrunk, num_keypoints: int = 32) -> None:
         super().__init__()
@@ -154,26 +154,26 @@ class CameraEncoder(nn.Module):
         self.project = nn.Sequential(nn.Linear(self.out_dim, self.out_dim), nn.ReLU())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) -> (N, 2 * num_keypoints)."""
+        """Map images (N, 3, H, W) to features (N, 2 * num_keypoints)."""
         return self.project(self.spatial_softmax(self.trunk(images)))
 
 
 class MultiViewResNetEncoder(nn.Module):
-    """Encodes every camera of an observation, with weights of its own or shared ones.
+    """Encodes the cameras of an observation, with separate or shared weights.
 
     Args:
         camera_names: the cameras, in the order of the output.
         vision_backbone_mode: one of `VISION_BACKBONE_MODES`.
-        use_separate_rgb_encoder_per_camera: weights of its own per camera, or one encoder for all.
+        use_separate_rgb_encoder_per_camera: an encoder per camera, or one encoder for all.
         pretrained_backbone_weights: see `ResNetTrunk`.
-        freeze_backbone: the trunks get no gradient; keypoints and projections still train.
-        num_keypoints: keypoints of the spatial softmax; features per camera are twice as many.
+        freeze_backbone: do not train the trunks; keypoints and projections still train.
+        num_keypoints: keypoints of the spatial softmax; a camera has twice as many features.
         stage_widths, blocks_per_stage, stage_strides: see `ResNetTrunk`.
-        crop_size: side in pixels of the square that is looked at: somewhere in the image in
-            training, its middle otherwise. None looks at all of it.
+        crop_size: side in pixels of a square crop, at random offsets in training and central
+            otherwise; None encodes the whole image.
 
     Raises:
-        ValueError: for an unknown mode, no camera or a camera named twice, and as `ResNetTrunk`.
+        ValueError: an unknown mode, no camera, a camera named twice, or as `ResNetTrunk`.
     """
 
     def __init__(
@@ -215,17 +215,17 @@ class MultiViewResNetEncoder(nn.Module):
         self.encoders = nn.ModuleDict({name: build_encoder() for name in names})
 
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:
-        """Encodes images that are already normalized (mean and deviation per colour channel).
+        """Encode images that are already normalized (mean and deviation per colour channel).
 
         Args:
-            images: one (N, 3, H, W) float tensor per camera; sizes may differ between cameras, and
-                cameras that are not among `camera_names` are ignored.
+            images: one (N, 3, H, W) float tensor per camera. Sizes may differ between cameras, and
+                cameras that are not in `camera_names` are ignored.
 
         Returns:
             (N, K, 2 * num_keypoints), K cameras in the order of `camera_names`.
 
         Raises:
-            ValueError: if a camera is missing.
+            ValueError: a camera is missing.
         """
         features = [
             self.encoders["shared" if self._shared else name](image)
@@ -233,36 +233,38 @@ class MultiViewResNetEncoder(nn.Module):
         ]
         return torch.stack(features, dim=1)
 
-    def crop(self, images: Tensor, places: Tensor | None = None) -> Tensor:
-        """The square of every image that is looked at; all of it where `crop_size` is None.
+    def crop(self, images: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Crop images to squares of `crop_size`; return them unchanged if it is None.
 
         Args:
-            images: (B, T, H, W, C); the T images of a row are cropped alike.
-            places: (B, 2) in [0, 1), from the topmost and leftmost square to the last; None takes
-                the middle one.
+            images: (B, T, H, W, C); the T images of a row get the same crop.
+            offsets: (B, 2) in [0, 1): vertical and horizontal position of the crop, from the top
+                left (0) to the bottom right (1); None takes the central crop.
 
         Raises:
-            ValueError: the images are smaller than the square.
+            ValueError: the images are smaller than the crop.
         """
         if self.crop_size is None:
             return images
         size, (height, width) = self.crop_size, images.shape[2:4]
         if min(height, width) < size:
             raise ValueError(
-                f"crop_size={size} is more than the images of {height} x {width} pixels have"
+                f"crop_size={size} is larger than the images of {height} x {width} pixels; lower "
+                "crop_size or use larger images"
             )
-        if places is None:
+        if offsets is None:
             top, left = (height - size) // 2, (width - size) // 2
             return images[:, :, top : top + size, left : left + size]
-        room = torch.tensor([height - size + 1, width - size + 1], device=places.device)
-        corners = (places * room).long().tolist()
-        squares = zip(images, corners, strict=True)  # slices: three times as fast as indexing
-        return torch.stack(
-            [i[:, top : top + size, left : left + size] for i, (top, left) in squares]
-        )
+        max_offset = torch.tensor([height - size + 1, width - size + 1], device=offsets.device)
+        top_left = (offsets * max_offset).long().tolist()
+        crops = [  # slicing row by row is three times as fast as indexing
+            image[:, top : top + size, left : left + size]
+            for image, (top, left) in zip(images, top_left, strict=True)
+        ]
+        return torch.stack(crops)
 
     def load_pretrained(self) -> None:
-        """Fetch and load the pretrained weights of every trunk (see `ResNetTrunk`)."""
+        """Download and load the pretrained weights of every trunk (see `ResNetTrunk`)."""
         for encoder in self.encoders.values():
             encoder.trunk.load_pretrained()  # type: ignore[operator, union-attr]
 
@@ -270,13 +272,13 @@ class MultiViewResNetEncoder(nn.Module):
         """The images of `camera_names`, in that order.
 
         Raises:
-            ValueError: if a camera is missing.
+            ValueError: a camera is missing.
         """
         missing = [name for name in self.camera_names if name not in images]
         if missing:
             raise ValueError(
                 f"images of camera {', '.join(missing)} are missing (given: "
-                f"{', '.join(images) or 'none'}); provide them or take them out of camera_names"
+                f"{', '.join(images) or 'none'}); provide them or remove them from camera_names"
             )
         return {name: images[name] for name in self.camera_names}
 
@@ -290,8 +292,8 @@ def _check_is_resnet18(stages: Mapping[str, tuple[int, ...]], weights: str) -> N
     for option, values in stages.items():
         if values != resnet18[option]:
             raise ValueError(
-                f"pretrained_backbone_weights={weights!r} fit {option}={resnet18[option]} only, "
-                f"got {values}; use that, or pretrained_backbone_weights=null"
+                f"pretrained_backbone_weights={weights!r} require {option}={resnet18[option]}, got "
+                f"{values}; use those values or pretrained_backbone_weights=null"
             )
 
 

@@ -84,10 +84,10 @@ class AgentEpisode:
         return self.queue.needs_prediction
 
     def observe(self, observation: dict[str, Any]) -> None:
-        self.queue.push(observation)
+        self.queue.add_observation(observation)
 
     def act(self) -> np.ndarray:
-        return self.queue.pop().numpy()
+        return self.queue.pop_action().numpy()
 
     def next_noise(self, shape: tuple[int, int]) -> torch.Tensor:
         """Draw the noise of the next chunk, a function of (noise seed, episode seed, chunk)."""
@@ -125,7 +125,7 @@ class AgentPolicy:
         padding = self._config.inference_batch_size - len(episodes)
         rows = [*range(len(episodes)), *[len(episodes) - 1] * padding]
         with Timer.split(timers, "preprocess_ms"):
-            windows = [episode.queue.window() for episode in episodes]
+            windows = [episode.queue.observation_window() for episode in episodes]
             batch = _stack([windows[row] for row in rows], self._device)
             shape = (self._agent.pred_horizon, self._agent.action_dim)
             noises = [episode.next_noise(shape) for episode in episodes]
@@ -133,7 +133,7 @@ class AgentPolicy:
         with Timer.split(timers, "inference_ms", total_name="call_ms"):
             chunks = self._agent.predict_action(batch, noise=noise).cpu()
         for episode, chunk in zip(episodes, chunks, strict=False):
-            episode.queue.extend(chunk)
+            episode.queue.add_chunk(chunk)
 
 
 def _stack(windows: Sequence[Any], device: torch.device) -> Any:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.imf import IMFVLAAgent
+from imf_ray.agents.velocity import VelocityAgent
 
 CAMERAS = ("r_vis", "top", "front")
 
@@ -27,8 +29,8 @@ class StubHead(nn.Module):
 
 
 @pytest.fixture
-def make_agent() -> Callable[..., IMFVLAAgent]:
-    def make(agent_class: type[IMFVLAAgent] = IMFVLAAgent, **options: Any) -> IMFVLAAgent:
+def make_agent() -> Callable[..., Any]:
+    def make(agent_class: type[VLAAgent] = IMFVLAAgent, **options: Any) -> VLAAgent:
         torch.manual_seed(0)
         defaults = {
             "action_dim": 16,
@@ -41,7 +43,7 @@ def make_agent() -> Callable[..., IMFVLAAgent]:
             "head": {"n_emb": 16, "n_layer": 1, "n_head": 1, "n_kv_head": 1}
             | {"p_drop_emb": 0.0, "p_drop_attn": 0.0},
         }
-        if issubclass(agent_class, IMFVLAAgent):  # the times that are easiest to write down
+        if issubclass(agent_class, VelocityAgent):  # the easiest times to compute by hand
             defaults["time_sampler"] = "uniform"
         return agent_class(**defaults | options)
 
@@ -49,7 +51,7 @@ def make_agent() -> Callable[..., IMFVLAAgent]:
 
 
 @pytest.fixture
-def make_stub_agent(make_agent: Callable[..., IMFVLAAgent]) -> Callable[..., IMFVLAAgent]:
+def make_stub_agent(make_agent: Callable[..., Any]) -> Callable[..., Any]:
     return lambda **options: make_agent(head={}, head_factory=StubHead, **options)
 
 

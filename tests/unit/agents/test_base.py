@@ -1,4 +1,4 @@
-"""Conditioning, queues, optimizer groups and the state dict, as every agent has them."""
+"""What all agents share: conditioning, queues, optimizer groups and the state dict."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ Make = Callable[..., IMFVLAAgent]
 Batch = dict[str, Any]
 
 
-def step_of(batch: Batch, index: int = 0) -> Batch:
+def observation_at(batch: Batch, index: int = 0) -> Batch:
     return {
         "images": {name: images[:, index] for name, images in batch["images"].items()},
         "qpos": batch["qpos"][:, index],
@@ -50,26 +50,45 @@ def test_multi_token_condition(make_agent: Make, batch: Batch) -> None:
 
 
 def test_a_policy_on_state_alone(make_stub_agent: Make, batch: Batch) -> None:
-    agent = make_stub_agent(camera_names=(), num_poses=1)
+    agent = make_stub_agent(camera_names=(), privileged_pose_objects=["cube"])
     assert agent.head.sizes["cond_dim"] == 16 + 7
     pose = torch.tensor([0.1, 0.2, 0.3, -1.0, 0.0, 0.0, 0.0])
-    qpos = torch.cat((batch["qpos"], pose.expand(4, 2, 7)), dim=-1)
-    cond = agent._build_cond({"qpos": qpos})
+    poses = {"cube": pose.expand(4, 2, 7), "ignored": torch.zeros(4, 2, 7)}
+    cond = agent._build_cond({"qpos": batch["qpos"], "object_poses": poses})
+    torch.testing.assert_close(cond[..., :16], batch["qpos"])
+    torch.testing.assert_close(cond[..., 16:19], pose[:3].expand(4, 2, 3))
     # q and -q are the same rotation.
     upright = torch.tensor([1.0, 0.0, 0.0, 0.0])
     torch.testing.assert_close(cond[..., -4:], upright.expand(4, 2, 4))
-    assert agent.select_action({"qpos": qpos[:, 0]}).shape == (4, 16)
+    step = {"qpos": batch["qpos"][:, 0], "object_poses": {"cube": pose.expand(4, 7)}}
+    assert agent.select_action(step).shape == (4, 16)
     with pytest.raises(ValueError, match="camera_names is empty"):
         make_stub_agent(camera_names=(), conditioning="multi_token")
 
 
-def test_crops_move_in_training_only(make_agent: Make, batch: Batch) -> None:
-    fine = {"stage_widths": (8, 8, 8, 8), "stage_strides": (1, 1, 1, 1)}  # maps of many pixels
-    agent = make_agent(vision_encoder={**fine, "crop_size": 24})
+def test_poses_follow_qpos_in_the_order_of_the_objects(make_agent: Make, batch: Batch) -> None:
+    agent = make_agent(camera_names=(), privileged_pose_objects=["peg", "hole"])
+    poses = {name: torch.randn(4, 2, 7) for name in ("hole", "peg")}
+    cond = agent._build_cond({"qpos": batch["qpos"], "object_poses": poses})
+    torch.testing.assert_close(cond[..., 16:19], poses["peg"][..., :3])
+    torch.testing.assert_close(cond[..., 23:26], poses["hole"][..., :3])
+
+
+def test_wrong_states_are_named(make_agent: Make, batch: Batch) -> None:
+    agent = make_agent(camera_names=(), privileged_pose_objects=["cube"])
+    with pytest.raises(ValueError, match=r"object_poses of cube are missing \(given: none\)"):
+        agent._build_cond({"qpos": batch["qpos"]})
+    with pytest.raises(ValueError, match="qpos has 23 numbers, but the policy takes state_dim=16"):
+        agent._build_cond({"qpos": torch.zeros(4, 2, 23)})
+
+
+def test_crops_are_random_in_training_only(make_agent: Make, batch: Batch) -> None:
+    no_stride = {"stage_widths": (8, 8, 8, 8), "stage_strides": (1, 1, 1, 1)}
+    agent = make_agent(vision_encoder={**no_stride, "crop_size": 24})
     assert torch.equal(agent.eval()._build_cond(batch), agent._build_cond(batch))
     assert not torch.equal(agent.train()._build_cond(batch), agent._build_cond(batch))
-    places = {"crop_offsets": torch.rand(4, 3, 2)}
-    assert torch.equal(agent._build_cond(batch | places), agent._build_cond(batch | places))
+    offsets = {"crop_offsets": torch.rand(4, 3, 2)}
+    assert torch.equal(agent._build_cond(batch | offsets), agent._build_cond(batch | offsets))
 
 
 def test_forward_is_the_loss(make_agent: Make, batch: Batch) -> None:
@@ -78,12 +97,14 @@ def test_forward_is_the_loss(make_agent: Make, batch: Batch) -> None:
     assert agent(batch).shape == ()
 
 
-def test_select_action_asks_the_network_once_per_chunk(make_stub_agent: Make, batch: Batch) -> None:
+def test_select_action_calls_the_network_once_per_chunk(
+    make_stub_agent: Make, batch: Batch
+) -> None:
     agent = make_stub_agent(num_action_steps=8)
     actions = []
     for step in range(17):
-        obs = step_of(batch)
-        if not agent._queue.needs_images:
+        obs = observation_at(batch)
+        if not agent.needs_images:
             del obs["images"]
         actions.append(agent.select_action(obs, noise=batch["noise"]))
         assert len(agent.head.calls) == 1 + step // 8
@@ -94,18 +115,18 @@ def test_select_action_asks_the_network_once_per_chunk(make_stub_agent: Make, ba
     chunk = agent.predict_action(repeated, noise=batch["noise"])
     torch.testing.assert_close(torch.stack(actions[:8], dim=1), chunk[:, 1:9])
     agent.reset()
-    agent.select_action(step_of(batch, 1))
+    agent.select_action(observation_at(batch, 1))
     assert torch.equal(agent.head.calls[-1]["cond"][:, 0], agent.head.calls[-1]["cond"][:, 1])
 
 
-def test_actions_come_back_in_real_units(make_stub_agent: Make, batch: Batch) -> None:
+def test_actions_are_returned_in_real_units(make_stub_agent: Make, batch: Batch) -> None:
     agent = make_stub_agent(stats={"qpos": stats(16), "action": stats(16)})
     noise = torch.zeros(4, 16, 16)
     agent.head.forward = lambda sample, r, t, cond: torch.ones_like(sample)
     lowest = torch.from_numpy(stats(16)["min"]).expand(4, 16, 16)
     torch.testing.assert_close(agent.predict_action(batch, noise=noise), lowest)
-    given = agent.get_normalization_stats()
-    np.testing.assert_array_equal(given["action"]["std"], stats(16)["std"])
+    in_use = agent.get_normalization_stats()
+    np.testing.assert_array_equal(in_use["action"]["std"], stats(16)["std"])
 
 
 def test_end_effector_actions_have_unit_quaternions(make_agent: Make, batch: Batch) -> None:
@@ -115,7 +136,7 @@ def test_end_effector_actions_have_unit_quaternions(make_agent: Make, batch: Bat
 
 
 @pytest.mark.parametrize("conditioning", ["single_token", "multi_token"])
-def test_state_dict_round_trip_predicts_the_same_bits(
+def test_a_loaded_state_dict_predicts_the_same_bits(
     make_agent: Make, batch: Batch, conditioning: str
 ) -> None:
     trained = make_agent(conditioning=conditioning, stats={"qpos": stats(16), "action": stats(16)})
@@ -155,7 +176,7 @@ def test_missing_camera_is_named(make_agent: Make, batch: Batch) -> None:
     with pytest.raises(ValueError, match="camera top are missing"):
         agent(batch)
     with pytest.raises(ValueError, match="camera top are missing"):
-        agent.select_action(step_of(batch))
+        agent.select_action(observation_at(batch))
 
 
 @pytest.mark.parametrize(

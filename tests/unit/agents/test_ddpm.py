@@ -1,4 +1,4 @@
-"""The diffusion agent: its loss by hand, its walk where the answer is known, both heads."""
+"""The diffusion agent: the loss by hand, sampling with a known answer, both heads."""
 
 import copy
 import math
@@ -40,7 +40,7 @@ ALPHAS = cosine_alphas()
 
 
 class GaussianHead(nn.Module):
-    """The best prediction for actions that are N(MEAN, DEVIATION^2), whatever the condition."""
+    """The optimal prediction for actions distributed as N(MEAN, DEVIATION^2)."""
 
     takes_time_interval = False
     prediction_type = "epsilon"
@@ -154,7 +154,7 @@ def test_random_numbers_come_from_the_batch_or_from_torch(backbone: str, batch: 
     assert torch.equal(agent(drawn), first)
 
 
-def test_several_draws_of_a_sample_are_averaged(batch: Batch) -> None:
+def test_several_noise_samples_are_averaged(batch: Batch) -> None:
     single, double = make(), make(noise_samples_per_obs=2)
     other = {"noise": -batch["noise"], "time_uniforms": 1 - batch["time_uniforms"]}
     both = {key: torch.stack((batch[key], other[key]), dim=1) for key in other}
@@ -162,7 +162,7 @@ def test_several_draws_of_a_sample_are_averaged(batch: Batch) -> None:
     torch.testing.assert_close(double(batch | both), mean)
 
 
-def test_drawn_timesteps_are_all_of_them(batch: Batch) -> None:
+def test_random_timesteps_cover_all_levels(batch: Batch) -> None:
     agent = make_stub(ScaleHead)
     del batch["time_uniforms"]
     for _ in range(300):
@@ -171,7 +171,7 @@ def test_drawn_timesteps_are_all_of_them(batch: Batch) -> None:
     assert len(counts) == LEVELS and counts.min() > 0
 
 
-def test_a_head_of_an_interval_gets_both_ends_in_the_unit_interval(batch: Batch) -> None:
+def test_a_head_that_takes_an_interval_gets_equal_times_in_the_unit_interval(batch: Batch) -> None:
     agent = make_stub(ScaleHead, inference_steps=4)
     agent.head.takes_time_interval = True
     agent(batch)
@@ -208,10 +208,8 @@ def test_one_step_is_the_posterior_mean_of_pure_noise(batch: Batch, prediction_t
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_many_steps_carry_noise_to_the_distribution_of_the_data(
-    batch: Batch, prediction_type: str
-) -> None:
-    """Between Gaussians the exact flow keeps each point's distance in deviations."""
+def test_many_steps_map_noise_to_the_data_distribution(batch: Batch, prediction_type: str) -> None:
+    """Between Gaussians the exact flow keeps a point's distance to the mean in deviations."""
     agent = make_stub(GaussianHead, prediction_type=prediction_type).double()
     agent.head.prediction_type = prediction_type
     noise = torch.randn(4, 4, 2, generator=torch.Generator().manual_seed(0)).double()
@@ -229,8 +227,8 @@ def test_many_steps_carry_noise_to_the_distribution_of_the_data(
     assert errors[50] / errors[100] == pytest.approx(2, abs=0.1)  # DDIM is of the first order
 
 
-def test_estimates_are_clipped_to_where_actions_are(batch: Batch) -> None:
-    """One step divides by sqrt(a) = 1 / 2029: half the noise is a thousand times too much."""
+def test_estimates_are_clipped_to_the_range_of_actions(batch: Batch) -> None:
+    """One step divides by sqrt(a) = 1 / 2029, so the unclipped result is huge."""
     noise = batch["noise"]
     clipped = make_stub(ScaleHead).predict_action(batch, noise=noise)
     assert torch.equal(clipped, noise.sign())
@@ -246,14 +244,19 @@ def test_the_last_level_is_noise_and_the_first_is_data(
     options = {"beta_schedule": beta_schedule, "num_train_timesteps": levels}
     agent = make_stub(ScaleHead, **options)
     for uniform, near in ((0.0, "action"), (1.0, "noise")):
-        seen = []
-        agent.head.forward = lambda sample, times, cond, seen=seen: seen.append(sample) or sample
+        samples = []
+
+        def forward(sample: Tensor, times: Tensor, cond: Tensor, samples=samples) -> Tensor:
+            samples.append(sample)
+            return sample
+
+        agent.head.forward = forward
         agent(batch | {"time_uniforms": torch.full((4, 3), uniform)})
-        torch.testing.assert_close(seen[0], batch[near], rtol=0, atol=0.2)
+        torch.testing.assert_close(samples[0], batch[near], rtol=0, atol=0.2)
 
 
 @pytest.mark.parametrize("backbone", HEADS)
-def test_a_chunk_is_a_function_of_its_noise(backbone: str, batch: Batch) -> None:
+def test_a_chunk_depends_only_on_its_noise(backbone: str, batch: Batch) -> None:
     agent = make(backbone, inference_steps=5).eval()
     first = agent.predict_action(batch, noise=batch["noise"])
     assert torch.equal(agent.predict_action(batch, noise=batch["noise"]), first)
@@ -301,7 +304,7 @@ OVERRIDES = [
     ("group", "head"),
     [("resnet_transformer", Transformer1D), ("resnet_ddpm_attnres", IMFTransformer1D)],
 )
-def test_a_group_is_built_saved_and_loaded(
+def test_an_agent_group_is_built_saved_and_loaded(
     group: str, head: type[nn.Module], tmp_path: Path
 ) -> None:
     config = load_config([f"agent={group}", *OVERRIDES])
@@ -319,8 +322,8 @@ def test_a_group_is_built_saved_and_loaded(
     assert torch.equal(loaded.predict_action(obs, noise=noise), chunk)
 
 
-def test_the_objective_leaves_no_trace_in_the_weights() -> None:
-    """So that weights of one objective can start a run of another."""
+def test_weights_do_not_depend_on_the_objective() -> None:
+    """Weights of one objective can initialize a run of another."""
     imf = make_agent(load_config(OVERRIDES).agent, "joint")
     ddpm = make_agent(load_config(["agent.objective=ddpm", *OVERRIDES]).agent, "joint")
     ddpm.load_state_dict(imf.state_dict())
@@ -345,7 +348,7 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str) -
         make(**options)
 
 
-def test_steps_that_cannot_be_walked_are_refused_when_they_are_set() -> None:
+def test_invalid_inference_steps_are_refused_when_set() -> None:
     agent = make(inference_steps=10)
     with pytest.raises(ValueError, match="inference_steps=8"):
         agent.inference_steps = 8
@@ -364,8 +367,6 @@ def test_steps_that_cannot_be_walked_are_refused_when_they_are_set() -> None:
         (["agent=resnet_ddpm_attnres", "agent.head.n_cond_layers=1"], "n_cond_layers=0"),
     ],
 )
-def test_configurations_that_cannot_be_built_are_refused(
-    overrides: list[str], message: str
-) -> None:
+def test_impossible_configurations_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_agent(load_config(overrides).agent, "joint")

@@ -1,4 +1,4 @@
-"""Diagnostics against computations by hand, and that looking changes nothing."""
+"""Diagnostics agree with computations by hand and have no side effects."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from imf_ray.agents.diagnostics import depth_weights, velocity_diagnostics
+from imf_ray.agents.diagnostics import residual_attention_weights, velocity_diagnostics
 from imf_ray.agents.flow import FlowVLAAgent
 from imf_ray.agents.imf import IMFVLAAgent
 
@@ -17,6 +17,7 @@ STATE_ONLY: dict[str, Any] = {"camera_names": (), "head": HEAD}
 
 
 def rms(rows: list[torch.Tensor]) -> float:
+    """Root mean square of all numbers."""
     return torch.cat([row.flatten() for row in rows]).square().mean().sqrt().item()
 
 
@@ -25,7 +26,7 @@ def test_velocities_by_length_of_the_interval(make_stub_agent: Make, batch: Batc
     t = torch.tensor([0.5, 0.9, 0.95, 1.0])
     r = torch.tensor([0.5, 0.2, 0.1, 0.25])
     batch["time_uniforms"] = torch.stack((r, t, t), dim=-1)
-    found = velocity_diagnostics(agent, batch)
+    metrics = velocity_diagnostics(agent, batch)
     du_dts, errors = [], []
     for row in range(4):
         x, e = batch["action"][row], batch["noise"][row]
@@ -39,78 +40,80 @@ def test_velocities_by_length_of_the_interval(make_stub_agent: Make, batch: Batc
     for bucket, rows in buckets.items():
         expected[f"du_dt/{bucket}"] = rms([du_dts[row] for row in rows])
         expected[f"velocity_error/{bucket}"] = rms([errors[row] for row in rows])
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert metrics == pytest.approx(expected, rel=1e-5)
 
 
-def test_buckets_without_valid_actions_are_left_out(make_stub_agent: Make, batch: Batch) -> None:
+def test_buckets_without_valid_actions_are_omitted(make_stub_agent: Make, batch: Batch) -> None:
     batch["action_is_pad"][:] = True
     assert velocity_diagnostics(make_stub_agent(camera_names=()), batch) == {}
 
 
 def test_flow_matching_has_one_bucket(make_agent: Make, batch: Batch) -> None:
     agent = make_agent(agent_class=FlowVLAAgent, **STATE_ONLY, loss_type="mse")
-    found = velocity_diagnostics(agent, batch)
-    assert set(found) == {"du_dt/same", "velocity_error/same"}
-    assert found["velocity_error/same"] ** 2 == pytest.approx(agent(batch).item(), rel=1e-5)
+    metrics = velocity_diagnostics(agent, batch)
+    assert set(metrics) == {"du_dt/same", "velocity_error/same"}
+    assert metrics["velocity_error/same"] ** 2 == pytest.approx(agent(batch).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("aux_v_head", [False, True])
-def test_buckets_together_are_the_loss(make_agent: Make, batch: Batch, aux_v_head: bool) -> None:
+def test_the_buckets_add_up_to_the_loss(make_agent: Make, batch: Batch, aux_v_head: bool) -> None:
     agent = make_agent(
         **STATE_ONLY, aux_v_head=aux_v_head, loss_type="mse", noise_samples_per_obs=3
     )
     batch["action_is_pad"][:] = False
     batch["noise"] = torch.randn(4, 3, 16, 16)
     batch["time_uniforms"] = torch.rand(4, 3, 3)
-    found = velocity_diagnostics(agent, batch)
+    metrics = velocity_diagnostics(agent, batch)
     first, last = batch["time_uniforms"][..., 0], batch["time_uniforms"][..., 1]
     length = (first - last).abs()
     total = 0.0
-    for name, value in found.items():
+    for name, value in metrics.items():
         if name.startswith("velocity_error/"):
             low, high = (float(x) for x in name.removeprefix("velocity_error/").split("-"))
             total += ((length > low) & (length <= high)).sum().item() * value**2
     mean = total / 12
     if aux_v_head:
-        assert mean < agent(batch).item()  # which has the error of v beside it
+        assert mean < agent(batch).item()  # which also contains the error of v
     else:
         assert mean == pytest.approx(agent(batch).item(), rel=1e-5)
 
 
-def test_looking_changes_nothing(make_agent: Make, batch: Batch) -> None:
+def test_diagnostics_have_no_side_effects(make_agent: Make, batch: Batch) -> None:
     agent = make_agent(camera_names=(), head=HEAD | {"p_drop_emb": 0.5}).train()
     before = {name: value.clone() for name, value in agent.state_dict().items()}
     state = torch.get_rng_state()
     velocity_diagnostics(agent, batch)
-    depth_weights(agent, batch)
+    residual_attention_weights(agent, batch)
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module._forward_pre_hooks for module in agent.modules())
     assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
     assert all(parameter.grad is None for parameter in agent.parameters())
 
 
-def test_depths_are_looked_at_evenly_at_first(make_agent: Make, batch: Batch) -> None:
-    weights = depth_weights(make_agent(**STATE_ONLY), batch)
+def test_initial_weights_are_equal(make_agent: Make, batch: Batch) -> None:
+    weights = residual_attention_weights(make_agent(**STATE_ONLY), batch)
     expected = torch.ones(4, 4).tril() / torch.arange(1, 5)[:, None]
     torch.testing.assert_close(weights, expected.double())
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_depth_weights_by_hand(make_agent: Make, batch: Batch, steps: int) -> None:
+def test_the_weights_by_hand(make_agent: Make, batch: Batch, steps: int) -> None:
     agent = make_agent(**STATE_ONLY, inference_steps=steps)
     layers = list(agent.head.attnres_backbone.layers)
     for layer in layers:
         torch.nn.init.normal_(layer.attn_res.pseudo_query)
     tokens, outputs = [], [[] for _ in layers]
     hooks = [agent.head.drop.register_forward_hook(lambda _, __, y: tokens.append(y))]
-    for layer, kept in zip(layers, outputs, strict=True):
-        hooks.append(layer.register_forward_hook(lambda _, __, y, kept=kept: kept.append(y)))
-    weights = depth_weights(agent, {**batch, "noise": batch["noise"][:, None]})
+    for layer, layer_outputs in zip(layers, outputs, strict=True):
+        hooks.append(
+            layer.register_forward_hook(lambda _, __, y, outputs=layer_outputs: outputs.append(y))
+        )
+    weights = residual_attention_weights(agent, {**batch, "noise": batch["noise"][:, None]})
     for hook in hooks:
         hook.remove()
 
     assert len(tokens) == steps
-    sources = [torch.cat(tokens), *(torch.cat(kept) for kept in outputs)]
+    sources = [torch.cat(tokens), *(torch.cat(calls) for calls in outputs)]
     for i, layer in enumerate(layers):
         stacked = torch.stack(sources[: i + 1], dim=-1)  # (B, T, dim, sources)
         keys = stacked / (stacked.square().mean(dim=2, keepdim=True) + 1e-6).sqrt()
@@ -123,4 +126,4 @@ def test_depth_weights_by_hand(make_agent: Make, batch: Batch, steps: int) -> No
 
 def test_a_head_without_attention_residuals_is_refused(make_stub_agent: Make, batch: Batch) -> None:
     with pytest.raises(ValueError, match="StubHead has no attention residuals"):
-        depth_weights(make_stub_agent(camera_names=()), batch)
+        residual_attention_weights(make_stub_agent(camera_names=()), batch)

@@ -1,4 +1,4 @@
-"""The iMF objective: time samplers, the loss and its gradients, sampling."""
+"""The iMF objective: the loss, its gradients and derivatives, and sampling."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,14 +8,13 @@ import torch
 
 from imf_ray.agents.ddpm import DDPMVLAAgent
 from imf_ray.agents.flow import FlowVLAAgent
-from imf_ray.agents.imf import IMFVLAAgent
+from imf_ray.agents.imf import TIME_SAMPLERS, IMFVLAAgent
 from imf_ray.agents.losses import VELOCITY_LOSS_TYPES
-from imf_ray.agents.time_sampling import TIME_SAMPLERS
 
 Make = Callable[..., IMFVLAAgent]
 Batch = dict[str, Any]
 HEAD = {"n_emb": 16, "n_layer": 1, "n_head": 1, "n_kv_head": 1, "p_drop_emb": 0, "p_drop_attn": 0}
-CORNER_SAMPLE = {"prediction_type": "sample", "time_sampler": "endpoint_mix"}
+ENDPOINT_SAMPLE = {"prediction_type": "sample", "time_sampler": "endpoint_mix"}
 STATE_ONLY: dict[str, Any] = {"camera_names": (), "head": HEAD}
 
 
@@ -39,11 +38,11 @@ def test_a_predicted_sample_is_the_chunk(make_stub_agent: Make, batch: Batch) ->
     torch.testing.assert_close(agent.predict_action(batch, noise=batch["noise"]), x)
     # With the truth as prediction, u = (z_t - x) / t is the velocity e - x everywhere.
     uniforms = torch.rand(4, 3).clamp(0.1, 0.9)
-    told = {**batch, "action": x, "time_uniforms": uniforms}
-    assert agent.compute_loss(told).item() < 1e-10
+    exact = {**batch, "action": x, "time_uniforms": uniforms}
+    assert agent.compute_loss(exact).item() < 1e-10
 
 
-def test_several_steps_walk_down_evenly(make_stub_agent: Make, batch: Batch) -> None:
+def test_several_steps_have_equal_length(make_stub_agent: Make, batch: Batch) -> None:
     agent = make_stub_agent(inference_steps=4)
     agent.predict_action(batch)
     assert [call["t"][0].item() for call in agent.head.calls] == [1.0, 0.75, 0.5, 0.25]
@@ -53,7 +52,7 @@ def test_several_steps_walk_down_evenly(make_stub_agent: Make, batch: Batch) -> 
 def test_padded_actions_change_neither_loss_nor_gradients(
     make_stub_agent: Make, batch: Batch
 ) -> None:
-    """The stub treats each action alone; a transformer still reads padded ones as context."""
+    """The stub treats each action by itself; a transformer reads padded ones as context."""
 
     def loss_and_gradient(action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         agent = make_stub_agent()
@@ -83,7 +82,7 @@ def test_only_u_carries_gradient(make_stub_agent: Make, batch: Batch) -> None:
     assert cond.grad is not None
 
 
-def test_random_numbers_come_from_the_batch_or_from_torch(make_agent: Make, batch: Batch) -> None:
+def test_noise_and_times_come_from_the_batch_or_from_torch(make_agent: Make, batch: Batch) -> None:
     agent = make_agent()
     assert torch.equal(agent(batch), agent(batch))
     drawn = {k: v for k, v in batch.items() if k not in ("noise", "time_uniforms")}
@@ -155,7 +154,7 @@ def test_dropout_masks_are_shared_by_both_passes(make_agent: Make, batch: Batch)
 def test_the_derivative_agrees_with_finite_differences(
     make_agent: Make, batch: Batch, prediction_type: str, aux_v_head: bool
 ) -> None:
-    """At the corner (0, 1) and at r = t = 0 too, where the difference looks beyond [0, 1]."""
+    """Also at (r, t) = (0, 1) and r = t = 0, where the difference uses times outside [0, 1]."""
     agent = make_agent(**STATE_ONLY, prediction_type=prediction_type, aux_v_head=aux_v_head)
     agent.double()
     for parameter in agent.parameters():
@@ -164,12 +163,12 @@ def test_the_derivative_agrees_with_finite_differences(
     r = torch.tensor([0.0, 0.0, 0.4, 0.1]).double()
     t = torch.tensor([1.0, 0.0, 0.4, 0.7]).double()
     v = agent._instantaneous_velocity(z, t, cond).detach()
-    assert torch.allclose(v, agent._velocity(z, t, t, cond)) != aux_v_head
+    assert torch.allclose(v, agent._average_velocity(z, t, t, cond)) != aux_v_head
     u, du_dt = agent._compute_u_and_du_dt(z, r, t, cond)
-    torch.testing.assert_close(u, agent._velocity(z, r, t, cond))
+    torch.testing.assert_close(u, agent._average_velocity(z, r, t, cond))
     assert u.requires_grad and not du_dt.requires_grad
     h = 1e-6
-    ahead, behind = (agent._velocity(z + s * h * v, r, t + s * h, cond) for s in (1, -1))
+    ahead, behind = (agent._average_velocity(z + s * h * v, r, t + s * h, cond) for s in (1, -1))
     torch.testing.assert_close(du_dt, (ahead - behind).detach() / (2 * h), rtol=1e-6, atol=1e-6)
 
 
@@ -196,7 +195,9 @@ def test_the_aux_head_learns_v_and_steers_the_derivative(make_agent: Make, batch
     torch.testing.assert_close(theirs, alone)  # V gives it none
 
 
-def test_the_aux_head_is_a_part_of_its_own(make_agent: Make, batch: Batch) -> None:
+def test_the_aux_head_adds_parameters_and_does_not_change_inference(
+    make_agent: Make, batch: Batch
+) -> None:
     plain, aux = make_agent(), make_agent(aux_v_head=True)
     own = {"aux_v_head.0.weight", "aux_v_head.1.weight", "aux_v_head.1.bias"}
     assert set(aux.state_dict()) == set(plain.state_dict()) | own
@@ -221,13 +222,13 @@ def test_dropout_masks_are_shared_with_the_aux_head(make_agent: Make, batch: Bat
 
 
 def test_an_aux_head_needs_features(make_stub_agent: Make) -> None:
-    with pytest.raises(ValueError, match="StubHead does not give; set aux_v_head=False"):
+    with pytest.raises(ValueError, match="StubHead does not have; set aux_v_head=False"):
         make_stub_agent(aux_v_head=True)
 
 
 @pytest.mark.parametrize("with_count", [False, True])
 @pytest.mark.parametrize("agent_class", [IMFVLAAgent, FlowVLAAgent, DDPMVLAAgent])
-def test_draws_of_an_observation_are_averaged(
+def test_noise_samples_of_an_observation_are_averaged(
     make_agent: Make, batch: Batch, agent_class: type[IMFVLAAgent], with_count: bool
 ) -> None:
     agent = make_agent(agent_class=agent_class, head=HEAD, noise_samples_per_obs=3)
@@ -255,12 +256,12 @@ def test_draws_of_an_observation_are_averaged(
     assert alone[0] != alone[1]
 
 
-def test_draws_come_from_torch_if_they_are_not_in_the_batch(make_agent: Make, batch: Batch) -> None:
+def test_missing_noise_samples_come_from_torch(make_agent: Make, batch: Batch) -> None:
     agent = make_agent(**STATE_ONLY, noise_samples_per_obs=2)
     rows = []
     agent.head.register_forward_hook(lambda module, args, output: rows.append(args[0]))
     with pytest.raises(
-        ValueError, match=r"batch\['noise'\] has shape \(4, 16, 16\), but draws_per"
+        ValueError, match=r"batch\['noise'\] has shape \(4, 16, 16\), but noise_samples_per_obs=2"
     ):
         agent(batch)
     del batch["noise"], batch["time_uniforms"]
@@ -272,18 +273,17 @@ def test_draws_come_from_torch_if_they_are_not_in_the_batch(make_agent: Make, ba
 
 
 def test_the_objective_has_full_precision_under_autocast(make_agent: Make, batch: Batch) -> None:
-    agent = make_agent(**STATE_ONLY)
-    cond = agent._build_cond(batch)
+    agent = make_agent(**STATE_ONLY)  # a policy on state alone has no encoder that is rounded
 
     def loss_and_gradients(half: bool) -> list[torch.Tensor]:
         agent.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            loss = agent._loss_from_condition(batch["action"], cond, batch)
+            loss = agent(batch)
         loss.backward()
         return [loss.detach(), *(p.grad for p in agent.parameters() if p.requires_grad)]
 
-    found, expected = loss_and_gradients(True), loss_and_gradients(False)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    actual, expected = loss_and_gradients(True), loss_and_gradients(False)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 def test_encoders_in_half_precision_only_round_the_condition(
@@ -292,7 +292,8 @@ def test_encoders_in_half_precision_only_round_the_condition(
     agent = make_agent(conditioning="multi_token")
     cond = agent._build_cond(batch).bfloat16()
     exact, action = agent(batch), agent.predict_action(batch, noise=batch["noise"])
-    expected = agent._loss_from_condition(batch["action"], cond.float(), batch)
+    agent._build_cond = lambda obs: cond.float()
+    expected = agent(batch)
     agent._build_cond = lambda obs: cond
     assert torch.equal(agent(batch), expected)
     torch.testing.assert_close(expected, exact, rtol=1e-2, atol=0)
@@ -306,8 +307,8 @@ def test_encoders_in_half_precision_only_round_the_condition(
     ("backend", "options"),
     [
         ("inductor", {}),
-        # Traced as above but not made into machine code, which takes most of the time.
-        ("aot_eager", {"aux_v_head": True, "loss_type": "adaptive"} | CORNER_SAMPLE),
+        # Traced like the first, but not compiled to machine code, which takes most of the time.
+        ("aot_eager", {"aux_v_head": True, "loss_type": "adaptive"} | ENDPOINT_SAMPLE),
         ("aot_eager", {"agent_class": FlowVLAAgent}),
     ],
 )
@@ -329,8 +330,10 @@ def test_the_compiled_loss_is_the_loss(
         return [loss.detach(), *(p.grad for p in agent.parameters() if p.requires_grad)]
 
     expected = loss_and_gradients(agent.objective_loss)
-    found = loss_and_gradients(torch.compile(agent.objective_loss, fullgraph=True, backend=backend))
-    for a, b in zip(found, expected, strict=True):
+    actual = loss_and_gradients(
+        torch.compile(agent.objective_loss, fullgraph=True, backend=backend)
+    )
+    for a, b in zip(actual, expected, strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 

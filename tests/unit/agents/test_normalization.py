@@ -1,4 +1,4 @@
-"""The normalizer maps to the network's scale and back."""
+"""Normalization to the network's scale and back."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_quaternions_keep_their_scale_and_change_hemisphere() -> None:
         assert (sign < 0).any()
 
 
-def test_rotations_around_their_mean_are_not_cut_in_two() -> None:
+def test_rotations_near_w_zero_are_not_split() -> None:
     w = np.linspace(-0.1, 0.1, 21)
     down = np.stack((w, 0 * w, np.sqrt(1 - w**2), 0 * w), axis=1)  # a tool pointing down
     normalizer = Normalizer(4, "min_max", stats_of(down), (slice(0, 4),))
@@ -74,7 +74,7 @@ def test_rotations_around_their_mean_are_not_cut_in_two() -> None:
     torch.testing.assert_close(normalizer.normalize(-quaternions), quaternions)
 
 
-def test_statistics_travel_in_the_state_dict() -> None:
+def test_statistics_are_in_the_state_dict() -> None:
     data = np.random.default_rng(0).normal(size=(10, 3))
     trained, fresh = Normalizer(3, "min_max", stats_of(data)), Normalizer(3)
     x = torch.randn(5, 3)
@@ -84,7 +84,7 @@ def test_statistics_travel_in_the_state_dict() -> None:
     assert fresh.statistics().keys() == {"min", "max", "mean", "std"}
 
 
-def test_images_are_whitened_and_channels_come_first() -> None:
+def test_images_are_normalized_and_channels_come_first() -> None:
     images = torch.zeros(2, 4, 5, 3, dtype=torch.uint8)
     images[..., 0] = 255
     y = ImageNormalizer()(images)
@@ -101,7 +101,7 @@ def test_bad_arguments_are_refused() -> None:
         Normalizer(3, "minmax")
     with pytest.raises(ValueError, match="lack 'std'"):
         Normalizer(3, stats={k: v for k, v in stats.items() if k != "std"})
-    with pytest.raises(ValueError, match=r"give \(4,\)"):
+    with pytest.raises(ValueError, match=r"provide \(4,\)"):
         Normalizer(4, stats=stats)
     with pytest.raises(ValueError, match="finite"):
         Normalizer(3, stats=stats | {"max": [0, 0, float("nan")]})

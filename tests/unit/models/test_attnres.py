@@ -1,4 +1,4 @@
-"""The parts of the attention-residual transformer do what their papers' formulas say."""
+"""The parts of the attention-residual transformer agree with their papers' formulas."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def backbone(**kwargs: object) -> AttnResTransformerBackbone:
     torch.manual_seed(0)
     sizes = {"dim": 16, "n_layer": 2, "n_head": 2, "n_kv_head": 1, "max_sequence_length": 6}
     network = AttnResTransformerBackbone(**(sizes | kwargs)).double()
-    for layer in network.layers:  # zero queries would hide a wrong mix
+    for layer in network.layers:  # zero queries would hide wrong weights
         torch.nn.init.normal_(layer.attn_res.pseudo_query)
     return network
 
@@ -32,7 +32,7 @@ def test_norm_keeps_the_dtype_and_gives_unit_rms() -> None:
     assert RMSNorm(64).double()(torch.randn(3, 64).double()).dtype == torch.float64
 
 
-def test_rope_is_the_complex_rotation_and_sees_relative_positions_only() -> None:
+def test_rope_is_a_complex_rotation_and_scores_depend_on_relative_positions() -> None:
     cos, sin = precompute_rope_freqs(8, 12)
     x = torch.randn(12, 8)
     rotated = torch.view_as_complex(x.unflatten(-1, (4, 2))) * torch.complex(cos, sin)
@@ -42,7 +42,7 @@ def test_rope_is_the_complex_rotation_and_sees_relative_positions_only() -> None
     torch.testing.assert_close(scores[1:, 1:], scores[:-1, :-1])
 
 
-def test_each_key_value_head_serves_consecutive_query_heads() -> None:
+def test_a_key_value_head_serves_consecutive_query_heads() -> None:
     x = torch.randn(2, 5, 16)
     rope = precompute_rope_freqs(4, 5)
     grouped = GroupedQuerySelfAttention(16, n_head=4, n_kv_head=2)
@@ -67,11 +67,11 @@ def test_swiglu_hidden_width(dim: int, hidden: int) -> None:
     assert SwiGLUFFN(dim).w_down.in_features == hidden
 
 
-def test_backbone_equals_the_formula_written_out() -> None:
+def test_the_backbone_by_its_formula() -> None:
     network = backbone()
     x = torch.randn(2, 6, 16, dtype=torch.float64)
 
-    def mix(sources: list[Tensor], query: Tensor) -> Tensor:
+    def weighted_sum(sources: list[Tensor], query: Tensor) -> Tensor:
         stacked = torch.stack(sources)
         keys = stacked * torch.rsqrt(stacked.square().mean(-1, keepdim=True) + 1e-6)
         weights = torch.einsum("d,nbtd->nbt", query, keys).softmax(dim=0)
@@ -80,7 +80,7 @@ def test_backbone_equals_the_formula_written_out() -> None:
     sources = [x]
     for i, layer in enumerate(network.layers):
         rope = (network.rope_cos, network.rope_sin) if i % 2 == 0 else ()
-        h = mix(sources, layer.attn_res.pseudo_query)
+        h = weighted_sum(sources, layer.attn_res.pseudo_query)
         sources.append(layer.fn(layer.norm(h), *rope))
     torch.testing.assert_close(network(x), sum(sources))
 

@@ -1,4 +1,4 @@
-"""The head's derivatives, its refusals and its state dict."""
+"""The iMF head: derivatives, refused options and initial weights."""
 
 from typing import Any
 
@@ -32,14 +32,14 @@ def test_jvp_agrees_with_finite_differences() -> None:
     z, v = torch.randn(2, 2, 4, 3, dtype=torch.float64)
     r, t = torch.tensor([[0.1, 0.3], [0.5, 0.9]], dtype=torch.float64)
 
-    def along(h: float) -> torch.Tensor:
+    def shifted(h: float) -> torch.Tensor:
         return head(z + h * v, r, t + h, cond)
 
     _, derivative = torch.func.jvp(
         lambda *args: head(*args, cond), (z, r, t), (v, torch.zeros_like(r), torch.ones_like(t))
     )
     step = 1e-5
-    expected = (along(step) - along(-step)) / (2 * step)
+    expected = (shifted(step) - shifted(-step)) / (2 * step)
     assert derivative.dtype == torch.float64
     torch.testing.assert_close(derivative, expected, rtol=1e-7, atol=1e-7)
 
@@ -49,7 +49,7 @@ def test_unconditional_head() -> None:
     assert head(torch.randn(2, 4, 3), torch.zeros(2), torch.ones(2)).shape == (2, 4, 3)
 
 
-def test_condition_must_fit_the_head() -> None:
+def test_a_missing_or_superfluous_condition_is_refused() -> None:
     sample, time = torch.randn(2, 4, 3), torch.full((2,), 0.5)
     with pytest.raises(ValueError, match="cond is required"):
         IMFTransformer1D(**SMALL)(sample, time, time)

@@ -1,4 +1,4 @@
-"""The standard head: its state dict and masks, and which of its parameters decay."""
+"""The standard head: state dict, masks, forward pass and optimizer groups."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def sample_and_cond() -> tuple[Tensor, Tensor]:
 
 
 def influence(head: Transformer1D, output: int, of: str) -> Tensor:
-    """Which positions of `of` ("sample" or "cond") the prediction of one action depends on."""
+    """Mask of the positions of `of` ("sample" or "cond") that one predicted action depends on."""
     inputs = dict(zip(("sample", "cond"), sample_and_cond(), strict=True))
     inputs[of].requires_grad_()
     head(inputs["sample"], TIMES, inputs["cond"])[:, output].sum().backward()
@@ -84,12 +84,12 @@ def test_diffusion_policy_s_masks_load() -> None:
     fresh.load_state_dict(state)
     assert torch.equal(fresh.mask, head.mask)
     assert torch.equal(fresh.memory_mask, head.memory_mask)
-    # Infinities would not survive an average of weights.
+    # Averaging weights (EMA) would turn infinities into NaN.
     assert not any(buffer.is_floating_point() for buffer in fresh.buffers())
 
 
-def test_the_forward_pass_step_by_step() -> None:
-    """One decoder layer written out: pre-norm, self-attention, cross attention, GELU network."""
+def test_the_forward_pass_by_hand() -> None:
+    """One decoder layer: pre-norm self-attention, cross-attention and a GELU network."""
     head = make(n_layer=1, n_head=1).double().eval()
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -128,7 +128,7 @@ def test_the_forward_pass_step_by_step() -> None:
     torch.testing.assert_close(head(sample, TIMES, cond), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_an_action_sees_its_past_and_the_observations_up_to_it() -> None:
+def test_a_causal_action_depends_on_earlier_actions_and_observations_only() -> None:
     head = make(causal_attn=True)
     for i in range(4):
         assert influence(head, i, "sample").tolist() == [j <= i for j in range(4)]
@@ -146,10 +146,10 @@ def test_every_parameter_is_in_one_optimizer_group() -> None:
     for parameter in decaying["params"]:
         name = names[id(parameter)]
         assert name.endswith("weight") and "norm" not in name and "ln_f" not in name
-    left = {names[id(p)] for p in rest["params"]}
+    not_decaying = {names[id(p)] for p in rest["params"]}
     norms = {name for name in names.values() if "norm" in name or "ln_f" in name}
     biases = {name for name in names.values() if name.endswith("bias")}
-    assert left == norms | biases | {"pos_emb", "cond_pos_emb", "_dummy_variable"}
+    assert not_decaying == norms | biases | {"pos_emb", "cond_pos_emb", "_dummy_variable"}
 
 
 def test_initial_weights() -> None:
@@ -171,7 +171,7 @@ def test_gradients_reach_every_trainable_parameter(n_cond_layers: int) -> None:
         assert not parameter.requires_grad or parameter.grad.any(), name
 
 
-def test_condition_must_fit_the_head() -> None:
+def test_a_missing_or_superfluous_condition_is_refused() -> None:
     sample, cond = sample_and_cond()
     unconditional = make(cond_dim=0, causal_attn=True)
     assert unconditional(sample, TIMES).shape == (2, 4, 3)

@@ -1,4 +1,4 @@
-"""Image encoders: shapes, weights per camera, and the spatial softmax."""
+"""Image encoders: shapes, weights per camera, spatial softmax and crops."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_separate_weights_are_three_times_the_shared_ones() -> None:
     assert count(True) == 3 * count(False)
 
 
-def test_shared_encoder_treats_all_cameras_alike() -> None:
+def test_a_shared_encoder_gives_all_cameras_the_same_features() -> None:
     encoder = MultiViewResNetEncoder(CAMERAS, use_separate_rgb_encoder_per_camera=False, **NARROW)
     image = torch.randn(2, 3, 96, 96)
     features = encoder(dict.fromkeys(CAMERAS, image))
@@ -76,22 +76,22 @@ def test_spatial_softmax_finds_the_pixel_of_a_one_hot_map() -> None:
     torch.testing.assert_close(layer(features), expected)
 
 
-def test_a_crop_is_a_square_of_the_picture() -> None:
+def test_crops_are_squares_at_their_offsets() -> None:
     encoder = MultiViewResNetEncoder(["top"], **NARROW, crop_size=5)
     images = torch.arange(3 * 2 * 8 * 9 * 3).reshape(3, 2, 8, 9, 3)
-    places = torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.999, 0.999]])
-    corners = [(0, 0), (2, 2), (3, 4)]
-    for row, (top, left) in enumerate(corners):
+    offsets = torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.999, 0.999]])
+    top_left = [(0, 0), (2, 2), (3, 4)]
+    for row, (top, left) in enumerate(top_left):
         expected = images[row, :, top : top + 5, left : left + 5]
-        assert torch.equal(encoder.crop(images, places)[row], expected)
+        assert torch.equal(encoder.crop(images, offsets)[row], expected)
     assert torch.equal(encoder.crop(images), images[:, :, 1:6, 2:7])
-    with pytest.raises(ValueError, match="crop_size=5 is more than"):
+    with pytest.raises(ValueError, match="crop_size=5 is larger than"):
         encoder.crop(images[:, :, :4])
 
 
-def test_strides_decide_the_size_of_the_maps() -> None:
-    fine = ResNetTrunk(**NARROW, stage_strides=(1, 2, 2, 1))
-    assert fine(torch.randn(1, 3, 96, 96)).shape == (1, 128, 6, 6)
+def test_strides_determine_the_size_of_the_feature_maps() -> None:
+    trunk = ResNetTrunk(**NARROW, stage_strides=(1, 2, 2, 1))
+    assert trunk(torch.randn(1, 3, 96, 96)).shape == (1, 128, 6, 6)
 
 
 def test_impossible_options_are_refused() -> None:
