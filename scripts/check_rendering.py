@@ -1,4 +1,4 @@
-"""Renders one picture, or says in one line what headless rendering lacks."""
+"""Renders one image, or prints in one line what headless rendering needs."""
 
 import sys
 
@@ -11,9 +11,9 @@ try:
 
     env = gymnasium.make("imf_ray/SimTransfer-v0", render_mode="rgb_array")
     env.reset(seed=0)
-    picture = env.render()
+    image = env.render()
     env.close()
-except Exception as error:  # whatever the OpenGL libraries raise
+except Exception as error:  # OpenGL libraries raise errors of many types
     sys.exit(f"{HELP} ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})")
-if picture.std() == 0:
-    sys.exit(f"{HELP} (the picture is empty)")
+if image.std() == 0:
+    sys.exit(f"{HELP} (the image is empty)")

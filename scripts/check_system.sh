@@ -1,5 +1,6 @@
 #!/bin/sh
-# Says in one line what the machine lacks and how to install it. $1: the Python to use.
+# Checks system packages; prints in one line what is missing and how to install it.
+# usage: check_system.sh [PYTHON]
 set -u
 python=${1:-python3}
 
@@ -13,7 +14,7 @@ fail() {
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
   fail "Python's venv module is missing: apt-get install python3-venv"
 
-# EGL and OpenGL render without a display; torch.compile needs a compiler and Python's headers on a CPU.
+# EGL and OpenGL render without a display. torch.compile on a CPU needs a compiler and Python's headers.
 packages="libegl1 libgl1-mesa-dri libopengl0 g++ python3-dev"
 missing=$("$python" - <<'PY'
 import ctypes

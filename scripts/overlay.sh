@@ -1,8 +1,8 @@
 #!/bin/sh
-# Makes a virtual environment that sees another one's packages except some, without copying them.
+# Makes a virtual environment that links to the packages of another one, except some.
 # usage: overlay.sh BASE_PYTHON FOLDER PACKAGE...   (each PACKAGE is left out)
 #
-# A path file alone would not do: mujoco searches all of sys.path for parts of itself, and would mix
+# A path file to the base is not enough: mujoco searches all of sys.path for its parts, and would mix
 # two versions.
 set -eu
 base_python=$1 folder=$2

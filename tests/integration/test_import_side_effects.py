@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests.helpers import REPO_ROOT
+
 
 def _modules_after(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(*sys.modules)"
@@ -18,3 +20,11 @@ def test_importing_the_package_only_registers_the_envs() -> None:
 def test_loading_a_policy_needs_neither_ray_nor_mujoco_nor_hdf5() -> None:
     modules = _modules_after("from imf_ray import load_policy")
     assert "torch" in modules and not modules & {"h5py", "mujoco", "ray"}
+
+
+def test_benchmarks_can_be_imported() -> None:
+    """An API that a benchmark uses may have changed."""
+    files = (REPO_ROOT / "benchmarks").glob("*.py")
+    names = {path.stem for path in files} - {"__init__", "lerobot_loader"}  # LeRobot is missing
+    statement = "; ".join(f"import benchmarks.{name}" for name in sorted(names))
+    assert {f"benchmarks.{name}" for name in names} <= _modules_after(statement)

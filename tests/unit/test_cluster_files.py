@@ -17,7 +17,7 @@ ROOT = REPO_ROOT
 SYSTEM_LIBRARIES = "libegl1 libgl1-mesa-dri libopengl0 g++ python3-dev"
 
 Fields = tuple[set[str], set[str]]
-# Of KubeRay 1.5's RayJob and RayCluster: the fields that are required, and others that are used.
+# Fields of KubeRay 1.5's RayJob and RayCluster: (required, optional).
 RAY_JOB: Fields = (
     {"entrypoint", "rayClusterSpec"},
     {"runtimeEnvYAML", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"},
@@ -49,7 +49,7 @@ def test_ray_accepts_the_cluster_file(name: str) -> None:
     validate_config(prepared)
 
 
-def test_the_cluster_of_ones_own_machines_does_not_wait_for_more() -> None:
+def test_a_local_cluster_expects_exactly_its_machines() -> None:
     config = read("cluster.yaml")
     assert config["min_workers"] == config["max_workers"] == len(config["provider"]["worker_ips"])
 
@@ -66,7 +66,7 @@ def test_nodes_are_set_up_as_documented(name: str) -> None:
     for kind in ("head", "worker"):
         start = "\n".join(config[f"{kind}_start_ray_commands"])
         assert "RAY_AUTH_MODE=token" in start and "RAY_AUTH_MODE=token" in cluster
-    # Without it a node that comes later could not join.
+    # Without the token a new node cannot join.
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "--dashboard-host=127.0.0.1" in "\n".join(config["head_start_ray_commands"])
     assert not {"/data", "/runs", ".git"} - set(config["rsync_exclude"])
@@ -100,15 +100,15 @@ def test_kuberay_accepts_the_job() -> None:
     assert config.resume == "auto" and {g["labels"][label] for g in groups} == set(POOLS)
 
 
-def test_machines_of_ones_own_are_in_a_pool() -> None:
+def test_own_machines_are_in_a_pool() -> None:
     config, label = read("cluster.yaml"), load_config(["cluster=pools"]).cluster.node_pool_label
     for kind in ("head", "worker"):
         start = "\n".join(config[f"{kind}_start_ray_commands"])
         assert f"--labels={label}=$(cat ~/imf_ray_pool || echo train)" in start
-    assert 1 + len(config["provider"]["worker_ips"]) >= len(POOLS)  # none of them stays empty
+    assert 1 + len(config["provider"]["worker_ips"]) >= len(POOLS)  # every pool has a machine
 
 
-def test_the_image_is_set_up_alike_and_holds_no_data() -> None:
+def test_the_image_is_set_up_like_a_node_and_contains_no_data() -> None:
     dockerfile = (ROOT / "deploy/Dockerfile").read_text()
     for library in SYSTEM_LIBRARIES.split():
         assert library in dockerfile
@@ -117,23 +117,28 @@ def test_the_image_is_set_up_alike_and_holds_no_data() -> None:
     assert {".git", ".venv", "data", "runs"} <= set(ignored)
 
 
-def test_pools_on_aws_are_those_of_the_configuration() -> None:
+def test_pools_on_aws_match_the_configuration() -> None:
     label = load_config(["cluster=pools"]).cluster.node_pool_label
     kinds = read("deploy/aws.yaml")["available_node_types"].values()
     assert {kind["labels"][label] for kind in kinds if "labels" in kind} == set(POOLS)
 
 
-def test_a_submission_does_not_upload_data(tmp_path: Path) -> None:
-    """What Ray packs of such a folder, as it reads the patterns."""
+def test_a_job_submission_does_not_upload_data(tmp_path: Path) -> None:
+    """Ray packs the code of such a folder, but no data."""
     code = ["imf_ray/tune.py", "imf_ray/data/index.py", "search_spaces/asha.yaml"]
-    rest = ["data/a/episode_0.hdf5", "data/notes.txt", "runs/a/metrics.jsonl", "x/episode_1.hdf5"]
-    rest += [".git/HEAD", ".venv/bin/python", "docs/LOG.md", "tests/test_x.py"]
-    for name in (*code, *rest):
-        path = tmp_path / "here" / name
+    excluded = [
+        "data/a/episode_0.hdf5",
+        "data/list.txt",
+        "runs/a/metrics.jsonl",
+        "x/episode_1.hdf5",
+    ]
+    excluded += [".git/HEAD", ".venv/bin/python", "docs/LOG.md", "tests/test_x.py"]
+    for name in (*code, *excluded):
+        path = tmp_path / "repo" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     excludes = read("runtime_env.yaml")["excludes"]
     package = tmp_path / "package.zip"
-    create_package(str(tmp_path / "here"), package, include_gitignore=True, excludes=excludes)
+    create_package(str(tmp_path / "repo"), package, include_gitignore=True, excludes=excludes)
     names = {name for name in ZipFile(package).namelist() if not name.endswith("/")}
     assert names == set(code)
