@@ -1,4 +1,4 @@
-"""Runs that are kept at a URL, with a local server that speaks S3 for all remote file systems."""
+"""Runs under a URL; a local S3 server stands for all remote file systems."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from tests.helpers import REPO_ROOT
 from tests.helpers.commands import COMMAND_TIMEOUT_S, command_environment, run_command
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 
-ROOT = REPO_ROOT
 BUCKET = "s3://runs"
 AGENT = "resnet_imf_attnres_multitoken"
 
@@ -35,16 +34,16 @@ AGENT = "resnet_imf_attnres_multitoken"
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The address of the server."""
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
+    s3_server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    s3_server.start()
+    host, port = s3_server.get_host_and_port()
     yield f"http://{host}:{port}"
-    running.stop()
+    s3_server.stop()
 
 
 @pytest.fixture
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """A URL of its own, which this process and those that it starts can reach."""
+    """The URL of a new folder; this process and its children can reach it."""
     for name, value in {
         "AWS_ENDPOINT_URL": server,
         "AWS_ACCESS_KEY_ID": "test",
@@ -57,38 +56,40 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     return f"{BUCKET}/{tmp_path.name}"
 
 
-def be_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """See the working copies of a machine that has none yet."""
+def use_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Use the local copies of a machine that has none yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
 
 
-class _NoAnswerError(Exception):
-    """Such as botocore's, which are of no kind that Python knows."""
+class _BackendError(Exception):
+    """Like botocore's exceptions, which derive from none of Python's own."""
 
 
-def test_an_outage_is_no_answer(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fsspec's own `isfile` makes of one."""
+def test_an_outage_is_not_a_missing_file(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike with fsspec's own `isfile`."""
     run_dir = local_dir(bucket) / "run"
-    questions = (
+    checks = (
         lambda folder: RunDir(folder).stop_requested(retry=False),
         lambda folder: TrialDir(folder).read_record(retry=False),
     )
-    assert [bool(ask(run_dir)) for ask in questions] == [False] * 2
+    assert [bool(check(run_dir)) for check in checks] == [False] * 2
     RunDir(run_dir).request_stop()
     assert RunDir(run_dir).stop_requested()
 
     async def fail(*_: Any, **__: Any) -> None:
-        raise _NoAnswerError
+        raise _BackendError
 
     monkeypatch.setattr(S3FileSystem, "get_s3", fail)
-    for ask in questions:
-        with pytest.raises(StorageError, match=f"{bucket}/run.* cannot be read: _NoAnswerError"):
-            ask(run_dir)
+    for check in checks:
+        with pytest.raises(StorageError, match=f"{bucket}/run.* cannot be read: _BackendError"):
+            check(run_dir)
     with pytest.raises(StorageError):
         download(run_dir)
 
 
-def test_a_path_tells_its_url(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_path_encodes_its_url(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_dir = local_dir(bucket + "/") / "run"
     assert str(remote_path(run_dir)) == display_path(run_dir) == f"{bucket}/run"
     assert local_dir(f"{bucket}/run") == run_dir
@@ -97,21 +98,21 @@ def test_a_path_tells_its_url(bucket: str, tmp_path: Path, monkeypatch: pytest.M
         and display_path(tmp_path) == str(tmp_path)
         and to_local(tmp_path) == tmp_path
     )
-    be_another_machine(monkeypatch, tmp_path)
-    there = local_dir(bucket) / "run"
-    assert there != run_dir and to_local(run_dir) == there == to_local(there)
+    use_another_machine(monkeypatch, tmp_path)
+    other = local_dir(bucket) / "run"
+    assert other != run_dir and to_local(run_dir) == other == to_local(other)
 
 
-def test_what_one_machine_writes_another_one_has(
+def test_files_of_one_machine_reach_another(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = local_dir(bucket) / "run"
     log = JsonlWriter(run_dir / "log.jsonl")
-    log.add("1")
+    log.append("1")
     write_atomically(run_dir / "small.json", "a")
     RunDir(run_dir).request_stop()
     log.close()
-    be_another_machine(monkeypatch, tmp_path)
+    use_another_machine(monkeypatch, tmp_path)
     copy = to_local(run_dir)
     assert RunDir(copy).stop_requested()
     RunDir(copy).clear_stop()
@@ -120,7 +121,7 @@ def test_what_one_machine_writes_another_one_has(
     assert sorted(p.name for p in copy.iterdir()) == ["small.json"]
     download(copy)
     assert (copy / "log.jsonl").read_text() == "1\n"
-    (copy / "log.jsonl").write_text("1\n2\n")  # ours, and not copied yet
+    (copy / "log.jsonl").write_text("1\n2\n")  # not uploaded yet
     write_atomically(run_dir / "small.json", "b")
     download(copy)
     assert (copy / "small.json").read_text() == "b"
@@ -128,47 +129,48 @@ def test_what_one_machine_writes_another_one_has(
     upload(copy)
     delete(run_dir)
     assert not run_dir.exists() and not (UPath(bucket) / "run").exists()
-    download(copy / "nothing")  # is no error
+    download(copy / "nothing")  # not an error
     delete(copy / "nothing")
 
 
-def test_a_bucket_that_is_not_there(bucket: str) -> None:
+def test_a_missing_bucket(bucket: str) -> None:
     with pytest.raises(UserError, match=r"s3://no-such/run/a cannot be written"):
         write_atomically(local_dir("s3://no-such") / "run" / "a", "a")
 
 
 @pytest.mark.slow
-def test_nodes_that_share_no_folder(
+def test_nodes_without_a_shared_folder(
     bucket: str, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caches = tmp_path / "caches"
     command = ["-m", "tests.helpers.no_shared_folder", bucket, str(demonstrations), str(caches)]
     subprocess.run(
         [sys.executable, *command],
-        cwd=ROOT,
+        cwd=REPO_ROOT,
         env=command_environment(),
         check=True,
         timeout=COMMAND_TIMEOUT_S,
     )
-    found = {}
+    steps = {}
     for machine in ("head", "node", "driver"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(caches / machine))
         run_dir = local_dir(bucket) / "run"
-        found[machine] = [checkpoint.step for checkpoint in RunDir(run_dir).list_checkpoints()]
-    kept = sorted(
+        steps[machine] = [checkpoint.step for checkpoint in RunDir(run_dir).list_checkpoints()]
+    remote_steps = sorted(
         checkpoint_step(Path(path.name)) for path in (UPath(bucket) / "run").glob(CHECKPOINT_GLOB)
     )
-    assert found["driver"] == kept and 8 in kept and len(kept) <= 3  # two, and the best
-    assert 8 in found["head"] or 8 in found["node"]
+    assert steps["driver"] == remote_steps and 8 in remote_steps
+    assert len(remote_steps) <= 3  # the newest two and the best
+    assert 8 in steps["head"] or 8 in steps["node"]
     lines = RunDir(run_dir).read_metrics()
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
-    judged = [line["rollout/episodes"] for line in lines if "validated" in line]
-    assert judged == [2, 2, 2, 2]
+    num_episodes = [line["rollout/episodes"] for line in lines if "validated" in line]
+    assert num_episodes == [2, 2, 2, 2]
     assert all("action_error" in line for line in lines if "validated" in line)
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_on_another_machine(
+def test_a_sweep_resumes_on_another_machine(
     bucket: str, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = {"fixed": {"agent": AGENT}, "grid": {"train.lr": [1e-3, 1e-4]}}
@@ -178,20 +180,20 @@ def test_a_sweep_goes_on_on_another_machine(
     options += ["task.max_episode_steps=60"]
     done = run_command("tune", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    kept = UPath(bucket) / "sweep"
+    remote = UPath(bucket) / "sweep"
     for name in ("sweep.json", "sweep.csv", "best.mp4"):
-        assert (kept / name).exists() and f"{bucket}/sweep/{name}" in done.stdout
-    first = json.loads((kept / "sweep.json").read_text())
+        assert (remote / name).exists() and f"{bucket}/sweep/{name}" in done.stdout
+    first = json.loads((remote / "sweep.json").read_text())
 
-    (kept / "sweep.json").unlink()
-    trial = kept / "trials" / Path(first["trials"][0]["run_dir"]).name
+    (remote / "sweep.json").unlink()
+    trial = remote / "trials" / Path(first["trials"][0]["run_dir"]).name
     (trial / "trial.json").unlink()
-    kept.fs.rm((trial / "checkpoint_00000004").path, recursive=True)
-    be_another_machine(monkeypatch, tmp_path)
+    remote.fs.rm((trial / "checkpoint_00000004").path, recursive=True)
+    use_another_machine(monkeypatch, tmp_path)
     again = run_command("tune", "resume=auto", f"storage_path={bucket}", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert f"Resuming {bucket}/sweep" in again.stdout
-    second = json.loads((kept / "sweep.json").read_text())
+    second = json.loads((remote / "sweep.json").read_text())
     success = "rollout/success_rate"
     for one, other in zip(first["trials"], second["trials"], strict=True):
         assert one["params"] == other["params"]
@@ -199,21 +201,21 @@ def test_a_sweep_goes_on_on_another_machine(
     table = run_command("report", f"storage_path={bucket}", "run_name=sweep", cwd=tmp_path)
     assert table.returncode == 0 and "untrained" in table.stdout
     best = f"{bucket}/sweep/trials/{trial.name}/checkpoint_00000004"
-    judged = run_command(
+    evaluated = run_command(
         "evaluate",
         f"checkpoint={best}",
         "evaluate.num_episodes=1",
         "cluster.include_dashboard=false",
         cwd=tmp_path,
     )
-    assert judged.returncode == 0, judged.stderr
-    assert f"Records: {bucket}/sweep/trials/{trial.name}/evaluations" in judged.stdout
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert f"Records: {bucket}/sweep/trials/{trial.name}/evaluations" in evaluated.stdout
 
 
-def test_a_run_goes_on_on_another_machine(
+def test_a_run_resumes_on_another_machine(
     bucket: str, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The commands as a user types them; between them the machine is lost."""
+    """The commands are those of a user; the machine is lost between them."""
     options = [
         f"agent={AGENT}",
         *TINY_AGENT,
@@ -228,20 +230,20 @@ def test_a_run_goes_on_on_another_machine(
     assert done.returncode == 0, done.stderr
     assert f"Best checkpoint: {bucket}/run/checkpoint_00000004" in done.stdout
     first = local_dir(bucket) / "run" / "checkpoint_00000004"
-    kept = UPath(bucket) / "run"
-    assert (kept / first.name / "manifest.json").exists() and (kept / "metrics.jsonl").exists()
+    remote = UPath(bucket) / "run"
+    assert (remote / first.name / "manifest.json").exists() and (remote / "metrics.jsonl").exists()
 
-    kept.fs.rm((kept / first.name).path, recursive=True)
-    be_another_machine(monkeypatch, tmp_path)
+    remote.fs.rm((remote / first.name).path, recursive=True)
+    use_another_machine(monkeypatch, tmp_path)
     again = run_command("train", *options, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     second = local_dir(bucket) / "run" / first.name
     assert first != second
     for name in (WEIGHTS_FILE, EMA_WEIGHTS_FILE):
-        expected, found = load_file(first / name), load_file(second / name)
-        assert all(torch.equal(expected[key], found[key]) for key in expected)
+        expected, resumed = load_file(first / name), load_file(second / name)
+        assert all(torch.equal(expected[key], resumed[key]) for key in expected)
     steps = [line["step"] for line in RunDir(second.parent).read_metrics() if "loss" in line]
     assert steps == [1, 2, 3, 4, 3, 4]
 
-    shown_status = run_command("status", f"{bucket}/run", cwd=tmp_path)
-    assert shown_status.returncode == 0 and "4/4" in shown_status.stdout
+    status = run_command("status", f"{bucket}/run", cwd=tmp_path)
+    assert status.returncode == 0 and "4/4" in status.stdout

@@ -1,7 +1,7 @@
-"""Fourteen traps of Ray 2.60 that this package goes around, each as Ray itself springs it.
+"""Fourteen faults of Ray 2.60 that this package works around, each reproduced with Ray alone.
 
-When one of these fails after an upgrade, the trap is gone or has changed: look at the way around it
-that the docstring names. The slow ones run under `make slow-test`.
+If one of these tests fails after an upgrade, the fault is fixed or has changed: look at the
+workaround that the docstring names. The slow ones run with `make slow-test`.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from imf_ray.env_vars import WORKER_ENV
-from imf_ray.training.placement import FaultTolerantTorchTrainer
+from imf_ray.training.fault_tolerance import FaultTolerantTorchTrainer
+from imf_ray.training.run_dir import RAY_SNAPSHOT_FILE, RunDir
 
-SNAPSHOT = "checkpoint_manager_snapshot.json"
 SHORT_S, LONG_S = 8.0, 60.0
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -57,7 +57,11 @@ def train(
     callbacks: Sequence[UserCallback] = (),
     **options: Any,
 ) -> Result:
-    """Ray Train as its documentation shows it: one worker, no torch; it may fail so often."""
+    """Run Ray Train as its documentation shows it, with one worker and without torch.
+
+    Args:
+        failures: number of failures that are retried.
+    """
     return data_parallel_trainer.DataParallelTrainer(
         lambda config: loop(),
         train_loop_config={},
@@ -73,7 +77,7 @@ def train(
 
 
 def report_checkpoint(validation: bool = False) -> None:
-    """One report with a checkpoint, from a worker."""
+    """Report a checkpoint from a worker."""
     import tempfile
 
     folder = tempfile.mkdtemp()
@@ -81,19 +85,19 @@ def report_checkpoint(validation: bool = False) -> None:
     ray.train.report({"a": 1}, checkpoint=Checkpoint.from_directory(folder), validation=validation)
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = LONG_S) -> bool:
-    """Whether a condition comes true in time."""
-    until = time.monotonic() + limit_s
+def wait_for(condition: Callable[[], bool], timeout_s: float = LONG_S) -> bool:
+    """True if a condition becomes true in time."""
+    until = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < until:
         time.sleep(0.1)
     return condition()
 
 
 @pytest.mark.slow
-def test_1_a_grandchild_waits_for_ever_in_the_placement_group_of_a_trial(tmp_path: Path) -> None:
-    """Around it: a trial has a bundle for each simulator (sweep/runner.py)."""
+def test_1_a_grandchild_waits_forever_in_the_placement_group_of_a_trial(tmp_path: Path) -> None:
+    """Workaround: a trial has a bundle for each rollout actor (sweep/runner.py)."""
 
-    def found_room(bundles: list[dict[str, float]]) -> bool:
+    def is_scheduled(bundles: list[dict[str, float]]) -> bool:
         def trial(params: dict[str, Any]) -> None:
             @ray.remote(num_cpus=0.5)
             def simulate() -> None:
@@ -104,29 +108,29 @@ def test_1_a_grandchild_waits_for_ever_in_the_placement_group_of_a_trial(tmp_pat
                 done, _ = ray.wait([simulate.remote()], timeout=SHORT_S)
                 return bool(done)
 
-            tune.report({"found": ray.get(validate.remote())})
+            tune.report({"scheduled": ray.get(validate.remote())})
 
         (result,) = tune.Tuner(
             tune.with_resources(trial, tune.PlacementGroupFactory(bundles)),
             run_config=tune.RunConfig(name=uuid.uuid4().hex, storage_path=str(tmp_path), verbose=0),
         ).fit()
-        return result.metrics["found"]
+        return result.metrics["scheduled"]
 
-    assert not found_room([{"CPU": 0.5}])
-    assert found_room([{"CPU": 0.5}, {"CPU": 0.5}])
+    assert not is_scheduled([{"CPU": 0.5}])
+    assert is_scheduled([{"CPU": 0.5}, {"CPU": 0.5}])
 
 
-def test_2_validation_has_no_way_to_tune() -> None:
-    """Around it: reports carry what validation has written into the run's folder since."""
+def test_2_there_is_no_hook_for_validations() -> None:
+    """Workaround: reports contain the validations that ended since (training/reporting.py)."""
     hooks = {name for name in vars(UserCallback) if not name.startswith("_")}
     assert hooks == {"after_report", "after_exception"}
 
 
 @pytest.mark.slow
-def test_2_what_validation_finds_does_not_reach_tune(tmp_path: Path) -> None:
-    """Though Ray Train knows it in the end."""
+def test_2_validation_metrics_do_not_reach_tune(tmp_path: Path) -> None:
+    """Ray Train itself has them in its result."""
     folder = str(tmp_path)
-    found = tmp_path / "found"
+    metric_names = tmp_path / "metric_names"
 
     def trial(params: dict[str, Any]) -> None:
         result = train(
@@ -139,18 +143,21 @@ def test_2_what_validation_finds_does_not_reach_tune(tmp_path: Path) -> None:
             ),
         )
         ((_, metrics),) = result.best_checkpoints or []
-        found.write_text(" ".join(metrics))
+        metric_names.write_text(" ".join(metrics))
 
     (result,) = tune.Tuner(
         tune.with_resources(trial, tune.PlacementGroupFactory([{"CPU": 0.1}])),
         run_config=tune.RunConfig(name="outer", storage_path=folder, verbose=0),
     ).fit()
-    assert "success" in found.read_text().split()
+    assert "success" in metric_names.read_text().split()
     assert result.metrics["a"] == 1 and "success" not in result.metrics
 
 
-def test_3_a_validation_that_dies_ends_the_training(tmp_path: Path) -> None:
-    """Whatever `max_failures`. Around it: validation only coordinates, and is tried again."""
+def test_3_a_killed_validation_ends_training(tmp_path: Path) -> None:
+    """It does so with any `max_failures`.
+
+    Workaround: validation only coordinates other tasks, and is retried (training/trainer.py).
+    """
 
     def die(checkpoint: Checkpoint) -> dict[str, Any]:
         os._exit(1)
@@ -165,8 +172,8 @@ def test_3_a_validation_that_dies_ends_the_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_4_a_checkpoint_that_is_gone_stops_the_run_at_its_start(tmp_path: Path) -> None:
-    """Around it: `newest_checkpoint` reads the disk; Ray's list is thrown away."""
+def test_4_a_missing_checkpoint_prevents_a_resume(tmp_path: Path) -> None:
+    """Workaround: `RunDir.newest_checkpoint` reads the folder; Ray's list is deleted."""
     train(report_checkpoint, tmp_path)
     (checkpoint,) = tmp_path.glob("run/checkpoint_*/")
     shutil.rmtree(checkpoint)
@@ -175,8 +182,11 @@ def test_4_a_checkpoint_that_is_gone_stops_the_run_at_its_start(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_4_a_damaged_checkpoint_is_handed_back_until_no_failure_is_left(tmp_path: Path) -> None:
-    """Though an older one is good. Around it: `newest_checkpoint` passes over what is damaged."""
+def test_4_a_damaged_checkpoint_is_given_until_retries_are_used_up(tmp_path: Path) -> None:
+    """An older one is valid.
+
+    Workaround: `RunDir.newest_checkpoint` skips damaged checkpoints.
+    """
     given = str(tmp_path / "given")
 
     def loop() -> None:
@@ -199,10 +209,10 @@ def test_4_a_damaged_checkpoint_is_handed_back_until_no_failure_is_left(tmp_path
 
 
 @pytest.mark.slow
-def test_5_a_snapshot_that_was_cut_off_stops_the_run_at_its_start(tmp_path: Path) -> None:
-    """Around it: the snapshot is removed before each start (training/trainer.py)."""
+def test_5_an_incomplete_snapshot_prevents_a_resume(tmp_path: Path) -> None:
+    """Workaround: it is deleted before each start (training/fault_tolerance.py)."""
     train(report_checkpoint, tmp_path)
-    snapshot = tmp_path / "run" / SNAPSHOT
+    snapshot = tmp_path / "run" / RAY_SNAPSHOT_FILE
     snapshot.write_text(snapshot.read_text()[:20])
     with pytest.raises((RayActorError, ray.train.TrainingFailedError)):
         train(report_checkpoint, tmp_path)
@@ -210,21 +220,21 @@ def test_5_a_snapshot_that_was_cut_off_stops_the_run_at_its_start(tmp_path: Path
     train(report_checkpoint, tmp_path)
 
 
-def test_6_a_report_is_committed_at_the_next_poll_only() -> None:
-    """Around it: checkpoints are committed by their own rename; polls come more often."""
+def test_6_a_report_is_only_committed_at_the_next_poll() -> None:
+    """Workaround: a checkpoint counts once its folder is renamed, and polls are more frequent."""
     assert constants.DEFAULT_HEALTH_CHECK_INTERVAL_S == 2.0
     assert constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR in WORKER_ENV
 
 
-def test_7_datasets_cannot_tell_where_they_are() -> None:
-    """Around it: the order of samples is a function of the step (data/sampling.py)."""
+def test_7_datasets_have_no_state() -> None:
+    """Workaround: the order of samples is a function of the step (data/sampling.py)."""
     for kind in (ray.data.Dataset, ray.data.DataIterator):
         assert not hasattr(kind, "state_dict") and not hasattr(kind, "load_state_dict")
 
 
 @pytest.mark.slow
-def test_7_who_begins_again_begins_the_epoch_again(tmp_path: Path) -> None:
-    """A worker that died after five of nine rows is given all nine."""
+def test_7_a_restarted_worker_repeats_its_epoch(tmp_path: Path) -> None:
+    """A worker that died after five of nine rows reads all nine again."""
     seen, rows = tmp_path / "seen", 9
 
     def loop() -> None:
@@ -237,13 +247,13 @@ def test_7_who_begins_again_begins_the_epoch_again(tmp_path: Path) -> None:
 
     data = ray.data.range(rows, override_num_blocks=3)
     train(loop, tmp_path, failures=1, datasets={"train": data})
-    given = [int(row) for row in seen.read_text().split()]
-    assert len(given) == 5 + rows and sorted(given[5:]) == list(range(rows))
+    row_ids = [int(row) for row in seen.read_text().split()]
+    assert len(row_ids) == 5 + rows and sorted(row_ids[5:]) == list(range(rows))
 
 
 @pytest.mark.slow
 def test_8_an_equal_split_drops_rows() -> None:
-    """Around it: each rank has a dataset of its own (`PlannedDataConfig`)."""
+    """Workaround: each rank has its own dataset (`PerRankDataConfig`)."""
     parts = ray.data.range(9, override_num_blocks=3).streaming_split(2, equal=True)
     seen: list[int] = []
     threads = [
@@ -258,46 +268,46 @@ def test_8_an_equal_split_drops_rows() -> None:
 
 
 @pytest.mark.slow
-def test_9_a_token_appears_in_the_home_folder_unasked(tmp_path: Path) -> None:
-    """Around it: clusters of our own set RAY_AUTH_MODE=disabled (environment.py)."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+def test_9_an_auth_token_is_written_into_the_home_folder(tmp_path: Path) -> None:
+    """Workaround: local clusters set RAY_AUTH_MODE=disabled (env_vars.py)."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     for mode, expected in (({}, True), ({"RAY_AUTH_MODE": "disabled"}, False)):
         home = tmp_path / str(expected)
         home.mkdir()
         subprocess.run(
             [sys.executable, "-c", "import ray; ray.init(num_cpus=1, include_dashboard=False)"],
-            env={**kept, **mode, "HOME": str(home)},
+            env={**inherited, **mode, "HOME": str(home)},
             check=True,
             capture_output=True,
         )
         assert (home / ".ray" / "auth_token").exists() == expected
 
 
-def test_10_the_page_of_train_runs_is_empty_unless_asked_for() -> None:
-    """Around it: environment.py asks; tests/test_job.py sees the page."""
+def test_10_the_dashboard_page_of_train_runs_is_empty_by_default() -> None:
+    """Workaround: env_vars.py enables it; tests/integration/test_job.py reads the page."""
     source = Path(data_parallel_trainer.__file__).read_text()
     assert "env_bool(RAY_TRAIN_ENABLE_STATE_TRACKING, False)" in source
     assert WORKER_ENV["RAY_TRAIN_ENABLE_STATE_TRACKING"] == "1"
 
 
 @pytest.mark.slow
-def test_11_a_trial_that_is_stopped_leaves_its_workers_place_behind(tmp_path: Path) -> None:
-    """Around it: trials end themselves, and restarts free what is left (sweep/scheduling.py)."""
+def test_11_a_stopped_trial_leaks_the_placement_group_of_its_workers(tmp_path: Path) -> None:
+    """Workaround: trials stop themselves; restarts remove leaked groups (sweep/schedulers.py)."""
 
-    def held() -> set[str]:
+    def created_groups() -> set[str]:
         table = ray.util.placement_group_table()
         return {key for key, group in table.items() if group["state"] == "CREATED"}
 
-    before, folder = held(), str(tmp_path)
+    before, folder = created_groups(), str(tmp_path)
 
     def trial(params: dict[str, Any]) -> None:
         def loop() -> None:
-            (Path(folder) / "begun").touch()
+            (Path(folder) / "started").touch()
             time.sleep(LONG_S)
 
         driver = threading.Thread(target=train, args=(loop, Path(folder), "inner"), daemon=True)
         driver.start()
-        assert wait_for((Path(folder) / "begun").exists)
+        assert wait_for((Path(folder) / "started").exists)
         tune.report({"step": 1})
         time.sleep(LONG_S)
 
@@ -305,14 +315,13 @@ def test_11_a_trial_that_is_stopped_leaves_its_workers_place_behind(tmp_path: Pa
         tune.with_resources(trial, tune.PlacementGroupFactory([{"CPU": 0.1}])),
         run_config=tune.RunConfig(name="outer", storage_path=folder, verbose=0, stop={"step": 1}),
     ).fit()
-    assert not wait_for(lambda: held() == before, SHORT_S)
-    for group in held() - before:
-        identity = ray.PlacementGroupID.from_hex(group)
-        remove_placement_group(PlacementGroup(identity))
+    assert not wait_for(lambda: created_groups() == before, SHORT_S)
+    for group in created_groups() - before:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
 
 
 def test_12_without_a_checkpoint_a_result_has_no_metrics(tmp_path: Path) -> None:
-    """Around it: the loop returns what the driver needs; the rest is in the run's folder."""
+    """Workaround: the loop returns what the driver needs; the rest is in the run's folder."""
 
     def loop() -> int:
         ray.train.report({"a": 1})
@@ -323,8 +332,8 @@ def test_12_without_a_checkpoint_a_result_has_no_metrics(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_13_two_ways_of_telling_tune_something_block_each_other(tmp_path: Path) -> None:
-    """Around it: what a run reports goes to Tune by `tune.report` alone (sweep/trial.py)."""
+def test_13_two_report_queues_of_tune_deadlock(tmp_path: Path) -> None:
+    """Workaround: reports of a run reach Tune only by `tune.report` (sweep/trial.py)."""
     folder = str(tmp_path)
 
     def trial(params: dict[str, Any]) -> None:
@@ -332,14 +341,14 @@ def test_13_two_ways_of_telling_tune_something_block_each_other(tmp_path: Path) 
         session = get_session()
         queue = session._get_or_create_inter_actor_queue()  # as TuneReportCallback does
 
-        def tell_too() -> None:
+        def report_too() -> None:
             while not session.result_queue.full():
                 time.sleep(0.001)
             queue.put({"from": "the run"})
 
-        threading.Thread(target=tell_too, daemon=True).start()
+        threading.Thread(target=report_too, daemon=True).start()
         tune.report({"from": "the trial"})
-        (Path(folder) / "told").touch()
+        (Path(folder) / "reported").touch()
 
     tuner = tune.Tuner(
         tune.with_resources(trial, {"CPU": 0.1}),
@@ -347,18 +356,19 @@ def test_13_two_ways_of_telling_tune_something_block_each_other(tmp_path: Path) 
     )
     running = threading.Thread(target=tuner.fit)
     running.start()
-    assert wait_for((tmp_path / "told").exists)
+    assert wait_for((tmp_path / "reported").exists)
     assert not wait_for(lambda: not running.is_alive(), SHORT_S)
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     running.join()
 
 
-def test_trap_14_silence_is_taken_for_death(
+def test_14_a_controller_without_an_answer_is_taken_for_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the state API does not know the controller, the cleaner takes its workers their place.
+    """If the state API does not know the controller, the cleaner removes its placement group.
 
-    A busy head answers so for a moment. `FaultTolerantTorchTrainer` does without that cleaner.
+    A busy head node answers so for a moment. Workaround: `FaultTolerantTorchTrainer` removes that
+    cleaner.
     """
     monkeypatch.setattr(util, "get_actor", lambda *_, **__: None)
     assert not util.is_actor_alive("a controller", timeout=1)
@@ -368,5 +378,8 @@ def test_trap_14_silence_is_taken_for_death(
         return any(isinstance(callback, PlacementGroupCleanerCallback) for callback in callbacks)
 
     settings = RunConfig(storage_path=str(tmp_path))
-    assert has_cleaner(data_parallel_trainer.DataParallelTrainer(lambda: None, run_config=settings))
-    assert not has_cleaner(FaultTolerantTorchTrainer(tmp_path, lambda: None, run_config=settings))
+    plain_trainer = data_parallel_trainer.DataParallelTrainer(lambda: None, run_config=settings)
+    assert has_cleaner(plain_trainer)
+    assert not has_cleaner(
+        FaultTolerantTorchTrainer(RunDir(tmp_path), lambda: None, run_config=settings)
+    )
