@@ -20,9 +20,15 @@ def search_space_names() -> list[str]:
     return sorted(path.stem for path in (_bundled_dir() / "search_spaces").glob("*.yaml"))
 
 
-def policy_path(name: str) -> Path:
-    """Folder of the released policy `name`; it may not exist."""
-    return _bundled_dir() / "policies" / name
+def policy_path(path: str | Path) -> Path:
+    """Return `path`, or the released policy of that name if `path` does not exist.
+
+    Released policies are named as in the repository: `policies/NAME`.
+    """
+    path = Path(path)
+    released = _bundled_dir() / path
+    is_name = len(path.parts) == 2 and path.parts[0] == "policies"
+    return released if is_name and not path.exists() and released.is_dir() else path
 
 
 def _bundled_dir() -> Path:

@@ -1,4 +1,4 @@
-"""What importing the package and its public functions loads, in a fresh process."""
+"""Modules that the package loads on import, tested in a fresh process."""
 
 import subprocess
 import sys
@@ -8,7 +8,9 @@ from tests.helpers import REPO_ROOT
 
 def _modules_after(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=REPO_ROOT
+    )
     return set(done.stdout.split())
 
 

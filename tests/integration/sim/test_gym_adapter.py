@@ -18,7 +18,7 @@ image_size: 4
 control_hz: 10
 max_episode_steps: 20
 adapter:
-  module: point_env  # registers it
+  module: tests.helpers.point_env  # registers it
   install: pip install point-env
   kwargs: {speed: 0.2}
   cameras: {wide: camera.wide}
@@ -168,7 +168,7 @@ def test_the_overview_is_fitted_and_unknown_cameras_raise(tmp_path: Path) -> Non
         (["task.adapter.cameras={wide: render()}"], "render_mode: rgb_array"),
         (["task.adapter.module=no_such_env"], "'no_such_env'; install it with: pip install point"),
         (
-            ["task.adapter.env_class=point_env:PointEnv"],
+            ["task.adapter.env_class=tests.helpers.point_env:PointEnv"],
             "must name a class derived from AdaptedEnv",
         ),
         (["task.adapter.kwargs={speeed: 1}"], "do not fit .*speeed"),
