@@ -18,9 +18,7 @@ import pytest
 import ray
 import torch
 from omegaconf import OmegaConf
-from ray import tune
-from ray.exceptions import ActorDiedError
-from ray.train import CheckpointConfig, ControllerError, RunConfig
+from ray.train import RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
@@ -34,7 +32,7 @@ from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.data.windows import window_spec_from_config
 from imf_ray.errors import UserError
-from imf_ray.ray_internals import WorkerGroupCallback, WorkerGroupStartupTimeoutError
+from imf_ray.ray_internals import WorkerGroupCallback
 from imf_ray.schema import Config
 from imf_ray.training import checkpoint
 from imf_ray.training.checkpoint import (
@@ -44,15 +42,13 @@ from imf_ray.training.checkpoint import (
     write_validation,
 )
 from imf_ray.training.diagnostics import DEPTH_WEIGHTS_FILE
-from imf_ray.training.fault_tolerance import fit_with_controller_restarts
-from imf_ray.training.run_dir import RAY_SNAPSHOT_FILE, RunDir
+from imf_ray.training.run_dir import RunDir
 from imf_ray.training.train_state import TrainState, to_tensors
 from imf_ray.training.trainer import fit, init_or_verify_run_dir, prepare_run, scaling_config
 from tests.helpers import faulty_envs
 from tests.helpers.configs import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 
 TIMEOUT_S = 300.0
-ELASTIC = RunResources(2, 4, 0.5, 0.0, RolloutResources(1, 0.5))
 SIZE = ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),))
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -107,40 +103,6 @@ def test_a_run_trains_validates_and_resumes_bitwise(demonstrations: Path, tmp_pa
     del settings.train.encoder_precision  # as in a run that is older than the option
     OmegaConf.save(settings, half / CONFIG_FILE)
     init_or_verify_run_dir(prepare_run(config), RunDir(half))
-
-
-@pytest.mark.parametrize("error", [ControllerError(OSError("full")), ActorDiedError()])
-def test_a_failed_controller_is_restarted(tmp_path: Path, error: Exception) -> None:
-    snapshot_existed = []
-
-    class Failing:
-        def __init__(self, workers: int) -> None:
-            assert workers == 4
-
-        def fit(self) -> None:
-            snapshot_existed.append((tmp_path / RAY_SNAPSHOT_FILE).exists())
-            (tmp_path / RAY_SNAPSHOT_FILE).touch()
-            raise error
-
-    with pytest.raises(type(error)):
-        fit_with_controller_restarts(Failing, RunDir(tmp_path), ELASTIC, max_failures=2)
-    assert snapshot_existed == [False] * 3
-
-
-def test_an_elastic_run_asks_for_fewer_workers_if_more_do_not_fit(tmp_path: Path) -> None:
-    requested: list[int] = []
-
-    class Waiting:
-        def __init__(self, workers: int) -> None:
-            requested.append(workers)
-
-        def fit(self) -> int:
-            if len(requested) < 5:
-                raise ControllerError(WorkerGroupStartupTimeoutError(requested[-1]))
-            return len(requested)
-
-    assert fit_with_controller_restarts(Waiting, RunDir(tmp_path), ELASTIC, max_failures=0) == 5
-    assert requested == [4, 3, 2, 2, 2]
 
 
 def test_a_run_waits_for_resources_without_a_limit(
@@ -400,63 +362,3 @@ def _local_state(config: Config) -> tuple[TrainState, SamplePlan]:
     run = prepare_run(config)
     statistics = compute_statistics(run.train.episodes, EpisodeFields())
     return TrainState(config, statistics, torch.device("cpu")), run.plan
-
-
-def test_each_worker_of_a_trial_gets_its_own_gpu(tmp_path: Path) -> None:
-    resources = RunResources(2, 2, 0.5, 1.0, RolloutResources(1, 0.5))
-    assert sorted(_gpus_of_workers(resources, tmp_path, "own")) == [["0"], ["1"]]
-
-
-def test_two_trials_share_a_gpu_at_a_half(tmp_path: Path) -> None:
-    """Four trials with half a GPU each run in parallel on two logical GPUs."""
-    resources = RunResources(1, 1, 0.5, 0.5, RolloutResources(1, 0.5))
-    barrier = tmp_path / "barrier"
-    barrier.mkdir()
-
-    def trial(params: dict[str, Any]) -> None:
-        gpus = _gpus_of_workers(resources, tmp_path, f"half-{params['number']}", str(barrier))
-        tune.report({"gpus": gpus[0]})
-
-    driver = tune.PlacementGroupFactory([{"CPU": 0.05}])
-    results = tune.Tuner(
-        tune.with_resources(trial, driver),
-        param_space={"number": tune.grid_search([0, 1, 2, 3])},
-        run_config=tune.RunConfig(name="halves", storage_path=str(tmp_path), verbose=0),
-    ).fit()
-    assert sorted(result.metrics["gpus"] for result in results) == [["0"], ["0"], ["1"], ["1"]]
-
-
-def _gpus_of_workers(
-    resources: RunResources, folder: Path, name: str, barrier: str | None = None
-) -> list[list[str]]:
-    """The GPU ids that Ray gave to each worker; a `barrier` folder waits for four workers."""
-
-    def loop(train_loop_config: dict[str, Any]) -> list[list[str]]:
-        import time
-
-        import ray
-        import ray.train
-
-        if train_loop_config["barrier"] is not None:
-            folder = Path(train_loop_config["barrier"])
-            (folder / ray.train.get_context().get_experiment_name()).touch()
-            while len(list(folder.iterdir())) < 4:
-                time.sleep(0.1)
-        gpu_ids = list(ray.get_runtime_context().get_accelerator_ids()["GPU"])
-        world = ray.train.get_context().get_world_size()
-        if world == 1:
-            return [gpu_ids]
-        gathered: list[Any] = [None] * world
-        torch.distributed.all_gather_object(gathered, gpu_ids)
-        return gathered
-
-    trainer = TorchTrainer(
-        loop,
-        train_loop_config={"barrier": barrier},
-        torch_config=TorchConfig(backend="gloo"),
-        scaling_config=scaling_config(resources),
-        run_config=RunConfig(
-            name=name, storage_path=str(folder), checkpoint_config=CheckpointConfig()
-        ),
-    )
-    return trainer.fit().return_value
