@@ -156,7 +156,7 @@ class TaskConfig:
         check_options("task", self)
 
     def env_kwargs(self, camera_names: Sequence[str]) -> dict[str, Any]:
-        """Arguments with which `make_env(env_id)` of `imf_ray.sim.base` makes this task."""
+        """Arguments with which `make_env(env_id)` of `imf_ray.sim.factory` makes this task."""
         return {
             "adapter": dataclasses.asdict(self.adapter) if self.adapter else None,
             "control_hz": self.control_hz,
