@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest --timeout=1800
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml requirements.txt scripts/check_system.sh
+$(STAMP): pyproject.toml setup.py requirements.txt scripts/check_system.sh
 	sh scripts/check_system.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip $(PIP_INSTALL) --requirement requirements.txt
