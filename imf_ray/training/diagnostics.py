@@ -16,7 +16,6 @@ from imf_ray.training.run_dir import RunDir
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DEPTH_WEIGHTS_FILE = "depth_weights.png"
 FIGURE_INCHES = 6.0
 """Width and height of the figure."""
 
@@ -63,7 +62,7 @@ def run_diagnostics(agent: VLAAgent, batch: Mapping[str, Any], run_dir: RunDir) 
             metrics = velocity_diagnostics(agent, batch)
         if hasattr(agent.head, "attnres_backbone"):
             figure = plot_depth_weights(residual_attention_weights(agent, batch))
-            run_dir.write_figure(DEPTH_WEIGHTS_FILE, figure)
+            run_dir.write_depth_weights(figure)
     finally:
         agent.train(training)
     return metrics

@@ -53,12 +53,8 @@ class WorkerConfig:
 def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     """Train on one worker; Ray Train runs this function on every rank."""
     worker: WorkerConfig = train_loop_config[WORKER_CONFIG_KEY]
-    config, train, run_dir, plan = (
-        worker.config,
-        worker.config.train,
-        worker.run_dir,
-        worker.dataset.plan,
-    )
+    config, run_dir, dataset = worker.config, worker.run_dir, worker.dataset
+    train, plan = config.train, dataset.plan
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     _download_run(run_dir)
@@ -85,7 +81,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     metrics: dict[str, float] = {}
 
     shard = ray.train.get_dataset_shard(DATASET_NAME)
-    for batch in timer.wrap(worker.dataset.batches(shard, rank, world_size, state.step)):
+    for batch in timer.wrap(dataset.batches(shard, rank, world_size, state.step)):
         if sample_log is not None:
             sample_log.log(state.step, np.asarray(batch["sample_id"]))
         torch.manual_seed(_dropout_seed(train.seed, state.step, rank))

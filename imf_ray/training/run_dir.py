@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from imf_ray.schema import Config
 
 DATA_MANIFEST_FILE, METRICS_FILE = "data.json", "metrics.jsonl"
+DEPTH_WEIGHTS_FILE = "depth_weights.png"
 VALIDATIONS_FILE, VIDEOS_DIR = "validations.jsonl", "videos"
 WORKERS_DIR, WORKERS_LOST_FILE = "workers", "lost"
 SWANLAB_DIR, SWANLAB_RUN_ID_FILE = "swanlab", "run_id"
@@ -121,8 +122,8 @@ class RunDir(StoppableDir):
         trial.json               result of the trial, if the run belongs to a sweep
         checkpoint_manager_snapshot.json    Ray Train's own list of checkpoints
 
-    Every method that reads or writes storage retries by `files.retry_io`, except those that say
-    otherwise: they are polled, or their caller cannot wait. All raise `StorageError` in the end.
+    Methods that write, upload or download retry by `files.retry_io` and raise `StorageError` in the
+    end. Those that say "not retried" raise at once: they are polled, or their caller cannot wait.
     """
 
     @property
@@ -137,7 +138,7 @@ class RunDir(StoppableDir):
 
     @property
     def trial_file(self) -> Path:
-        """The trial's result, written by `sweep/trial.py`."""
+        """The trial's result, see `sweep/trial_record.py`."""
         return self.path / TRIAL_FILE
 
     @property
@@ -214,7 +215,11 @@ class RunDir(StoppableDir):
         write_if_changed(self.path / DATA_MANIFEST_FILE, json.dumps(content))
 
     def find_val_episodes(self) -> list[EpisodeRef]:
-        """The episodes held out for validation; empty unless all of their files exist."""
+        """The episodes held out for validation; empty unless all of their files exist.
+
+        Raises:
+            StorageError: the storage cannot be read; not retried.
+        """
         download(self.path / DATA_MANIFEST_FILE)
         manifest = self.read_data_manifest()
         episodes = [] if manifest is None else manifest.val_episodes
@@ -277,7 +282,7 @@ class RunDir(StoppableDir):
             pending: returns True for steps whose checkpoint must be validated.
 
         Raises:
-            StorageError: one cannot be deleted; it is not retried.
+            StorageError: one cannot be deleted; not retried.
         """
         saved = self.list_checkpoints()
         by_rank = sorted(saved, key=lambda checkpoint: checkpoint_rank_key(checkpoint.metrics))
@@ -300,7 +305,7 @@ class RunDir(StoppableDir):
 
     def open_sample_log(self, rank: int) -> RetryingJsonlWriter:
         """Open the log of a rank's sample ids for appending."""
-        return RetryingJsonlWriter(self.path / f"samples_rank_{rank}.jsonl")
+        return retry_io(RetryingJsonlWriter, self.path / f"samples_rank_{rank}.jsonl")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`; an empty list if the file is missing."""
@@ -310,7 +315,7 @@ class RunDir(StoppableDir):
         """Download `metrics.jsonl` and return its lines after a byte offset, and their end.
 
         Raises:
-            StorageError: it cannot be read; it is not retried.
+            StorageError: it cannot be read; not retried.
         """
         path = self.path / METRICS_FILE
         download(path)
@@ -355,12 +360,12 @@ class RunDir(StoppableDir):
         return self.path / VIDEOS_DIR / f"{checkpoint_name(step)}.mp4"
 
     @retrying
-    def write_figure(self, name: str, figure: Figure) -> None:
-        """Write a matplotlib figure as a PNG."""
-        write_figure(self.path / name, figure)
+    def write_depth_weights(self, figure: Figure) -> None:
+        """Write the figure of the attention residuals."""
+        write_figure(self.path / DEPTH_WEIGHTS_FILE, figure)
 
     def swanlab_run_id(self) -> str:
-        """The id that names the run at SwanLab online; it is created by the first call."""
+        """The id that names the run at SwanLab online; the first call creates it. Not retried."""
         path = self.swanlab_dir / SWANLAB_RUN_ID_FILE
         download(path)
         if not path.is_file():
@@ -384,7 +389,7 @@ class RunDir(StoppableDir):
         """The `WorkerRecord`s as plain dictionaries.
 
         Raises:
-            StorageError: they cannot be read; it is not retried.
+            StorageError: they cannot be read; not retried.
         """
         folder = authoritative_path(self.path / WORKERS_DIR)
         with storage_errors(folder, "listed"):
@@ -393,23 +398,26 @@ class RunDir(StoppableDir):
         return [json.loads(text) for text in texts if text is not None]  # None: just deleted
 
     def delete_workers(self) -> None:
-        """Delete the worker records; it is not retried."""
+        """Delete the worker records; not retried."""
         delete(self.path / WORKERS_DIR)
 
     def mark_workers_lost(self) -> None:
-        """Mark the workers as dead, so that a graceful stop does not wait for their checkpoint."""
+        """Mark the workers as dead, so that a graceful stop does not wait for their checkpoint.
+
+        A failure is only logged; not retried.
+        """
         try:
             write_atomically(self.path / WORKERS_DIR / WORKERS_LOST_FILE, "")
         except StorageError as error:  # a second Ctrl-C ends the wait
             log.warning("The workers cannot be marked as lost: %s", error)
 
     def has_live_workers(self) -> bool:
-        """True if there are workers that may still write a checkpoint; it is not retried."""
+        """True if there are workers that may still write a checkpoint; not retried."""
         lost = authoritative_path(self.path / WORKERS_DIR) / WORKERS_LOST_FILE
         return bool(self.read_workers()) and not exists(lost)
 
     def safe_to_kill(self, max_steps: int) -> bool:
-        """True if killing the run loses nothing, after a request to stop; it is not retried."""
+        """True if killing the run loses nothing, after a request to stop; not retried."""
         if not self.stop_requested(retry=False) or not self.has_live_workers():
             return True
         # A trained run only waits for validations.

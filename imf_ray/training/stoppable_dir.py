@@ -58,7 +58,7 @@ class StoppableDir:
         """Ask the workers to save a checkpoint and to stop.
 
         Raises:
-            StorageError: the request cannot be written; it is not retried.
+            StorageError: the request cannot be written; not retried.
         """
         request = authoritative_path(self.path) / STOP_FILE
         with storage_errors(request, "written"):

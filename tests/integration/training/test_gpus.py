@@ -58,10 +58,10 @@ def _gpus_of_workers(
             while len(list(folder.iterdir())) < 4:
                 time.sleep(0.1)
         gpu_ids = list(ray.get_runtime_context().get_accelerator_ids()["GPU"])
-        world = ray.train.get_context().get_world_size()
-        if world == 1:
+        world_size = ray.train.get_context().get_world_size()
+        if world_size == 1:
             return [gpu_ids]
-        gathered: list[Any] = [None] * world
+        gathered: list[Any] = [None] * world_size
         torch.distributed.all_gather_object(gathered, gpu_ids)
         return gathered
 

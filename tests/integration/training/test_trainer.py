@@ -41,8 +41,7 @@ from imf_ray.training.checkpoint import (
     load_train_state,
     write_validation,
 )
-from imf_ray.training.diagnostics import DEPTH_WEIGHTS_FILE
-from imf_ray.training.run_dir import RunDir
+from imf_ray.training.run_dir import DEPTH_WEIGHTS_FILE, RunDir
 from imf_ray.training.train_state import TrainState, to_tensors
 from imf_ray.training.trainer import fit, init_or_verify_run_dir, prepare_run, scaling_config
 from tests.helpers import faulty_envs
@@ -246,12 +245,12 @@ def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, to
         import ray.train
 
         context = ray.train.get_context()
-        rank, world = context.get_world_rank(), context.get_world_size()
+        rank, world_size = context.get_world_rank(), context.get_world_size()
         state = TrainState(config, statistics, torch.device("cpu"))
         state.distribute()
         iterator = ray.train.get_dataset_shard(DATASET_NAME)
-        (batch,) = dataset.batches(iterator, rank, world, 0)
-        state.update(to_tensors(batch, config, 0, state.device, world))
+        (batch,) = dataset.batches(iterator, rank, world_size, 0)
+        state.update(to_tensors(batch, config, 0, state.device, world_size))
         if rank == 0:
             gradients = {
                 name: p.grad for name, p in state.agent.named_parameters() if p.grad is not None

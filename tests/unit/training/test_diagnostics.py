@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from imf_ray.training.diagnostics import DEPTH_WEIGHTS_FILE, GradientNorms, run_diagnostics
-from imf_ray.training.run_dir import RunDir
+from imf_ray.training.diagnostics import GradientNorms, run_diagnostics
+from imf_ray.training.run_dir import DEPTH_WEIGHTS_FILE, RunDir
 from tests.helpers.trainers import MakeTrainer
 
 
