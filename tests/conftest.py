@@ -1,4 +1,4 @@
-"""Shared fixtures: one Ray cluster for all tests, and small real demonstrations."""
+"""Fixtures for all tests: one Ray cluster, and a small data set of real demonstrations."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from pathlib import Path
 
 from imf_ray.env_vars import prepare_environment
 
-prepare_environment(own_cluster=True)  # before anything imports Ray or MuJoCo
+prepare_environment(own_cluster=True)  # before Ray or MuJoCo is imported
 
 import hypothesis
 import pytest
-import ray
 import torch
 
-from imf_ray.data.hdf5 import CACHE_DIR
 from tests.helpers.configs import DEMONSTRATIONS, LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 
-hypothesis.settings.register_profile("any machine", deadline=None)  # time is not what tests ask
-hypothesis.settings.load_profile("any machine")
+hypothesis.settings.register_profile("no deadline", deadline=None)  # shared machines vary in speed
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small tensors are faster on one thread, above all beside other processes."""
+    """One torch thread: faster for small tensors, above all next to other busy processes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,8 +32,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray cluster with logical CPUs and GPUs, for the whole test session."""
-    # The socket paths inside Ray's folder are limited to 107 characters.
+    """A local Ray cluster with logical CPUs and GPUs, shared by the whole session."""
+    import ray  # unit tests do without it
+
+    # A socket path inside Ray's folder must not exceed 107 characters.
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     ray.init(
         address="local",
@@ -52,7 +52,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of a few real demonstrations with 48 x 48 pictures; do not write to it."""
+    """A data set of real demonstrations with 48 x 48 images; tests must not write to it."""
     from imf_ray.data.episodes import episode_path, write_episode
     from imf_ray.demos.recorder import DemoRecorder
 
@@ -66,6 +66,8 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_demonstrations(demonstrations: Path, tmp_path: Path) -> Path:
-    """A copy of the demonstrations that a test may damage."""
+    """A copy of the demonstrations that a test may damage, without the cached index."""
+    from imf_ray.data.hdf5 import CACHE_DIR
+
     unindexed = shutil.ignore_patterns(CACHE_DIR)
     return Path(shutil.copytree(demonstrations, tmp_path / "own", ignore=unindexed))
