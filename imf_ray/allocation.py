@@ -4,8 +4,8 @@ A run has a driver, training workers, data readers and rollout actors. Ray count
 small machine each part gets a fraction of one. Amounts that the configuration leaves null are
 computed from the cluster, so that no part waits forever for CPUs.
 
-Readers reserve nothing. Ray Data runs them on whole CPUs that Train and Tune left over, of which a
-small machine has none, and reading would starve. A fraction stays reserved for them, and
+Readers reserve nothing. Ray Data runs them on the whole CPUs that Train and Tune leave. A small
+machine has no whole CPU left, and reading would starve. So a fraction is kept free for readers, and
 `train.num_workers` bounds their number.
 """
 

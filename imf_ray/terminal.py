@@ -1,4 +1,4 @@
-"""Terminal output: the console, and the one form of progress bar."""
+"""Terminal output: the console and progress bars."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ProgressBars:
     On a terminal, bars are drawn inside the `with` block. Elsewhere, `update` prints plain lines.
 
     Args:
-        lines: plain lines of a bar over its whole length; None prints one for every update.
+        lines: number of plain lines that a bar prints in total; None prints one for every update.
     """
 
     def __init__(self, console: Console = console, lines: int | None = None) -> None:

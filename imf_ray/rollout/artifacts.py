@@ -1,4 +1,4 @@
-"""Files of an episode besides its record: a video, its trajectory and an image of its path."""
+"""Optional files of an episode: a video, its trajectory and an image of the path."""
 
 from __future__ import annotations
 
