@@ -91,3 +91,14 @@ def test_the_data_manifest_of_an_earlier_version(tmp_path: Path) -> None:
     assert run_dir.read_data_manifest() == DataManifest(
         manifest.episodes, manifest.virtual_shards, manifest.val_episodes
     )
+
+
+def test_checkpoint_metrics_of_an_earlier_version(tmp_path: Path) -> None:
+    checkpoint = RunDir(tmp_path).checkpoint(1)
+    checkpoint.mkdir()
+    manifest = {"metrics": {"step": 1, "data_wait": 0.5}, "files": {}}  # had no digest
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    (checkpoint / "validation.json").write_text('{"rollout/success_low": 0.25}')
+    saved = RunDir(tmp_path).best_checkpoint()
+    assert saved.metrics == {"step": 1, "data_wait_frac": 0.5, "rollout/success_ci_low": 0.25}
+    assert saved.validation_succeeded
