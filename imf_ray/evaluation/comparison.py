@@ -55,7 +55,7 @@ class Comparison:
             return f"{self.a if self.difference > 0 else self.b} is better"
         if self.additional_episodes_needed is None:
             return "no difference seen"
-        return f"not separated; about {self.additional_episodes_needed} more episodes would"
+        return f"not separated; needs about {self.additional_episodes_needed} more episodes"
 
 
 def compare(records_by_policy: RecordsByPolicy) -> list[Comparison]:

@@ -42,6 +42,7 @@ class EpisodeRunner:
         self._free_envs = [make_rollout_env(config) for _ in range(num_envs)]
         self._running: list[_Episode] = []
         self.metadata = make_metadata(policy.name, config, self._free_envs[0])
+        """Values that all records have in common."""
 
     def start(self, seed: int, artifacts: ArtifactRequest = NO_ARTIFACTS) -> None:
         """Start the episode of a seed.

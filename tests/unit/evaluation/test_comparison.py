@@ -46,8 +46,7 @@ def test_verdicts_and_adjustment_for_several_comparisons() -> None:
     ]
     assert comparisons[0].p_value == pytest.approx(3 * paired_p_value(PairedOutcomes(40, 20, 0)))
     assert (
-        "more episodes would" in comparisons[1].verdict
-        and comparisons[2].verdict == "nearly is better"
+        "more episodes" in comparisons[1].verdict and comparisons[2].verdict == "nearly is better"
     )
     (same,) = compare({"one": GOOD, "two": GOOD})
     assert same.additional_episodes_needed is None and same.verdict == "no difference seen"
