@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RolloutSpec:
-    """What the actors of a rollout run: a policy, how it is executed, and envs per actor."""
+    """A rollout: the policy, its execution settings, and the number of envs per actor."""
 
     policy: PolicySpec
     config: RolloutConfig

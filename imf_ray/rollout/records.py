@@ -40,7 +40,7 @@ class EpisodeRecord:
     policy: str
     """Identifier of the policy: a digest of its weights, or its name."""
     settings: Mapping[str, Any]
-    """How it was executed, including the definition of success (`recorded_settings`)."""
+    """Settings of the execution and the definition of success; see `recorded_settings`."""
     error: str | None = None
     """Why the episode did not reach its end; None if it did. An error counts as a failure."""
     timing: Mapping[str, float] = field(default_factory=dict)

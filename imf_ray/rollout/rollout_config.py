@@ -1,4 +1,4 @@
-"""How episodes are executed: what a record depends on in addition to the policy and the seed."""
+"""Execution settings of episodes, on which records depend in addition to policy and seed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ THREADS = 1
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How episodes are executed.
+    """Execution settings of episodes.
 
-    Options of action chunks have no effect on a policy without chunks, such as the expert.
+    Settings of action chunks have no effect on a policy without chunks, such as the expert.
     """
 
     task: TaskConfig
@@ -30,7 +30,9 @@ class RolloutConfig:
     privileged_pose_objects: tuple[str, ...] = ()
     """Objects whose true poses are part of the policy's observation."""
     noise_seed: int = 0
+    """Seed of the noise from which the agent generates its chunks."""
     num_action_steps: int | None = None
+    """Actions of a chunk that are executed; required for an agent."""
     inference_steps: int | None = None
     """Network calls per chunk (K); None is the checkpoint's."""
     use_ema_weights: bool = True
