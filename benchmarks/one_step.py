@@ -207,7 +207,7 @@ def _blank_observation(agent: VLAAgent, config: Config) -> dict[str, Any]:
     side = config.task.image_size
     shape = (1, agent.obs_horizon, side, side, 3)
     images = {camera: torch.zeros(shape, dtype=torch.uint8) for camera in agent.camera_names}
-    state = torch.zeros(1, agent.obs_horizon, len(agent.qpos_normalizer.mean))
+    state = torch.zeros(1, agent.obs_horizon, agent.state_dim)
     return {"images": images, "qpos": state}
 
 

@@ -108,13 +108,15 @@ def _u_and_du_dt(
 ) -> tuple[Tensor, Tensor]:
     """The network's velocity and its derivative by t along its own velocity, each (B, T, D)."""
     if isinstance(agent, IMFVLAAgent):
-        return agent._compute_u_and_du_dt(z_t, r, t, cond)
+        aux_v = None if agent.aux_v_head is None else agent._aux_velocity(z_t, t, cond)
+        return agent._compute_u_and_du_dt(z_t, r, t, cond, aux_v)
     v = agent._average_velocity(z_t, t, t, cond)
-    return torch.func.jvp(  # type: ignore[misc]
+    u, du_dt = torch.func.jvp(  # type: ignore[misc]
         partial(agent._average_velocity, cond=cond),
         (z_t, r, t),
         (v, torch.zeros_like(r), torch.ones_like(t)),
     )
+    return u, du_dt
 
 
 @contextmanager

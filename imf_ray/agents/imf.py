@@ -121,17 +121,18 @@ class IMFVLAAgent(VelocityAgent):
         """The iMF loss (arXiv 2512.02012): rho(V - v*), V = u + (t - r) sg(du/dt), v* = e - x.
 
         u = u(z_t, r, t) with z_t = (1 - t) x + t e; du/dt is its derivative along (v, 0, 1), where
-        v = v(z_t, t); sg stops the gradient. With an auxiliary head rho(v - v*) is added.
+        v = u(z_t, t, t); sg stops the gradient. An auxiliary head, if any, predicts v instead, and
+        rho(v - v*) is added.
         """
         r, t = self.time_samplers[self.time_sampler](uniforms)
         noise_fraction = t[:, None, None]
         z_t = (1 - noise_fraction) * actions + noise_fraction * noise
         v_target = noise - actions
-        v = self._instantaneous_velocity(z_t, t, cond)
+        v = None if self.aux_v_head is None else self._aux_velocity(z_t, t, cond)
         u, du_dt = self._compute_u_and_du_dt(z_t, r, t, cond, v)
         error = self._compound_velocity(u, du_dt, r, t) - v_target
         loss = masked_loss(self.loss_type, error, is_pad, valid_count)
-        if self.aux_v_head is None:
+        if v is None:
             return loss
         return loss + masked_loss(self.loss_type, v - v_target, is_pad, valid_count)
 
@@ -155,18 +156,15 @@ class IMFVLAAgent(VelocityAgent):
             return prediction
         return (z_t - prediction) / t.clamp(min=MIN_TIME)[:, None, None]
 
-    def _instantaneous_velocity(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """v(z_t, t), (B, T, D): the auxiliary head's, or u(z_t, t, t) without gradient."""
-        with self._same_dropout_masks(z_t) if self._head_has_dropout else nullcontext():
-            if self.aux_v_head is not None:
-                return self._average_velocity(z_t, t, t, cond, self._predict_aux_v)
-            with torch.no_grad():
-                return self._average_velocity(z_t, t, t, cond)
+    def _aux_velocity(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """v(z_t, t), the auxiliary head's instantaneous velocity, (B, T, D)."""
 
-    def _predict_aux_v(self, z_t: Tensor, r: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """The auxiliary head's prediction (B, T, D)."""
-        assert self.aux_v_head is not None
-        return self.aux_v_head(cast(IMFTransformer1D, self.head).features(z_t, r, t, cond))
+        def network(*inputs: Tensor) -> Tensor:
+            features = cast(IMFTransformer1D, self.head).features(*inputs)
+            return cast(nn.Module, self.aux_v_head)(features)
+
+        with self._same_dropout_masks(z_t) if self._head_has_dropout else nullcontext():
+            return self._average_velocity(z_t, t, t, cond, network)
 
     def _compute_u_and_du_dt(
         self, z_t: Tensor, r: Tensor, t: Tensor, cond: Tensor, v: Tensor | None = None
@@ -174,10 +172,12 @@ class IMFVLAAgent(VelocityAgent):
         """u(z_t, r, t) and its total derivative by t, each (B, T, D); only u has a gradient.
 
         du/dt is the Jacobian-vector product of the network with (v, 0, 1). v (B, T, D) is the
-        network's own instantaneous velocity, computed here if it is not given.
+        auxiliary head's instantaneous velocity; None takes u(z_t, t, t).
         """
         if v is None:
-            v = self._instantaneous_velocity(z_t, t, cond)
+            masks = self._same_dropout_masks(z_t) if self._head_has_dropout else nullcontext()
+            with torch.no_grad(), masks:
+                v = self._average_velocity(z_t, t, t, cond)
         u, du_dt = torch.func.jvp(  # type: ignore[misc]
             partial(self._average_velocity, cond=cond),
             (z_t, r, t),
