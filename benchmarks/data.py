@@ -40,8 +40,7 @@ STEP_S = 0.1
 POLL_S = 0.5
 """Seconds between readings of the CPU times."""
 MEMORY_CPU_FRACTION = 0.02
-"""Fraction of a core for measuring memory. It takes longer the more memory a loader maps, and would
-take the core from the loader."""
+"""Fraction of a core for measuring memory, which takes longer the more memory a loader maps."""
 LIMIT_S = 1800
 LOADERS = ("memory", "imf_ray", "h5py")
 LEROBOT = ("lerobot-image", "lerobot-video")
