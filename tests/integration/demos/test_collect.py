@@ -94,4 +94,4 @@ def test_collections_end_many_times_while_tasks_are_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`ray.cancel` with `force=True` aborted the driver within some 400 rounds (Ray 2.60)."""
-    _end_collections_with_running_tasks(tmp_path, 2000, monkeypatch)
+    _end_collections_with_running_tasks(tmp_path, 600, monkeypatch)
