@@ -271,10 +271,13 @@ def _read_slice(
     episode: EpisodeRef, fields: EpisodeFields, frames: tuple[int, int], actions: tuple[int, int]
 ) -> EpisodeSlice:
     current = fingerprint(parse_path(episode.path))
-    # A copy on another machine has another time, and a file edited in place its old attribute.
-    if current != episode.fingerprint and _content_hash(episode.path, current) != (
-        episode.content_hash
-    ):
+    # A copy on another machine may have another time. The hash in the attribute proves nothing,
+    # because an edit in place keeps it.
+    is_unchanged = (
+        current == episode.fingerprint
+        or _content_hash(episode.path, current) == episode.content_hash
+    )
+    if not is_unchanged:
         raise UserError("it was changed")
     with open_hdf5(episode.path) as file:
         format = FORMATS[episode.format]
