@@ -1,4 +1,4 @@
-"""The README: its Python snippet runs as it stands, and its files exist."""
+"""The README and the guide: the snippet runs as it stands; named files and options exist."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+from imf_ray.schema import all_options
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -36,3 +38,14 @@ def test_the_documented_task_file_is_the_shipped_one() -> None:
     shipped = (ROOT / "imf_ray/conf/task/aloha_transfer_cube.yaml").read_text()
     keys = "\n".join(line for line in shipped.splitlines() if not line.startswith("#"))
     assert keys in (ROOT / "docs/environments.md").read_text()
+
+
+def test_options_in_the_guide_exist() -> None:
+    options = set(all_options())
+    sections = "|".join({key.partition(".")[0] for key in options if "." in key})
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        if page.name == "LOG.md":
+            continue
+        for name in re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_.]+)=", page.read_text()):
+            assert name in options, f"{page.name}: {name}"
