@@ -206,7 +206,7 @@ def test_training_waits_for_a_server(
 
 
 def test_collecting_into_a_url_is_refused() -> None:
-    with pytest.raises(UserError, match=r"s3://demos is a URL.*copy the folder"):
+    with pytest.raises(UserError, match=r"s3://demos is a URL.*Collect into a folder"):
         collect(tiny_config("s3://demos"), [])
 
 
