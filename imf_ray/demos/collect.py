@@ -108,8 +108,8 @@ def collect_episodes(
                     f"({next_undecided_seed - MAX_FAILURES} to {next_undecided_seed - 1})."
                 )
     finally:
-        # Without their folder, the tasks that still run return. `ray.cancel` is no alternative:
-        # on a task that has just finished, it can abort this process (Ray 2.60).
+        # Running tasks return when their folder is gone. `ray.cancel(force=True)` is no alternative:
+        # if a task has just finished, it can kill the worker (Ray 2.60).
         shutil.rmtree(pending, ignore_errors=True)
     return state
 

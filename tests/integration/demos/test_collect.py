@@ -93,5 +93,5 @@ def test_a_collection_ends_while_tasks_are_running(
 def test_collections_end_many_times_while_tasks_are_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`ray.cancel` with `force=True` aborted the driver within some 400 rounds (Ray 2.60)."""
+    """A forced `ray.cancel` of finished tasks killed a worker in some 400 rounds (Ray 2.60)."""
     _end_collections_with_running_tasks(tmp_path, 600, monkeypatch)
