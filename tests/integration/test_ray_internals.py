@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from imf_ray import ray_internals
+
+TIMEOUT_S = 30.0
 
 
 def test_log_folder_and_dashboard(ray_cluster: None) -> None:
@@ -36,7 +40,9 @@ def test_placement_groups_name_their_creators(ray_cluster: None) -> None:
     assert of_actor.creator_job_id == of_driver.creator_job_id == job_id
     remove_placement_group(group)
     ray.kill(creator)
-    while not find(of_actor.id.hex()).creator_actor_dead:
-        pass
+    until = time.monotonic() + TIMEOUT_S
+    while not find(of_actor.id.hex()).creator_actor_dead and time.monotonic() < until:
+        time.sleep(0.1)
+    assert find(of_actor.id.hex()).creator_actor_dead
     assert find(group.id.hex()).removed
     remove_placement_group(PlacementGroup(of_actor.id))

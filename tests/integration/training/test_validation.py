@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray.exceptions import GetTimeoutError
 
-from imf_ray.schema import Config
+from imf_ray.config import load_config
 from imf_ray.training import validation
 
 
@@ -27,9 +27,9 @@ def _waiting_task(*_: Any) -> float:
 def _wait_many_times(rounds: int) -> float:
     """Runs in a worker of its own, as validation does: the fault kills the process that waits."""
     validation._action_error_task = _quick_task  # type: ignore[assignment]
-    total = 0.0
+    config, total = load_config(), 0.0
     for _ in range(rounds):
-        total += validation._run_action_error_task(Path("x"), [], Config(), {"num_cpus": 0.01})
+        total += validation._run_action_error_task(Path("x"), [], config, {"num_cpus": 0.01})
     return total / rounds
 
 
@@ -50,7 +50,7 @@ def test_a_task_without_resources_is_cancelled(
     monkeypatch.setattr(validation, "ACTION_ERROR_TIMEOUT_S", 0.5)
     monkeypatch.setattr(validation.ray, "cancel", lambda task, force: cancelled.append(task))
     with pytest.raises(GetTimeoutError):
-        validation._run_action_error_task(Path("x"), [], Config(), {"num_cpus": 1000})
+        validation._run_action_error_task(Path("x"), [], load_config(), {"num_cpus": 1000})
     (task,) = cancelled
     monkeypatch.undo()
     ray.cancel(task, force=True)
