@@ -108,7 +108,7 @@ def collect_episodes(
                     f"({next_undecided_seed - MAX_FAILURES} to {next_undecided_seed - 1})."
                 )
     finally:
-        # Running tasks return when their folder is gone. `ray.cancel(force=True)` is no alternative:
+        # Running tasks return when their folder is gone. A forced `ray.cancel` is no alternative:
         # if a task has just finished, it can kill the worker (Ray 2.60).
         shutil.rmtree(pending, ignore_errors=True)
     return state
