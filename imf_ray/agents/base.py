@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,9 @@ from torch import Tensor, nn
 
 from imf_ray.agents.action_queue import ActionQueue
 from imf_ray.agents.checks import check_choice, check_horizons, flatten_noise_samples
-from imf_ray.agents.normalization import (
+from imf_ray.agents.pose_head import PoseHead
+from imf_ray.models.imf_transformer import IMFTransformer1D
+from imf_ray.models.normalization import (
     EE_QUATERNION_SLICES,
     POSE_DIM,
     ImageNormalizer,
@@ -20,8 +21,6 @@ from imf_ray.agents.normalization import (
     pose_quaternion_slices,
     split_pose_stats,
 )
-from imf_ray.agents.pose_head import PoseHead
-from imf_ray.models.imf_transformer import IMFTransformer1D
 from imf_ray.models.vision import MultiViewResNetEncoder
 
 CONDITIONING_MODES = ("single_token", "multi_token")
@@ -386,28 +385,13 @@ class VLAAgent(nn.Module, ABC):
         offsets = obs.get("crop_offsets")
         if offsets is None and self.training:
             offsets = state.new_empty(len(state), len(self.camera_names), 2).uniform_()
-        features = self._encode_images(self.vision_encoder, obs["images"], offsets)
+        features = self.vision_encoder.encode_windows(
+            obs["images"], self.image_normalizer, offsets, bf16=self.bf16_encoders and self.training
+        )
         if self.conditioning == "single_token":
             return torch.cat((features.flatten(2), state), dim=-1)
         state = state[:, :, None].expand(-1, -1, features.shape[2], -1)
         return self.projector(torch.cat((features, state), dim=-1)).flatten(1, 2)
-
-    def _encode_images(
-        self, encoder: MultiViewResNetEncoder, images: Mapping[str, Tensor], offsets: Tensor | None
-    ) -> Tensor:
-        """Encode images {camera: (B, T, H, W, 3) uint8} to features (B, T, K, D).
-
-        `offsets` (B, K, 2) are the crop offsets (see `MultiViewResNetEncoder.crop`).
-        """
-        crops = {
-            name: encoder.crop(image, None if offsets is None else offsets[:, camera])
-            for camera, (name, image) in enumerate(encoder.select(images).items())
-        }
-        flat = {name: self.image_normalizer(image.flatten(0, 1)) for name, image in crops.items()}
-        half = self.bf16_encoders and self.training
-        device = self.qpos_normalizer.mean.device.type
-        with torch.autocast(device, torch.bfloat16) if half else nullcontext():
-            return encoder(flat).unflatten(0, (-1, self.obs_horizon))
 
     def _populate_queues(self, obs: Mapping[str, Any]) -> None:
         """Append one step's observation, of the policy's cameras only, to the history."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.imf import IMFVLAAgent
-from imf_ray.agents.losses import masked_mean
+from imf_ray.agents.losses import masked_loss
 from imf_ray.agents.velocity import VelocityAgent
 
 INTERVAL_BUCKETS = 5
@@ -51,7 +51,7 @@ def velocity_diagnostics(agent: VelocityAgent, batch: Mapping[str, Any]) -> dict
         if ignored.all():
             continue
         for term, values in (("du_dt", du_dt), ("velocity_error", error)):
-            metrics[f"{term}/{name}"] = masked_mean(values.square(), ignored).sqrt().item()
+            metrics[f"{term}/{name}"] = masked_loss("mse", values, ignored).sqrt().item()
     return metrics
 
 

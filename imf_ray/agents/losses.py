@@ -11,20 +11,28 @@ ADAPTIVE_EPS = 0.01
 
 
 def masked_loss(
-    loss_type: str, error: Tensor, is_pad: Tensor, valid_count: Tensor | None = None
+    loss_type: str | None, error: Tensor, is_pad: Tensor, valid_count: Tensor | None = None
 ) -> Tensor:
-    """Scalar loss of errors (B, T, D) over the steps that are not padding (see `masked_mean`).
+    """Mean loss of errors (B, T, D) over the steps (B, T) that are not padding; 0 if all are.
 
     "mse" is error^2. "pseudo_huber" is sqrt(1 + error^2) - 1: quadratic for small errors, linear
-    for large ones, with delta = 1. "adaptive" is described in `adaptive_l2`.
+    for large ones, with delta = 1. "adaptive" is described in `adaptive_l2`. None averages the
+    errors themselves.
+
+    `valid_count` replaces the number of valid steps in the denominator (see `VLAAgent.forward`).
     """
-    if loss_type == "mse":
+    if loss_type is None:
+        losses = error
+    elif loss_type == "mse":
         losses = error.square()
     elif loss_type == "pseudo_huber":
         losses = (1 + error.square()).sqrt() - 1
     else:
         losses = adaptive_l2(error, is_pad)
-    return masked_mean(losses, is_pad, valid_count)
+    valid = ~is_pad
+    count = valid.sum() if valid_count is None else valid_count
+    count = count.where(count > 0, 1).to(losses.dtype)
+    return losses.masked_fill(is_pad[..., None], 0.0).sum() / (count * losses.shape[-1])
 
 
 def adaptive_l2(error: Tensor, is_pad: Tensor) -> Tensor:
@@ -42,14 +50,3 @@ def adaptive_l2(error: Tensor, is_pad: Tensor) -> Tensor:
     valid = (~is_pad).sum(dim=1).clamp(min=1) * error.shape[-1]
     per_sample = square.detach().masked_fill(is_pad[..., None], 0.0).sum(dim=(1, 2)) / valid
     return square / (per_sample + ADAPTIVE_EPS)[:, None, None]
-
-
-def masked_mean(losses: Tensor, is_pad: Tensor, valid_count: Tensor | None = None) -> Tensor:
-    """Mean of losses (B, T, D) over the steps (B, T) that are not padding; 0 if all are.
-
-    `valid_count` replaces the number of valid steps in the denominator (see `VLAAgent.forward`).
-    """
-    valid = ~is_pad
-    count = valid.sum() if valid_count is None else valid_count
-    count = count.where(count > 0, 1).to(losses.dtype)
-    return losses.masked_fill(is_pad[..., None], 0.0).sum() / (count * losses.shape[-1])

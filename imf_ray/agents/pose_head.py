@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from imf_ray.agents.losses import masked_mean
-from imf_ray.agents.normalization import POSE_DIM, Normalizer, pose_quaternion_slices
+from imf_ray.agents.losses import masked_loss
+from imf_ray.models.normalization import POSE_DIM, Normalizer, pose_quaternion_slices
 
 
 class PoseHead(nn.Module):
@@ -51,4 +51,5 @@ class PoseHead(nn.Module):
         """
         error = self.linear(cond) - self.normalizer.normalize(poses.to(cond.dtype))
         per_sample = error.abs().mean(dim=(1, 2))
-        return masked_mean(per_sample[:, None, None].expand(*is_pad.shape, 1), is_pad, valid_count)
+        losses = per_sample[:, None, None].expand(*is_pad.shape, 1)
+        return masked_loss(None, losses, is_pad, valid_count)

@@ -7,6 +7,7 @@ than torch itself, and most processes of a run build no trunk.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -232,6 +233,37 @@ class MultiViewResNetEncoder(nn.Module):
             for name, image in self.select(images).items()
         ]
         return torch.stack(features, dim=1)
+
+    def encode_windows(
+        self,
+        images: Mapping[str, Tensor],
+        normalize: Callable[[Tensor], Tensor],
+        offsets: Tensor | None = None,
+        bf16: bool = False,
+    ) -> Tensor:
+        """Crop, normalize and encode windows of images.
+
+        Args:
+            images: {camera: (B, T, H, W, 3) uint8}.
+            normalize: maps (N, H, W, 3) uint8 to (N, 3, H, W) float.
+            offsets: (B, K, 2) in [0, 1), see `crop`; None takes central crops.
+            bf16: encode in bfloat16.
+
+        Returns:
+            (B, T, K, 2 * num_keypoints), K cameras in the order of `camera_names`.
+
+        Raises:
+            ValueError: a camera is missing, or as `crop`.
+        """
+        crops = {
+            name: self.crop(image, None if offsets is None else offsets[:, camera])
+            for camera, (name, image) in enumerate(self.select(images).items())
+        }
+        window = crops[self.camera_names[0]].shape[:2]
+        flat = {name: normalize(image.flatten(0, 1)) for name, image in crops.items()}
+        device = next(iter(flat.values())).device.type
+        with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
+            return self(flat).unflatten(0, window)
 
     def crop(self, images: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Crop images to squares of `crop_size`; return them unchanged if it is None.

@@ -44,7 +44,7 @@ def test_multi_token_condition(make_agent: Make, batch: Batch) -> None:
     cond = agent._build_cond(batch)
     assert cond.shape == (4, 6, 16)
     # Token 4 is the second camera of the second step.
-    features = agent._encode_images(agent.vision_encoder, batch["images"], None)[:, 1, 1]
+    features = agent.vision_encoder.encode_windows(batch["images"], agent.image_normalizer)[:, 1, 1]
     token = agent.projector(torch.cat((features, batch["qpos"][:, 1]), dim=-1))
     torch.testing.assert_close(cond[:, 4], token)
 

@@ -24,26 +24,13 @@ class Call(NamedTuple):
 
 
 def calls_to_the_loss(agent: VLAAgent, batch: dict[str, Any]) -> list[Call]:
-    """Calls of functions of `imf_ray.agents` during `agent(batch)`.
-
-    `_objective_inputs` counts as one call: below it observations are encoded and normalized, which
-    is the same for every objective.
-    """
+    """All calls of functions of `imf_ray.agents` during `agent(batch)`."""
     calls: list[Call] = []
-    encoding_depth = 0
 
     def hook(frame: FrameType, event: str, arg: object) -> None:
-        nonlocal encoding_depth
         code = frame.f_code
-        if not code.co_filename.startswith(AGENTS_DIR):
-            return
-        if event == "call":
-            if not encoding_depth:
-                calls.append(Call(Path(code.co_filename).name, code.co_name))
-            if encoding_depth or code.co_name == "_objective_inputs":
-                encoding_depth += 1
-        elif event == "return" and encoding_depth:
-            encoding_depth -= 1
+        if event == "call" and code.co_filename.startswith(AGENTS_DIR):
+            calls.append(Call(Path(code.co_filename).name, code.co_name))
 
     sys.setprofile(hook)
     try:

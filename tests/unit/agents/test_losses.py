@@ -9,7 +9,6 @@ from imf_ray.agents.losses import (
     VELOCITY_LOSS_TYPES,
     adaptive_l2,
     masked_loss,
-    masked_mean,
 )
 
 
@@ -19,12 +18,12 @@ def test_pseudo_huber_is_quadratic_then_linear() -> None:
         assert loss.item() == pytest.approx(expected, rel=1e-2, abs=1e-6)
 
 
-def test_masked_mean() -> None:
+def test_the_mean_ignores_padding() -> None:
     losses = torch.tensor([[[1.0, 3.0], [100.0, float("inf")]]])
     is_pad = torch.tensor([[False, True]])
-    assert masked_mean(losses, is_pad) == 2
-    assert masked_mean(losses, is_pad, valid_count=torch.tensor(0.5)) == 4
-    assert masked_mean(losses, torch.tensor([[True, True]])) == 0
+    assert masked_loss(None, losses, is_pad) == 2
+    assert masked_loss(None, losses, is_pad, valid_count=torch.tensor(0.5)) == 4
+    assert masked_loss(None, losses, torch.tensor([[True, True]])) == 0
 
 
 @pytest.fixture

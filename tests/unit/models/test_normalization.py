@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from imf_ray.agents.normalization import EE_QUATERNION_SLICES, ImageNormalizer, Normalizer
+from imf_ray.models.normalization import EE_QUATERNION_SLICES, ImageNormalizer, Normalizer
 
 DATA = arrays(np.float32, (8, 4), elements=st.floats(-100, 100, width=32))
 
