@@ -1,10 +1,12 @@
 """Train states and batches without a data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from imf_ray.config import load_config
 from imf_ray.data.statistics import Statistics, VectorStatistics
@@ -70,3 +72,35 @@ def gradients(state: TrainState, part: str = "") -> torch.Tensor:
     named = state.agent.named_parameters()
     parts = [p.grad for name, p in named if name.startswith(part) and p.grad is not None]
     return torch.cat([part.flatten() for part in parts])
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    """A process group with this process as its only rank."""
+    address = f"file://{tmp_path / 'ranks'}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+COMPILED_KINDS = {
+    "imf": ("agent.camera_names=[]",),
+    # Encoders are compiled as well; one camera is enough.
+    "ddpm with images": ("agent.objective=ddpm", "agent.camera_names=[top]"),
+}
+"""Options of the agents whose compiled updates are tested, by test id."""
+
+
+def check_compiled_updates(
+    make_trainer: MakeTrainer, batch: dict[str, Any], kind: tuple[str, ...]
+) -> None:
+    """Check that three compiled updates equal eager ones, with DDP around the compiled agent."""
+    options = (*kind, "agent.head.n_layer=1", "train.gradient_accumulation_steps=2")
+    eager = make_trainer(*options)
+    compiled = make_trainer(*options, "train.compile=true")
+    compiled.module = DistributedDataParallel(compiled.agent, bucket_cap_mb=0.005)
+    for _ in range(3):
+        expected, actual = eager.update(batch), compiled.update(batch)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+        difference = gradients(compiled) - gradients(eager)
+        assert difference.norm() <= 1e-4 * gradients(eager).norm()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from imf_ray import cli, train
 from imf_ray.data.episodes import episode_path
 from imf_ray.training.run_dir import RunDir
-from tests.helpers.commands import run_command
+from tests.helpers.commands import command_environment, run_command
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 
 
@@ -162,3 +164,17 @@ def test_missing_gpus_end_in_one_message(demonstrations: Path, tmp_path: Path) -
     assert "Traceback" not in done.stderr + done.stdout
     assert "64 GPUs" in message and "the cluster has" in message
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("module", ["imf_ray.dataset", "imf_ray.data", "imf_ray"])
+def test_the_dataset_command_under_each_name(module: str, tmp_path: Path) -> None:
+    arguments = ["dataset"] if module == "imf_ray" else []
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments, "check", "nowhere"],
+        cwd=tmp_path,
+        env=command_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and "nowhere does not exist" in done.stderr

@@ -30,3 +30,9 @@ def test_benchmarks_can_be_imported() -> None:
     names = {path.stem for path in files} - {"__init__", "lerobot_loader"}  # LeRobot is missing
     statement = "; ".join(f"import benchmarks.{name}" for name in sorted(names))
     assert {f"benchmarks.{name}" for name in names} <= _modules_after(statement)
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    call = "[main([name, '--help-all']) for name in ('train', 'tune', 'evaluate')]"
+    modules = _modules_after(f"from imf_ray.__main__ import main; {call}")
+    assert "imf_ray.tune" in modules and not modules & {"mujoco", "ray", "torch"}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from imf_ray.__main__ import load_command, main
 from imf_ray.cli import run_command
 from imf_ray.command import Command
 from imf_ray.schema import COMMANDS, all_options, command_options
-from tests.helpers import REPO_ROOT
 
 
 def test_without_a_command_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,17 +60,6 @@ def test_examples_are_valid_options(name: str) -> None:
             assert not separator or key in {*command_options(name), *groups}, item
 
 
-def test_help_imports_neither_torch_nor_ray() -> None:
-    code = (
-        "import sys; from imf_ray.__main__ import main; "
-        "[main([name, '--help-all']) for name in ('train', 'tune', 'evaluate')]; "
-        "heavy = {'torch', 'ray', 'mujoco'} & set(sys.modules); assert not heavy, heavy"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_positional_arguments_may_contain_an_equals_sign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,15 +73,3 @@ def test_positional_arguments_may_contain_an_equals_sign(
     command = Command("status", run, examples=(), positional="DIR")
     assert run_command(command, ["lr=1", "elsewhere", "debug=false"]) == 0
     assert calls == [(["debug=false"], ["lr=1", "elsewhere"])]
-
-
-@pytest.mark.parametrize("module", ["imf_ray.dataset", "imf_ray.data", "imf_ray"])
-def test_dataset_command_under_each_name(module: str, tmp_path: Path) -> None:
-    arguments = ["dataset"] if module == "imf_ray" else []
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments, "check", str(tmp_path / "nowhere")],
-        env={**os.environ, "PYTHONPATH": str(REPO_ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and "nowhere does not exist" in done.stderr

@@ -50,7 +50,7 @@ PACKAGES: dict[str, set[str]] = {
     "models": set(),
     "sim": set(),
     "agents": LEAVES | {"models"},
-    "policy": LEAVES | {"agents"},
+    "policy": LEAVES | {"agents", "models"},
     "data": LEAVES | {"ray_internals"},
     "demos": LEAVES | {"", "data", "sim"},
     "rollout": LEAVES | RAY_LEAVES | {"", "agents", "data", "sim"},

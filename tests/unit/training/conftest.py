@@ -1,5 +1,5 @@
 """Fixtures of the unit tests of training."""
 
-from tests.helpers.trainers import batch, make_trainer
+from tests.helpers.trainers import batch, make_trainer, one_rank
 
-__all__ = ["batch", "make_trainer"]
+__all__ = ["batch", "make_trainer", "one_rank"]

@@ -1,20 +1,23 @@
 """One update: gradient accumulation, compilation, and image encoders in bfloat16."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from imf_ray.errors import UserError
 from imf_ray.training.train_state import split_microbatches
-from tests.helpers.trainers import MakeTrainer, config_of, gradients
+from tests.helpers.trainers import (
+    COMPILED_KINDS,
+    MakeTrainer,
+    check_compiled_updates,
+    config_of,
+    gradients,
+)
 
 Batch = dict[str, Any]
-STATE_ONLY = ("agent.camera_names=[]",)
 
 
 def test_microbatches_are_parts_of_the_batch(batch: Batch) -> None:
@@ -62,38 +65,17 @@ def test_microbatches_must_divide_the_share_of_a_worker() -> None:
         )
 
 
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    """A process group with this process as its only rank."""
-    address = f"file://{tmp_path / 'ranks'}"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize(
-    "kind",
-    [
-        STATE_ONLY,
-        # Encoders are compiled as well; one camera is enough.
-        ("agent.objective=ddpm", "agent.camera_names=[top]"),
-    ],
-    ids=["imf", "ddpm with images"],
-)
+@pytest.mark.parametrize("kind", COMPILED_KINDS.values(), ids=COMPILED_KINDS)
 def test_compiled_updates_equal_eager_ones(
-    make_trainer: MakeTrainer, batch: Batch, kind: tuple[str, ...]
+    make_trainer: MakeTrainer,
+    batch: Batch,
+    kind: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """DDP wraps the agent; its own compilation would break the JVP."""
-    options = (*kind, "agent.head.n_layer=1", "train.gradient_accumulation_steps=2")
-    eager = make_trainer(*options)
-    compiled = make_trainer(*options, "train.compile=true")
-    compiled.module = DistributedDataParallel(compiled.agent, bucket_cap_mb=0.005)
-    for _ in range(3):
-        expected, actual = eager.update(batch), compiled.update(batch)
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
-        difference = gradients(compiled) - gradients(eager)
-        assert difference.norm() <= 1e-4 * gradients(eager).norm()
+    """The graphs of a compiled update; tests/slow/test_inductor.py also makes machine code."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    check_compiled_updates(make_trainer, batch, kind)
 
 
 def test_compilation_is_refused_if_it_cannot_work(
