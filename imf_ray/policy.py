@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from imf_ray.agents.base import VLAAgent
-from imf_ray.models.normalization import POSE_DIM
 from imf_ray.agents.pretrained import load_agent
 from imf_ray.bundled import policy_path
+from imf_ray.models.normalization import POSE_DIM
 from imf_ray.schema import Config
 
 

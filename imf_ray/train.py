@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 
 from imf_ray.allocation import allocate_run
-from imf_ray.cli import resume_command, run_command, run_interruptibly
+from imf_ray.cli import resume_command, run_command
 from imf_ray.cluster import init_ray
 from imf_ray.command import Command
 from imf_ray.errors import UserError
+from imf_ray.interrupts import run_interruptibly
 from imf_ray.schema import Config
 from imf_ray.storage import display_path, local_dir, parse_path
 from imf_ray.terminal import console

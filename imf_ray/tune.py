@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from imf_ray.allocation import allocate_rollout_actors
-from imf_ray.cli import resume_command, run_command, run_interruptibly
+from imf_ray.cli import resume_command, run_command
 from imf_ray.cluster import init_ray
 from imf_ray.command import Command
 from imf_ray.errors import UserError
+from imf_ray.interrupts import run_interruptibly
 from imf_ray.schema import Config
 from imf_ray.storage import display_path
 from imf_ray.terminal import console

@@ -31,6 +31,7 @@ from PIL import Image
 
 from imf_ray.config import load_config
 from imf_ray.data.check_pool import CheckResult
+from imf_ray.data.episode_formats import AUTO
 from imf_ray.data.episodes import (
     POSE_DIM,
     POSES,
@@ -46,7 +47,6 @@ from imf_ray.data.episodes import (
 )
 from imf_ray.data.hdf5 import fingerprint
 from imf_ray.data.index import build_index, check_dataset
-from imf_ray.data.readers import AUTO
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import h5py
 
 from imf_ray.data.content_hash import HASH_ATTRIBUTE
+from imf_ray.data.episode_formats import IMF_RAY
 from imf_ray.data.episodes import EpisodeRef
 from imf_ray.data.hdf5 import fingerprint
-from imf_ray.data.readers import IMF_RAY
 
 
 def episode_refs(paths: Iterable[Path]) -> tuple[EpisodeRef, ...]:

@@ -30,8 +30,7 @@ import numpy as np
 
 from imf_ray.aliases import EPISODE_REF_FIELDS, rename_keys
 from imf_ray.data.content_hash import HASH_ATTRIBUTE, hash_contents, reject_external_data
-from imf_ray.data.hdf5 import fingerprint, open_hdf5
-from imf_ray.data.readers import (
+from imf_ray.data.episode_formats import (
     AUTO,
     FORMATS,
     IMAGES,
@@ -41,6 +40,7 @@ from imf_ray.data.readers import (
     center_crop_resize,
     format_name,
 )
+from imf_ray.data.hdf5 import fingerprint, open_hdf5
 from imf_ray.data.running_stats import RunningStats
 from imf_ray.errors import UserError
 from imf_ray.files import atomic_rename, retry_io

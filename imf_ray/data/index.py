@@ -20,9 +20,9 @@ from rich.progress import track
 
 from imf_ray.data.check_pool import CheckResult, check_files, metadata_from_dict
 from imf_ray.data.content_hash import HASH_ATTRIBUTE
+from imf_ray.data.episode_formats import FORMATS
 from imf_ray.data.episodes import SUFFIX, EpisodeMetadata, bad_episode_error
 from imf_ray.data.hdf5 import cache_folder, fingerprint
-from imf_ray.data.readers import FORMATS
 from imf_ray.errors import StorageError, UserError
 from imf_ray.files import write_atomically
 from imf_ray.schema import Config

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from imf_ray.data.episode_formats import FORMATS
 from imf_ray.data.episodes import QPOS, EpisodeFields, EpisodeMetadata, pose_dataset
-from imf_ray.data.readers import FORMATS
 from imf_ray.data.running_stats import RunningStats, merge
 
 VectorStatistics = dict[str, list[float]]

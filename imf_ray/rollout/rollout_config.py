@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import imf_ray
-from imf_ray.data.readers import AUTO
+from imf_ray.data.episode_formats import AUTO
 from imf_ray.errors import UserError
 from imf_ray.schema import Config, EvaluateConfig, TaskConfig
 from imf_ray.sim.base import SimEnv

@@ -36,7 +36,7 @@ class DataConfig:
     format: str = option(
         "auto",
         "Format of the episode files (docs/formats.md); auto detects it for each file.",
-        choices="imf_ray.data.readers:FORMATS",
+        choices="imf_ray.data.episode_formats:FORMATS",
         commands=(*READERS, "dataset", "evaluate", "compare"),
     )
     resize_images: bool = option(

@@ -28,7 +28,7 @@ from imf_ray.schema import Config
 from imf_ray.training.diagnostics import GradientNorms, run_diagnostics
 from imf_ray.training.reporting import CheckpointReporter, CheckpointSchedule
 from imf_ray.training.run_dir import RunDir
-from imf_ray.training.stop_signal import StopMonitor
+from imf_ray.training.stop_monitor import StopMonitor
 from imf_ray.training.tracking import SampleLog, Tracker, make_worker_record
 from imf_ray.training.train_state import TrainState, split_microbatches, to_tensors
 

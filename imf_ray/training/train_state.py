@@ -29,7 +29,8 @@ from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.training.acceleration import check_bf16_support, compile_loss
 from imf_ray.training.checkpoint import SavedCheckpoint, load_train_state
-from imf_ray.training.optimizer import EMA, make_optimizer, make_schedule
+from imf_ray.training.ema import EMA
+from imf_ray.training.optimizer import make_optimizer, make_schedule
 from imf_ray.training.run_dir import RunDir
 
 DATA_STATE_KEY = "position"

@@ -18,7 +18,8 @@ from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 ENDLESS = """
 import os, signal, sys, threading
 import ray
-from imf_ray.cli import run_command, run_interruptibly
+from imf_ray.cli import run_command
+from imf_ray.interrupts import run_interruptibly
 from imf_ray.cluster import init_ray
 from imf_ray.command import Command
 from imf_ray.errors import UserError

@@ -36,6 +36,7 @@ LEAVES = {
     "env_vars",
     "errors",
     "files",
+    "interrupts",
     "schema",
     "storage",
     "terminal",

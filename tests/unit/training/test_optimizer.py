@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from imf_ray.training.optimizer import EMA
+from imf_ray.training.ema import EMA
 
 
 class Drifting(nn.Module):

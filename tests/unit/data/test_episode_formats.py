@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from imf_ray.config import load_config
+from imf_ray.data.episode_formats import AUTO, FORMATS, center_crop_resize
 from imf_ray.data.episodes import EpisodeFields, check_episode, read_slice
-from imf_ray.data.readers import AUTO, FORMATS, center_crop_resize
 from imf_ray.errors import UserError
 from testing_support.episode_fuzzer import write_ours
 from tests.helpers.episode_files import (
