@@ -10,6 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from imf_ray.storage import local_dir
+from imf_ray.training.checkpoint import MANIFEST_FILE
 from imf_ray.training.run_dir import RunDir
 from testing_support.processes import is_alive
 from tests.helpers.commands import COMMAND_TIMEOUT_S, begin_command, command_environment
@@ -61,11 +65,17 @@ def test_work_left_running_does_not_change_the_exit_code() -> None:
     assert done.stderr.endswith("Interrupted. Resume with:\n  the command\n")
 
 
-def test_training_stops_with_a_checkpoint_or_at_once(demonstrations: Path, tmp_path: Path) -> None:
-    """Ctrl-C once, then the command that it prints, then Ctrl-C twice."""
-    run_dir = tmp_path / "runs/run"
+def test_training_stops_with_a_checkpoint_or_at_once(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C once, then the command that it prints, then Ctrl-C twice; storage is a URL."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/bucket"
+    (tmp_path / "bucket").mkdir()
+    run_dir = local_dir(url) / "run"
     options = [*TINY_AGENT, *TINY_TRAINING, "train.save_freq=100000", "run_name=run"]
     options += ["train.max_steps=100000", "train.rollout_val_freq_epochs=0", "cluster.num_cpus=2"]
+    options += [f"storage_path={url}"]
     first = begin_command("train", f"data.dataset_dir={demonstrations}", *options, cwd=tmp_path)
     _wait_for_step(3, run_dir, first)
     first.send_signal(signal.SIGINT)
@@ -73,6 +83,7 @@ def test_training_stops_with_a_checkpoint_or_at_once(demonstrations: Path, tmp_p
     assert first.returncode == 130, errors
     saved = RunDir(run_dir).newest_checkpoint()
     assert saved is not None and saved.step == _last_step(run_dir)
+    assert (tmp_path / "bucket/run" / saved.path.name / MANIFEST_FILE).is_file()
 
     hint, resume = errors.splitlines()[-2:]
     assert hint == "Interrupted. Resume with:", errors

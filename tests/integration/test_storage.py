@@ -212,6 +212,7 @@ def test_a_sweep_resumes_on_another_machine(
     assert f"Records: {bucket}/sweep/trials/{trial.name}/evaluations" in evaluated.stdout
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_another_machine(
     bucket: str, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from imf_ray.rollout.records import EpisodeRecord
 from tests.helpers import faulty_envs
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-SEEDS = range(700, 764)
+SEEDS = range(700, 724)
 ONE_ACTOR, TWO_ACTORS = RolloutResources(1, 0.5), RolloutResources(2, 0.5)
 
 
@@ -29,7 +29,7 @@ def outcomes(results: Iterable[EpisodeResult]) -> list[dict[str, Any]]:
 
 
 def test_records_do_not_depend_on_actors_and_envs(spec: RolloutSpec) -> None:
-    """64 seeds on 1 x 1, 1 x 8 and 2 x 4 actors x envs, and with a killed actor."""
+    """24 seeds on 1 x 1, 1 x 8 and 2 x 4 actors x envs, and with a killed actor."""
     one = outcomes(run_episodes(replace(spec, envs_per_actor=1), SEEDS, ONE_ACTOR))
     assert [record["seed"] for record in one] == list(SEEDS)
     assert len({str(record["initial_poses"]) for record in one}) == len(SEEDS)
@@ -38,7 +38,7 @@ def test_records_do_not_depend_on_actors_and_envs(spec: RolloutSpec) -> None:
     interrupted = []
     for result in run_episodes(spec, SEEDS, TWO_ACTORS):
         interrupted.append(result)
-        if len(interrupted) == 10:
+        if len(interrupted) == 6:
             os.kill(_actor_pids()[0], 9)
     assert one == eight == four_each == outcomes(interrupted)
 

@@ -22,6 +22,7 @@ def test_each_worker_of_a_trial_gets_its_own_gpu(tmp_path: Path) -> None:
     assert sorted(_gpus_of_workers(resources, tmp_path, "own")) == [["0"], ["1"]]
 
 
+@pytest.mark.slow
 def test_two_trials_share_a_gpu_at_a_half(tmp_path: Path) -> None:
     """Four trials with half a GPU each run in parallel on two logical GPUs."""
     resources = RunResources(1, 1, 0.5, 0.5, RolloutResources(1, 0.5))

@@ -160,7 +160,9 @@ def test_a_process_that_dies_while_workers_start_leaks_no_placement_group(
     assert placement_groups() == before
 
 
-@pytest.mark.parametrize("env_id", [faulty_envs.ENV_ID, faulty_envs.NEVER_MADE])
+@pytest.mark.parametrize(
+    "env_id", [pytest.param(faulty_envs.ENV_ID, marks=pytest.mark.slow), faulty_envs.NEVER_MADE]
+)
 def test_failures_of_rollout_actors_do_not_stop_training(
     demonstrations: Path, tmp_path: Path, env_id: str
 ) -> None:
