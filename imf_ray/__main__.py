@@ -14,7 +14,10 @@ from imf_ray.schema import COMMANDS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names; without one, list the commands."""
+    """Run the command that the first argument names, and return its exit code.
+
+    Without arguments, print the list of commands.
+    """
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     program = "python -m imf_ray" if Path(sys.argv[0]).name == "__main__.py" else "imf-ray"
     if name in ("--help", "-h"):
@@ -22,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         print(
-            f"Error: Unknown command {name}{suggest(name, COMMANDS)} Known: {', '.join(COMMANDS)}.",
+            f"Error: Unknown command {name}{suggest(name, COMMANDS)} Commands: "
+            f"{', '.join(COMMANDS)}.",
             file=sys.stderr,
         )
         return EXIT_USER_ERROR
@@ -30,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def overview(program: str) -> str:
-    """The list of the commands, a line for each."""
+    """Return the help text that lists all commands with one line each."""
     lines = [f"  {name:<10}{load_command(name).summary}" for name in COMMANDS]
     return "\n".join(
         [
@@ -45,7 +49,7 @@ def overview(program: str) -> str:
 
 
 def load_command(name: str) -> Command:
-    """The command of that name."""
+    """Import the entry point `imf_ray.NAME` and return its command."""
     command: Command = importlib.import_module(f"imf_ray.{name}").COMMAND
     return command
 

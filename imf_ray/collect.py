@@ -15,7 +15,7 @@ from imf_ray.storage import is_remote, local_dir
 from imf_ray.terminal import ProgressBars, console
 
 PROGRESS_LINES = 20
-"""Lines of progress where stdout is not a terminal."""
+"""Number of progress lines of a collection if stdout is not a terminal."""
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:
@@ -30,13 +30,13 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     if is_remote(config.data.dataset_dir):
         raise UserError(
             f"data.dataset_dir={config.data.dataset_dir} is a URL, but demonstrations are recorded "
-            "into a folder of this machine. Collect into a folder and copy it."
+            "into a folder of this machine. Set data.dataset_dir to a local folder and copy it."
         )
     folder = local_dir(config.data.dataset_dir)
     config.data.dataset_dir = str(folder)
-    if list_episodes(folder):  # new episodes must match the existing ones
+    if list_episodes(folder):  # existing episodes must have the configured cameras and shapes
         build_index(config)
-    # A task that cannot be created fails here, before Ray starts.
+    # If the task's env cannot be created, fail here, before Ray starts.
     DemoRecorder(config.task, config.data.camera_names).close()
     resources = allocate_rollout_actors(config, init_ray(config))
     with ProgressBars(lines=PROGRESS_LINES) as bars:
@@ -57,9 +57,11 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             compress=config.collect.gzip_images,
         )
     attempts = len(state.seeds) + len(state.failed)
-    failed = f" (seeds {state.failed})" if state.failed else ""
-    console.print(f"{len(state.seeds)} episodes in {folder}", soft_wrap=True)
-    console.print(f"{len(state.failed)} of {attempts} attempts failed{failed}", soft_wrap=True)
+    failed_seeds = f" (seeds {state.failed})" if state.failed else ""
+    console.print(f"{folder} has {len(state.seeds)} successful episodes", soft_wrap=True)
+    console.print(
+        f"{len(state.failed)} of {attempts} attempts failed{failed_seeds}", soft_wrap=True
+    )
 
 
 COMMAND = Command(

@@ -18,19 +18,23 @@ from imf_ray.terminal import console
 def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> None:
     """Compare two or more policies on the same seeds.
 
-    Prints the success rates, an exact paired test and the interval of each difference, and how many
-    more episodes would separate the policies. Episodes that are already recorded are not repeated.
+    Prints the success rates. For each pair, prints an exact paired test, the 95 % confidence
+    interval of the difference, and about how many more episodes would make it significant. Episodes
+    that are already recorded are not repeated.
 
     A policy is a checkpoint folder, expert, untrained:CHECKPOINT or replay:EPISODES.
     """
     from imf_ray.evaluation.candidates import require_settable, resolve_candidates
-    from imf_ray.evaluation.comparison import compare, comparison_table, write_files
+    from imf_ray.evaluation.comparison import compare, comparison_table, write_comparison
     from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
     from imf_ray.rollout.record_store import settings_hash
 
     require_settable(overrides, "compare")
     if len(policies) < 2:
-        raise UserError("Name two policies or more: imf-ray compare A B [C ...]")
+        raise UserError(
+            f"At least two policies are needed, but {len(policies)} given. Usage: "
+            "imf-ray compare POLICY POLICY ..."
+        )
     storage_dir, evaluate = local_dir(config.storage_path), config.evaluate
     candidates = resolve_candidates(policies, config, overrides, storage_dir)
     resources = allocate_rollout_actors(config, init_ray(config))
@@ -43,13 +47,13 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
     without_baselines = {name: records[name] for name in list(records)[: len(policies)]}
     comparisons = compare(without_baselines)
     console.print(comparison_table(comparisons))
-    sources = {
+    record_folders = {
         candidate.name: display_path(candidate.evaluation.folder) for candidate in candidates
     }
-    key = settings_hash("", {"records": sorted(sources.values()), "seeds": list(seeds)})
+    key = settings_hash("", {"records": sorted(record_folders.values()), "seeds": list(seeds)})
     output_dir = config.compare.output_dir
     folder = storage_dir / "comparisons" / key if output_dir is None else local_dir(output_dir)
-    for path in write_files(folder, records, comparisons, sources):
+    for path in write_comparison(folder, records, comparisons, record_folders):
         console.print(display_path(path), soft_wrap=True)
 
 

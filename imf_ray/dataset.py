@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> None:
     """Check or show the episodes of a data set.
 
-    check DIR reads every file again and prints whether it is valid; the exit code is 2 if one is
-    not.
+    check DIR reads every file and prints one line for each: valid, or why it is invalid. The exit
+    code is 2 if a file is invalid.
 
-    inspect DIR prints lengths, outcomes, seeds and value ranges of the valid files, and writes a
-    contact sheet and a video of the first one into storage_path/inspections.
+    inspect DIR prints lengths, outcomes, seeds and value ranges of the valid files. It also writes
+    a contact sheet of all of them and a video of the first one into storage_path/inspections.
     """
     actions = {"check": check, "inspect": inspect}
     if len(arguments) != 2 or arguments[0] not in actions:
         raise UserError(
-            "Name an action and a folder: python -m imf_ray.dataset check DIR, or "
-            "python -m imf_ray.dataset inspect DIR."
+            "An action and a data set folder are needed. Usage: imf-ray dataset check DIR, or "
+            "imf-ray dataset inspect DIR."
         )
     actions[arguments[0]](config, parse_path(arguments[1]))
 
@@ -49,10 +49,10 @@ def check(config: Config, folder: AnyPath) -> None:
     files = require_episodes(folder)
     results = check_dataset(folder, files, config.data.format, force=True)
     console.print(check_table(results))
-    num_bad = sum(isinstance(result, str) for result in results.values())
-    if num_bad:
-        raise UserError(f"{num_bad} of {len(files)} files are bad.")
-    console.print(f"All {len(files)} files are good.")
+    num_invalid = sum(isinstance(result, str) for result in results.values())
+    if num_invalid:
+        raise UserError(f"{num_invalid} of {len(files)} files are invalid (see above).")
+    console.print(f"All {len(files)} files are valid.")
 
 
 def inspect(config: Config, folder: AnyPath) -> None:
@@ -71,16 +71,18 @@ def inspect(config: Config, folder: AnyPath) -> None:
     episodes = [r for path in files if isinstance(r := results[path], EpisodeMetadata)]
     for path in files:
         if isinstance(results[path], str):
-            console.print(f"Left out: {results[path]}", soft_wrap=True)
+            console.print(f"Skipped: {results[path]}", soft_wrap=True)
     if not episodes:
-        raise UserError(f"None of the {len(files)} files of {folder} is good.")
+        raise UserError(f"None of the {len(files)} files in {folder} is valid (see above).")
     console.print(episode_table(episodes))
-    # Files with different vectors get separate tables.
+    # Episodes whose vectors have other names or widths get a separate table.
     for _, group in groupby(sorted(episodes, key=_vector_widths), key=_vector_widths):
         console.print(range_table(list(group)))
     cameras = sorted(set.intersection(*(set(episode.cameras) for episode in episodes)))
     if not cameras:
-        console.print("No camera is in all episodes: no contact sheet and no video.")
+        console.print(
+            "No contact sheet and no video were written, because no camera is in all episodes."
+        )
         return
     output = local_dir(config.storage_path) / "inspections" / folder.name
     video = f"{Path(episodes[0].path).stem}.mp4"
@@ -91,7 +93,7 @@ def inspect(config: Config, folder: AnyPath) -> None:
 
 
 def _vector_widths(episode: EpisodeMetadata) -> list[tuple[str, int]]:
-    """Names and widths of an episode's vector datasets."""
+    """Return the name and width of each vector dataset of an episode, sorted by name."""
     return sorted((name, len(stats.mean)) for name, stats in episode.stats.items())
 
 

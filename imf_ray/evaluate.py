@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:
-    """Roll out one policy on fixed seeds, and print its success rate with its 95 % interval.
+    """Roll out one policy on consecutive seeds; print its success rate and confidence interval.
 
-    The policy's options come from its checkpoint. Episodes that are already recorded are not
-    repeated.
+    The first seed is evaluate.seed, and the interval is Wilson's at 95 %. The policy's options come
+    from its checkpoint. Episodes that are already recorded are not repeated.
+
+    With evaluate.checkpoint_selection=best-of-run, the command first compares all checkpoints of a
+    run on other seeds, and then evaluates the best one.
     """
     from imf_ray.evaluation import candidates
     from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
@@ -33,8 +36,9 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     candidates.require_settable(overrides, "evaluate")
     if config.checkpoint is None:
         raise UserError(
-            "Name the policy: checkpoint=RUN/checkpoint_00001000, checkpoint=expert, "
-            "checkpoint=untrained:CHECKPOINT or checkpoint=replay:EPISODES."
+            "checkpoint is not set. Use checkpoint=DIR (a checkpoint folder), checkpoint=expert "
+            "(the task's scripted expert), checkpoint=untrained:DIR (the checkpoint's agent with "
+            "untrained weights) or checkpoint=replay:PATH (recorded episodes)."
         )
     evaluate, storage_dir = config.evaluate, local_dir(config.storage_path)
     output_dir = None if evaluate.output_dir is None else str(local_dir(evaluate.output_dir))
@@ -46,7 +50,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             policy, config, overrides, evaluate.seed, storage_dir, output_dir
         )
 
-    if evaluate.checkpoint_selection is None:
+    if evaluate.checkpoint_selection is None:  # errors of the policy appear before Ray starts
         candidate = resolve(policy)
     resources = allocate_rollout_actors(config, init_ray(config))
     if evaluate.checkpoint_selection is not None:
@@ -56,54 +60,36 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             overrides,
             lambda candidate: evaluate_with_progress(candidate, selection, resources),
         )
-        console.print(outcome_table(results, f"Selection, seeds {selection[0]}-{selection[-1]}"))
+        title = f"Checkpoint selection on seeds {selection[0]}-{selection[-1]}"
+        console.print(outcome_table(results, title))
         candidate = resolve(PolicySpec(PolicyKind.CHECKPOINT, str(best)))
     seeds = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
     _report(candidate, evaluate_with_progress(candidate, seeds, resources), resources)
 
 
 def _report(candidate: Candidate, records: list[EpisodeRecord], actors: RolloutResources) -> None:
-    """Print and store the results of an evaluation."""
-    from imf_ray.evaluation.tables import latency, outcome_table
+    """Print the results of an evaluation and write its summary and video."""
+    from imf_ray.evaluation.tables import latency, outcome_table, report_action_error
     from imf_ray.rollout.records import summarize
 
     evaluate, evaluation = candidate.config.evaluate, candidate.evaluation
     seeds = [record.seed for record in records]
     console.print(str(summarize(records)), soft_wrap=True)
-    title = f"Seeds {seeds[0]}-{seeds[-1]}; success: {records[0].settings['success_description']}"
+    title = (
+        f"Seeds {seeds[0]}-{seeds[-1]}; success means: {records[0].settings['success_description']}"
+    )
     console.print(outcome_table([(candidate.name, records)], title))
     for record in (record for record in records if record.error is not None):
-        console.print(f"Failed: seed {record.seed}: {record.error}", soft_wrap=True)
-    action_error = _action_error(candidate)
+        console.print(f"Error on seed {record.seed}: {record.error}", soft_wrap=True)
+    action_error = report_action_error(candidate)
     evaluation.store.finalize(seeds, action_error=action_error, latency=latency(records))
     if evaluate.video != "none":
-        shown = [r for r in records if evaluate.video == "all" or not r.success]
-        path = evaluation.record_grid_video(shown, evaluate.max_video_episodes, actors)
-        video = "no such episode" if path is None else display_path(path)
+        requested = [r for r in records if evaluate.video == "all" or not r.success]
+        path = evaluation.record_grid_video(requested, evaluate.max_video_episodes, actors)
+        reason = f"none, because no episode matches evaluate.video={evaluate.video}"
+        video = reason if path is None else display_path(path)
         console.print(f"Video: {video}", soft_wrap=True)
     console.print(f"Records: {display_path(evaluation.folder)}", soft_wrap=True)
-
-
-def _action_error(candidate: Candidate) -> float | None:
-    """The error on the episodes held out of the checkpoint's training; None if unavailable."""
-    from imf_ray.training.run_dir import RunDir
-    from imf_ray.training.validation import action_error
-
-    if candidate.checkpoint is None:
-        return None
-    try:
-        val_episodes = RunDir(candidate.checkpoint.parent).find_val_episodes()
-        if not val_episodes:
-            raise UserError("no held-out episodes next to this checkpoint")
-        options = candidate.config.evaluate
-        error = action_error(
-            candidate.checkpoint, val_episodes, options.use_ema_weights, options.inference_steps
-        )
-    except UserError as reason:  # for example, the episodes have changed; the rollouts still count
-        console.print(f"action error unknown: {reason}", soft_wrap=True)
-        return None
-    console.print(f"action error {error:.4f} on {len(val_episodes)} held-out episodes")
-    return error
 
 
 COMMAND = Command(

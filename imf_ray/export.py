@@ -1,4 +1,4 @@
-"""Copies a policy out of its run: `imf-ray export checkpoint=CHECKPOINT DIR`."""
+"""Exports a policy from a training checkpoint: `imf-ray export checkpoint=CHECKPOINT DIR`."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from imf_ray.storage import display_path, download, local_dir
 from imf_ray.terminal import console
 
 
-def main(config: Config, overrides: Sequence[str], folders: Sequence[str]) -> None:
-    """Copy the policy of a checkpoint into the new folder DIR, without its training state.
+def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> None:
+    """Export the policy of a training checkpoint to the new folder DIR.
 
-    DIR holds the weights that evaluation uses and the options of agent, data and task. It can be
-    evaluated and shared; training cannot resume from it.
+    DIR gets the averaged (EMA) weights if the checkpoint has them, otherwise the trained weights,
+    and the options of agent, data and task. It can be evaluated and shared. Training cannot resume
+    from it, because the optimizer's state is left out.
     """
     from imf_ray.training.checkpoint import export_policy
 
-    if config.checkpoint is None or len(folders) != 1:
+    if config.checkpoint is None or len(arguments) != 1:
         raise UserError(
-            "Name a checkpoint and a new folder: python -m imf_ray.export "
+            "A checkpoint and a new folder are needed. Usage: imf-ray export "
             "checkpoint=RUN/checkpoint_00001000 DIR"
         )
     checkpoint = local_dir(config.checkpoint)
     download(checkpoint)
-    policy = export_policy(checkpoint, local_dir(folders[0]))
+    policy = export_policy(checkpoint, local_dir(arguments[0]))
     size = sum(path.stat().st_size for path in policy.path.iterdir())
-    console.print(f"{display_path(policy.path)} ({size / 1e6:.1f} MB)", soft_wrap=True)
+    console.print(f"Exported to {display_path(policy.path)} ({size / 1e6:.1f} MB)", soft_wrap=True)
 
 
 COMMAND = Command(

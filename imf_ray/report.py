@@ -14,16 +14,21 @@ from imf_ray.terminal import console
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:
-    """Print the table of the finished sweep storage_path/run_name."""
+    """Print the results table of the finished sweep in storage_path/run_name."""
     if config.run_name is None:
-        raise UserError("Name the sweep: run_name=NAME (a folder in storage_path).")
+        raise UserError(
+            "run_name is not set. Use run_name=NAME, the folder of a sweep in storage_path."
+        )
     from imf_ray.sweep.results import results_table
     from imf_ray.sweep.sweep_dir import SweepDir
 
     sweep_dir = SweepDir(local_dir(config.storage_path) / config.run_name)
     results = sweep_dir.read_results()
     if results is None:
-        raise UserError(f"{sweep_dir} has no results: is it a finished sweep?")
+        raise UserError(
+            f"{sweep_dir} has no results. Results are written when a sweep is finished; see the "
+            f"state of its trials with: imf-ray status {sweep_dir}"
+        )
     console.print(results_table(*results))
 
 

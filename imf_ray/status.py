@@ -13,17 +13,17 @@ from imf_ray.storage import local_dir
 from imf_ray.terminal import console
 
 
-def main(config: Config, overrides: Sequence[str], folders: Sequence[str]) -> None:
+def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> None:
     """Print the state of a run, or of each trial of a sweep, from its folder DIR.
 
-    Shows state, step, newest checkpoint, loss, speed, success and errors. It reads only the folder,
-    so it works during and after the run on any machine that reaches the folder.
+    Shows the state, training step, newest checkpoint, loss, throughput, success rate and errors. It
+    reads only the folder, so it works during and after the run on any machine that can read it.
     """
-    if len(folders) != 1:
-        raise UserError("Name the folder of a sweep or a run: python -m imf_ray.status DIR")
+    if len(arguments) != 1:
+        raise UserError("The folder of a run or a sweep is needed. Usage: imf-ray status DIR")
     from imf_ray.sweep.status import read_all, status_table
 
-    runs = read_all(local_dir(folders[0]))
+    runs = read_all(local_dir(arguments[0]))
     console.print(status_table(runs))
     for run in runs:
         if run.error is not None:

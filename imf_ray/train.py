@@ -20,8 +20,8 @@ from imf_ray.terminal import console
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Train one policy, or resume the run `run_name`.
 
-    The run's folder is storage_path/run_name: checkpoints, metrics and configuration. Ctrl-C stops
-    after one more checkpoint and prints the command that resumes the run.
+    The folder storage_path/run_name holds the run's checkpoints, metrics and configuration. Ctrl-C
+    stops after one more checkpoint and prints the command that resumes the run.
     """
     from imf_ray.training.progress import RunProgress, format_metrics
     from imf_ray.training.run_dir import RunDir
@@ -29,13 +29,15 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     from imf_ray.training.trainer import fit, prepare_run
 
     if config.resume is not None:
-        raise UserError("resume=auto is for sweeps: a run resumes by its run_name alone.")
+        raise UserError(
+            "resume=auto is an option of `imf-ray tune`. To resume a run, set its run_name."
+        )
     config.data.dataset_dir = str(parse_path(config.data.dataset_dir))
     name = config.run_name or f"{config.agent.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = RunDir(local_dir(config.storage_path) / name)
     prepared = prepare_run(config)
     resources = allocate_run(config, init_ray(config))
-    console.print(f"{prepared.describe()}\nThis takes {resources}", soft_wrap=True)
+    console.print(f"{prepared.describe()}\nResources: {resources}", soft_wrap=True)
     console.print(describe_tracking(config))
     console.print(f"Run: {run_dir} (resume it with run_name={name})", soft_wrap=True)
     run_dir.clear_stop()

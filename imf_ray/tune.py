@@ -17,19 +17,23 @@ from imf_ray.terminal import console
 
 
 def resolve(overrides: Sequence[str]) -> Config:
-    """The configuration of the first trial, after the search space and the overrides."""
+    """Return the configuration of the sweep's first trial.
+
+    The search space sets its values first; the overrides apply on top.
+    """
     from imf_ray.sweep.search_space import load_search_space
 
-    named = [o.partition("=")[2] for o in overrides if o.startswith("search_space=")]
-    space = load_search_space(named[-1] if named else Config.search_space)
+    names = [item.partition("=")[2] for item in overrides if item.startswith("search_space=")]
+    space = load_search_space(names[-1] if names else Config.search_space)
     return space.config(overrides, space.combinations()[0])
 
 
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Train and evaluate every trial of a search space, and print the ranked table.
 
-    Trials run concurrently as far as the cluster allows. The table also has the scripted expert and
-    an untrained policy. Ctrl-C stops after one more checkpoint of each running trial.
+    As many trials run concurrently as the cluster has resources for. The table also contains the
+    scripted expert and an untrained policy. Ctrl-C stops after one more checkpoint of each running
+    trial and prints the command that resumes the sweep.
 
     Raises:
         UserError: the sweep cannot start, or a trial failed.
@@ -55,7 +59,8 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     resources, concurrent_trials = allocate_sweep(sweep, size)
     console.print(
         f"{'Resuming' if sweep.is_resumed else 'Sweep'} {sweep_dir}: {len(sweep.configs)} trials, "
-        f"{concurrent_trials} at a time\nThe first: {sweep.summary}\nEach takes {resources}",
+        f"{concurrent_trials} at a time\nFirst trial: {sweep.summary}\n"
+        f"Resources of each trial: {resources}",
         soft_wrap=True,
     )
     console.print(describe_tracking(config))
@@ -82,14 +87,14 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     files = write_results(sweep_dir, records, baselines, sweep.space)
     console.print(results_table(records, baselines))
     for line in failures(records):
-        console.print(f"Failed: {line}", soft_wrap=True)
+        console.print(f"Failed trial: {line}", soft_wrap=True)
     console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
     for path in [*files, *record_videos(sweep, best, allocate_rollout_actors(config, size))]:
         console.print(display_path(path), soft_wrap=True)
     num_failed = sum(record.status == FAILED for record in records)
     if num_failed:
         raise UserError(
-            f"{num_failed} of {len(records)} trials failed, see above. Try them again with:\n"
+            f"{num_failed} of {len(records)} trials failed (see above). Retry them with:\n"
             f"  {resume}"
         )
 

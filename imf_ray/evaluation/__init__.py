@@ -1,1 +1,1 @@
-"""Evaluates policies by name, selects checkpoints and compares policies in pairs."""
+"""Evaluates policies given on the command line, selects checkpoints and compares policies."""

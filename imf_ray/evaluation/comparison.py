@@ -1,4 +1,8 @@
-"""Compares policies on the same episodes: a paired test, the interval of the difference, a plot."""
+"""Compares policies that ran the same episodes (the same seeds).
+
+Each pair of policies gets an exact paired test (McNemar), a 95 % confidence interval of the
+difference of success rates, and a row of the comparison table and of the plot.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from rich.table import Table
 
 from imf_ray.files import write_atomically, write_figure
 from imf_ray.rollout.confidence_intervals import (
+    PairedOutcomes,
     difference_interval,
     holm_adjust,
     pair_outcomes,
@@ -23,79 +28,92 @@ from imf_ray.rollout.records import EpisodeRecord, summarize
 
 COMPARISON_FILE, PLOT_FILE = "comparison.json", "comparison.png"
 SIGNIFICANCE = 0.05
+"""Largest adjusted p value at which a difference is called significant."""
 RecordsByPolicy = Mapping[str, Sequence[EpisodeRecord]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two policies on the same episodes."""
+    """The result of comparing the policies A and B on the same episodes."""
 
     a: str
     b: str
     episodes: int
     only_a: int
-    """Episodes on which only A succeeded."""
+    """Number of episodes on which only A succeeded."""
     only_b: int
-    """Episodes on which only B succeeded."""
+    """Number of episodes on which only B succeeded."""
     difference: float
     """Success rate of A minus that of B."""
     low: float
     high: float
-    """Bounds of the 95 % interval of the difference (Bonett and Price, 2012)."""
+    """95 % confidence interval of `difference` (Bonett and Price, 2012). It is not adjusted for the
+    number of comparisons."""
     p_value: float
     """p value of the exact McNemar test, adjusted for the number of comparisons (Holm)."""
     additional_episodes_needed: int | None
-    """Further episodes after which a difference of this size is found significant four times in
-    five; None if there is no difference."""
+    """Number of further episodes for 80 % power, if the true difference equals the observed one;
+    None if the observed difference is 0."""
 
     @property
     def verdict(self) -> str:
-        """The result in words."""
+        """The result in words, such as 'A is better'."""
         if self.p_value <= SIGNIFICANCE:
             return f"{self.a if self.difference > 0 else self.b} is better"
         if self.additional_episodes_needed is None:
-            return "no difference seen"
-        return f"not separated; needs about {self.additional_episodes_needed} more episodes"
+            return "equal success rates"
+        return f"not significant; about {self.additional_episodes_needed} more episodes needed"
 
 
 def compare(records_by_policy: RecordsByPolicy) -> list[Comparison]:
-    """Compare every pair of policies on the seeds that both have.
+    """Compare every pair of policies on the seeds that both have records of.
+
+    The p values are adjusted for the number of pairs.
 
     Raises:
         ValueError: two policies have no seed in common.
     """
-    results = []
-    pairs_of_policies = list(itertools.combinations(records_by_policy, 2))
-    for a, b in pairs_of_policies:
-        outcomes_b = {record.seed: record.success for record in records_by_policy[b]}
-        common = [record for record in records_by_policy[a] if record.seed in outcomes_b]
-        pairs = pair_outcomes(
-            [record.success for record in common], [outcomes_b[record.seed] for record in common]
-        )
-        needed = required_sample_size(pairs, comparisons=len(pairs_of_policies))
-        low, high = difference_interval(pairs)
-        results.append((a, b, pairs, low, high, paired_p_value(pairs), needed))
-    adjusted = holm_adjust([entry[5] for entry in results])
-    return [
-        Comparison(
-            a,
-            b,
-            *pairs,
-            difference=pairs.difference,
-            low=low,
-            high=high,
-            p_value=p_value,
-            additional_episodes_needed=None if needed is None else max(0, needed - pairs.episodes),
-        )
-        for (a, b, pairs, low, high, _, needed), p_value in zip(results, adjusted, strict=True)
+    policy_pairs = list(itertools.combinations(records_by_policy, 2))
+    outcome_counts = [
+        _count_outcomes(records_by_policy[a], records_by_policy[b]) for a, b in policy_pairs
     ]
+    p_values = holm_adjust([paired_p_value(counts) for counts in outcome_counts])
+    comparisons = []
+    for (a, b), counts, p_value in zip(policy_pairs, outcome_counts, p_values, strict=True):
+        low, high = difference_interval(counts)
+        needed = required_sample_size(counts, comparisons=len(policy_pairs))
+        comparisons.append(
+            Comparison(
+                a,
+                b,
+                *counts,
+                difference=counts.difference,
+                low=low,
+                high=high,
+                p_value=p_value,
+                additional_episodes_needed=(
+                    None if needed is None else max(0, needed - counts.episodes)
+                ),
+            )
+        )
+    return comparisons
+
+
+def _count_outcomes(a: Sequence[EpisodeRecord], b: Sequence[EpisodeRecord]) -> PairedOutcomes:
+    """Count the outcomes of two policies on the seeds that both have records of."""
+    outcomes_b = {record.seed: record.success for record in b}
+    common = [record for record in a if record.seed in outcomes_b]
+    return pair_outcomes(
+        [record.success for record in common], [outcomes_b[record.seed] for record in common]
+    )
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """Make a table with one row per pair."""
-    title = "Paired on the same seeds (exact McNemar test, p adjusted by Holm)"
+    """Make a table with one row per pair of policies."""
+    title = "Comparison on the same seeds (exact McNemar test, p values adjusted by Holm)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    for column in ("A", "B", "A - B", "95 %", "only A", "only B", "p", "verdict"):
+    columns = ("A", "B", "success A - B", "95 % CI", "only A", "only B", "adjusted p", "verdict")
+    for column in columns:
         table.add_column(column)
     for c in comparisons:
         table.add_row(
@@ -111,22 +129,22 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     return table
 
 
-def write_files(
+def write_comparison(
     folder: Path,
     records_by_policy: RecordsByPolicy,
     comparisons: Sequence[Comparison],
-    sources: Mapping[str, str],
+    record_folders: Mapping[str, str],
 ) -> list[Path]:
-    """Write `comparison.json` and `comparison.png`; return their paths.
+    """Write `comparison.json` and `comparison.png` into `folder`; return their paths.
 
     Args:
-        sources: the folder of each policy's records.
+        record_folders: the folder of each policy's records, by the policy's name.
     """
     content = {
         "policies": {
             name: {
                 **summarize(records).metrics(),
-                "records": sources[name],
+                "records": record_folders[name],
                 "policy": records[0].policy,
                 "settings": records[0].settings,
             }
@@ -145,33 +163,36 @@ def write_files(
 def plot_comparison(
     path: Path, records_by_policy: RecordsByPolicy, comparisons: Sequence[Comparison]
 ) -> None:
-    """Plot success rates and differences with their intervals, and the stages reached."""
+    """Plot success rates, their differences and the stages reached.
+
+    Rates and differences have 95 % confidence intervals.
+    """
     from matplotlib.figure import Figure
 
     height = 1.6 + 0.4 * max(len(records_by_policy), len(comparisons))
     figure = Figure(figsize=(15, height), layout="constrained")
     rates, differences, stages = figure.subplots(1, 3)
     for row, records in enumerate(records_by_policy.values()):
-        s = summarize(records)
-        rates.plot([s.success_ci_low, s.success_ci_high], [row, row], color="tab:blue", linewidth=2)
-        rates.plot([s.success_rate], [row], "o", color="tab:blue")
-        shares = {0: 1.0, **s.stage_shares}
+        summary = summarize(records)
+        interval = [summary.success_ci_low, summary.success_ci_high]
+        rates.plot(interval, [row, row], color="tab:blue", linewidth=2)
+        rates.plot([summary.success_rate], [row], "o", color="tab:blue")
+        shares = {0: 1.0, **summary.stage_shares}
         stages.plot(list(shares), list(shares.values()), marker="o")
     rates.set_yticks(range(len(records_by_policy)), list(records_by_policy))
     rates.set_xlim(0, 1)
-    rates.set_title(
-        f"success rate, n = {min(len(records) for records in records_by_policy.values())}, 95 %"
-    )
+    num_episodes = min(len(records) for records in records_by_policy.values())
+    rates.set_title(f"success rate with 95 % CI, n = {num_episodes}")
     stages.legend(list(records_by_policy), fontsize="small")
     stages.set_title("share of episodes that reached a stage")
     for row, c in enumerate(comparisons):
         color = "tab:red" if c.p_value <= SIGNIFICANCE else "tab:gray"
         differences.plot([c.low, c.high], [row, row], color=color, linewidth=2)
         differences.plot([c.difference], [row], "o", color=color)
-    names = [f"{c.a}\n- {c.b}" for c in comparisons]
-    differences.set_yticks(range(len(names)), names, fontsize="small")
+    labels = [f"{c.a}\n- {c.b}" for c in comparisons]
+    differences.set_yticks(range(len(labels)), labels, fontsize="small")
     differences.axvline(0.0, color="black", linewidth=0.8)
-    differences.set_title(f"difference of success, 95 % (red: p <= {SIGNIFICANCE})")
+    differences.set_title(f"success A - B with 95 % CI (red: adjusted p <= {SIGNIFICANCE})")
     for axes in (rates, differences):
         axes.invert_yaxis()
     write_figure(path, figure)

@@ -1,4 +1,4 @@
-"""Console output of an evaluation: progress with the running success rate, and tables."""
+"""Console output of an evaluation: progress, tables and the action error."""
 
 from __future__ import annotations
 
@@ -10,26 +10,35 @@ from rich import box
 from rich.table import Table
 
 from imf_ray.allocation import RolloutResources
+from imf_ray.errors import UserError
 from imf_ray.evaluation.candidates import Candidate
 from imf_ray.rollout.confidence_intervals import wilson_interval
 from imf_ray.rollout.records import EpisodeRecord, summarize
 from imf_ray.storage import display_path
 from imf_ray.terminal import ProgressBars, console
+from imf_ray.training.run_dir import RunDir
+from imf_ray.training.validation import action_error
 
 NAME_WIDTH = 36
-"""Columns of a policy's name, after which it is wrapped."""
+"""Maximum width of the policy column in characters; longer names are wrapped."""
 PLAIN_LINES = 10
-"""Progress lines of an evaluation if there is no terminal for a bar."""
+"""Number of progress lines of an evaluation if stdout is not a terminal."""
 
 
 def evaluate_with_progress(
     candidate: Candidate, seeds: Sequence[int], resources: RolloutResources
 ) -> list[EpisodeRecord]:
-    """Return the records of these seeds; show the progress of the episodes that must be run."""
+    """Return the records of these seeds, and run and show the episodes that have none yet.
+
+    A progress bar shows the success rate so far. A line at the end shows the throughput.
+    """
     missing = set(candidate.evaluation.store.missing(seeds))
     if len(missing) < len(seeds):
-        stored, folder = len(seeds) - len(missing), display_path(candidate.evaluation.folder)
-        console.print(f"{stored} of {len(seeds)} episodes are in {folder}", soft_wrap=True)
+        num_stored, folder = len(seeds) - len(missing), display_path(candidate.evaluation.folder)
+        console.print(
+            f"{num_stored} of {len(seeds)} episodes are already recorded in {folder}",
+            soft_wrap=True,
+        )
     start = time.perf_counter()
     finished: list[EpisodeRecord] = []
     with ProgressBars(lines=PLAIN_LINES) as bars:
@@ -39,14 +48,15 @@ def evaluate_with_progress(
             bars.update(candidate.name, len(finished), len(seeds), _running_success(finished))
 
         records = candidate.run(seeds, resources, show)
-    steps = sum(record.steps for record in records if record.seed in missing)
-    if steps:
+    num_steps = sum(record.steps for record in records if record.seed in missing)
+    if num_steps:
         elapsed_s = time.perf_counter() - start
-        console.print(f"{steps / elapsed_s:.0f} steps/s on {resources}")
+        console.print(f"{num_steps / elapsed_s:.0f} environment steps/s on {resources}")
     return records
 
 
 def _running_success(records: Sequence[EpisodeRecord]) -> str:
+    """Return the success rate so far, such as 'success 0.75 [0.60, 0.86], 1 failed'."""
     successes = sum(record.success for record in records)
     low, high = wilson_interval(successes, len(records))
     failed = sum(record.error is not None for record in records)
@@ -57,7 +67,8 @@ def _running_success(records: Sequence[EpisodeRecord]) -> str:
 def outcome_table(results: Sequence[tuple[str, Sequence[EpisodeRecord]]], title: str) -> Table:
     """Make a table with one row per policy.
 
-    Columns: success with its interval, reward, stages, and latency of a chunk.
+    Columns: success rate with its 95 % confidence interval, number of episodes, mean summed reward,
+    share of episodes that reached each stage, and latency of predicting a chunk.
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     stages = range(1, max(record.num_stages for _, records in results for record in records) + 1)
@@ -81,7 +92,11 @@ def outcome_table(results: Sequence[tuple[str, Sequence[EpisodeRecord]]], title:
 
 
 def latency(records: Sequence[EpisodeRecord]) -> dict[str, float]:
-    """Return milliseconds of a call for a chunk: medians over episodes of their percentiles."""
+    """Return the latency of predicting a chunk, in milliseconds.
+
+    `inference_ms_p50` and `inference_ms_p95` are the medians over episodes of the episodes' own
+    percentiles. A percentile that no episode has is left out.
+    """
     names = ("inference_ms_p50", "inference_ms_p95")
     values = {name: [r.timing[name] for r in records if name in r.timing] for name in names}
     return {name: statistics.median(values[name]) for name in names if values[name]}
@@ -89,3 +104,30 @@ def latency(records: Sequence[EpisodeRecord]) -> dict[str, float]:
 
 def _latency(records: Sequence[EpisodeRecord]) -> list[str]:
     return [f"{value:.1f}" for value in latency(records).values()]
+
+
+def report_action_error(candidate: Candidate) -> float | None:
+    """Print and return the action error on the episodes held out of the checkpoint's training.
+
+    Returns None, and prints the reason if there is one, if it cannot be computed: the policy is
+    not a checkpoint, its run has no held-out episodes, or the episodes have changed.
+    """
+    if candidate.checkpoint is None:
+        return None
+    try:
+        val_episodes = RunDir(candidate.checkpoint.parent).find_val_episodes()
+        if not val_episodes:
+            raise UserError("the run folder of this checkpoint has no held-out episodes")
+        options = candidate.config.evaluate
+        error = action_error(
+            candidate.checkpoint, val_episodes, options.use_ema_weights, options.inference_steps
+        )
+    except UserError as reason:  # for example, the episodes have changed; the rollouts still count
+        console.print(f"Action error: unknown, because {reason}", soft_wrap=True)
+        return None
+    console.print(
+        f"Action error (mean absolute, normalized): {error:.4f} on {len(val_episodes)} held-out "
+        "episodes",
+        soft_wrap=True,
+    )
+    return error

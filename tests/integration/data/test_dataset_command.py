@@ -15,13 +15,13 @@ from tests.helpers.configs import DEMONSTRATIONS
 def test_check_lists_every_file(own_demonstrations: Path, tmp_path: Path) -> None:
     done = run_command("dataset", "check", str(own_demonstrations), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"All {DEMONSTRATIONS} files are good" in done.stdout
+    assert f"All {DEMONSTRATIONS} files are valid" in done.stdout
     path = episode_path(own_demonstrations, 1)
     path.write_bytes(path.read_bytes()[:5000])
     done = run_command("dataset", "check", str(own_demonstrations), cwd=tmp_path)
     assert done.returncode == 2
     assert "truncated file" in done.stdout and "episode_0.hdf5" in done.stdout
-    assert done.stderr == f"Error: 1 of {DEMONSTRATIONS} files are bad.\n"
+    assert done.stderr == f"Error: 1 of {DEMONSTRATIONS} files are invalid (see above).\n"
 
 
 def test_inspect_shows_the_valid_files(own_demonstrations: Path, tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_inspect_shows_the_valid_files(own_demonstrations: Path, tmp_path: Path)
     path.write_bytes(path.read_bytes()[:5000])
     done = run_command("dataset", "inspect", str(own_demonstrations), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Left out: Bad episode" in done.stdout
+    assert "Skipped: Bad episode" in done.stdout
     vectors = ("observations/qpos", "observations/qvel", "action", "action_ee")
     for text in ("400", "True", "top 48x48", *(f"{name}[15]" for name in vectors)):
         assert text in done.stdout
@@ -54,6 +54,6 @@ def test_the_episode_table(demonstrations: Path) -> None:
 
 def test_an_unknown_action_or_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     done = run_command("dataset", "chek", str(tmp_path), cwd=tmp_path)
-    assert done.returncode == 2 and "imf_ray.dataset check DIR" in done.stderr
+    assert done.returncode == 2 and "imf-ray dataset check DIR" in done.stderr
     done = run_command("dataset", "check", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 2 and "holds no episode_*.hdf5 file" in done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from imf_ray.evaluation.comparison import compare, comparison_table, write_files
+from imf_ray.evaluation.comparison import compare, comparison_table, write_comparison
 from imf_ray.evaluation.tables import latency, outcome_table
 from imf_ray.rollout.confidence_intervals import PairedOutcomes, difference_interval, paired_p_value
 from imf_ray.rollout.records import EpisodeRecord
@@ -49,7 +49,7 @@ def test_verdicts_and_adjustment_for_several_comparisons() -> None:
         "more episodes" in comparisons[1].verdict and comparisons[2].verdict == "nearly is better"
     )
     (same,) = compare({"one": GOOD, "two": GOOD})
-    assert same.additional_episodes_needed is None and same.verdict == "no difference seen"
+    assert same.additional_episodes_needed is None and same.verdict == "equal success rates"
 
 
 def test_tables_and_files(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_tables_and_files(tmp_path: Path) -> None:
     text = console.export_text()
     assert "0.75 [0.60, 0.86]" in text and "good is better" in text
     assert latency(GOOD) == {"inference_ms_p50": 2.0, "inference_ms_p95": 4.0}
-    plain, plot = write_files(tmp_path, results, comparisons, dict.fromkeys(results, "here"))
+    plain, plot = write_comparison(tmp_path, results, comparisons, dict.fromkeys(results, "here"))
     content = json.loads(plain.read_text())
     assert content["policies"]["good"]["rollout/success_rate"] == 0.75
     assert content["comparisons"][0]["only_a"] == 20 and content["seeds"] == list(range(40))
