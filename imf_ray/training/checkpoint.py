@@ -1,12 +1,12 @@
 """One checkpoint folder: weights, configuration, train state and a manifest that seals them.
 
     model.safetensors, model_ema.safetensors, config.yaml    see `agents/pretrained.py`
-    trainer_state.pt     optimizer, schedule and data position
+    trainer_state.pt     optimizer, learning rate schedule and position in the sample plan
     manifest.json        step, training metrics and the SHA-256 digest of every file above
-    validation.json      metrics of its validation, added later
+    validation.json      metrics of the checkpoint's validation, added later
 
 A checkpoint is written under a temporary name, synced and renamed. A folder without a matching
-manifest is not a checkpoint, so that a resumed run finds the newest valid one by a single rule.
+manifest is not a checkpoint. A run resumes from the newest folder whose manifest matches.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from imf_ray.schema import Config
 from imf_ray.storage import delete, is_transient, upload
 
 PREFIX, PARTIAL_PREFIX = "checkpoint_", ".partial_"
-CHECKPOINT_GLOB = f"{PREFIX}[0-9]*"  # Ray Train keeps a checkpoint_manager_snapshot.json there
+CHECKPOINT_GLOB = f"{PREFIX}[0-9]*"  # does not match Ray's checkpoint_manager_snapshot.json
 MANIFEST_FILE, TRAIN_STATE_FILE = "manifest.json", "trainer_state.pt"
 VALIDATION_FILE = "validation.json"
 DIGEST_KEY = "digest"
-"""Key of a manifest: digest of all its other content."""
+"""Key of a manifest: SHA-256 digest of the manifest without this key."""
 VALIDATED_STEP = "validated_step"
-"""Metric: step of the checkpoint that the validation metrics belong to."""
+"""Metric: step of the checkpoint that was validated."""
 VALIDATION_ERROR = "validation_error"
-"""Metric: why the validation of a checkpoint failed."""
+"""Metric: reason why the validation of a checkpoint failed."""
 DISK_FULL_PATTERN = re.compile(
     "PytorchStreamWriter|unexpected pos|No space left|os error|I/O error"
 )
-"""Messages of torch and safetensors, which raise their own exceptions when a disk is full."""
+"""Matches errors of torch and safetensors, which have their own exceptions for a full disk."""
 log = logging.getLogger(__name__)
 
 
@@ -57,26 +57,29 @@ class SavedCheckpoint:
 
     path: Path
     metrics: Mapping[str, Any]
-    """Its step, training metrics, and those of its validation if there was one."""
+    """Step and training metrics, and validation metrics if the checkpoint was validated."""
 
     @property
     def step(self) -> int:
-        """Number of updates before the checkpoint."""
+        """Number of updates before the checkpoint was saved."""
         return int(self.metrics["step"])
 
     @property
     def has_validation(self) -> bool:
-        """True if its validation has ended, successfully or not."""
+        """True if the checkpoint's validation has ended, successfully or not."""
         return (self.path / VALIDATION_FILE).is_file()
 
     @property
     def validation_succeeded(self) -> bool:
-        """True if its validation has ended without an error."""
+        """True if the checkpoint's validation has ended without an error."""
         return self.has_validation and VALIDATION_ERROR not in self.metrics
 
 
 def checkpoint_rank_key(metrics: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Sort key of a checkpoint's metrics, best first: success, validation action error, step."""
+    """Return a sort key of a checkpoint's metrics; the best checkpoint sorts first.
+
+    Checkpoints are compared by success rate, then by action error, then by step (later is better).
+    """
     return (
         -metrics.get(SUCCESS_RATE, -1.0),
         metrics.get("action_error", float("inf")),
@@ -85,12 +88,12 @@ def checkpoint_rank_key(metrics: Mapping[str, Any]) -> tuple[float, float, float
 
 
 def checkpoint_name(step: int) -> str:
-    """The folder name of the checkpoint after `step` updates."""
+    """Return the folder name of the checkpoint after `step` updates."""
     return f"{PREFIX}{step:08d}"
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The step in a checkpoint folder's name."""
+    """Return the step in a checkpoint folder's name."""
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
@@ -103,10 +106,12 @@ def save_checkpoint(
     ema: Mapping[str, torch.Tensor] | None,
     train_state: Mapping[str, Any],
 ) -> SavedCheckpoint:
-    """Write the checkpoint after `step` updates into a run's folder: complete or absent.
+    """Write the checkpoint after `step` updates into a run's folder.
+
+    The checkpoint's folder appears only once it is complete.
 
     Raises:
-        StorageError: the disk is full or the folder is not writable; earlier checkpoints stay.
+        StorageError: the disk is full or the folder is not writable. Earlier checkpoints stay.
     """
     final = folder / checkpoint_name(step)
     metrics = {"step": step, **metrics}
@@ -120,14 +125,15 @@ def save_checkpoint(
 
 
 def export_policy(checkpoint: Path, folder: Path) -> SavedCheckpoint:
-    """Write a checkpoint that can execute its policy but not resume its training.
+    """Export a checkpoint to a folder that can run the policy but not resume training.
 
     Raises:
-        UserError: `checkpoint` is not valid, `folder` exists, or it cannot be written.
+        UserError: `checkpoint` is not valid, or `folder` exists.
+        StorageError: `folder` cannot be written.
     """
     saved = read_checkpoint(checkpoint)
     if folder.exists():
-        raise UserError(f"{folder} exists: remove it, or name another folder.")
+        raise UserError(f"{folder} exists. Remove it, or choose another folder.")
     metrics = {"step": saved.step}
     _write_with_manifest(
         folder.with_name(f"{PARTIAL_PREFIX}{folder.name}"),
@@ -145,7 +151,7 @@ def _write_with_manifest(
     """Write a checkpoint folder, add the manifest, and rename the folder.
 
     Args:
-        write: writes the files into the folder that it is given.
+        write: function that writes all files except the manifest into the given folder.
 
     Raises:
         StorageError: see `save_checkpoint`.
@@ -160,7 +166,7 @@ def _write_with_manifest(
         (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
         for file in partial.iterdir():
             fsync_path(file)
-        if final.exists():  # invalid, since a run resumes from valid ones
+        if final.exists():  # an invalid checkpoint: the run resumed from an earlier one
             delete_checkpoint(final)
         atomic_rename(partial, final)
     except BaseException as error:
@@ -169,8 +175,8 @@ def _write_with_manifest(
             raise
         free = shutil.disk_usage(final.parent).free / 2**20
         raise StorageError(
-            f"The checkpoint {final} cannot be written: {error}. {free:.0f} MiB are free there; "
-            "older checkpoints are unchanged."
+            f"The checkpoint {final} cannot be written: {error}. {free:.0f} MiB are free "
+            "there. Older checkpoints are unchanged."
         ) from error
 
 
@@ -178,7 +184,7 @@ def upload_checkpoint(checkpoint: Path) -> None:
     """Upload a checkpoint, manifest last, so that a partial upload is never valid.
 
     Raises:
-        StorageError: it cannot be uploaded.
+        StorageError: the checkpoint cannot be uploaded.
     """
     upload(checkpoint, upload_last=MANIFEST_FILE)
 
@@ -196,23 +202,26 @@ def write_validation(checkpoint: Path, metrics: Mapping[str, Any]) -> None:
 
 @retrying
 def clear_validation(checkpoint: SavedCheckpoint) -> SavedCheckpoint:
-    """Delete the record of a failed validation so that it is run again.
+    """Delete the result of a failed validation so that it is run again.
 
-    The run's `validations.jsonl` keeps it.
+    The result stays in the run's `validations.jsonl`.
+
+    Returns:
+        The checkpoint without the result.
 
     Raises:
-        StorageError: it cannot be deleted.
+        StorageError: the result cannot be deleted.
     """
     delete(checkpoint.path / VALIDATION_FILE)
     return read_checkpoint(checkpoint.path)
 
 
 def read_checkpoint(path: Path) -> SavedCheckpoint:
-    """Verify a checkpoint folder against its manifest.
+    """Read a checkpoint folder and verify its files against its manifest.
 
     Raises:
-        UserError: it has no manifest, or a file does not match it.
-        StorageError: a disk or network file system fails; it may recover.
+        UserError: the folder has no manifest, or a file does not match the manifest.
+        StorageError: a disk or network file system failed; a later call may succeed.
     """
     try:
         manifest = json.loads((path / MANIFEST_FILE).read_text())
@@ -235,17 +244,17 @@ def read_checkpoint(path: Path) -> SavedCheckpoint:
 
 
 def load_train_state(checkpoint: Path, device: str) -> dict[str, Any]:
-    """Load optimizer, schedule and data position with `weights_only`: no pickled code is run.
+    """Load optimizer, schedule and position in the sample plan without running pickled code.
 
     Raises:
-        UserError: the file holds more than tensors and plain values.
+        UserError: the file contains more than tensors and plain values.
     """
     path = checkpoint / TRAIN_STATE_FILE
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is not loaded: {reason}") from error
+        raise UserError(f"{path} cannot be loaded safely: {reason}") from error
 
 
 def _manifest_digest(manifest: Mapping[str, Any]) -> str:
@@ -259,6 +268,6 @@ def _file_digest(path: Path) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _cached_digest(path: Path, *_version: int) -> str:
-    """Hash a file once a process and version: each pruning verifies all checkpoints of a run."""
+    """Hash each version of a file once: every pruning verifies all checkpoints of a run."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

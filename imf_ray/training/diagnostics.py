@@ -1,4 +1,4 @@
-"""Signs of healthy training: gradient norms, and measurements inside the policy."""
+"""Diagnostics of training: gradient norms, and measurements inside the policy."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURE_INCHES = 6.0
-"""Width and height of the figure."""
+"""Width and height of the figure in inches."""
 
 
 class GradientNorms:
-    """Gradient norms before clipping since the last log line; they stay on the device.
+    """Collects the gradient norms of all updates since the last log line, before clipping.
+
+    The norms stay on the device until `metrics` is called.
 
     Args:
-        clip: the norm that gradients are clipped to.
+        clip: maximum norm, to which larger gradients are clipped.
     """
 
     def __init__(self, clip: float) -> None:
@@ -36,7 +38,7 @@ class GradientNorms:
         self._norms.append(norm.detach())
 
     def metrics(self) -> dict[str, float]:
-        """The last norm, the largest one, and the share of updates that were clipped."""
+        """Return the last norm, the maximum and the fraction of clipped updates; then clear."""
         norms = torch.stack(self._norms)
         self._norms.clear()
         return {
@@ -47,9 +49,10 @@ class GradientNorms:
 
 
 def run_diagnostics(agent: VLAAgent, batch: Mapping[str, Any], run_dir: RunDir) -> dict[str, float]:
-    """Return the metrics that an agent supports, and write a figure into the run's folder.
+    """Return the diagnostic metrics that an agent supports.
 
-    The agent's weights and mode are not changed. The cost is that of two forward passes.
+    For an agent with attention residuals, a figure of them is written into the run's folder. The
+    agent's weights and mode are not changed. The cost is about two forward passes.
 
     Args:
         batch: see `VLAAgent.compute_loss`.
@@ -69,7 +72,7 @@ def run_diagnostics(agent: VLAAgent, batch: Mapping[str, Any], run_dir: RunDir) 
 
 
 def plot_depth_weights(weights: Tensor) -> Figure:
-    """Heat map of `residual_attention_weights`: a row per sub-layer, a column per source."""
+    """Plot `residual_attention_weights`: one row per sub-layer, one column per source."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -77,7 +80,7 @@ def plot_depth_weights(weights: Tensor) -> Figure:
     axes = figure.subplots()
     later = torch.ones_like(weights).triu(1).bool()  # outputs of later sub-layers are not read
     image = axes.imshow(weights.masked_fill(later, torch.nan), vmin=0.0)
-    axes.set_xlabel("source (0: the tokens; odd: attention, even: feed-forward)")
+    axes.set_xlabel("source (0: input tokens; odd: attention, even: feed-forward)")
     axes.set_ylabel("sub-layer (even: attention, odd: feed-forward)")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))

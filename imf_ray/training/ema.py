@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 EMA_POWER, EMA_MAX_DECAY = 0.75, 0.9999
-"""Exponent and largest decay of the EMA, see `EMA`."""
+"""Exponent and maximum of the decay, see `EMA`."""
 
 
 class EMA:
@@ -18,17 +18,18 @@ class EMA:
     Policy, arXiv 2303.04137). Integer state is copied.
 
     Args:
-        module: must stay on its device: its tensors are looked up only once, since a look-up takes
-            as long as an update.
+        module: the module to average. It must stay on its device, because its tensors are looked up
+            only once: a look-up takes as long as an update.
     """
 
     def __init__(self, module: nn.Module) -> None:
         weights = module.state_dict()  # shares the module's memory
         self.state = {name: value.clone() for name, value in weights.items()}
-        averaged = [name for name, value in weights.items() if value.is_floating_point()]
-        self._averages = [self.state[name] for name in averaged]
-        self._values = [weights[name] for name in averaged]
-        self._copies = [(self.state[name], weights[name]) for name in weights.keys() - averaged]
+        averaged_names = [name for name, value in weights.items() if value.is_floating_point()]
+        self._averages = [self.state[name] for name in averaged_names]
+        self._values = [weights[name] for name in averaged_names]
+        copied_names = weights.keys() - averaged_names
+        self._copies = [(self.state[name], weights[name]) for name in copied_names]
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Load the averages of a checkpoint."""
@@ -37,7 +38,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Update the average after update number `step`, counted from 0."""
+        """Update the averages after training step `step`, counted from 0."""
         decay = min(1.0 - (1.0 + step) ** -EMA_POWER, EMA_MAX_DECAY)
         torch._foreach_lerp_(self._averages, self._values, 1.0 - decay)
         for copy, value in self._copies:

@@ -1,13 +1,13 @@
-"""Failures of workers and controllers: which are retried, and what they leave in the cluster.
+"""Retries of failed workers and controllers, and removal of the resources they leave behind.
 
 A placement group exists until somebody removes it or the job that created it ends. Ray Train 2.60
-leaks three kinds:
+leaks a placement group in three cases:
 
-* of a killed controller: the cleaner needs the dashboard, which may not run;
-* of a controller killed before all of its workers had started;
-* of workers of which one died while it was given its task.
+* The controller was killed. Ray's cleaner needs the dashboard, which may not run.
+* The controller was killed before all of its workers had started.
+* A worker died while it was receiving its task.
 
-The creator of a leaked group, the controller, is dead. That is how a leaked group is recognized.
+A leaked group was created by a controller that is now dead. This is how it is recognized.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ class CheckpointProgress:
         self._run_dir, self._step = run_dir, run_dir.newest_step() or 0
 
     def advanced(self) -> bool:
-        """True if there is a later checkpoint than at the last call."""
-        # newest_step is None while the folder is out of reach: the known step stays valid.
-        before, self._step = self._step, max(self._step, self._run_dir.newest_step() or 0)
-        return self._step > before
+        """Return True if a newer checkpoint was saved since the last call."""
+        # newest_step is None while the folder cannot be read: keep the last step then.
+        previous, self._step = self._step, max(self._step, self._run_dir.newest_step() or 0)
+        return self._step > previous
 
 
 class ProgressAwareFailurePolicy(DefaultFailurePolicy):
     """Ray Train's failure policy with two changes.
 
-    Failures are counted from the last checkpoint on, so that a long run may survive many. A
-    diverged run ends at once, since the same steps would diverge again.
+    Only failures since the last checkpoint are counted, so a long run can survive many. A diverged
+    run is not retried, because the same training steps would diverge again.
     """
 
     def __init__(self, failure_config: FailureConfig, run_dir: RunDir) -> None:
@@ -73,9 +73,9 @@ class ProgressAwareFailurePolicy(DefaultFailurePolicy):
 class FaultTolerantTorchTrainer(TorchTrainer):
     """A `TorchTrainer` with `ProgressAwareFailurePolicy` and without Ray's placement group cleaner.
 
-    That cleaner asks the dashboard whether the controller lives. A busy head node answers "not
-    known", which the cleaner takes for a no, and removes the group of healthy workers (Ray 2.60).
-    `remove_orphaned_placement_groups` takes its place.
+    That cleaner asks the dashboard whether the controller is alive. A busy head node may answer
+    "not known". The cleaner then assumes that the controller is dead, and removes the placement
+    group of healthy workers (Ray 2.60). `remove_orphaned_placement_groups` replaces it.
     """
 
     def __init__(self, run_dir: RunDir, *args: Any, **kwargs: Any) -> None:
@@ -86,7 +86,7 @@ class FaultTolerantTorchTrainer(TorchTrainer):
 
 
 class OrphanedPlacementGroupCleanup(WorkerGroupCallback):
-    """Cleans up, in Ray Train's controller, what earlier workers left."""
+    """Callback of Ray Train's controller that cleans up after earlier workers."""
 
     def __init__(self, run_dir: RunDir) -> None:
         self._run_dir = run_dir
@@ -100,7 +100,7 @@ class OrphanedPlacementGroupCleanup(WorkerGroupCallback):
             log.warning("The records of earlier workers cannot be deleted: %s", error)
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        """Mark all workers as lost if one failed, since Ray then ends the others."""
+        """Mark all workers as lost if one failed, because Ray then ends the others."""
         if worker_group_status.errors:
             self._run_dir.mark_workers_lost()
 
@@ -109,7 +109,7 @@ def remove_orphaned_placement_groups(include_driver: bool = False) -> None:
     """Remove this job's placement groups whose creators are dead, with the workers in them.
 
     Args:
-        include_driver: also remove groups created by the job's driver, which has lost them.
+        include_driver: also remove groups that the job's driver created but no longer manages.
     """
     if not ray.is_initialized():  # a delayed call after the job has ended
         return
@@ -129,44 +129,46 @@ def fit_with_controller_restarts(
 ) -> ray.train.Result:
     """Train, and restart Ray Train's controller when it fails for reasons unrelated to training.
 
-    Such reasons: the controller cannot write its own list of checkpoints (a full disk, a network
-    error), it is killed, or a worker dies during start-up. It is restarted at most `max_failures`
-    times without a new checkpoint. Waiting for nodes is not counted and has no limit.
+    Examples: the controller cannot write its own list of checkpoints (a full disk, a network
+    error), it is killed, or a worker dies during start-up. The controller is restarted at most
+    `max_failures` times without a new checkpoint. Waiting for nodes is not counted or limited.
 
-    An elastic run may wait for more workers than fit, since Ray counts resources that others hold,
-    and nodes of other pools, as free (Ray 2.60). It is then restarted with fewer workers, and does
-    not grow again until the next restart.
+    An elastic run may wait for more workers than fit, because Ray counts resources in use by other
+    jobs and nodes of other pools as free (Ray 2.60). The run is then restarted with fewer workers.
+    It does not grow again until the next restart.
 
     Args:
-        make_trainer: called with the largest number of workers.
+        make_trainer: makes a trainer for a maximum number of workers.
+        max_failures: maximum number of controller failures without a new checkpoint.
 
     Raises:
         ray.train.TrainingFailedError: training failed, or the controller failed too often.
         ray.exceptions.RayActorError: the controller died too often.
     """
-    workers, failures, progress = resources.max_workers, 0, CheckpointProgress(run_dir)
+    max_workers, num_failures = resources.max_workers, 0
+    progress = CheckpointProgress(run_dir)
     while True:
-        # Ray cannot read its list after a cut-off write, or if it names a deleted checkpoint. The
-        # training loop reports the checkpoints in the run folder again.
+        # Ray cannot read its list of checkpoints if a write was cut off or a listed checkpoint was
+        # deleted. The training loop reports the checkpoints in the run folder again.
         run_dir.delete_ray_snapshot()
         try:
-            return make_trainer(workers).fit()
+            return make_trainer(max_workers).fit()
         except (ray.train.ControllerError, RayActorError) as error:
             cause = getattr(error, "controller_failure", error)
             if isinstance(cause, WorkerGroupStartupTimeoutError):
                 requested = cause.num_workers
                 log.warning("%s waits for resources for %d worker(s)", run_dir, requested)
-                workers = max(resources.min_workers, requested - 1)
+                max_workers = max(resources.min_workers, requested - 1)
                 continue
-            failures = 1 if progress.advanced() else failures + 1
-            if failures > max_failures:
+            num_failures = 1 if progress.advanced() else num_failures + 1
+            if num_failures > max_failures:
                 raise
-            workers = resources.max_workers  # more may fit by now
+            max_workers = resources.max_workers  # more may fit by now
             log.warning("Training in %s restarts: %s", run_dir, cause)
 
 
 def find_user_error(error: BaseException) -> UserError | None:
-    """The `UserError` among the causes of a failed training, if there is one."""
+    """Return the `UserError` that caused a training to fail, or None."""
     failures = [*getattr(error, "worker_failures", {}).values()]
     for failure in [*failures, getattr(error, "controller_failure", None)]:
         cause: BaseException | None = failure
@@ -180,6 +182,6 @@ def find_user_error(error: BaseException) -> UserError | None:
 
 
 def error_summary(error: BaseException) -> str:
-    """The last line of an error, whose text may be the traceback of another process."""
+    """Return the last line of an error message, which may be a traceback of another process."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else repr(error)

@@ -13,19 +13,20 @@ from imf_ray.rollout.records import SUCCESS_RATE
 GAUGES = {
     "loss": ("imf_ray_loss", "Training loss of the last logged batch."),
     "samples_per_s": ("imf_ray_samples_per_s", "Training samples per second, over all workers."),
-    "data_wait_frac": ("imf_ray_data_wait_frac", "Share of the time spent waiting for data."),
+    "data_wait_frac": ("imf_ray_data_wait_frac", "Fraction of the time spent waiting for data."),
     "action_error": ("imf_ray_action_error", "Action error of the last validated checkpoint."),
     SUCCESS_RATE: ("imf_ray_success_rate", "Success rate of the last validated checkpoint."),
-    "rollout/fps": ("imf_ray_rollout_fps", "Control steps per second of the last validation."),
-    "skipped_episodes": ("imf_ray_skipped_episodes", "Bad episode files left out of the data set."),
+    "rollout/fps": ("imf_ray_rollout_fps", "Environment steps per second of the last validation."),
+    "skipped_episodes": ("imf_ray_skipped_episodes", "Invalid episode files that were skipped."),
     "invalid_checkpoints_skipped": (
         "imf_ray_invalid_checkpoints_skipped",
-        "Invalid checkpoints skipped by all starts so far.",
+        "Invalid checkpoints skipped in all launches of the run.",
     ),
-    "restarts": ("imf_ray_restarts", "How often the run was resumed."),
+    "restarts": ("imf_ray_restarts", "Number of times the run was resumed."),
 }
-"""Name and description of each metric's gauge. The tag `run` has the name of the run or trial."""
+"""Name and description of each metric's gauge."""
 RUN_TAG = "run"
+"""Tag of every gauge: the name of the run or trial."""
 REEXPORT_INTERVAL_S = 1.0
 """Seconds between two exports of the same value."""
 
@@ -33,8 +34,8 @@ REEXPORT_INTERVAL_S = 1.0
 class Gauges:
     """The gauges of one run.
 
-    Values are exported again and again by a thread: Ray's agent forgets a value with its next
-    report, mostly before Prometheus scrapes it (Ray 2.60).
+    A thread exports every value repeatedly. Ray's agent forgets a value after its next report,
+    usually before Prometheus scrapes it (Ray 2.60).
     """
 
     def __init__(self, run: str) -> None:
@@ -48,13 +49,13 @@ class Gauges:
         self._thread.start()
 
     def set(self, metrics: Mapping[str, Any]) -> None:
-        """Set the gauges of these metrics; others are ignored."""
+        """Set the gauges of these metrics. Metrics without a gauge are ignored."""
         values = {name: float(metrics[name]) for name in self._gauges if name in metrics}
         self._values |= values
         self._export(values)
 
     def close(self) -> None:
-        """Stop exporting."""
+        """Stop exporting the values."""
         self._closed.set()
         self._thread.join()
 

@@ -1,7 +1,7 @@
 """The training loop of one worker: plain PyTorch with a few calls to Ray Train.
 
-The same loop runs on one CPU, eight GPUs or a cluster. DDP wraps the agent, whose forward is the
-loss, so that gradients are averaged although they pass through a JVP.
+The same loop runs on one CPU, eight GPUs or a cluster. DDP wraps the agent, whose
+`forward` returns the loss, so gradients are averaged over ranks although the loss contains a JVP.
 """
 
 from __future__ import annotations
@@ -38,20 +38,25 @@ WORKER_CONFIG_KEY = "worker_config"
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What the driver passes to every worker."""
+    """Input of every worker, made by the driver."""
 
     config: Config
     run_dir: RunDir
     dataset: TrainDataset
     statistics: Statistics
     cpus: float
-    """CPUs of this worker; PyTorch uses as many threads."""
+    """Number of CPUs of each worker, and of PyTorch's threads in it."""
     num_skipped_episodes: int = 0
-    """Bad episode files that the data set leaves out."""
+    """Number of invalid episode files that the data set leaves out."""
 
 
 def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
-    """Train on one worker; Ray Train runs this function on every rank."""
+    """Train on one worker; Ray Train runs this function on every rank.
+
+    Returns:
+        `swanlab_run` (see `Tracker.swanlab_run`; None except on rank 0), and `stopped`: True if a
+        stop request ended the training before its last step.
+    """
     worker: WorkerConfig = train_loop_config[WORKER_CONFIG_KEY]
     config, run_dir, dataset = worker.config, worker.run_dir, worker.dataset
     train, plan = config.train, dataset.plan
@@ -94,7 +99,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         node_draining, stop_requested = stop_monitor.poll()
         save = schedule.should_save(step) or node_draining or stop_requested
         log_now = _is_due(step, train.log_freq) or step == train.max_steps
-        if log_now or save:  # both wait for the device anyway
+        if log_now or save:  # logging and saving wait for the device anyway
             _check_finite(grad_norm, step)
         if log_now:
             metrics = {"loss": _mean_over_ranks(loss, world_size)}
@@ -128,7 +133,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _download_run(run_dir: RunDir) -> None:
-    """Download a remote run, once per machine, since its ranks share the local copy."""
+    """Download a remote run once per machine, because its ranks share the local copy."""
     if run_dir.is_remote:
         if ray.train.get_context().get_local_rank() == 0:
             run_dir.download()
@@ -136,13 +141,13 @@ def _download_run(run_dir: RunDir) -> None:
 
 
 class DataWaitTimer:
-    """Measures the share of time spent waiting for data."""
+    """Measures the fraction of time spent waiting for data."""
 
     def __init__(self) -> None:
         self._waited_s, self._since = 0.0, time.perf_counter()
 
     def wrap(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield batches and count the time until each arrives."""
+        """Yield batches and measure how long each takes to arrive."""
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
@@ -152,7 +157,7 @@ class DataWaitTimer:
             yield batch
 
     def fraction(self) -> float:
-        """The share of the time since the last call that was spent waiting."""
+        """Return the fraction of the time since the last call that was spent waiting for data."""
         now = time.perf_counter()
         fraction = self._waited_s / max(now - self._since, 1e-9)
         self._waited_s, self._since = 0.0, now
@@ -164,17 +169,18 @@ def _is_due(step: int, period: int) -> bool:
 
 
 def _check_finite(grad_norm: Tensor, step: int) -> None:
-    """Make sure that diverged weights are never saved.
+    """Check that the gradient norm is finite, so that diverged weights are never saved.
 
-    The norm is that of the gradients averaged over ranks. Once it is not finite, it stays so.
+    The norm is equal on all ranks, since gradients are averaged. Once it is not finite, it stays so
+    in all later training steps.
 
     Raises:
-        DivergenceError: it is not finite.
+        DivergenceError: the norm is not finite.
     """
     if not math.isfinite(float(grad_norm)):
         raise DivergenceError(
-            f"The gradient norm is {float(grad_norm)} at step {step}: lower train.lr, or check "
-            "the data."
+            f"The gradient norm is {float(grad_norm)} at training step {step}. Lower train.lr, or "
+            "check the data."
         )
 
 
@@ -186,5 +192,5 @@ def _mean_over_ranks(loss: Tensor, world_size: int) -> float:
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of dropout masks, so that a resumed run repeats them."""
+    """Return the seed of the dropout masks of a step, so that a resumed run repeats them."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])

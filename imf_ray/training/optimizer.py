@@ -12,14 +12,17 @@ from imf_ray.schema import TrainConfig
 
 
 def make_optimizer(agent: VLAAgent, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the agent's own parameter groups."""
+    """Make a fused AdamW optimizer for the agent's parameter groups."""
     groups = agent.get_optim_groups(config.weight_decay)
     betas = config.betas[0], config.betas[1]
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LambdaLR:
-    """Linear warm-up, then a constant rate or a cosine that reaches `min_lr` at `max_steps`."""
+    """Make a learning rate schedule: a linear warm-up, then a constant rate or a cosine.
+
+    The cosine reaches `min_lr` at `max_steps`.
+    """
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:

@@ -26,13 +26,14 @@ TRAINING_FORMATS = {
     "samples_per_s": "{:.0f} samples/s",
     "data_wait_frac": "data wait {:.0%}",
 }
+"""Training metrics to show, in this order, and the format of each."""
 
 
 class RunProgress:
     """Shows the progress of runs while the `with` block trains them.
 
     Args:
-        runs: the folder of each run, which need not exist yet, and its number of updates.
+        runs: total number of updates of each run, by run folder. The folders need not exist yet.
     """
 
     def __init__(self, runs: Mapping[RunDir, int], console: Console) -> None:
@@ -76,7 +77,7 @@ class RunProgress:
         return lines
 
     def _show(self, run_dir: RunDir, line: Mapping[str, Any]) -> None:
-        """Show all latest metrics on a terminal, and those of the new line elsewhere."""
+        """Show the latest value of every metric on a terminal, and only the new line elsewhere."""
         latest = self._latest[run_dir]
         text = format_metrics(latest if self._console.is_terminal else line)
         if text:  # diagnostics have no text
@@ -85,15 +86,15 @@ class RunProgress:
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """Format the most important metrics in one line."""
+    """Return the most important metrics as one line of text."""
     parts = []
     if metrics.get(RESTARTS, 0):
         parts.append(f"restart {metrics[RESTARTS]}")
     if metrics.get(INVALID_CHECKPOINTS, 0):
         parts.append(f"{metrics[INVALID_CHECKPOINTS]} invalid checkpoint(s) skipped")
-    for name, text in TRAINING_FORMATS.items():
+    for name, template in TRAINING_FORMATS.items():
         if name in metrics:
-            parts.append(text.format(metrics[name]))
+            parts.append(template.format(metrics[name]))
     if "action_error" in metrics:
         parts.append(f"action error {metrics['action_error']:.4f}")
     success = describe_success(metrics)

@@ -1,4 +1,4 @@
-"""When checkpoints are saved and validated, and how Ray Train learns of them."""
+"""The schedule of checkpoints and validations, and their reports to Ray Train."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ from imf_ray.training.run_dir import RunDir
 from imf_ray.training.tracking import Tracker
 
 COMMIT_TIMEOUT_S = 30.0
-"""Seconds to wait until Ray Train has committed the checkpoints that were reported before."""
+"""Seconds to wait until Ray Train has committed the checkpoints reported so far."""
 EARLIER_VALIDATIONS_KEY = "earlier_validations"
-"""Key of a report: metrics of earlier validations than the latest, whose metrics it contains."""
+"""Key of a report: list of the metrics of all new validations except the latest.
+
+The metrics of the latest validation are in the report itself."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CheckpointSchedule:
-    """Decides after which steps a checkpoint is saved, and which of them are validated."""
+    """Decides after which training steps a checkpoint is saved, and which ones are validated."""
 
     train: TrainConfig
     steps_per_epoch: int
 
     def should_save(self, step: int) -> bool:
-        """True if a checkpoint is saved after `step` updates."""
+        """Return True if a checkpoint is saved after `step` updates."""
         is_regular = step % self.train.save_freq == 0 or step == self.train.max_steps
         return is_regular or self._ends_validation_period(step)
 
     def should_validate(self, step: int) -> bool:
-        """True if a checkpoint after `step` updates is validated, if there is one."""
+        """Return True if the checkpoint after `step` updates, if any, must be validated."""
         if self.train.rollout_validate_on_checkpoint and self.should_save(step):
             return True
         is_last = self.train.rollout_val_freq_epochs > 0 and step == self.train.max_steps
@@ -69,17 +71,21 @@ class CheckpointReporter:
         self._unreported = [] if tracker is None else run_dir.read_validations()
 
     def collect_validations(self) -> None:
-        """Log validations that have ended; the next checkpoint's report contains them."""
+        """Log the validations that have ended. The next checkpoint's report contains them."""
         if self._tracker is not None:
             self._unreported += self._tracker.log_validations()
 
     def report(self, step: int, saved: SavedCheckpoint | None) -> None:
-        """Report a checkpoint with all validations that have ended, then prune checkpoints."""
+        """Report a checkpoint with all new validations, then prune checkpoints.
+
+        Args:
+            saved: the checkpoint on rank 0; None on other ranks.
+        """
         metrics: dict[str, Any] = {"step": step}
         checkpoint = None
         if saved is not None and self._tracker is not None:
             checkpoint = _as_ray_checkpoint(saved.path)
-            # Validations of earlier checkpoints end late, and they are what ranks trials.
+            # Trials are ranked by validations, which may end after later checkpoints are saved.
             self._run_dir.download_validations()
             self.collect_validations()
             *earlier, latest = self._unreported or [{}]
@@ -97,33 +103,33 @@ class CheckpointReporter:
         self._prune()
 
     def report_existing_checkpoints(self, step: int) -> None:
-        """Report the checkpoints on disk whose report, or whose validation, was lost.
+        """Report the checkpoints on disk whose report or validation was lost.
 
         Args:
             step: the step from which this rank resumes.
 
         Raises:
-            RuntimeError: another rank resumes from another step; the two would deadlock.
+            RuntimeError: rank 0 resumes from a different step, so the ranks would deadlock.
         """
         unreported: list[int] = []
         saved: dict[int, SavedCheckpoint] = {}
         if self._tracker is not None:
             saved = {checkpoint.step: checkpoint for checkpoint in self._run_dir.list_checkpoints()}
             reported = {Path(entry.checkpoint.path).name for entry in _reported_checkpoints()}
-            unreported = [step for step, c in saved.items() if c.path.name not in reported]
+            unreported = [s for s, c in saved.items() if c.path.name not in reported]
         first_step, unreported = ray.train.collective.broadcast_from_rank_zero((step, unreported))
         if step != first_step:
             raise RuntimeError(f"Rank 0 resumes from step {first_step}, this rank from {step}.")
-        for number in set(unreported) & saved.keys():  # before the first report prunes any
-            checkpoint = saved[number]
+        for saved_step in set(unreported) & saved.keys():  # first, because `report` prunes
+            checkpoint = saved[saved_step]
             failed = checkpoint.has_validation and not checkpoint.validation_succeeded
-            if failed and self._schedule.should_validate(number):
-                saved[number] = clear_validation(checkpoint)
-        for number in unreported:
-            self.report(number, saved.get(number))
+            if failed and self._schedule.should_validate(saved_step):
+                saved[saved_step] = clear_validation(checkpoint)
+        for saved_step in unreported:
+            self.report(saved_step, saved.get(saved_step))
 
     def wait_for_validations(self) -> None:
-        """Wait for running validations, log them, and prune checkpoints that waited for them."""
+        """Wait for running validations and log them, then prune their checkpoints."""
         assert self._tracker is not None
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.VALIDATED)
         self._run_dir.download_validations()
@@ -140,14 +146,14 @@ class CheckpointReporter:
 
 
 def _as_ray_checkpoint(checkpoint: Path) -> ray.train.Checkpoint:
-    """A checkpoint of the run under its path in Ray Train's storage."""
+    """Return a Ray Train checkpoint for a checkpoint of the run, by its path in Ray's storage."""
     storage = ray.train.get_context().get_storage()
     path = f"{storage.experiment_fs_path}/{checkpoint.name}"
     return ray.train.Checkpoint(path, filesystem=storage.storage_filesystem)
 
 
 def _reported_checkpoints() -> list[ReportedCheckpoint]:
-    """The checkpoints that Ray Train knows of."""
+    """Return the checkpoints that were reported to Ray Train and committed."""
     return ray.train.get_all_reported_checkpoints(
         CheckpointConsistencyMode.COMMITTED, timeout_s=COMMIT_TIMEOUT_S
     )

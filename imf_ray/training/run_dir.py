@@ -92,25 +92,25 @@ class WorkerRecord:
 
 @dataclass(frozen=True)
 class DataManifest:
-    """The episodes of a run and the plan that cuts them into batches (`data.json`)."""
+    """The episodes of a run, and the number of virtual shards of its sample plan (`data.json`)."""
 
     episodes: list[list[Any]]
     """File name, length and content hash of each training episode."""
     virtual_shards: int
-    """The number at the first start; batches stay the same when the number of workers changes."""
+    """The number at the first launch. It stays the same when the number of workers changes."""
     val_episodes: list[EpisodeRef]
     """Episodes held out for validation."""
 
 
 class RunDir(StoppableDir):
-    """The folder of one run: the only place that knows its file names.
+    """The folder of one run. No other class knows its file names.
 
         config.yaml              resolved configuration of the run
         data.json                episodes for training and validation, number of virtual shards
         checkpoint_00001000/     state after 1000 updates, see `training/checkpoint.py`
         .partial_00001000/       a checkpoint that is being written; it is never uploaded
-        metrics.jsonl            a line per log entry: training metrics, validations, restarts
-        validations.jsonl        a line per validation; it outlives deleted checkpoints
+        metrics.jsonl            one line per log entry: training metrics, validations, restarts
+        validations.jsonl        one line per validation, also of checkpoints deleted since
         videos/                  a video of the first episode of each validation
         evaluations/             episode records, see `rollout/record_store.py`
         workers/rank_0.json      process of rank 0 (`WorkerRecord`)
@@ -122,8 +122,9 @@ class RunDir(StoppableDir):
         trial.json               result of the trial, if the run belongs to a sweep
         checkpoint_manager_snapshot.json    Ray Train's own list of checkpoints
 
-    Methods that write, upload or download retry by `files.retry_io` and raise `StorageError` in the
-    end. Those that say "not retried" raise at once: they are polled, or their caller cannot wait.
+    Methods that write, upload or download retry by `files.retry_io`. If the last retry fails, they
+    raise `StorageError`. Methods marked "not retried" raise at once: they are polled, or their
+    caller cannot wait.
     """
 
     @property
@@ -147,7 +148,7 @@ class RunDir(StoppableDir):
         return self.path / SWANLAB_DIR
 
     def checkpoint(self, step: int) -> Path:
-        """The folder of the checkpoint after `step` updates."""
+        """Return the folder of the checkpoint after `step` updates."""
         return self.path / checkpoint_name(step)
 
     # Synchronization
@@ -169,7 +170,7 @@ class RunDir(StoppableDir):
                 continue
             try:
                 read_checkpoint(path)
-            except UserError:  # left by an earlier attempt on this machine
+            except UserError:  # an incomplete copy from an earlier attempt on this machine
                 shutil.rmtree(path)
                 download(path)
 
@@ -181,18 +182,18 @@ class RunDir(StoppableDir):
     # Configuration and data
 
     def read_config(self) -> dict[str, Any]:
-        """The stored configuration as plain containers; earlier versions may lack options."""
+        """Return the stored configuration as plain containers. Old runs may lack options."""
         config = OmegaConf.to_container(OmegaConf.load(self.config_file))
         assert isinstance(config, dict)
         return config  # type: ignore[return-value]
 
     @retrying
     def write_config(self, yaml: str) -> None:
-        """Write the resolved configuration, unless it is there."""
+        """Write the resolved configuration, unless the file already contains it."""
         write_if_changed(self.config_file, yaml)
 
     def read_data_manifest(self) -> DataManifest | None:
-        """The stored `DataManifest`; None if there is none."""
+        """Return the stored `DataManifest`, or None if there is none."""
         path = self.path / DATA_MANIFEST_FILE
         if not path.is_file():
             return None
@@ -206,7 +207,7 @@ class RunDir(StoppableDir):
 
     @retrying
     def write_data_manifest(self, manifest: DataManifest) -> None:
-        """Write a `DataManifest`, unless it is there."""
+        """Write a `DataManifest`, unless the file already contains it."""
         content = {
             "episodes": manifest.episodes,
             "virtual_shards": manifest.virtual_shards,
@@ -215,7 +216,7 @@ class RunDir(StoppableDir):
         write_if_changed(self.path / DATA_MANIFEST_FILE, json.dumps(content))
 
     def find_val_episodes(self) -> list[EpisodeRef]:
-        """The episodes held out for validation; empty unless all of their files exist.
+        """Return the episodes held out for validation, or an empty list if a file is missing.
 
         Raises:
             StorageError: the storage cannot be read; not retried.
@@ -228,19 +229,19 @@ class RunDir(StoppableDir):
     # Checkpoints
 
     def list_checkpoints(self) -> list[SavedCheckpoint]:
-        """The valid checkpoints, oldest first; invalid ones are skipped with a warning."""
+        """Return the valid checkpoints, oldest first. Others are skipped with a warning."""
         return list(_iter_valid(sorted(self.path.glob(CHECKPOINT_GLOB))))
 
     def newest_checkpoint(self) -> SavedCheckpoint | None:
-        """The valid checkpoint with most updates; invalid ones are skipped with a warning."""
+        """Return the newest valid checkpoint, or None. Others are skipped with a warning."""
         paths = sorted(self.path.glob(CHECKPOINT_GLOB), reverse=True)
         return next(_iter_valid(paths), None)
 
     def best_checkpoint(self) -> SavedCheckpoint:
-        """The valid checkpoint that ranks first by `checkpoint_rank_key`.
+        """Return the valid checkpoint that ranks first by `checkpoint_rank_key`.
 
         Raises:
-            UserError: there is none.
+            UserError: the run has no valid checkpoint.
         """
         saved = self.list_checkpoints()
         if not saved:
@@ -248,12 +249,12 @@ class RunDir(StoppableDir):
         return min(saved, key=lambda checkpoint: checkpoint_rank_key(checkpoint.metrics))
 
     def newest_step(self) -> int | None:
-        """The step of the newest finished checkpoint, which is not verified; None without any."""
+        """Return the step of the newest finished checkpoint without verifying it, or None."""
         manifests = self.path.glob(f"{CHECKPOINT_GLOB}/{MANIFEST_FILE}")
         return max((checkpoint_step(manifest.parent) for manifest in manifests), default=None)
 
     def count_checkpoints_after(self, step: int) -> int:
-        """The number of checkpoint folders, valid or not, with more than `step` updates."""
+        """Return the number of checkpoint folders, valid or not, with more than `step` updates."""
         return sum(checkpoint_step(path) > step for path in self.path.glob(CHECKPOINT_GLOB))
 
     def save_checkpoint(
@@ -271,7 +272,7 @@ class RunDir(StoppableDir):
         return saved
 
     def delete_partial_checkpoints(self) -> None:
-        """Delete what killed writers left; only the next writer may call this."""
+        """Delete unfinished checkpoints of killed writers; only the next writer may call this."""
         for partial in self.path.glob(f"{PARTIAL_PREFIX}*"):
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -279,10 +280,10 @@ class RunDir(StoppableDir):
         """Delete all valid checkpoints except the newest `keep_last_k`, the best and pending ones.
 
         Args:
-            pending: returns True for steps whose checkpoint must be validated.
+            pending: returns True for each step whose checkpoint must be validated before deletion.
 
         Raises:
-            StorageError: one cannot be deleted; not retried.
+            StorageError: a checkpoint cannot be deleted; not retried.
         """
         saved = self.list_checkpoints()
         by_rank = sorted(saved, key=lambda checkpoint: checkpoint_rank_key(checkpoint.metrics))
@@ -308,14 +309,17 @@ class RunDir(StoppableDir):
         return retry_io(RetryingJsonlWriter, self.path / f"samples_rank_{rank}.jsonl")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; an empty list if the file is missing."""
+        """Return the lines of `metrics.jsonl`, or an empty list if the file is missing."""
         return [_parse_metrics(line) for line in read_lines(self.path / METRICS_FILE)]
 
     def read_new_metrics(self, offset: int) -> tuple[list[dict[str, Any]], int]:
-        """Download `metrics.jsonl` and return its lines after a byte offset, and their end.
+        """Download `metrics.jsonl` and return its lines after a byte offset.
+
+        Returns:
+            The complete lines, and the byte offset of their end.
 
         Raises:
-            StorageError: it cannot be read; not retried.
+            StorageError: the file cannot be read; not retried.
         """
         path = self.path / METRICS_FILE
         download(path)
@@ -340,7 +344,7 @@ class RunDir(StoppableDir):
 
     @retrying
     def read_validations(self) -> list[dict[str, Any]]:
-        """The metrics of every validation so far; `VALIDATED_STEP` is the checkpoint's step."""
+        """Return the metrics of every validation so far, with the checkpoint's `VALIDATED_STEP`."""
         rows = [_parse_metrics(line) for line in read_lines(self.path / VALIDATIONS_FILE)]
         return [{VALIDATED_STEP: row.pop("step"), **row} for row in rows]
 
@@ -351,7 +355,7 @@ class RunDir(StoppableDir):
 
     @retrying
     def read_validation_video(self, step: int) -> bytes | None:
-        """The video of a checkpoint's validation, which may be on another machine."""
+        """Return the video of a checkpoint's validation, or None; download it if necessary."""
         path = self._video_file(step)
         download(path)
         return path.read_bytes() if path.is_file() else None
@@ -365,7 +369,7 @@ class RunDir(StoppableDir):
         write_figure(self.path / DEPTH_WEIGHTS_FILE, figure)
 
     def swanlab_run_id(self) -> str:
-        """The id that names the run at SwanLab online; the first call creates it. Not retried."""
+        """Return the id of the run at SwanLab online. The first call makes one. Not retried."""
         path = self.swanlab_dir / SWANLAB_RUN_ID_FILE
         download(path)
         if not path.is_file():
@@ -386,10 +390,10 @@ class RunDir(StoppableDir):
         write_atomically(path, json.dumps(asdict(record)))
 
     def read_workers(self) -> list[dict[str, Any]]:
-        """The `WorkerRecord`s as plain dictionaries.
+        """Return the `WorkerRecord`s as plain dictionaries.
 
         Raises:
-            StorageError: they cannot be read; not retried.
+            StorageError: the records cannot be read; not retried.
         """
         folder = authoritative_path(self.path / WORKERS_DIR)
         with storage_errors(folder, "listed"):
@@ -404,7 +408,7 @@ class RunDir(StoppableDir):
     def mark_workers_lost(self) -> None:
         """Mark the workers as dead, so that a graceful stop does not wait for their checkpoint.
 
-        A failure is only logged; not retried.
+        A failure is logged and neither raised nor retried.
         """
         try:
             write_atomically(self.path / WORKERS_DIR / WORKERS_LOST_FILE, "")
@@ -412,15 +416,15 @@ class RunDir(StoppableDir):
             log.warning("The workers cannot be marked as lost: %s", error)
 
     def has_live_workers(self) -> bool:
-        """True if there are workers that may still write a checkpoint; not retried."""
+        """Return True if there are workers that may still write a checkpoint; not retried."""
         lost = authoritative_path(self.path / WORKERS_DIR) / WORKERS_LOST_FILE
         return bool(self.read_workers()) and not exists(lost)
 
     def safe_to_kill(self, max_steps: int) -> bool:
-        """True if killing the run loses nothing, after a request to stop; not retried."""
+        """Return True if killing the run loses no update, after a request to stop; not retried."""
         if not self.stop_requested(retry=False) or not self.has_live_workers():
             return True
-        # A trained run only waits for validations.
+        # A run that has saved its last checkpoint only waits for validations.
         return exists(authoritative_path(self.checkpoint(max_steps)) / MANIFEST_FILE)
 
 
@@ -434,7 +438,7 @@ def _iter_valid(paths: Iterable[Path]) -> Iterator[SavedCheckpoint]:
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    """Log a warning once a process; each listing meets the same invalid checkpoints again."""
+    """Log a warning once per process: every listing finds the same invalid checkpoints."""
     log.warning(message)
 
 

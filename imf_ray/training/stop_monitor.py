@@ -1,8 +1,8 @@
 """Stopping a run early without losing an update.
 
 A driver that is asked to stop requests it in the run's folder (`RunDir.request_stop`). Rank 0 sees
-the request, and all ranks agree on the step. They save its checkpoint and delete the request, which
-tells the driver that nothing is left to wait for.
+the request, and all ranks agree on the training step to stop at. Rank 0 saves its checkpoint and
+deletes the request. The driver waits until the request is gone.
 
 A node that is about to be drained also leads to a checkpoint. Training then continues until the
 node is gone.
@@ -25,12 +25,12 @@ from imf_ray.training.run_dir import RunDir
 CHECK_INTERVAL_S = 5.0
 """Seconds between checks for draining nodes and, for remote runs, for a request to stop.
 
-A local run checks for a request after every step."""
+A local run checks for a request after every training step."""
 log = logging.getLogger(__name__)
 
 
 class StopSignal(IntEnum):
-    """What the ranks agree on after a step."""
+    """Decision that all ranks agree on after a training step."""
 
     NONE = 0
     CHECK_NODES = 1
@@ -48,12 +48,12 @@ class StopMonitor:
             self._group = torch.distributed.new_group(backend="gloo")
         self._checked_at = time.monotonic()
         self._saved_for: set[str] = set()
-        """Ids of draining nodes that a checkpoint was saved for."""
+        """Ids of draining nodes for which a checkpoint was saved."""
 
     def poll(self) -> tuple[bool, bool]:
-        """Return whether a node started to drain, and whether the run must stop.
+        """Return two flags: a node has started to drain; the run must stop.
 
-        Every rank calls this after every step.
+        Every rank calls this after every training step.
         """
         signal = self._agree(self._local_signal() if self._rank == 0 else StopSignal.NONE)
         node_draining = signal == StopSignal.CHECK_NODES and self._node_is_draining()
@@ -84,7 +84,7 @@ class StopMonitor:
         return StopSignal(int(value))
 
     def _node_is_draining(self) -> bool:
-        """True if a node of this run is draining and no checkpoint was saved for it yet."""
+        """Return True if a node of this run is draining and no checkpoint was saved for it yet."""
         info = ray.train.get_preemption_info()  # equal on every rank
         draining = set() if info is None else set(info.preempted_node_ids)
         new = draining - self._saved_for

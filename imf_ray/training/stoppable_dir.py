@@ -1,4 +1,4 @@
-"""A folder whose job can be asked to stop, shared by runs and sweeps."""
+"""The common part of run folders and sweep folders: requests to stop."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class StoppableDir:
         return remote_path(self.path) is not None
 
     def request_stop(self) -> None:
-        """Ask the workers to save a checkpoint and to stop.
+        """Ask the run or sweep to save its checkpoints and stop.
 
         Raises:
             StorageError: the request cannot be written; not retried.
@@ -72,10 +72,10 @@ class StoppableDir:
             request.unlink(missing_ok=True)
 
     def stop_requested(self, retry: bool = True) -> bool:
-        """True if a request to stop is pending.
+        """Return True if a request to stop is pending.
 
         Args:
-            retry: wait for storage that is out of reach, instead of raising `StorageError`.
+            retry: retry while the storage cannot be reached, instead of raising `StorageError`.
         """
         request = authoritative_path(self.path) / STOP_FILE
         return retry_io(exists, request) if retry else exists(request)

@@ -1,4 +1,8 @@
-"""Run telemetry: worker records, metrics.jsonl, Prometheus gauges and SwanLab."""
+"""Logging of a training run.
+
+A run writes metrics.jsonl, Prometheus gauges and worker records. It can also log to SwanLab, an
+experiment tracker.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +29,15 @@ from imf_ray.training.run_dir import RunDir, WorkerRecord
 from imf_ray.video import decode_video, encode_gif
 
 RESTARTS = "restarts"
-"""Metric: how often the run was resumed. The first line of each start has it."""
+"""Metric: number of times the run was resumed; in the first line of each launch."""
 INVALID_CHECKPOINTS, SKIPPED_EPISODES = "invalid_checkpoints_skipped", "skipped_episodes"
 VALIDATED = "validated"
-"""Metric: 1 in lines with the result of a validation."""
+"""Metric: marks a line with the result of a validation, successful or failed; always 1."""
 log = logging.getLogger(__name__)
 
 
 def make_worker_record(rank: int) -> WorkerRecord:
-    """Describe this process, which runs one rank."""
+    """Make the `WorkerRecord` of this process, which runs one rank."""
     context = ray.get_runtime_context()
     log_dir = node_log_dir()
     logs = sorted(log_dir.glob(f"worker-{context.get_worker_id()}-*.err"))
@@ -48,9 +52,9 @@ def make_worker_record(rank: int) -> WorkerRecord:
 
 
 class SampleLog:
-    """Logs one rank's sample ids of each step: lines `{"step": ..., "samples": [...]}`.
+    """Writes one rank's sample ids of each update: lines `{"step": ..., "samples": [...]}`.
 
-    A step that is repeated after a failure has another line.
+    An update that is repeated after a failure is logged again in a new line.
     """
 
     def __init__(self, run_dir: RunDir, rank: int) -> None:
@@ -66,11 +70,17 @@ class SampleLog:
 
 
 class Tracker:
-    """Rank 0's log of a run: metrics.jsonl, Ray's gauges, and SwanLab if it is enabled.
+    """Logs a run on rank 0: metrics.jsonl, Ray's gauges, and SwanLab if it is enabled.
 
-    Each start writes a line with three counts: `restarts`; `invalid_checkpoints_skipped`, newer
-    checkpoints that no start so far could resume from; and `skipped_episodes`, bad episode files
-    that are left out.
+    Each launch of the run first writes a line with three counts:
+
+    * `restarts`: number of times the run was resumed;
+    * `invalid_checkpoints_skipped`: number of checkpoints that were newer than the one resumed from
+      but invalid, summed over all launches;
+    * `skipped_episodes`: number of invalid episode files that were skipped.
+
+    Args:
+        start_step: number of updates at this launch.
     """
 
     def __init__(
@@ -80,24 +90,24 @@ class Tracker:
         self._run_dir = run_dir
         lines = run_dir.read_metrics()
         self._logged_validations = {_validation_key(line) for line in lines if VALIDATED in line}
-        starts = [line for line in lines if RESTARTS in line]
+        launches = [line for line in lines if RESTARTS in line]
         self._gauges = Gauges(run_dir.name)
         self._file = run_dir.open_metrics()
         self._swanlab = _start_swanlab(run_dir, config) if config.train.use_swanlab else None
         self._last_step, self._last_time = start_step, time.monotonic()
         num_invalid = run_dir.count_checkpoints_after(start_step)
-        num_invalid += sum(line[INVALID_CHECKPOINTS] for line in starts[-1:])
+        num_invalid += sum(line[INVALID_CHECKPOINTS] for line in launches[-1:])
         self._write(
             start_step,
             {
-                RESTARTS: len(starts),
+                RESTARTS: len(launches),
                 INVALID_CHECKPOINTS: num_invalid,
                 SKIPPED_EPISODES: num_skipped_episodes,
             },
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log training metrics after `step` updates, with the speed since the last call."""
+        """Log training metrics after `step` updates, and `samples_per_s` since the last call."""
         now = time.monotonic()
         elapsed_s = max(now - self._last_time, 1e-9)
         num_samples = (step - self._last_step) * self._config.train.batch_size
@@ -105,13 +115,14 @@ class Tracker:
         self._write(step, {**metrics, "samples_per_s": num_samples / elapsed_s})
 
     def log_diagnostics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the policy's diagnostics after `step` updates."""
+        """Log diagnostic metrics of the policy (`run_diagnostics`) after `step` updates."""
         self._write(step, metrics)
 
     def log_validations(self) -> list[dict[str, Any]]:
         """Log and return the validations that ended since the last call.
 
-        A checkpoint has one validation, or two if the first one failed.
+        A failed validation can be retried. A checkpoint may thus have one failed and one successful
+        result; each of them is logged once.
         """
         new = []
         for metrics in self._run_dir.read_validations():
@@ -126,7 +137,7 @@ class Tracker:
 
     @property
     def swanlab_run(self) -> str | None:
-        """URL of the SwanLab run, or its folder if it is offline; None without SwanLab."""
+        """URL of an online SwanLab run, or folder of an offline one; None if SwanLab is off."""
         if self._swanlab is None:
             return None
         try:
@@ -135,7 +146,7 @@ class Tracker:
             return str(self._run_dir.swanlab_dir)
 
     def close(self) -> None:
-        """Flush and close everything."""
+        """Close the log file and the gauges, and finish the SwanLab run."""
         self._gauges.close()
         self._file.close()
         if self._swanlab is not None:
@@ -161,15 +172,15 @@ class Tracker:
 
 
 def _validation_key(metrics: Mapping[str, Any]) -> tuple[int, bool]:
-    """The step of a validated checkpoint, and whether its validation failed."""
+    """Return the step of a validated checkpoint, and True if its validation failed."""
     return int(metrics[VALIDATED_STEP]), VALIDATION_ERROR in metrics
 
 
 def merge_metrics(before: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
-    """Update the latest value of each metric by a line of the log.
+    """Return the latest value of each metric: `before`, overwritten with the values of one line.
 
-    `step` stays that of training, since validations are logged under the step of an earlier
-    checkpoint. A new validation removes the error of the last one.
+    A validation line does not change `step`, because its own step is that of an earlier checkpoint.
+    It also removes the error of the previous validation.
     """
     if VALIDATED not in line:
         return {**before, **line}
@@ -181,18 +192,18 @@ def check_tracking(config: Config) -> None:
     """Check that the configured SwanLab mode is installed.
 
     Raises:
-        UserError: the local board is not installed.
+        UserError: SwanLab's board, which mode `local` needs, is not installed.
     """
     is_local = config.train.use_swanlab and config.train.swanlab_mode == "local"
     if is_local and importlib.util.find_spec("swanboard") is None:
         raise UserError(
-            "train.swanlab_mode=local needs SwanLab's board: pip install 'swanlab[dashboard]', or "
-            "choose train.swanlab_mode=offline."
+            "train.swanlab_mode=local needs SwanLab's board, which is not installed. Run "
+            "pip install 'swanlab[dashboard]', or set train.swanlab_mode=offline."
         )
 
 
 def swanlab_mode(config: Config) -> str:
-    """The SwanLab mode: as configured, but offline instead of online without a login."""
+    """Return the configured SwanLab mode, or "offline" if it is "online" without a login."""
     import swanlab
 
     mode = config.train.swanlab_mode
@@ -200,16 +211,16 @@ def swanlab_mode(config: Config) -> str:
 
 
 def describe_tracking(config: Config) -> str:
-    """One line on whether and how SwanLab is used."""
+    """Return a line such as "SwanLab: offline"."""
     if not config.train.use_swanlab:
         return "SwanLab: off"
     mode = swanlab_mode(config)
-    reason = "" if mode == config.train.swanlab_mode else " (no login found: swanlab login)"
+    reason = "" if mode == config.train.swanlab_mode else " (not logged in; run `swanlab login`)"
     return f"SwanLab: {mode}{reason}"
 
 
 def _start_swanlab(run_dir: RunDir, config: Config) -> Any:
-    """Start or resume the SwanLab run; it is offline if SwanLab cannot be reached."""
+    """Start or resume the SwanLab run. If SwanLab cannot be reached, the run is offline."""
     import swanlab
 
     run_dir.swanlab_dir.mkdir(parents=True, exist_ok=True)
@@ -225,6 +236,7 @@ def _start_swanlab(run_dir: RunDir, config: Config) -> Any:
         return start(mode=mode)
     try:
         return start(mode=mode, id=run_dir.swanlab_run_id(), resume="allow")
-    except Exception as error:  # any network failure; training does not depend on SwanLab
-        log.warning("SwanLab is offline for this start: %s: %s", type(error).__name__, error)
+    except Exception as error:  # any failure, usually of the network: training continues
+        reason = f"{type(error).__name__}: {error}"
+        log.warning("SwanLab cannot start online, so this launch is logged offline: %s", reason)
         return start(mode="offline", reinit=True)

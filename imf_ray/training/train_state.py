@@ -1,4 +1,4 @@
-"""The training state of one worker and the optimization step."""
+"""The training state of one worker, and the training step."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class TrainState:
         self.module = ray.train.torch.prepare_model(self.agent, move_to_device=False)
 
     def restore(self, checkpoint: SavedCheckpoint, plan: SamplePlan) -> None:
-        """Load a checkpoint, to continue exactly as the uninterrupted run would have.
+        """Load a checkpoint. Training then continues exactly as without an interruption.
 
         Raises:
-            UserError: the checkpoint was saved at another position of the sample plan.
+            UserError: the checkpoint was saved at a different position in the sample plan.
         """
         state = load_train_state(checkpoint.path, str(self.device))
         expected = plan.state_dict(checkpoint.step)
@@ -73,8 +73,8 @@ class TrainState:
         position = rename_keys(state.get(DATA_STATE_KEY, expected), DATA_STATE_KEYS)
         if position != expected:
             raise UserError(
-                f"{checkpoint.path} was saved at {position} of its data, but this run's plan is at "
-                f"{expected}: the run folder mixes files of two runs."
+                f"{checkpoint.path} was saved at data position {position}, but this run expects "
+                f"{expected}. The run folder mixes files of two runs."
             )
         self.step = checkpoint.step
         self.agent.load_state_dict(load_weights(checkpoint.path / WEIGHTS_FILE))
@@ -86,7 +86,7 @@ class TrainState:
     def save(
         self, run_dir: RunDir, metrics: Mapping[str, float], plan: SamplePlan
     ) -> SavedCheckpoint:
-        """Write and upload a checkpoint of the current step with these metrics."""
+        """Write and upload a checkpoint of the current training step with these metrics."""
         state = {
             DATA_STATE_KEY: plan.state_dict(self.step),
             "optimizer": self.optimizer.state_dict(),
@@ -96,7 +96,7 @@ class TrainState:
         return run_dir.save_checkpoint(self.step, metrics, self.agent, self._config, ema, state)
 
     def update(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Run one optimization step; return the loss and the gradient norm before clipping."""
+        """Run one training step; return the loss and the gradient norm before clipping."""
         train = self._config.train
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(split_microbatches(batch, train.gradient_accumulation_steps))
@@ -109,7 +109,10 @@ class TrainState:
         return loss, grad_norm
 
     def _backward(self, microbatches: Sequence[Mapping[str, Any]]) -> Tensor:
-        """Accumulate the gradients of all microbatches; ranks synchronize at the last one."""
+        """Accumulate the gradients of all microbatches and return the sum of their losses.
+
+        Ranks synchronize gradients only in the last microbatch.
+        """
         total = torch.zeros((), device=self.device)
         for number, microbatch in enumerate(microbatches, start=1):
             is_ddp = isinstance(self.module, DistributedDataParallel)
@@ -124,8 +127,8 @@ class TrainState:
 def split_microbatches(batch: Mapping[str, Any], n: int) -> list[dict[str, Any]]:
     """Split a batch of tensors into `n` parts of about equal size along the first axis.
 
-    Scalars are copied to every part. Since `valid_count` is one, the losses of the parts add up to
-    the loss of the batch.
+    Scalars are copied to every part. `valid_count` is such a scalar, so the losses of the parts add
+    up to the loss of the batch.
     """
     microbatches: list[dict[str, Any]] = [{} for _ in range(n)]
     for key, value in batch.items():

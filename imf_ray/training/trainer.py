@@ -46,14 +46,16 @@ from imf_ray.training.tracking import check_tracking
 from imf_ray.training.validation import validate
 
 CONTROLLER_FAILURE_LIMIT, ELASTIC_FAILURE_LIMIT = 30, 1
-"""How many 60-second placement timeouts Ray tolerates before it reports a controller failure, for a
-fixed number of workers and for an elastic run, which then asks for fewer workers."""
+"""Number of 60-second placement timeouts that Ray tolerates before it reports a controller failure.
+
+The first is for a fixed number of workers. The second is for an elastic run, which then asks for
+fewer workers."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A configuration that was checked together with its data."""
+    """A configuration that was checked, with its data and the plan of its batches."""
 
     config: Config
     train: EpisodeIndex
@@ -61,10 +63,10 @@ class PreparedRun:
     plan: SamplePlan
 
     def describe(self) -> str:
-        """One line on the data and the length of the run."""
+        """Describe the data and the length of the run in one line."""
         epochs = self.config.train.max_steps / self.plan.steps_per_epoch
         num_skipped = len(self.train.skipped)
-        skipped = f", {num_skipped} bad ones skipped" if num_skipped else ""
+        skipped = f", {num_skipped} invalid ones skipped" if num_skipped else ""
         return (
             f"{len(self.train.episodes)} episodes for training, {len(self.val.episodes)} for "
             f"validation{skipped}; {self.plan.num_samples} samples, {self.plan.steps_per_epoch} "
@@ -74,19 +76,20 @@ class PreparedRun:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended."""
+    """Outcome of a run."""
 
     run_dir: RunDir
     swanlab_run: str | None
     stopped: bool
-    """True if a request to stop ended it before its last step."""
+    """True if a stop request ended the run before its last training step."""
 
 
 def prepare_run(config: Config) -> PreparedRun:
-    """Check everything that can be checked before anything starts.
+    """Check a configuration and its data before training starts.
 
     Raises:
-        UserError: bad data, an impossible agent or batch, or a tracker that is not installed.
+        UserError: the data, the agent's options or the batch size are invalid, or the configured
+            SwanLab mode is not installed.
     """
     check_tracking(config)
     check_agent_options(config.agent, config.task.action_space)
@@ -95,10 +98,10 @@ def prepare_run(config: Config) -> PreparedRun:
 
 
 def load_run(config: Config) -> PreparedRun:
-    """Index the data and lay out the batches of a configuration that `prepare_run` has checked.
+    """Index the data and plan the batches of a configuration that `prepare_run` has checked.
 
     Raises:
-        UserError: bad data, or an impossible batch.
+        UserError: the data or the batch size are invalid.
     """
     train, val = build_index(config).split(config.train.val_split, config.train.seed)
     plan = SamplePlan(
@@ -125,7 +128,7 @@ def fit(
     Raises:
         UserError: the folder belongs to a run with another configuration, or training failed
             because of its input.
-        ray.train.TrainingFailedError: it failed for another reason.
+        ray.train.TrainingFailedError: training failed for another reason.
     """
     config = run.config
     run_dir.download()
@@ -204,7 +207,7 @@ def fit(
 
 
 def scaling_config(resources: RunResources) -> ScalingConfig:
-    """The resources that Ray Train reserves for the workers of a run."""
+    """Return the resources that Ray Train reserves for the workers of a run."""
     per_worker = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
@@ -221,7 +224,7 @@ def scaling_config(resources: RunResources) -> ScalingConfig:
 
 
 def _ray_storage_kwargs(run_dir: RunDir) -> dict[str, Any]:
-    """Make Ray Train keep its own files in the run's folder or URL."""
+    """Return `RunConfig` arguments that make Ray Train use the run's folder or URL as storage."""
     storage = run_dir.path.parent
     remote = remote_path(storage)
     if remote is None:
@@ -234,7 +237,7 @@ def _warn_uneven_shards(plan: SamplePlan, num_workers: int) -> None:
     if plan.virtual_shards % num_workers:
         log.warning(
             "%d virtual shards are not divisible by %d workers: workers with fewer shards wait for "
-            "the others. Start a new run with data.virtual_shards=N, a multiple of the workers.",
+            "the others. To avoid this, start a new run with a data.virtual_shards that is divisible.",
             plan.virtual_shards,
             num_workers,
         )
@@ -249,8 +252,8 @@ def _start_step(run_dir: RunDir) -> int:
 def init_or_verify_run_dir(run: PreparedRun, run_dir: RunDir) -> SamplePlan:
     """Create the run's folder, or check that it belongs to the same run; return its sample plan.
 
-    The number of virtual shards is that of the first start, so that batches stay the same when the
-    number of workers changes.
+    The number of virtual shards is fixed at the run's first launch. Batches therefore stay the same
+    when the number of workers changes.
 
     Raises:
         UserError: the folder belongs to a run with another configuration or other data.
@@ -279,7 +282,7 @@ def init_or_verify_run_dir(run: PreparedRun, run_dir: RunDir) -> SamplePlan:
 
 
 def _config_diff(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """Describe the differences of two configurations, except in `resumable_options`."""
+    """Return a line per difference of two configurations, except in `resumable_options`."""
     if isinstance(before, dict) and isinstance(after, dict):
         return [
             change
@@ -291,7 +294,7 @@ def _config_diff(before: Any, after: Any, prefix: str = "") -> list[str]:
 
 
 def enable_validation(config: Config) -> Config:
-    """Switch on the validation of every checkpoint, unless validation is already on."""
+    """Return a configuration that validates every checkpoint, unless it validates already."""
     train = config.train
     if train.rollout_val_freq_epochs > 0 or train.rollout_validate_on_checkpoint:
         return config

@@ -1,8 +1,8 @@
 """Validation of a checkpoint during training: rollouts and the action error on held-out episodes.
 
-Ray Train calls `validate` with each reported checkpoint. It only coordinates: rollout actors and
-the action error task do the work. Every failure becomes a metric with its reason, since Ray Train
-would only count it.
+Ray Train calls `validate` for each reported checkpoint. `validate` only coordinates: the rollout
+actors and the action error task do the work. Every failure becomes a metric with its reason,
+because Ray Train would only count failures.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from imf_ray.training.checkpoint import VALIDATION_ERROR, checkpoint_step
 from imf_ray.training.run_dir import RunDir
 
 ACTION_ERROR_WINDOWS, ACTION_ERROR_BATCH = 256, 32
-"""Windows that the action error is averaged over, and windows per forward pass."""
+"""Number of windows that the action error is averaged over, and of windows per forward pass."""
 ACTION_ERROR_TIMEOUT_S = 1800.0
 """Seconds to wait for the action error task, for which the cluster may lack resources."""
 log = logging.getLogger(__name__)
@@ -48,13 +48,15 @@ def validate(
     val_episodes: Sequence[EpisodeRef],
     rollout: RolloutResources,
 ) -> dict[str, Any]:
-    """Compute a checkpoint's validation metrics; `VALIDATION_ERROR` says why if it fails.
+    """Validate a checkpoint: write its metrics into the run's folder and return them.
+
+    If the validation fails, the metric `VALIDATION_ERROR` is the reason.
 
     Args:
         run_dir: the run's folder.
         config: the run's configuration.
         val_episodes: the episodes held out of training.
-        rollout: the rollout actors.
+        rollout: resources of the rollout actors.
     """
     metrics: dict[str, Any] = {}
     step = checkpoint_step(Path(checkpoint.path))
@@ -63,8 +65,8 @@ def validate(
             metrics["action_error"] = _run_action_error_task(
                 run_dir.checkpoint(step), val_episodes, config, rollout.ray_options
             )
-        metrics |= _run_rollouts(run_dir, step, config, rollout)
-    except Exception as error:  # training continues, and the report has the reason
+        _run_rollouts(run_dir, step, config, rollout, metrics)
+    except Exception as error:  # training continues; the reason is reported
         log.exception("Validation of %s failed", run_dir.checkpoint(step))
         metrics[VALIDATION_ERROR] = f"{type(error).__name__}: {error}"
     run_dir.write_validation(step, metrics)
@@ -72,9 +74,16 @@ def validate(
 
 
 def _run_rollouts(
-    run_dir: RunDir, step: int, config: Config, rollout: RolloutResources
-) -> dict[str, float]:
-    """Roll out a checkpoint, store records and video, and return the metrics."""
+    run_dir: RunDir,
+    step: int,
+    config: Config,
+    rollout: RolloutResources,
+    metrics: dict[str, Any],
+) -> None:
+    """Roll out a checkpoint, add the result to `metrics`, then store records and video.
+
+    A result remains in `metrics` if its records cannot be stored.
+    """
     checkpoint, first_seed = run_dir.checkpoint(step), config.train.rollout_seed
     settings = agent_rollout_config(config, noise_seed=first_seed)
     policy = PolicySpec(PolicyKind.CHECKPOINT, str(checkpoint))
@@ -86,12 +95,12 @@ def _run_rollouts(
         records.append(episode.record)
         if VIDEO in episode.files:
             videos.append(episode.files[VIDEO])
-    steps = sum(record.steps for record in records)
-    fps = steps / (time.perf_counter() - started_at)
-    for video in videos:  # at most one; written after the episodes, whose time is limited
+    num_env_steps = sum(record.steps for record in records)
+    metrics |= summarize(records).metrics()
+    metrics["rollout/fps"] = num_env_steps / (time.perf_counter() - started_at)
+    for video in videos:  # at most one; not written earlier, since episodes have a time limit
         run_dir.write_validation_video(step, video)
     retry_io(store_records, run_dir.path, checkpoint.name, records)
-    return {**summarize(records).metrics(), "rollout/fps": fps}
 
 
 def action_error(
@@ -100,10 +109,14 @@ def action_error(
     ema: bool = True,
     inference_steps: int | None = None,
 ) -> float:
-    """Mean absolute error of predicted actions on windows of held-out episodes, at fixed noise.
+    """Return the mean absolute error of predicted actions on windows of held-out episodes.
 
-    The unit is that of normalized actions, whose dimensions have a range of 2. Only valid actions
-    count. The windows and their noise are equal for all checkpoints of a data set.
+    The error is in units of normalized actions, whose dimensions have a range of 2. Padded actions
+    are not counted. The windows and the noise are the same for all checkpoints of a data set.
+
+    Args:
+        ema: use the EMA weights if the checkpoint has them.
+        inference_steps: network calls per chunk; None for the agent's own number.
     """
     agent, config = load_agent(checkpoint, ema=ema)
     agent.inference_steps = inference_steps or agent.inference_steps
@@ -112,8 +125,8 @@ def action_error(
     rng = np.random.default_rng(0)
     normalize = agent.action_normalizer.normalize
     total, count = 0.0, 0
-    for first in range(0, len(windows["action"]), ACTION_ERROR_BATCH):
-        batch = _batch_tensors(windows, slice(first, first + ACTION_ERROR_BATCH))
+    for start in range(0, len(windows["action"]), ACTION_ERROR_BATCH):
+        batch = _batch_tensors(windows, slice(start, start + ACTION_ERROR_BATCH))
         actions, valid = batch.pop("action"), ~batch.pop("action_is_pad")
         noise = torch.from_numpy(rng.standard_normal(actions.shape, dtype=np.float32))
         error = normalize(agent.predict_action(batch, noise=noise)) - normalize(actions)
@@ -123,7 +136,7 @@ def action_error(
 
 
 def _batch_tensors(arrays: Mapping[str, Any], batch: slice) -> dict[str, Any]:
-    """Tensors of the same slice of all arrays, also of those in nested mappings."""
+    """Convert the same slice of all arrays to tensors, including arrays in nested mappings."""
     return {
         name: _batch_tensors(values, batch)
         if isinstance(values, Mapping)
@@ -141,7 +154,7 @@ def _run_action_error_task(
     """Compute `action_error` in a task with the resources of a rollout actor.
 
     Raises:
-        ray.exceptions.GetTimeoutError: it was not done in time, and is cancelled.
+        ray.exceptions.GetTimeoutError: the task took too long and was cancelled.
     """
     evaluate = config.evaluate
     result = _action_error_task.options(**ray_options).remote(
@@ -150,7 +163,7 @@ def _run_action_error_task(
     try:
         return ray.get(result, timeout=ACTION_ERROR_TIMEOUT_S)
     except ray.exceptions.GetTimeoutError:
-        # Only a task that has not ended: a forced cancel of a finished one can kill its worker.
+        # Cancel only an unfinished task: a forced cancel of a finished one can kill its worker.
         ray.cancel(result, force=True)
         raise
 

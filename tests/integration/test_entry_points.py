@@ -49,7 +49,7 @@ def test_train_then_evaluate_with_relative_paths(demonstrations: Path, tmp_path:
     assert (checkpoint / "model_ema.safetensors").is_file()
     assert (checkpoint / "config.yaml").is_file()
     assert "smoke: 2/2" in done.stdout and str(checkpoint) in done.stdout
-    assert "1 bad ones skipped" in done.stdout and "episode_99.hdf5" in done.stderr
+    assert "1 invalid ones skipped" in done.stdout and "episode_99.hdf5" in done.stderr
     assert RunDir(tmp_path / "runs/smoke").read_metrics()[0]["skipped_episodes"] == 1
 
     evaluated = run_command(
@@ -126,7 +126,7 @@ def _odd_heads(folder: Path) -> list[str]:
     ("prepare", "words"),
     [
         (_no_data, ["nowhere does not exist", "imf_ray.collect"]),
-        (_empty_data, ["empty holds no episode", "imf_ray.collect"]),
+        (_empty_data, ["empty has no episode", "imf_ray.collect"]),
         (_nan, ["episode_1.hdf5", "NaN", "data.on_bad_episode=skip"]),
         (_truncated, ["episode_1.hdf5", "cannot be read"]),
         (_wrong_shape, ["episode_1.hdf5", "qpos", "not float (400, D)"]),

@@ -138,7 +138,7 @@ def test_a_pickle_that_would_run_code_is_not_loaded(demonstrations: Path, tmp_pa
     manifest[DIGEST_KEY] = _manifest_digest(manifest)
     (saved.path / MANIFEST_FILE).write_text(json.dumps(manifest))
     assert RunDir(tmp_path / "run").newest_checkpoint() is not None  # all digests can be forged
-    with pytest.raises(UserError, match=r"trainer_state.pt is not loaded"):
+    with pytest.raises(UserError, match=r"trainer_state.pt cannot be loaded safely"):
         load_train_state(saved.path, "cpu")
     assert not marker.exists()
 
