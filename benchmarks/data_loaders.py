@@ -191,8 +191,8 @@ def memory_batches(
             chosen = order[start : start + size]
             step, length = steps[chosen], lengths[chosen]
             starts = (chosen - step)[:, None]
-            frames = starts + np.clip(spec.observation_steps(step), 0, None)
-            action_steps = spec.action_steps(step)
+            frames = starts + np.clip(spec.observation_indices(step), 0, None)
+            action_steps = spec.action_indices(step)
             inside = np.clip(action_steps, 0, length[:, None] - 1)
             yield {
                 "images": {camera: array[frames] for camera, array in images.items()},

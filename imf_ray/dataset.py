@@ -63,7 +63,7 @@ def inspect(config: Config, folder: AnyPath) -> None:
     """
     from imf_ray.data.episodes import EpisodeMetadata
     from imf_ray.data.index import check_dataset, require_episodes
-    from imf_ray.data.visualize import contact_sheet, episode_table, episode_video, range_table
+    from imf_ray.data.visualize import contact_sheet, episode_table, episode_video, statistics_table
     from imf_ray.files import write_atomically
 
     files = require_episodes(folder)
@@ -77,7 +77,7 @@ def inspect(config: Config, folder: AnyPath) -> None:
     console.print(episode_table(episodes))
     # Episodes whose vectors have other names or widths get a separate table.
     for _, group in groupby(sorted(episodes, key=_vector_widths), key=_vector_widths):
-        console.print(range_table(list(group)))
+        console.print(statistics_table(list(group)))
     cameras = sorted(set.intersection(*(set(episode.cameras) for episode in episodes)))
     if not cameras:
         console.print(

@@ -1,1 +1,1 @@
-"""Episodes on disk, the index of checked files, the order of samples, and the Ray Data pipeline."""
+"""Training data: episode files, their checks and index, the sample order, Ray Data loading."""

@@ -1,4 +1,4 @@
-"""The earlier name of `python -m imf_ray.dataset`."""
+"""Runs the command `python -m imf_ray.dataset` under its earlier name."""
 
 import sys
 

@@ -1,7 +1,7 @@
 """Checks episode files in child processes, because a damaged file can hang or kill its reader.
 
-`python -m imf_ray.data.check_pool FORMAT` is such a child: it reads a path per line and writes a
-result per line.
+`python -m imf_ray.data.check_pool FORMAT` runs a child process. It reads one path per line from
+standard input and writes one result per line to standard output.
 """
 
 from __future__ import annotations
@@ -27,23 +27,27 @@ from imf_ray.errors import StorageError, UserError
 from imf_ray.storage import AnyPath, is_remote, parse_path
 
 START_TIMEOUT_S = 120.0
-"""Seconds a child may take to start."""
+"""Maximum number of seconds until a child process is ready."""
 MAX_CHECKERS = 16
-"""Most children; with more, a slow disk or network could make each look as if it hung."""
+"""Maximum number of child processes.
+
+With more, a slow disk or network could delay each of them until its check times out.
+"""
 MIN_TIMEOUT_S, MIN_BYTES_PER_S = 10.0, 1e6
-"""A check hangs if it takes longer than `MIN_TIMEOUT_S` plus its file's size at this rate."""
+"""The time limit of a check is `MIN_TIMEOUT_S` plus the size of the file / `MIN_BYTES_PER_S`."""
 MEMORY_BYTES = 16 << 30
-"""Limit of a child's address space; a file that needs more is invalid."""
+"""Maximum address space of a child process. A file that needs more memory is invalid."""
 READY_LINE = b"ready\n"
+"""First line of a child process, written before its results."""
 CheckResult = EpisodeMetadata | str
-"""The description of a valid file, or the reason why it is invalid."""
+"""Description of a valid file, or an error message that says why the file is invalid."""
 
 
 def check_files(paths: Sequence[AnyPath], format: str) -> Iterator[tuple[AnyPath, CheckResult]]:
-    """Check files in parallel and yield each result as it arrives.
+    """Check files in parallel and yield (path, result) in the order in which checks finish.
 
     Raises:
-        StorageError: a file under a URL cannot be reached.
+        StorageError: a file under a URL cannot be read.
     """
     if not paths:
         return
@@ -67,14 +71,14 @@ def check_files(paths: Sequence[AnyPath], format: str) -> Iterator[tuple[AnyPath
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in children:
-            child.kill()  # a caller that leaves early need not wait for a slow file
+            child.kill()  # if the caller stops early, it does not wait for slow files
         pool.shutdown(wait=True)
         for child in children:
             child.close()
 
 
 def metadata_from_dict(values: dict[str, Any]) -> EpisodeMetadata:
-    """Restore a file's description from JSON."""
+    """Make an `EpisodeMetadata` from its JSON form."""
     cameras = {camera: tuple(size) for camera, size in values["cameras"].items()}
     tuples = {name: tuple(values[name]) for name in ("action_spaces", "objects", "unused_datasets")}
     stats = {
@@ -87,7 +91,7 @@ def metadata_from_dict(values: dict[str, Any]) -> EpisodeMetadata:
 
 
 class _CheckerProcess:
-    """A child process that checks files; started on first use, and again after it died."""
+    """A child process that checks files. It is started on first use, and again after it died."""
 
     def __init__(self, format: str) -> None:
         self._command = [sys.executable, "-m", "imf_ray.data.check_pool", format]
@@ -97,7 +101,7 @@ class _CheckerProcess:
     def check(self, path: AnyPath) -> CheckResult:
         """Check one file, within a time limit."""
         if self._process is not None and self._process.poll() is not None:
-            self.close()  # it died between two files, so neither is the cause
+            self.close()  # the process died between two files, so neither file is the cause
         process = self._process or self._start()
         try:
             timeout_s = MIN_TIMEOUT_S + file_size(path) / MIN_BYTES_PER_S
@@ -106,7 +110,8 @@ class _CheckerProcess:
                 raise StorageError(f"{path} cannot be read: {error}") from error
             return str(bad_episode_error(path, f"it cannot be read ({error})"))
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died, so that no answer will come either
+        # If the process has died, `_read_line` returns an empty line.
+        with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(str(path)).encode() + b"\n")
             process.stdin.flush()
         line = self._read_line(process, timeout_s)
@@ -120,7 +125,7 @@ class _CheckerProcess:
         return str(bad_episode_error(path, reason))
 
     def kill(self) -> None:
-        """Kill the process, which another thread may be using, and prevent a new start."""
+        """Kill the process and prevent another start. Other threads may be using the process."""
         with self._start_lock:
             self._killed = True
             process = self._process
@@ -128,7 +133,7 @@ class _CheckerProcess:
             process.kill()
 
     def close(self) -> None:
-        """Kill the process and release its pipes; the next check starts a new one."""
+        """Kill the process and close its pipes. The next check starts a new process."""
         if self._process is None:
             return
         self._process.kill()
@@ -151,12 +156,12 @@ class _CheckerProcess:
             )
         if self._read_line(process, START_TIMEOUT_S) != READY_LINE:
             self.close()
-            raise RuntimeError(f"The reader process does not start: {' '.join(self._command)}")
+            raise RuntimeError(f"The reader process did not start: {' '.join(self._command)}")
         return process
 
     @staticmethod
     def _read_line(process: subprocess.Popen[bytes], timeout_s: float) -> bytes | None:
-        """The next line of a child's output: empty if it died, None after the timeout."""
+        """Return the next line of a child's output: empty if it died, None after the timeout."""
         assert process.stdout is not None
         poll = select.poll()
         poll.register(process.stdout, select.POLLIN)
@@ -164,12 +169,12 @@ class _CheckerProcess:
 
 
 def main(format: str) -> None:
-    """Check each path from standard input and write a line of JSON."""
+    """Check each path from standard input and write the result as a line of JSON."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     soft = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # output of libraries goes to stderr, apart from the answers
+    os.dup2(2, 1)  # redirect what libraries print to stderr, so that stdout has only answers
     answers.write(READY_LINE)
     for line in sys.stdin:
         path = parse_path(json.loads(line))

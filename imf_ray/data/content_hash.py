@@ -11,17 +11,20 @@ import numpy as np
 from imf_ray.errors import UserError
 
 HASH_ATTRIBUTE = "digest"
-"""The root attribute that holds a file's content hash."""
+"""Name of the root attribute that stores a file's content hash."""
 MAX_COMPRESSION_RATIO = 1100
-"""Most bytes that one stored byte may expand to; deflate, the densest filter in use, reaches 1032.
+"""Maximum number of bytes that one stored byte may expand to.
+
+gzip, the strongest compression in use, reaches 1032.
 """
-_BLOCK_BYTES = 1 << 24
+_READ_BYTES = 1 << 24
 
 
 def hash_contents(file: h5py.File) -> str:
-    """Hash every dataset (name, type, shape, values) and attribute except `HASH_ATTRIBUTE`.
+    """Return a hash of all datasets (name, type, shape, values) and attributes of a file.
 
-    The hash is of the contents, not of the bytes: a copy with other HDF5 chunks has the same one.
+    The attribute `HASH_ATTRIBUTE` is left out. The hash depends on the contents and not on how they
+    are stored, so a copy with other HDF5 chunks has the same hash.
     """
     content_hash = hashlib.blake2b(digest_size=16)
     for name, item in _objects(file):
@@ -32,24 +35,24 @@ def hash_contents(file: h5py.File) -> str:
             content_hash.update(description.encode())
         if isinstance(item, h5py.Dataset):
             content_hash.update(f"\0{item.dtype.str}\0{item.shape}".encode())
-            for block in _blocks(item):
+            for values in _read_in_parts(item):
                 if item.dtype.hasobject:  # for example strings
-                    content_hash.update(repr(block.tolist()).encode())
+                    content_hash.update(repr(values.tolist()).encode())
                 else:
-                    content_hash.update(np.ascontiguousarray(block).data)
+                    content_hash.update(np.ascontiguousarray(values).data)
     return content_hash.hexdigest()
 
 
 def reject_external_data(file: h5py.File) -> None:
-    """Check that a file contains all data that it declares.
+    """Raise an error if a file does not contain all data that it declares.
 
     Raises:
-        UserError: the file has a link, a dataset stored in another file, or a dataset that is
-            larger than the stored bytes can be.
+        UserError: the file has a link or a dataset stored in another file, or a dataset declares
+            more data than its stored bytes can contain.
     """
     objects = dict(_objects(file))
     for name, link in _links(file):
-        # `visit` lists an object once, so a second hard link to it is not among the objects.
+        # `visit` lists an object once, so `objects` has no entry for a second hard link to it.
         if not isinstance(link, h5py.HardLink) or name not in objects:
             raise UserError(f"/{name} is a link")
     for name, item in objects.items():
@@ -65,7 +68,7 @@ def reject_external_data(file: h5py.File) -> None:
 
 
 def _objects(file: h5py.File) -> Iterator[tuple[str, h5py.HLObject]]:
-    """Yield the root as "" and every object in it, sorted by name."""
+    """Yield (name, object): the root group under the name "", then all objects sorted by name."""
     names: list[str] = []
     file.visit(names.append)
     yield "", file
@@ -74,16 +77,17 @@ def _objects(file: h5py.File) -> Iterator[tuple[str, h5py.HLObject]]:
 
 
 def _links(file: h5py.File) -> Iterator[tuple[str, object]]:
+    """Yield (name, link) for every link in the file."""
     links: list[tuple[str, object]] = []
     file.visititems_links(lambda name, link: links.append((name, link)))
     return iter(links)
 
 
-def _blocks(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
-    """Yield all values in blocks of about 16 MiB along the first axis."""
+def _read_in_parts(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
+    """Yield all values in parts of about 16 MiB along the first axis."""
     if dataset.ndim == 0 or dataset.size == 0:
         yield np.asarray(dataset[()])
         return
-    rows = max(1, _BLOCK_BYTES * len(dataset) // max(1, dataset.size * dataset.dtype.itemsize))
+    rows = max(1, _READ_BYTES * len(dataset) // max(1, dataset.size * dataset.dtype.itemsize))
     for start in range(0, len(dataset), rows):
         yield dataset[start : start + rows]

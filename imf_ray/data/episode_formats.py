@@ -1,8 +1,8 @@
-"""Registry of HDF5 episode formats: where each one stores its data.
+"""Registry of HDF5 episode formats: how a file is recognized and where its data is stored.
 
-All formats follow ACT's layout of `/action` and `/observations/{qpos,qvel,images/CAMERA}`. A format
-defines how its files are recognized, the space of its actions, and how frames are read as uint8.
-docs/formats.md explains how to add one.
+All formats follow the layout of ACT: `/action` and `/observations/{qpos,qvel,images/CAMERA}`. They
+differ in the action space of `/action` and in the encoding of the images. docs/formats.md explains
+how to add a format.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from imf_ray.errors import UserError
 
 AUTO, IMF_RAY = "auto", "imf_ray"
 JPEG_END = b"\xff\xd9"
+"""Last two bytes of a complete JPEG."""
 IMAGES = "observations/images"
-_UNIT_TOLERANCE = 1e-3
+"""Group of the images, with one dataset per camera."""
+_UNIT_TOLERANCE = 1e-3  # of the length of a unit quaternion
 _EE_QUATERNION_SLICES = (slice(3, 7), slice(11, 15))
 
 
@@ -37,28 +39,29 @@ class Frames(Protocol):
         """uint8 in a valid file."""
 
     def __getitem__(self, steps: slice, /) -> np.ndarray:
-        """The images (n, H, W, 3) of these steps."""
+        """Read the images (n, H, W, 3) of environment steps `steps`."""
 
 
 class EpisodeFormat(Protocol):
     """One kind of episode file."""
 
     actions: Mapping[str, str]
-    """The dataset of each action space, `joint` or `ee`; every file must have the first one."""
+    """Dataset by action space, `joint` or `ee`. Every file must have the first dataset."""
     ignored_datasets: tuple[str, ...]
-    """Bookkeeping datasets of the format that reading does not need."""
+    """Datasets of the format that reading does not need, such as lengths of compressed images."""
 
     def matches(self, file: h5py.File) -> bool:
-        """True if the contents of `file` are of this format."""
+        """Return True if `file` has this format, according to its contents."""
 
     def open_frames(self, file: h5py.File, camera: str) -> Frames:
         """Return a lazy view of a camera's images."""
 
 
 class ActFormat:
-    """ACT's files (float32 or float64, with or without qvel) and any other file of this layout.
+    """Format of ACT: float32 or float64 vectors, with or without `qvel`.
 
-    The actions are joint targets and the images raw RGB.
+    Every file that no other format matches is read like this. Its actions are taken for joint
+    targets and its images for raw RGB.
     """
 
     actions: Mapping[str, str] = {"joint": "action"}
@@ -72,7 +75,7 @@ class ActFormat:
 
 
 class ImfRayFormat(ActFormat):
-    """Files written by this project, with root attributes and both action spaces."""
+    """Format of this project: ACT with root attributes, and optionally both action spaces."""
 
     actions: Mapping[str, str] = {"joint": "action", "ee": "action_ee"}
 
@@ -81,7 +84,7 @@ class ImfRayFormat(ActFormat):
 
 
 class ActPlusPlusFormat(ActFormat):
-    """act-plus-plus files: each image is a JPEG, zero-padded to the length of the longest."""
+    """Format of act-plus-plus: each image is a JPEG, zero-padded to the length of the longest."""
 
     ignored_datasets: tuple[str, ...] = ("compress_len",)
 
@@ -93,9 +96,10 @@ class ActPlusPlusFormat(ActFormat):
 
 
 class RoboImiFormat(ActFormat):
-    """RoboIMI's files: `/action` holds end-effector targets, twice xyz, quaternion, gripper.
+    """Format of RoboIMI: `/action` has end-effector targets, per arm xyz, quaternion and gripper.
 
-    They have no attribute for it and are recognized by two unit quaternions in 16-wide actions.
+    No attribute says so. A file is recognized by actions of width 16 that contain two unit
+    quaternions.
     """
 
     actions: Mapping[str, str] = {"ee": "action"}
@@ -121,12 +125,12 @@ FORMATS: dict[str, EpisodeFormat] = {
 }
 """Formats by name, the choices of `data.format`.
 
-`auto` takes the first that matches, so a general format comes after special ones.
+`auto` uses the first format that matches. Specific formats therefore come before general ones.
 """
 
 
 def format_name(file: h5py.File, requested: str) -> str:
-    """The name of a file's format: `requested`, or for `auto` the first that matches."""
+    """Return the name of a file's format: `requested`, or for `auto` the first that matches."""
     if requested != AUTO:
         return requested
     return next(name for name, format in FORMATS.items() if format.matches(file))
@@ -135,8 +139,8 @@ def format_name(file: h5py.File, requested: str) -> str:
 def center_crop_resize(frames: np.ndarray, size: int) -> np.ndarray:
     """Crop images (n, H, W, 3) to their central square and scale it to (n, size, size, 3).
 
-    MuJoCo's field of view is vertical, so a square image of the same camera shows the same part.
-    Images of the right size are returned as they are.
+    MuJoCo defines the field of view vertically, so a square image rendered by the same camera shows
+    the same part of the scene. Images that already have this size are returned unchanged.
     """
     height, width = frames.shape[1:3]
     if (height, width) == (size, size):
@@ -166,16 +170,16 @@ class _JpegFrames:
     def __getitem__(self, steps: slice, /) -> np.ndarray:
         images = [self._decode(padded) for padded in self._dataset[steps]]
         if len({image.shape for image in images}) > 1:
-            raise UserError(f"{self._dataset.name} holds JPEGs of unequal sizes")
+            raise UserError(f"{self._dataset.name} has JPEGs of different sizes")
         return np.stack(images)
 
     def _decode(self, padded: np.ndarray) -> np.ndarray:
         content = padded.tobytes().rstrip(b"\0")
-        if not content.endswith(JPEG_END):  # a decoder would invent the missing part
-            raise UserError(f"{self._dataset.name} holds a JPEG that is cut off")
+        if not content.endswith(JPEG_END):  # a decoder would fill in the missing part
+            raise UserError(f"{self._dataset.name} has a JPEG that is cut off")
         try:
             image = Image.open(io.BytesIO(content), formats=["JPEG"]).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{self._dataset.name} holds a JPEG that cannot be read") from error
-        # OpenCV wrote RGB arrays as if they were BGR, and swaps them back on reading.
+            raise UserError(f"{self._dataset.name} has a JPEG that cannot be read") from error
+        # The files were written with OpenCV, which takes arrays for BGR, from RGB arrays.
         return np.asarray(image)[..., ::-1]

@@ -1,6 +1,6 @@
-"""Episodes as HDF5 files, one file each: writing ours, and checking and reading every format.
+"""Episode files (HDF5, one per episode): writes our format, checks and reads all formats.
 
-Our layout is ACT's with some additions:
+Our format has the layout of ACT with some additions:
 
     /observations/images/{camera}  (T, H, W, 3) uint8 RGB, one HDF5 chunk per frame, optional gzip
     /observations/qpos             (T, D_state) float32
@@ -9,9 +9,9 @@ Our layout is ACT's with some additions:
     /action                        (T, D_action) float32, joint targets or the task's own actions
     /action_ee                     (T, D_action) float32, end-effector targets, optional
 
-Observation t precedes action t. The root attributes describe the recording: the task, the action
-space of `/action`, the control rate, the seed, the outcome and the render flags. The attribute
-`digest` is the hash of all other contents.
+Observation t is recorded before action t is executed. The root attributes describe the recording:
+the task, the action space of `/action`, the control rate, the seed, the outcome and the render
+flags. The attribute `digest` is the hash of all other contents.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ from imf_ray.storage import AnyPath, is_remote, is_transient, parse_path
 
 SUFFIX = ".hdf5"
 POSES = "observations/poses"
+"""Group of the object poses, with one dataset per object."""
 POSE_DIM = 7
 QPOS, QVEL = "observations/qpos", "observations/qvel"
 DEFLATE_LEVEL = 4
-"""gzip level of images; higher levels take longer and save little (docs/results/data.md)."""
+"""gzip level of images. Higher levels take longer and save little (docs/results/data.md)."""
 _READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 """Exceptions that h5py raises for a damaged file."""
 
@@ -75,7 +76,7 @@ class RecordingMetadata:
 
 @dataclass(frozen=True)
 class Episode:
-    """A whole episode in memory: images {camera: (T, H, W, 3) uint8}, the rest (T, D) float32."""
+    """A whole episode in memory: `images` {camera: (T, H, W, 3) uint8}, vectors (T, D) float32."""
 
     images: Mapping[str, np.ndarray]
     qpos: np.ndarray
@@ -83,26 +84,27 @@ class Episode:
     action: np.ndarray
     action_ee: np.ndarray | None
     poses: Mapping[str, np.ndarray]
-    """True poses (T, 7) by object, the privileged input of policies without cameras."""
+    """True poses (T, 7) by object, an input of policies that are trained without cameras."""
     attributes: RecordingMetadata
 
 
 @dataclass(frozen=True)
 class EpisodeRef:
-    """Reference to an indexed file, sufficient to read it again and to notice a change."""
+    """Reference to an indexed file: enough to read the file again and to notice that it changed."""
 
     path: str
     length: int
+    """Number of environment steps."""
     format: str
-    """A name in `readers.FORMATS`."""
+    """A name in `episode_formats.FORMATS`."""
     fingerprint: str
-    """See `hdf5.fingerprint`; if it differs, the contents must still have `content_hash`."""
+    """See `hdf5.fingerprint`. If it has changed, `content_hash` is compared instead."""
     content_hash: str
     """See `content_hash.hash_contents`."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EpisodeRef:
-        """The reference from its JSON form, also one written by an earlier version."""
+        """Make a reference from its JSON form, which may have the names of an earlier version."""
         return cls(**rename_keys(values, EPISODE_REF_FIELDS))
 
 
@@ -112,52 +114,54 @@ class EpisodeMetadata:
 
     path: str
     length: int
+    """Number of environment steps."""
     cameras: Mapping[str, tuple[int, int]]
     """Image height and width by camera."""
     state_dim: int
     action_dim: int
     format: str
-    """A name in `readers.FORMATS`."""
+    """A name in `episode_formats.FORMATS`."""
     action_spaces: tuple[str, ...]
     """Action spaces with recorded actions: `joint`, `ee`."""
     objects: tuple[str, ...]
     """Objects with recorded poses."""
     stats: Mapping[str, RunningStats]
-    """Statistics over the steps of each vector dataset, by dataset name."""
+    """Statistics of each vector dataset over its steps, by dataset name."""
     fingerprint: str
-    """See `hdf5.fingerprint`; taken before the file was read."""
+    """See `hdf5.fingerprint`. It was computed before the file was read."""
     content_hash: str
     """See `content_hash.hash_contents`."""
     attributes: Mapping[str, Any]
-    """Root attributes as plain values; empty for files without any."""
+    """Root attributes as JSON values; empty for files without attributes."""
     unused_datasets: tuple[str, ...]
     """Datasets that training never reads, such as the actions of a mobile base."""
 
     @property
     def ref(self) -> EpisodeRef:
-        """The reference for reading the file again."""
+        """Reference for reading the file again."""
         return EpisodeRef(self.path, self.length, self.format, self.fingerprint, self.content_hash)
 
 
 @dataclass(frozen=True)
 class EpisodeFields:
-    """Selection of the fields of an episode that are read."""
+    """The fields of an episode that are read."""
 
     cameras: tuple[str, ...] = ()
     objects: tuple[str, ...] = ()
     """Objects whose poses are read."""
     action_space: str = "joint"
     image_size: int | None = None
-    """Side of the images in pixels; others are cropped to their central square and scaled."""
+    """Side of the images in pixels. Images of another size are cropped to their central square and
+    scaled. None keeps the recorded size."""
 
 
 @dataclass(frozen=True)
 class EpisodeSlice:
-    """Consecutive steps of one episode: the result of one read, from which windows are extracted.
+    """Consecutive steps of one episode, the result of one read. Windows are extracted from it.
 
     `images` {camera: (F, H, W, 3) uint8}, `qpos` (F, D) and `object_poses` {name: (F, 7)} start at
-    step `frame_start`. `action` (A, D) starts at step `action_start`. `length` is that of the whole
-    episode. Vectors are float32.
+    environment step `frame_start`. `action` (A, D) starts at environment step `action_start`.
+    `length` is the number of steps of the whole episode. Vectors are float32.
     """
 
     length: int
@@ -170,22 +174,24 @@ class EpisodeSlice:
 
 
 def episode_path(folder: Path, number: int) -> Path:
-    """The file of episode `number` in a data set."""
+    """Return the path of episode `number` in a data set."""
     return folder / f"episode_{number}{SUFFIX}"
 
 
 def pose_dataset(name: str) -> str:
-    """The dataset with an object's poses."""
+    """Return the name of the dataset with an object's poses."""
     return f"{POSES}/{name}"
 
 
 def write_episode(path: Path, episode: Episode, compress: bool = False) -> None:
-    """Write the file atomically: under a temporary name, synced, then renamed.
+    """Write an episode file in our format.
 
-    Every dataset carries a Fletcher-32 checksum, so a flipped byte is an error on reading.
+    The file appears atomically: it is written under a temporary name, synced and renamed. Every
+    dataset has a Fletcher-32 checksum, so that reading a damaged one fails.
 
     Args:
-        compress: store the images with gzip, which is lossless and readable by every HDF5 library.
+        compress: compress the images with gzip, which is lossless and readable by every HDF5
+            library.
     """
     gzip = {"compression": "gzip", "compression_opts": DEFLATE_LEVEL} if compress else {}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -219,14 +225,14 @@ def write_episode(path: Path, episode: Episode, compress: bool = False) -> None:
 
 
 def check_episode(path: AnyPath, format: str = AUTO) -> EpisodeMetadata:
-    """Read the whole file once and describe it.
+    """Read a whole file once, check it, and return its description.
 
     Args:
-        format: a name in `readers.FORMATS`, or `auto` to recognize it from the contents.
+        format: a name in `episode_formats.FORMATS`, or `auto` to recognize it by the contents.
 
     Raises:
         UserError: the file cannot be read, or one of its shapes, dtypes, lengths or values is
-            wrong; the message names the file and the reason.
+            wrong. The message contains the path and the reason.
     """
     try:
         fingerprint_before = fingerprint(path)
@@ -246,8 +252,8 @@ def read_slice(
     """Read frames [frames[0], frames[1]) and actions [actions[0], actions[1]) of one episode.
 
     Raises:
-        UserError: the file can no longer be read, or its contents differ from the indexed ones;
-            the message names the file.
+        UserError: the file can no longer be read, or its contents have changed since it was
+            indexed. The message contains the path.
     """
 
     def read() -> EpisodeSlice:
@@ -256,7 +262,7 @@ def read_slice(
         except OSError as error:
             if is_remote(episode.path) or is_transient(error):  # retry: a network may recover
                 raise
-            raise ValueError(str(error)) from error  # not retried: the file itself is damaged
+            raise ValueError(str(error)) from error  # no retry: the file itself is damaged
 
     try:
         return retry_io(read)
@@ -271,8 +277,8 @@ def _read_slice(
     episode: EpisodeRef, fields: EpisodeFields, frames: tuple[int, int], actions: tuple[int, int]
 ) -> EpisodeSlice:
     current = fingerprint(parse_path(episode.path))
-    # A copy on another machine may have another time. The hash in the attribute proves nothing,
-    # because an edit in place keeps it.
+    # A copy on another machine may have another modification time, so the contents are compared.
+    # The hash in the file's attribute does not help, because editing the file does not update it.
     is_unchanged = (
         current == episode.fingerprint
         or _content_hash(episode.path, current) == episode.content_hash
@@ -300,17 +306,17 @@ def _read_slice(
 
 @cache
 def _content_hash(path: str, fingerprint: str) -> str:
-    """The hash of a file's contents, computed once per process and fingerprint."""
+    """Return the hash of a file's contents, computed once per process and fingerprint."""
     with open_hdf5(path) as file:
-        reject_external_data(file)  # hashing a dataset that only claims its size may never end
+        reject_external_data(file)  # hashing a dataset that declares a huge size may never end
         return hash_contents(file)
 
 
 def read_actions(path: AnyPath, format: str, action_space: str) -> np.ndarray:
-    """All actions (T, D) float32 of one episode.
+    """Return all actions (T, D) float32 of one episode.
 
     Raises:
-        UserError: the file cannot be read, or has no actions in that space.
+        UserError: the file cannot be read, or has no actions in `action_space`.
     """
     try:
         with open_hdf5(path) as file:
@@ -321,7 +327,7 @@ def read_actions(path: AnyPath, format: str, action_space: str) -> np.ndarray:
 
 
 def bad_episode_error(path: str | AnyPath, reason: str) -> UserError:
-    """The error for a file that must not be trained on."""
+    """Return the error for a file that cannot be used for training."""
     return UserError(
         f"Bad episode {path}: {reason}. Remove or re-record the file, or set "
         "data.on_bad_episode=skip to train without it."
@@ -331,6 +337,7 @@ def bad_episode_error(path: str | AnyPath, reason: str) -> UserError:
 def _describe(
     path: AnyPath, fingerprint: str, file: h5py.File, requested_format: str
 ) -> EpisodeMetadata:
+    """Check all datasets of an open file and return its description."""
     name = format_name(file, requested_format)
     format = FORMATS[name]
     action_datasets = {
@@ -342,7 +349,7 @@ def _describe(
             raise UserError(f"it lacks the dataset /{required}")
     known_attributes = {field.name for field in dataclasses.fields(RecordingMetadata)}
     unknown_attributes = set(file.attrs) - known_attributes - {HASH_ATTRIBUTE}
-    if name == IMF_RAY and unknown_attributes:  # perhaps the hash, under a damaged name
+    if name == IMF_RAY and unknown_attributes:  # possibly the hash, if its name is damaged
         raise UserError(f"it has an unknown attribute: {', '.join(sorted(unknown_attributes))}")
     objects = tuple(file[POSES]) if POSES in file else ()
     vectors = [*action_datasets.values(), QPOS, *map(pose_dataset, objects)]
@@ -380,7 +387,7 @@ def _describe(
 
 
 def _unused_datasets(file: h5py.File, used: set[str]) -> tuple[str, ...]:
-    """All datasets except `used` and the images."""
+    """Return the names of all datasets except `used` and the images."""
     names: list[str] = []
     file.visititems(lambda name, item: names.append(name) if _is_dataset(file, name) else None)
     return tuple(name for name in names if name not in used and not name.startswith(f"{IMAGES}/"))
@@ -392,10 +399,10 @@ def _check_vector(dataset: h5py.Dataset, length: int) -> RunningStats:
         raise UserError(
             f"{dataset.name} is {dataset.dtype}{dataset.shape}, not float ({length}, D)"
         )
-    with np.errstate(over="ignore"):  # numbers too large for float32 become infinite
+    with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite
         values = dataset[:].astype(np.float32)
     if not np.isfinite(values).all():
-        raise UserError(f"{dataset.name} holds NaN or infinite values")
+        raise UserError(f"{dataset.name} has NaN or infinite values")
     return RunningStats.from_array(values)
 
 
@@ -411,10 +418,10 @@ def _check_camera(
         raise UserError(f"camera {camera} has shape {shape}, not ({length}, H, W, 3)")
     if frames.dtype != np.uint8:
         raise UserError(f"camera {camera} is {frames.dtype}, not uint8")
-    # Raw datasets are read by the hash; encoded images also have to be decoded.
+    # Computing the content hash reads raw images. Encoded images must be decoded to check them.
     for step in range(0 if isinstance(frames, h5py.Dataset) else length):
         if frames[step : step + 1].shape[1:] != shape[1:]:
-            raise UserError(f"camera {camera} changes its size at step {step}")
+            raise UserError(f"the image size of camera {camera} changes at step {step}")
     return int(shape[1]), int(shape[2])
 
 
@@ -432,7 +439,7 @@ def _is_dataset(file: h5py.File, name: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """An attribute's value as JSON can store it."""
+    """Return an attribute's value as a JSON value."""
     if isinstance(value, (np.generic, np.ndarray)):
         return _plain(value.tolist())
     if isinstance(value, list):

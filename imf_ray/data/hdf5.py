@@ -1,7 +1,7 @@
 """Access to HDF5 files in a folder or under a URL: opening, fingerprints, sizes, cache folders.
 
-A URL (`s3://bucket/demos`, `gs://bucket/demos`, `https://host/demos/`) is read in place, block by
-block, by the machine that needs the data.
+A file under a URL (`s3://bucket/demos`, `gs://bucket/demos`, `https://host/demos/`) is not
+downloaded. The machine that needs the data requests only the byte ranges that it reads.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from imf_ray.errors import UserError
 from imf_ray.storage import AnyPath, is_connection_error, is_remote, parse_path
 
 CACHE_DIR = ".imf_ray"
+"""Name of the cache folder inside a data set."""
 REMOTE_VERSION_KEYS = (
     "etag content-md5 digest last-modified lastmodified mtime updated generation versionid"
 )
-"""fsspec metadata keys (case-insensitive) whose value changes when the file changes."""
-BLOCK_BYTES, BLOCKS = 1 << 18, 64
-"""Bytes fetched from a URL at a time, and blocks cached per open file."""
+"""fsspec metadata keys (case-insensitive) whose values change when the file changes."""
+REQUEST_BYTES, MAX_CACHED_REQUESTS = 1 << 18, 64
+"""Number of bytes per request to a URL, and number of such byte ranges cached per open file."""
 
 
 @contextlib.contextmanager
@@ -41,20 +42,20 @@ def open_hdf5(path: str | AnyPath) -> Iterator[h5py.File]:
         return
     source = parse_path(path)
     assert isinstance(source, UPath)
-    options = {"cache_type": "blockcache", "cache_options": {"maxblocks": BLOCKS}}
+    options = {"cache_type": "blockcache", "cache_options": {"maxblocks": MAX_CACHED_REQUESTS}}
     with (
         _as_os_errors(),
-        source.fs.open(source.path, "rb", block_size=BLOCK_BYTES, **options) as stream,
+        source.fs.open(source.path, "rb", block_size=REQUEST_BYTES, **options) as stream,
         h5py.File(stream, "r") as file,
     ):
         yield file
 
 
 def fingerprint(path: AnyPath) -> str:
-    """A string that changes when the file does, made without reading the file.
+    """Return a string that changes when the file changes, without reading the file.
 
     It consists of the name, the size, and the modification time or the server's version metadata.
-    A server that reports neither a time nor a tag leaves only the size.
+    If a server reports neither a time nor a version, only a change of the size is noticed.
 
     Raises:
         OSError: the file's metadata cannot be read.
@@ -62,7 +63,7 @@ def fingerprint(path: AnyPath) -> str:
     if isinstance(path, UPath) and is_remote(path):
         with _as_os_errors():
             info = path.fs.info(path.path)
-        # Only the version keys: a URL that the server redirects to may be signed anew each time.
+        # Other metadata may differ at each call, for example a signed URL of a redirect.
         metadata = {key.lower(): value for key, value in info.items() if value is not None}
         version = {key: metadata[key] for key in metadata if key in REMOTE_VERSION_KEYS.split()}
         serialized = json.dumps(version, sort_keys=True, default=str).encode()
@@ -72,7 +73,7 @@ def fingerprint(path: AnyPath) -> str:
 
 
 def file_size(path: AnyPath) -> int:
-    """Size of a file in bytes.
+    """Return the size of a file in bytes.
 
     Raises:
         OSError: the file's metadata cannot be read.
@@ -82,7 +83,7 @@ def file_size(path: AnyPath) -> int:
 
 
 def cache_folder(folder: AnyPath) -> Path:
-    """The cache folder of a data set: inside it, or for a URL in the user's cache folder."""
+    """Return the cache folder of a data set: inside it, or for a URL in the user's cache folder."""
     if not is_remote(folder):
         return Path(str(folder)) / CACHE_DIR
     key = hashlib.sha256(str(folder).rstrip("/").encode()).hexdigest()[:16]
@@ -91,8 +92,10 @@ def cache_folder(folder: AnyPath) -> Path:
 
 @contextlib.contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """Convert backend-specific exceptions, and connection errors disguised as FileNotFoundError,
-    to OSError."""
+    """Convert exceptions of fsspec's backends to OSError.
+
+    A connection error that a backend raises as FileNotFoundError becomes an OSError too.
+    """
     try:
         yield
     except FileNotFoundError as error:

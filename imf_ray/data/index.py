@@ -1,8 +1,8 @@
-"""The index of a data set: every episode file, checked once.
+"""The index of a data set: descriptions of all of its episode files, each checked once.
 
 A check reads the whole file. Descriptions of valid files are cached in
-`<data set>/.imf_ray/index.json`, together with the fingerprint of each file, so that a changed file
-is checked again.
+`<data set>/.imf_ray/index.json` with the fingerprint of each file. A file whose fingerprint has
+changed is checked again.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from imf_ray.schema import Config
 from imf_ray.storage import AnyPath, is_remote, is_transient, parse_path, storage_errors
 
 CACHE_VERSION = 8
-"""Version of `index.json`; a cache of another version is ignored."""
+"""Version of `index.json`. A cache of another version is ignored."""
 HDF5_SUFFIXES = (".hdf5", ".h5")
+"""Suffixes of files that are reported if they are not named like episodes."""
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +46,9 @@ class EpisodeIndex:
     skipped: Mapping[str, str]
 
     def split(self, val_split: float, seed: int) -> tuple[EpisodeIndex, EpisodeIndex]:
-        """Split into training and validation episodes by (number of episodes, seed).
+        """Split into training and validation episodes.
+
+        The result depends only on the number of episodes, `val_split` and `seed`.
 
         Raises:
             UserError: the split would leave no episode to train on.
@@ -54,22 +57,22 @@ class EpisodeIndex:
         num_val = round(count * val_split) if val_split == 0.0 else max(1, round(count * val_split))
         if num_val >= count:
             raise UserError(
-                f"train.val_split={val_split} leaves none of the {count} episodes to train on: "
-                "collect more, or set train.val_split=0.0."
+                f"train.val_split={val_split} leaves none of the {count} episodes to train on. "
+                "Collect more episodes, or set train.val_split=0.0."
             )
         order = np.random.default_rng(seed).permutation(count)
         return self._take(sorted(order[num_val:])), self._take(sorted(order[:num_val]))
 
-    def _take(self, numbers: list[int]) -> EpisodeIndex:
-        return dataclasses.replace(self, episodes=tuple(self.episodes[n] for n in numbers))
+    def _take(self, indices: list[int]) -> EpisodeIndex:
+        return dataclasses.replace(self, episodes=tuple(self.episodes[i] for i in indices))
 
 
 def build_index(config: Config) -> EpisodeIndex:
-    """Check the data set of a run against its configuration.
+    """Check the data set of a run against its config and return the index.
 
     Raises:
         UserError: the folder is missing or empty, a file is invalid (unless `data.on_bad_episode`
-            is `skip`), a camera is missing, or a file contradicts the configuration.
+            is `skip`), a camera is missing, or a file does not match the config.
     """
     folder = parse_path(config.data.dataset_dir)
     files = require_episodes(folder)
@@ -89,8 +92,10 @@ def build_index(config: Config) -> EpisodeIndex:
             skipped[path.name] = str(error)
             log.warning("Skipped %s", error)
     if not episodes:
-        first = next(iter(skipped.values()))
-        raise UserError(f"All {len(files)} episodes of {folder} are bad. The first: {first}")
+        first_error = next(iter(skipped.values()))
+        raise UserError(
+            f"All {len(files)} episodes in {folder} are bad. The first error: {first_error}"
+        )
     unused = sorted({f"/{name}" for episode in episodes for name in episode.unused_datasets})
     if unused:
         log.warning("Training does not use %s of the episodes in %s", ", ".join(unused), folder)
@@ -102,14 +107,15 @@ def check_dataset(
 ) -> dict[AnyPath, CheckResult]:
     """Check each file and return the results in the order of `files`.
 
-    Valid files that are unchanged since their last check are not read. Failed files are always
-    re-checked: the cause may have been a disk error or permissions.
+    Valid files that are unchanged since their last check are not read. Invalid files are always
+    checked again, because the cause may have been a disk error or missing permissions.
 
     Args:
-        force: read all files, also unchanged ones.
+        format: a name in `episode_formats.FORMATS`, or `auto`.
+        force: also check files that are valid and unchanged.
 
     Raises:
-        StorageError: the storage of a listed file cannot be reached.
+        StorageError: a file that was listed cannot be read because of its storage.
     """
     cache = _Cache(folder, format)
     results: dict[AnyPath, CheckResult] = {}
@@ -117,7 +123,7 @@ def check_dataset(
         try:
             current = fingerprint(path)
         except OSError as error:
-            # The file was listed a moment ago, so such an error says nothing about it.
+            # The file was listed a moment ago, so the cause is the storage and not the file.
             if is_remote(path) or is_transient(error):
                 raise StorageError(f"{path} cannot be read: {error}") from error
             results[path] = str(bad_episode_error(path, f"it cannot be read ({error})"))
@@ -148,8 +154,10 @@ def check_dataset(
 def _recheck_remote_failures(
     checks: Iterable[tuple[AnyPath, CheckResult]], format: str
 ) -> Iterator[tuple[AnyPath, CheckResult]]:
-    """Yield results; re-check remote files that failed once, because the failure may be a network
-    error."""
+    """Yield the results of `checks`, but check invalid remote files once more at the end.
+
+    The cause may have been a network error.
+    """
     failed = []
     for path, result in checks:
         if is_remote(path) and isinstance(result, str):
@@ -162,37 +170,38 @@ def _recheck_remote_failures(
 def _reject_replaced(
     path: AnyPath, result: CheckResult, indexed: Mapping[str, Any] | None, folder: AnyPath
 ) -> CheckResult:
-    """The result, or a failure if the file's contents are not the indexed ones.
+    """Return the result of a check, or an error if the contents have changed since indexing.
 
-    A file that carried its own hash when it was indexed may be replaced by another that does.
+    The contents may change if the file had a content hash as attribute when it was indexed, and has
+    one now: then the file was replaced on purpose.
     """
     if isinstance(result, str) or indexed is None or indexed["content_hash"] == result.content_hash:
         return result
     if HASH_ATTRIBUTE in result.attributes and HASH_ATTRIBUTE in indexed["attributes"]:
         return result
     reason = (
-        "its contents differ from the indexed ones. If the change is intended, delete "
+        "its contents differ from the indexed ones. If you changed it on purpose, delete "
         f"{cache_folder(folder)} to index the data set again"
     )
     return str(bad_episode_error(path, reason))
 
 
 def require_episodes(folder: AnyPath) -> list[AnyPath]:
-    """`list_episodes` of a folder that has at least one.
+    """Return the episode files of a folder, sorted by number; there is at least one.
 
     Raises:
         UserError: the folder is missing or has no episodes.
     """
     files = list_episodes(folder)
     if not files:
-        reason = f"holds no episode_*{SUFFIX} file" if folder.is_dir() else "does not exist"
+        reason = f"has no episode_*{SUFFIX} file" if folder.is_dir() else "does not exist"
         raise UserError(
             f"data.dataset_dir={folder} {reason}. Collect demonstrations with "
             f"python -m imf_ray.collect data.dataset_dir={folder}"
         )
     if others := _unrecognized_files(folder, files):
         log.warning(
-            "%d file(s) in %s are not read, because episodes must be named episode_0%s and so on: "
+            "%d file(s) in %s are ignored, because episodes must be named episode_0%s and so on: "
             "%s",
             *(len(others), folder, SUFFIX, ", ".join(path.name for path in others[:3])),
         )
@@ -200,7 +209,7 @@ def require_episodes(folder: AnyPath) -> list[AnyPath]:
 
 
 def list_episodes(folder: AnyPath) -> list[AnyPath]:
-    """The episode files of a folder, sorted by number.
+    """Return the episode files of a folder, sorted by number.
 
     Raises:
         UserError: the folder cannot be listed.
@@ -211,14 +220,14 @@ def list_episodes(folder: AnyPath) -> list[AnyPath]:
 
 
 def _unrecognized_files(folder: AnyPath, episodes: list[AnyPath]) -> list[AnyPath]:
-    """HDF5 files that are not named like episodes."""
+    """Return the HDF5 files of a folder that are not named like episodes."""
     with storage_errors(folder, "listed"):
         files: list[AnyPath] = [p for suffix in HDF5_SUFFIXES for p in folder.glob(f"*{suffix}")]
     return sorted(set(files) - set(episodes), key=str)
 
 
 class _Cache:
-    """Descriptions of files that were valid at an earlier check."""
+    """Cache of the descriptions of files that were valid at an earlier check."""
 
     def __init__(self, folder: AnyPath, format: str) -> None:
         self._format = format
@@ -234,19 +243,19 @@ class _Cache:
             log.warning("Ignoring the unreadable index cache %s: %s", self._path, error)
 
     def get(self, path: AnyPath, fingerprint: str) -> EpisodeMetadata | None:
-        """The description of a file that is valid and unchanged, else None."""
+        """Return the description of a file if it was valid and is unchanged, else None."""
         entry = self._entries.get(path.name)
         if entry is None or entry["valid_for"] != [fingerprint, self._format]:
             return None
         return metadata_from_dict(dict(entry["info"], path=str(path)))
 
     def last_info(self, path: AnyPath) -> Mapping[str, Any] | None:
-        """The description of the file when it was last valid."""
+        """Return the description from the last check at which the file was valid, or None."""
         entry = self._entries.get(path.name)
         return None if entry is None else entry["info"]
 
     def invalidate(self, path: AnyPath) -> None:
-        """Have a file checked again, but keep its last description."""
+        """Mark a file as not checked, but keep its last description."""
         if path.name in self._entries:
             self._entries[path.name]["valid_for"] = None
 
@@ -263,11 +272,11 @@ class _Cache:
         try:
             write_atomically(self._path, content)
         except StorageError as error:
-            log.warning("The index is not cached (%s): files will be checked at each start", error)
+            log.warning("The index cannot be cached, so each run will check all files: %s", error)
 
 
 def _check_matches_config(info: EpisodeMetadata, config: Config) -> None:
-    """Raise the error of a bad episode if a file contradicts the configuration."""
+    """Raise an error if a file does not match the config."""
     path = info.path
     missing = [camera for camera in config.data.camera_names if camera not in info.cameras]
     if missing:
@@ -294,8 +303,8 @@ def _check_matches_config(info: EpisodeMetadata, config: Config) -> None:
     if wrong_sizes and not config.data.resize_images:
         raise bad_episode_error(
             path,
-            f"its images are {wrong_sizes}, task.image_size={size} requires ({size}, {size}); "
-            "data.resize_images=true scales them",
+            f"its images have the sizes {wrong_sizes}, but task.image_size={size} requires "
+            f"({size}, {size}); data.resize_images=true scales them",
         )
     action_dim = len(info.stats[FORMATS[info.format].actions[space]].mean)
     widths = {
@@ -304,24 +313,25 @@ def _check_matches_config(info: EpisodeMetadata, config: Config) -> None:
     }
     for key, (recorded, configured) in widths.items():
         if recorded != configured:
-            raise bad_episode_error(path, f"its {key} is {recorded}, agent.{key}={configured}")
+            raise bad_episode_error(path, f"its {key} is {recorded}, but agent.{key}={configured}")
     settings: dict[str, tuple[str, object]] = {
         "task": ("task.env_id", config.task.env_id),
         "shadows": ("task.shadows", config.task.shadows),
         "multisampling": ("task.multisampling", config.task.multisampling),
         "control_hz": ("task.control_hz", config.task.control_hz),
-        # The attribute describes /action; end-effector targets have a dataset of their own.
+        # The attribute describes /action. End-effector targets have a separate dataset.
         "action_space": ("actions in", "joint"),
     }
     for key, (option, value) in settings.items():
         recorded_value = info.attributes.get(key, value)
         if recorded_value != value:
             raise bad_episode_error(
-                path, f"it was recorded with {key}={recorded_value}, the run has {option}={value}"
+                path,
+                f"it was recorded with {key}={recorded_value}, but the run has {option}={value}",
             )
 
 
 def _number(path: AnyPath) -> int:
-    """The number at the end of a file's name."""
+    """Return the number at the end of a file name, or 0."""
     digits = re.search(r"(\d+)$", path.stem)
     return int(digits.group(1)) if digits else 0

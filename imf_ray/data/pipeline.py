@@ -1,9 +1,12 @@
-"""The Ray Data pipeline: one ordered dataset per rank, with the plan's segments as rows.
+"""The Ray Data pipeline: one ordered dataset per rank (training worker).
 
-Ray Data splits a dataset among ranks in the order in which blocks arrive, and replays an epoch from
-its start after a failure. Here each rank has its own dataset instead. Its read tasks are the rank's
-segments from the plan, from the resumed step to the last. Execution preserves their order, and one
-execution spans all epochs.
+Each row is a slice: the images, states and actions of one segment, which consists of consecutive
+samples of one episode. See `imf_ray.data.sampling` for the terms.
+
+Ray Data's own splitting would give each rank whatever is read first, and would replay an epoch from
+its start after a failure. Here each rank has its own dataset instead. The dataset reads the rank's
+segments in the order of the plan, from the training step that the run resumes at to the last one.
+One execution of the dataset spans all epochs and preserves the order.
 """
 
 from __future__ import annotations
@@ -28,22 +31,31 @@ from imf_ray.data.windows import Batch, WindowBatcher, WindowSpec
 from imf_ray.ray_internals import ExecutionCallback, num_queued_outputs
 
 MIN_ROWS_PER_TASK, MAX_ROWS_PER_TASK, TASK_BYTES = 4, 16, 32 << 20
-"""Rows per read task: enough for 32 MiB, between 4 and 16.
+"""Rows (slices) of a read task: as many as fit into 32 MiB, but at least 4 and at most 16.
 
-Fewer rows waste task start-up; more rows hold more memory.
+With fewer rows, starting the tasks takes too much of the time. With more, a task needs more memory.
 """
 PREFETCH_BUFFERS = 2
-"""Shuffle buffers per shard that may be read ahead: a new one, and the one after it."""
+"""Number of shuffle buffers per virtual shard that may be read ahead: the next two.
+
+A shuffle buffer consists of the segments of a shard whose samples are shuffled together.
+"""
 MIN_PREFETCH_BYTES = 1 << 20
-"""Object store limit for rows without images; Ray would take zero as a limit, too."""
+"""Minimum of a dataset's object store limit. Rows without images would make the limit zero."""
 MAX_TASKS = 4096
-"""Read tasks per rank; Ray Data tracks each of them, so long runs have larger tasks."""
+"""Approximate maximum number of read tasks per rank.
+
+Ray Data keeps track of each task, so a long run has larger tasks instead of more.
+"""
 DATASET_NAME = "train"
 MAX_LOOP_CPU_FRACTION, MAX_SLEEP_S, THROTTLE_AFTER_ITERATIONS = 0.03, 0.1, 3
-"""CPU share (3 %) granted to Ray Data's scheduling loop once output has been waiting for 3
-iterations, i.e. when training is the bottleneck, and the longest sleep per iteration."""
+"""CPU share (3 %) of Ray Data's scheduling loop while it is throttled, maximum sleep per iteration
+in seconds, and number of iterations with waiting output after which it is throttled.
+
+Output waits if training is slower than reading.
+"""
 _SCALARS = ("epoch", "segment", "length", "frame_start", "action_start")
-_IMAGES, _POSES = "images/", "object_poses/"  # prefixes of columns
+_IMAGES, _POSES = "images/", "object_poses/"  # prefixes of column names
 
 
 @dataclass(frozen=True)
@@ -51,10 +63,12 @@ class TrainDataset:
     """The training data of a run, for any world size.
 
     Args:
+        plan: assigns samples to each global batch.
+        spec: contents of the windows.
         episodes: one per entry of the plan's `lengths`, in that order.
-        frame_bytes: size of the images of one step.
-        max_steps: updates of the run.
-        read_concurrency: parallel read tasks of each rank.
+        frame_bytes: size in bytes of the images of one environment step.
+        max_steps: number of updates of the run.
+        read_concurrency: number of parallel read tasks of each rank.
         options: Ray options of each read task.
     """
 
@@ -67,9 +81,9 @@ class TrainDataset:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def rank_dataset(self, rank: int, world_size: int, start_step: int) -> ray.data.Dataset:
-        """The rows of one rank, from the batch of `start_step` to the last."""
+        """Return the dataset of one rank, from training step `start_step` to the last."""
         segments = list(self.plan.rank_segments(rank, world_size, start_step, self.max_steps))
-        source = _BlockDatasource(self, segments)
+        source = _SegmentDatasource(self, segments)
         dataset = ray.data.read_datasource(
             source,
             num_cpus=0,  # see imf_ray.allocation
@@ -86,9 +100,10 @@ class TrainDataset:
         return dataset
 
     def prefetch_rows(self, rank: int, world_size: int) -> int:
-        """Rows that may wait for a rank; without a limit, Ray Data fills half the object store.
+        """Return the number of rows that may be read ahead for a rank.
 
-        Every shard may need a new shuffle buffer at once, with the next one already on its way.
+        Without a limit, Ray Data would fill half of the object store. All shards of a rank may need
+        a new shuffle buffer at the same time, and each next buffer is read ahead as well.
         """
         buffered = (
             PREFETCH_BUFFERS
@@ -99,7 +114,7 @@ class TrainDataset:
 
     @property
     def rows_per_task(self) -> int:
-        """Rows of a read task; `_BlockDatasource` raises it for long runs."""
+        """Number of rows of a read task. `_SegmentDatasource` increases it for long runs."""
         rows = TASK_BYTES // max(1, self._row_bytes)
         return max(MIN_ROWS_PER_TASK, min(rows, MAX_ROWS_PER_TASK))
 
@@ -110,18 +125,18 @@ class TrainDataset:
     def batches(
         self, iterator: ray.data.DataIterator, rank: int, world_size: int, start_step: int
     ) -> Iterator[Batch]:
-        """The rank's batches from its dataset's iterator (see `WindowBatcher.batches`)."""
+        """Yield the rank's batches, given its dataset's iterator (see `WindowBatcher.batches`)."""
         tables = iterator.iter_batches(batch_size=None, batch_format="pyarrow")
         batcher = WindowBatcher(self.plan, self.spec, rank, world_size)
-        return _prefetch_one(batcher.batches(_from_tables(tables), start_step, self.max_steps))
+        return _prefetch_one(batcher.batches(_read_tables(tables), start_step, self.max_steps))
 
 
 class PerRankDataConfig(ray.train.DataConfig):
     """Gives each rank its own ordered dataset, starting at the step that training resumes from.
 
     Args:
-        find_start_step: returns the step of the checkpoint that the workers will load; called at
-            every start of the worker group.
+        find_start_step: returns the training step of the checkpoint that the workers will load. It
+            is called whenever Ray Train launches the worker group.
     """
 
     def __init__(self, find_start_step: Callable[[], int]) -> None:
@@ -131,7 +146,10 @@ class PerRankDataConfig(ray.train.DataConfig):
     def configure(
         self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any
     ) -> list[dict[str, ray.data.DataIterator]]:
-        """Called by Ray Train with one `TrainDataset` per name."""
+        """Make the iterators {dataset name: iterator} of each rank.
+
+        Ray Train calls this method with one `TrainDataset` per name.
+        """
         start_step = self._find_start_step()
         return [
             {
@@ -143,7 +161,7 @@ class PerRankDataConfig(ray.train.DataConfig):
 
 
 def _prefetch_one(items: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the same items, computing each in a thread while the one before it is in use."""
+    """Yield the same items; a thread computes the next one while the caller uses this one."""
     executor = ThreadPoolExecutor(1)
     try:
         next_item = executor.submit(next, items, None)
@@ -151,16 +169,16 @@ def _prefetch_one(items: Iterator[Batch]) -> Iterator[Batch]:
             next_item = executor.submit(next, items, None)
             yield item
     finally:
-        # A caller that leaves early need not wait for the item in progress.
+        # If the caller stops early, it does not wait for the item that is being computed.
         executor.shutdown(wait=False, cancel_futures=True)
 
 
 class _SchedulerThrottle(ExecutionCallback):
-    """Throttles Ray Data's busy-polling scheduler while output is waiting.
+    """Throttles Ray Data's scheduling loop while output is waiting.
 
-    A read task whose output is held back counts as ready at once. The scheduling loop, a thread of
-    the training process, would then poll without a pause and take half of its core. After each
-    iteration it sleeps in proportion to the CPU time of that iteration.
+    Ray Data treats a read task whose output is held back as ready. The scheduling loop, a thread of
+    the training process, then polls without a pause and takes half of a core. This callback sleeps
+    after each iteration, in proportion to the CPU time of that iteration.
     """
 
     def __init__(self) -> None:
@@ -176,17 +194,17 @@ class _SchedulerThrottle(ExecutionCallback):
             time.sleep(min(MAX_SLEEP_S, sleep_s))
 
 
-class _BlockDatasource(Datasource):
-    """Read tasks over an explicit list of segments; planning does no I/O."""
+class _SegmentDatasource(Datasource):
+    """Reads the segments given as pairs (epoch, segment indices); making its tasks does no I/O."""
 
     def __init__(self, dataset: TrainDataset, segments: list[tuple[int, np.ndarray]]) -> None:
         super().__init__()
-        num_rows = sum(len(numbers) for _, numbers in segments)
-        size = max(dataset.rows_per_task, num_rows // MAX_TASKS)
+        num_rows = sum(len(indices) for _, indices in segments)
+        rows_per_task = max(dataset.rows_per_task, num_rows // MAX_TASKS)
         self._tasks = [
-            _read_task(dataset, epoch, numbers[first : first + size])
-            for epoch, numbers in segments
-            for first in range(0, len(numbers), size)
+            _make_read_task(dataset, epoch, indices[start : start + rows_per_task])
+            for epoch, indices in segments
+            for start in range(0, len(indices), rows_per_task)
         ]
 
     @property
@@ -205,16 +223,17 @@ class _BlockDatasource(Datasource):
         return self._tasks
 
 
-def _read_task(dataset: TrainDataset, epoch: int, numbers: np.ndarray) -> ReadTask:
+def _make_read_task(dataset: TrainDataset, epoch: int, segment_indices: np.ndarray) -> ReadTask:
+    """Make the read task that yields a table with one row for each segment."""
     plan, spec = dataset.plan.epoch(epoch), dataset.spec
     segments = [
         (
-            int(number),
-            dataset.episodes[plan.episode[number]],
-            int(plan.start[number]),
-            int(plan.stop[number]),
+            int(index),
+            dataset.episodes[plan.episode[index]],
+            int(plan.start[index]),
+            int(plan.stop[index]),
         )
-        for number in numbers
+        for index in segment_indices
     ]
     metadata = BlockMetadata(
         num_rows=len(segments), size_bytes=None, input_files=None, exec_stats=None
@@ -225,12 +244,15 @@ def _read_task(dataset: TrainDataset, epoch: int, numbers: np.ndarray) -> ReadTa
 def _read_segments(
     spec: WindowSpec, epoch: int, segments: list[tuple[int, EpisodeRef, int, int]]
 ) -> Iterator[pa.Table]:
-    for number, episode, start, stop in segments:
-        yield _to_table(epoch, number, spec.read(episode, start, stop))
+    for index, episode, start, stop in segments:
+        yield _to_table(epoch, index, spec.read(episode, start, stop))
 
 
 def _to_table(epoch: int, segment: int, source: EpisodeSlice) -> pa.Table:
-    """One row: scalars, and each array as its bytes and shape (Ray's tensors cannot be ragged)."""
+    """Return a table with one row: the numbers of a slice, and its arrays as bytes and shape.
+
+    Ray's tensor columns require arrays of equal shape, which slices do not have.
+    """
     values = (epoch, segment, source.length, source.frame_start, source.action_start)
     columns = {
         name: pa.array([value], pa.int64()) for name, value in zip(_SCALARS, values, strict=True)
@@ -248,17 +270,17 @@ def _to_table(epoch: int, segment: int, source: EpisodeSlice) -> pa.Table:
 
 
 def _bytes_column(array: np.ndarray) -> pa.Array:
-    """The bytes of an array as the single value of a column, without a copy.
+    """Return a column whose single value is the bytes of an array, without a copy.
 
-    `pa.array` of a memoryview would copy them and never release the array (pyarrow 26.0).
+    `pa.array` of a memoryview would copy the bytes and never release the array (pyarrow 26.0).
     """
     content = pa.py_buffer(np.ascontiguousarray(array))
-    ends = pa.py_buffer(np.array([0, content.size], np.int64))
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, content])
+    offsets = pa.py_buffer(np.array([0, content.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, content])
 
 
-def _from_tables(tables: Iterable[pa.Table]) -> Iterator[tuple[int, int, EpisodeSlice]]:
-    """Yield (epoch, segment number, slice) for each row."""
+def _read_tables(tables: Iterable[pa.Table]) -> Iterator[tuple[int, int, EpisodeSlice]]:
+    """Yield (epoch, segment index, slice) for each row of each table."""
     for table in tables:
         for index in range(table.num_rows):
             row = table.slice(index, 1)
@@ -276,7 +298,7 @@ def _from_tables(tables: Iterable[pa.Table]) -> Iterator[tuple[int, int, Episode
 
 
 def _arrays(row: pa.Table, prefix: str, dtype: type) -> dict[str, np.ndarray]:
-    """The arrays of all columns with a prefix, by the rest of their names."""
+    """Return the arrays of all columns whose name starts with `prefix`, by the rest of the name."""
     return {
         name.removeprefix(prefix): _array(row, name, dtype)
         for name in row.column_names
@@ -285,5 +307,5 @@ def _arrays(row: pa.Table, prefix: str, dtype: type) -> dict[str, np.ndarray]:
 
 
 def _array(row: pa.Table, name: str, dtype: type) -> np.ndarray:
-    """The array behind a column of bytes, without a copy."""
+    """Return the array stored in a column of bytes, without a copy."""
     return np.frombuffer(row[name][0].as_buffer(), dtype).reshape(row[f"shape:{name}"][0].as_py())

@@ -1,4 +1,4 @@
-"""Running statistics of vectors that merge: one pass over each file is enough for any split."""
+"""Statistics of vectors that can be merged, so that each file is read once for any split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RunningStats:
-    """Statistics of `count` vectors, each a tuple with one number per dimension."""
+    """Statistics of `count` vectors. Each statistic is a tuple with one number per dimension."""
 
     count: int
     min: tuple[float, ...]
@@ -21,12 +21,12 @@ class RunningStats:
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of the vectors themselves (divisor n, not n - 1)."""
+        """Population standard deviation (divisor n, not n - 1)."""
         return tuple(np.sqrt(np.array(self.m2) / self.count).tolist())
 
     @classmethod
     def from_array(cls, values: np.ndarray) -> RunningStats:
-        """Statistics of the rows of `values` (n, D), n at least 1, computed in float64."""
+        """Compute the statistics of the rows of `values` (n, D), n at least 1, in float64."""
         values = values.astype(np.float64)
         mean = values.mean(axis=0)
         return cls(
@@ -39,11 +39,11 @@ class RunningStats:
 
 
 def merge(parts: Sequence[RunningStats]) -> RunningStats:
-    """Statistics of the vectors of all parts together.
+    """Return the statistics of the vectors of all parts together.
 
-    Means are merged as differences from the first mean, and each `m2` is about the mean of its own
-    part. No precision is lost for a large mean with a small spread (Chan, Golub and LeVeque 1983,
-    eq. 2.1, for many parts at once).
+    Means are merged as differences from the first mean, and each `m2` is relative to the mean of
+    its own part. No precision is lost if the mean is large and the spread is small (Chan, Golub and
+    LeVeque 1983, eq. 2.1, for many parts at once).
     """
     counts = np.array([part.count for part in parts], dtype=np.float64)[:, None]
     means = np.array([part.mean for part in parts])

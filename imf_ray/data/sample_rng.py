@@ -1,7 +1,7 @@
-"""Random numbers of a training sample, keyed by (seed, epoch, sample id).
+"""Random numbers of a training sample, a function of (seed, epoch, sample id).
 
-A counter-based generator (Philox) gives every sample its own stream. Its numbers therefore do not
-depend on the rank, the batch or the history of the run.
+Every sample has its own stream of a counter-based generator (Philox). Its random numbers therefore
+do not depend on the rank, on the batch, or on how often the run was resumed.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ import numpy as np
 
 _OBJECTIVE_STREAM, _AUGMENTATION_STREAM = 0, 1
 TIME_UNIFORMS = 3
-"""Uniform numbers for a time sampler: two times and one choice."""
+"""Number of uniform numbers per sample for a time sampler: two times and one choice."""
 
 
 def sample_noise_and_uniforms(
     seed: int, epoch: int, sample_ids: np.ndarray, noise_shape: tuple[int, int], draws: int = 1
 ) -> dict[str, np.ndarray]:
-    """Noise and uniform numbers of the objective for each sample.
+    """Return the random numbers of the training objective for each sample.
 
     Args:
         sample_ids: (n,) int64.
         noise_shape: (pred_horizon, action_dim).
-        draws: independent draws per sample; earlier ones do not depend on the number of draws.
+        draws: number of independent draws per sample. The first n draws are the same for any
+            number of draws.
 
     Returns:
         `noise` (n, pred_horizon, action_dim) float32 standard normal and `time_uniforms`
-        (n, 3) float32 in (0, 1); for several draws (n, draws, ...).
+        (n, 3) float32 in (0, 1). If `draws` is above 1, the shapes are (n, draws, ...).
     """
     count = len(sample_ids)
     noise = np.empty((count, draws, *noise_shape), dtype=np.float32)
@@ -41,10 +42,10 @@ def sample_noise_and_uniforms(
 
 
 def crop_offsets(seed: int, epoch: int, sample_ids: np.ndarray, cameras: int) -> np.ndarray:
-    """Random crop offsets of each sample's images.
+    """Return random crop offsets for the images of each sample.
 
     Returns:
-        (n, cameras, 2) float32 in [0, 1), as a fraction of the largest offset (down, right).
+        (n, cameras, 2) float32 in [0, 1), as fractions of the maximum offsets (down, right).
     """
     offsets = np.empty((len(sample_ids), cameras, 2), dtype=np.float32)
     for index, sample_id in enumerate(sample_ids):
@@ -54,6 +55,6 @@ def crop_offsets(seed: int, epoch: int, sample_ids: np.ndarray, cameras: int) ->
 
 
 def _sample_rng(seed: int, epoch: int, sample_id: int, stream: int) -> np.random.Generator:
-    """The generator of one sample and stream."""
+    """Return the random generator of one sample and stream."""
     counter = [0, sample_id, stream, 0]
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=counter))

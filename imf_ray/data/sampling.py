@@ -1,19 +1,26 @@
 """The order of samples: a pure function of (seed, epoch), the same for every world size.
 
-Vocabulary:
+Terms of the data pipeline:
 
-* A *sample* is one start step of one episode.
-* A *block* is a run of `read_block_steps` consecutive samples of one episode.
-* A *virtual shard* is one of V equal parts of an epoch, after the canonical nodes of MosaicML
+* A *rank* is a training worker. The *world size* is the number of ranks.
+* A *global batch* contains the samples of one training step, from all ranks.
+* A *sample* is one environment step of one episode. Its *window* contains the observations and
+  actions around this step (see `imf_ray.data.windows`).
+* A *block* consists of `read_block_steps` consecutive samples of one episode. The last block of an
+  episode may be shorter.
+* A *virtual shard* is one of V equal parts of an epoch, like the canonical nodes of MosaicML
   Streaming. V is fixed for a run, while the number of ranks may change.
-* A *segment* is the part of a block that falls into one shard. It is one row of the Ray dataset
-  and one read of one episode.
-* A *shuffle buffer* is `shuffle_buffer_blocks` consecutive segments of a shard, whose samples are
-  shuffled together.
+* A *segment* is the part of a block that falls into one shard, usually all of it. Each segment is
+  read with one read of its episode file and is one row of the Ray dataset.
+* A *slice* is the result of reading a segment: the images, states and actions that the windows of
+  its samples contain (`imf_ray.data.episodes.EpisodeSlice`).
+* A *shuffle buffer* consists of `shuffle_buffer_blocks` consecutive segments of a shard. Their
+  samples are shuffled together.
 
 An epoch permutes the blocks, concatenates their samples and divides the sequence among the shards.
 Each global batch takes the same number of samples from every shard, shard by shard. Each rank owns
-V / world_size consecutive shards, or one more on some ranks if V is not a multiple.
+V / world_size consecutive shards. If V is not a multiple of the world size, some ranks own one
+more.
 """
 
 from __future__ import annotations
@@ -29,37 +36,39 @@ import numpy as np
 from imf_ray.errors import UserError
 
 DEFAULT_VIRTUAL_SHARDS = 8
-_BLOCK_ORDER, _BUFFER_ORDER = 0, 1  # seeds of two independent kinds of random streams
+"""Number of virtual shards if none is configured and the batch size is a multiple of 8."""
+_BLOCK_ORDER, _BUFFER_ORDER = 0, 1  # parts of the seed: block order, order within a buffer
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Segments and sample order of one epoch.
+    """The S segments of one epoch, and the order of its samples.
 
-    A shard position counts the samples of a shard before shuffling. M is the shard length.
+    A *shard position* is the index of a sample in its virtual shard before shuffling, 0 ... M - 1,
+    where M is the number of samples in a shard.
     """
 
     shard: np.ndarray
-    """(S,) int64 shard of each segment; segments are ordered by shard and position."""
+    """(S,) int64 shard of each segment. Segments are sorted by shard and position."""
     episode: np.ndarray
-    """(S,) int64 episode of each segment."""
+    """(S,) int64 index of the episode of each segment."""
     start: np.ndarray
-    """(S,) int64 first step of each segment in its episode."""
+    """(S,) int64 first environment step of each segment in its episode."""
     stop: np.ndarray
-    """(S,) int64 end of each segment in its episode, exclusive."""
+    """(S,) int64 environment step after the last one of each segment."""
     position: np.ndarray
     """(S,) int64 shard position of each segment's first sample."""
     buffer_start: np.ndarray
-    """(S,) int64 shard position at which each segment's shuffle buffer starts."""
+    """(S,) int64 shard position of the first sample of each segment's shuffle buffer."""
     buffer_stop: np.ndarray
-    """(S,) int64 shard position at which each segment's shuffle buffer is used up."""
+    """(S,) int64 shard position after the last sample of each segment's shuffle buffer."""
     order: np.ndarray
-    """(V, M) int64 shard positions in the shuffled order."""
+    """(V, M) int64 shard positions of each shard, in shuffled order."""
     first_segment: np.ndarray
-    """(V + 1,) int64 first segment of each shard."""
+    """(V + 1,) int64 index of the first segment of each shard, and S."""
 
     def locate(self, shard: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Segments (n,) and episode steps (n,) of shard positions (n,)."""
+        """Return the segments (n,) and the episode steps (n,) of shard positions (n,)."""
         low, high = self.first_segment[shard], self.first_segment[shard + 1]
         segments = low + np.searchsorted(self.position[low:high], positions, side="right") - 1
         return segments, self.start[segments] + positions - self.position[segments]
@@ -67,18 +76,19 @@ class EpochPlan:
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """Content of every global batch of a run.
+    """Assigns samples to every global batch of a run. See the module for the terms.
 
     Args:
-        lengths: steps of each training episode.
-        batch_size: samples in one global batch.
-        virtual_shards: V, a divisor of the batch size (see `choose_virtual_shards`).
-        read_block_steps: samples in a block.
-        shuffle_buffer_blocks: segments in a shuffle buffer.
-        seed: seed of the whole order.
+        lengths: number of environment steps of each training episode.
+        batch_size: number of samples in a global batch.
+        virtual_shards: number V of virtual shards, a divisor of the batch size (see
+            `choose_virtual_shards`).
+        read_block_steps: number of samples in a block.
+        shuffle_buffer_blocks: number of segments in a shuffle buffer.
+        seed: seed of the order of blocks and samples.
 
     Raises:
-        UserError: there are fewer samples than one batch takes.
+        UserError: there are fewer samples than one batch needs.
     """
 
     lengths: tuple[int, ...]
@@ -91,41 +101,48 @@ class SamplePlan:
     def __post_init__(self) -> None:
         if self.num_samples < self.batch_size:
             raise UserError(
-                f"The training episodes hold {self.num_samples} samples, fewer than "
-                f"train.batch_size={self.batch_size}: collect more or lower the batch size."
+                f"The training episodes have {self.num_samples} samples, fewer than "
+                f"train.batch_size={self.batch_size}. Collect more episodes or lower the batch "
+                "size."
             )
 
     @property
     def num_samples(self) -> int:
-        """Samples in the data set; every step of every episode starts one."""
+        """Number of samples in the data set, one for each step of each episode."""
         return sum(self.lengths)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in an epoch. Up to batch_size - 1 samples, others each epoch, are left."""
+        """Number of global batches, and thus training steps, in an epoch.
+
+        Each epoch leaves out up to batch_size - 1 samples, different ones each time.
+        """
         return self.num_samples // self.batch_size
 
     @property
     def samples_per_shard(self) -> int:
-        """Samples that each global batch takes from each shard."""
+        """Number of samples that each global batch takes from each shard."""
         return self.batch_size // self.virtual_shards
 
     @property
     def sample_offsets(self) -> np.ndarray:
-        """(E,) sample id of each episode's first step; add the step for a sample's id."""
+        """(E,) int64 sample id of the first step of each episode; step t has this id plus t."""
         return np.concatenate(([0], np.cumsum(self.lengths)[:-1])).astype(np.int64)
 
     def rank_shards(self, rank: int, world_size: int) -> range:
-        """The virtual shards of a rank; the numbers of two ranks differ by at most one."""
-        first, last = (r * self.virtual_shards // world_size for r in (rank, rank + 1))
-        return range(first, last)
+        """Return the virtual shards of a rank. Two ranks differ by at most one shard."""
+        start, stop = (r * self.virtual_shards // world_size for r in (rank, rank + 1))
+        return range(start, stop)
 
     def state_dict(self, step: int) -> dict[str, int | str]:
-        """The position in the data after `step` updates; it determines all later samples."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
+        """Return the position in the data after `step` updates.
+
+        It determines all later samples.
+        """
+        epoch, batch_index = divmod(step, self.steps_per_epoch)
         return {
             "epoch": epoch,
-            "batch": batch,
+            "batch": batch_index,
             "batch_size": self.batch_size,
             "virtual_shards": self.virtual_shards,
             "read_block_steps": self.read_block_steps,
@@ -136,53 +153,59 @@ class SamplePlan:
         }
 
     def epoch(self, epoch: int) -> EpochPlan:
-        """The plan of one epoch."""
+        """Return the plan of one epoch."""
         return _epoch_plan(self, epoch)
 
     def global_batch(self, step: int) -> np.ndarray:
-        """(batch_size,) sample ids of global batch `step`, concatenated in the order of ranks."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
+        """Return the sample ids (batch_size,) of training step `step`, in the order of ranks."""
+        epoch, batch_index = divmod(step, self.steps_per_epoch)
         plan = self.epoch(epoch)
-        batch_slice = slice(batch * self.samples_per_shard, (batch + 1) * self.samples_per_shard)
+        start = batch_index * self.samples_per_shard
+        stop = start + self.samples_per_shard
         ids = []
         for shard in range(self.virtual_shards):
-            segments, steps = plan.locate(shard, plan.order[shard, batch_slice])
+            segments, steps = plan.locate(shard, plan.order[shard, start:stop])
             ids.append(self.sample_offsets[plan.episode[segments]] + steps)
         return np.concatenate(ids)
 
     def rank_segments(
         self, rank: int, world_size: int, start_step: int, max_steps: int
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (epoch, segment numbers in the order in which the rank needs them).
+        """Yield (epoch, indices of segments in the order in which the rank needs them).
 
-        The segments are those of global batches [start_step, max_steps). Segments whose shuffle
-        buffer is used up before `start_step` are left out.
+        The segments are those of training steps [start_step, max_steps). A segment is left out if
+        `start_step` and later steps take no sample from its shuffle buffer.
         """
         shards = self.rank_shards(rank, world_size)
         last_epoch = -(-max_steps // self.steps_per_epoch)
         for epoch in range(start_step // self.steps_per_epoch, last_epoch):
             plan = self.epoch(epoch)
-            first = max(start_step - epoch * self.steps_per_epoch, 0) * self.samples_per_shard
-            last = (max_steps - epoch * self.steps_per_epoch) * self.samples_per_shard
+            # Range of shard positions that these training steps use in this epoch.
+            start = max(start_step - epoch * self.steps_per_epoch, 0) * self.samples_per_shard
+            stop = (max_steps - epoch * self.steps_per_epoch) * self.samples_per_shard
             is_own = (plan.shard >= shards.start) & (plan.shard < shards.stop)
             segments = np.flatnonzero(
-                is_own & (plan.buffer_stop > first) & (plan.buffer_start < last)
+                is_own & (plan.buffer_stop > start) & (plan.buffer_start < stop)
             )
-            # A whole buffer is needed by the batch of its first sample. Order by batch and shard.
-            batch = np.maximum(plan.buffer_start[segments], first) // self.samples_per_shard
-            yield epoch, segments[np.lexsort((segments, batch))]
+            # The first batch that uses a buffer may need any of its segments. The order is by this
+            # batch, then by segment, which also sorts by shard.
+            first_batch = np.maximum(plan.buffer_start[segments], start) // self.samples_per_shard
+            yield epoch, segments[np.lexsort((segments, first_batch))]
 
 
 def choose_virtual_shards(batch_size: int, world_size: int, requested: int | None) -> int:
-    """The number of virtual shards: `requested`, or by default 8.
+    """Return the number of virtual shards: `requested`, or by default 8.
 
-    The default is lower for a batch that 8 does not divide, and higher for more than 8 workers.
+    The default is lower if the batch size is not a multiple of 8. It is higher if there are more
+    than 8 workers.
 
     Args:
-        world_size: the largest world size of the run.
+        batch_size: number of samples in a global batch.
+        world_size: maximum number of workers of the run.
+        requested: the configured number of virtual shards, or None.
 
     Raises:
-        UserError: no number of shards fits both the batch and the workers.
+        UserError: there are fewer shards than workers, or the batch size is not a multiple of them.
     """
     shards = requested or math.gcd(batch_size, DEFAULT_VIRTUAL_SHARDS)
     if requested is None and shards < world_size <= batch_size:
@@ -190,7 +213,7 @@ def choose_virtual_shards(batch_size: int, world_size: int, requested: int | Non
     if shards < world_size or batch_size % shards:
         raise UserError(
             f"train.batch_size={batch_size} cannot be divided among {shards} virtual shards and "
-            f"cluster.num_workers={world_size}: the batch must be a multiple of the shards, and "
+            f"cluster.num_workers={world_size}. It must be a multiple of the number of shards, and "
             "there must be at least as many shards as workers."
         )
     return shards
@@ -198,11 +221,12 @@ def choose_virtual_shards(batch_size: int, world_size: int, requested: int | Non
 
 @functools.lru_cache(maxsize=4)
 def _epoch_plan(plan: SamplePlan, epoch: int) -> EpochPlan:
+    """Make the plan of one epoch."""
     episode, start, stop = _blocks(plan.lengths, plan.read_block_steps)
     order = np.random.default_rng([plan.seed, epoch, _BLOCK_ORDER]).permutation(len(episode))
     episode, start, stop = episode[order], start[order], stop[order]
 
-    # Segments: the sequence of all samples, cut at the ends of blocks and of shards.
+    # Make segments by cutting the sequence of all samples at the edges of blocks and shards.
     shard_length = plan.steps_per_epoch * plan.samples_per_shard
     block_edges = np.concatenate(([0], np.cumsum(stop - start)))
     shard_edges = np.arange(plan.virtual_shards + 1) * shard_length
@@ -243,10 +267,11 @@ def _epoch_plan(plan: SamplePlan, epoch: int) -> EpochPlan:
 def _blocks(
     lengths: tuple[int, ...], read_block_steps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Episode, start and stop, each (B,) int64, of all blocks in order."""
+    """Return the episode, start and stop, each (B,) int64, of all blocks in order."""
     steps = np.array(lengths, dtype=np.int64)
-    counts = -(-steps // read_block_steps)
-    episode = np.repeat(np.arange(len(steps)), counts)
-    number = np.arange(len(episode)) - np.repeat(np.cumsum(counts) - counts, counts)
-    start = number * read_block_steps
+    num_blocks = -(-steps // read_block_steps)
+    episode = np.repeat(np.arange(len(steps)), num_blocks)
+    first_block = np.cumsum(num_blocks) - num_blocks
+    index_in_episode = np.arange(len(episode)) - np.repeat(first_block, num_blocks)
+    start = index_in_episode * read_block_steps
     return episode, start, np.minimum(start + read_block_steps, steps[episode])

@@ -1,4 +1,4 @@
-"""Statistics of state, action and object poses over the training episodes."""
+"""Statistics of states, actions and object poses over the training episodes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from imf_ray.data.running_stats import RunningStats, merge
 VectorStatistics = dict[str, list[float]]
 """`{"min" | "max" | "mean" | "std": D numbers}`."""
 Statistics = dict[str, VectorStatistics | dict[str, VectorStatistics]]
-"""`{"qpos": ..., "action": ..., "object_poses": {name: ...}}`, as agents take it."""
+"""`{"qpos": ..., "action": ..., "object_poses": {name: ...}}`, an argument of agents."""
 
 
 def compute_statistics(episodes: Sequence[EpisodeMetadata], fields: EpisodeFields) -> Statistics:
-    """Minimum, maximum, mean and standard deviation of each dimension.
+    """Return minimum, maximum, mean and standard deviation of each dimension.
 
     No file is read: the statistics of each episode were computed when it was checked.
 
     Args:
         episodes: the training split.
-        fields: the fields that are read; cameras do not matter.
+        fields: the fields that are read. Its cameras are ignored.
     """
     return {
         "qpos": _merged(episode.stats[QPOS] for episode in episodes),
@@ -37,6 +37,7 @@ def compute_statistics(episodes: Sequence[EpisodeMetadata], fields: EpisodeField
 
 
 def _merged(parts: Iterable[RunningStats]) -> VectorStatistics:
+    """Merge the statistics of all episodes for one vector."""
     stats = merge(list(parts))
     return {
         "min": list(stats.min),

@@ -1,4 +1,4 @@
-"""Views of a data set: tables for the terminal, a contact sheet, a video of an episode."""
+"""Views of a data set: tables for the terminal, a contact sheet, and a video of an episode."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from imf_ray.storage import AnyPath
 from imf_ray.video import encode_video
 
 SHEET_EPISODES = 12
-"""Most episodes in the contact sheet."""
-SHEET_STEPS = 3
-"""Images of each camera: the first, the last, and evenly spaced ones between."""
-TILE = 128
+"""Maximum number of episodes in the contact sheet."""
+IMAGES_PER_CAMERA = 3
+"""Number of images per camera and episode in the contact sheet, evenly spaced in time."""
+TILE_SIZE = 128
 """Side of an image in the contact sheet and in the video, in pixels."""
 CAPTION_HEIGHT = 14
 """Height of an image's caption in the contact sheet, in pixels."""
 
 
 def check_table(results: Mapping[AnyPath, CheckResult]) -> Table:
-    """A row per file: its format and length, or why it is invalid."""
+    """Return a table with one row per file: its format and length, or why it is invalid."""
     table = Table("file", "format", "steps", "result", box=None)
     for path, result in results.items():
         if isinstance(result, str):
             table.add_row(path.name, "", "", result, style="red")
         else:
-            table.add_row(path.name, result.format, str(result.length), "good")
+            table.add_row(path.name, result.format, str(result.length), "valid")
     return table
 
 
 def episode_table(episodes: Sequence[EpisodeMetadata]) -> Table:
-    """A row per episode: length, outcome, seed, shapes, and unused datasets."""
+    """Return a table with one row per episode: length, outcome, seed, shapes, unused datasets."""
     columns = ("file", "format", "steps", "success", "seed", "cameras", "vectors", "unused")
     table = Table(*columns, box=None)
     for episode in episodes:
@@ -57,55 +57,57 @@ def episode_table(episodes: Sequence[EpisodeMetadata]) -> Table:
     return table
 
 
-def range_table(episodes: Sequence[EpisodeMetadata]) -> Table:
-    """Minimum, mean, maximum and standard deviation of each dimension of each vector dataset."""
+def statistics_table(episodes: Sequence[EpisodeMetadata]) -> Table:
+    """Return a table with the statistics of each dimension of each vector dataset."""
     table = Table("dimension", "min", "mean", "max", "std", box=None)
     for name in episodes[0].stats:
         stats = merge([episode.stats[name] for episode in episodes])
         columns = zip(stats.min, stats.mean, stats.max, stats.std, strict=True)
-        for number, row in enumerate(columns):
-            table.add_row(f"{name}[{number}]", *(f"{value:.4f}" for value in row))
+        for dimension, row in enumerate(columns):
+            table.add_row(f"{name}[{dimension}]", *(f"{value:.4f}" for value in row))
     return table
 
 
 def contact_sheet(episodes: Sequence[EpisodeMetadata], cameras: Sequence[str]) -> bytes:
-    """A PNG with a row per episode and `SHEET_STEPS` images of each camera.
+    """Return a PNG with one row per episode and `IMAGES_PER_CAMERA` images of each camera.
 
-    Of more than `SHEET_EPISODES` episodes, evenly spaced ones are shown.
+    If there are more than `SHEET_EPISODES` episodes, it shows evenly spaced ones.
     """
-    shown = [episodes[n] for n in _evenly_spaced(len(episodes), SHEET_EPISODES)]
-    columns = len(cameras) * SHEET_STEPS
-    sheet = Image.new("RGB", (columns * TILE, len(shown) * (TILE + CAPTION_HEIGHT)), "black")
+    shown = [episodes[index] for index in _evenly_spaced(len(episodes), SHEET_EPISODES)]
+    columns = len(cameras) * IMAGES_PER_CAMERA
+    sheet = Image.new(
+        "RGB", (columns * TILE_SIZE, len(shown) * (TILE_SIZE + CAPTION_HEIGHT)), "black"
+    )
     draw = ImageDraw.Draw(sheet)
     for row, episode in enumerate(shown):
-        top = row * (TILE + CAPTION_HEIGHT)
-        steps = _evenly_spaced(episode.length, SHEET_STEPS)
+        top = row * (TILE_SIZE + CAPTION_HEIGHT)
+        steps = _evenly_spaced(episode.length, IMAGES_PER_CAMERA)
         for column in range(columns):
-            camera = cameras[column // SHEET_STEPS]
-            step = steps[min(column % SHEET_STEPS, len(steps) - 1)]
+            camera = cameras[column // IMAGES_PER_CAMERA]
+            step = steps[min(column % IMAGES_PER_CAMERA, len(steps) - 1)]
             image = _read_tiles(episode, (camera,), (step, step + 1))[camera][0]
-            sheet.paste(Image.fromarray(image), (column * TILE, top + CAPTION_HEIGHT))
+            sheet.paste(Image.fromarray(image), (column * TILE_SIZE, top + CAPTION_HEIGHT))
             caption = f"{Path(episode.path).stem} {camera} {step}"
-            draw.text((column * TILE + 2, top), caption, fill="white")
+            draw.text((column * TILE_SIZE + 2, top), caption, fill="white")
     file = io.BytesIO()
     sheet.save(file, format="PNG")
     return file.getvalue()
 
 
 def episode_video(episode: EpisodeMetadata, cameras: Sequence[str]) -> bytes:
-    """An MP4 of an episode, with its cameras side by side."""
+    """Return an MP4 of an episode, with its cameras side by side."""
     tiles = _read_tiles(episode, tuple(cameras), (0, episode.length))
     return encode_video(np.concatenate([tiles[camera] for camera in cameras], axis=2))
 
 
 def _read_tiles(
-    episode: EpisodeMetadata, cameras: tuple[str, ...], steps: tuple[int, int]
+    episode: EpisodeMetadata, cameras: tuple[str, ...], step_range: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """Images (n, TILE, TILE, 3) of each camera at steps [steps[0], steps[1])."""
-    fields = EpisodeFields(cameras, action_space=episode.action_spaces[0], image_size=TILE)
-    return dict(read_slice(episode.ref, fields, steps, (0, 0)).images)
+    """Read the images (n, TILE_SIZE, TILE_SIZE, 3) of each camera in the range [start, stop)."""
+    fields = EpisodeFields(cameras, action_space=episode.action_spaces[0], image_size=TILE_SIZE)
+    return dict(read_slice(episode.ref, fields, step_range, (0, 0)).images)
 
 
 def _evenly_spaced(count: int, limit: int) -> list[int]:
-    """Up to `limit` of the numbers below `count`, including the first and the last."""
+    """Return up to `limit` evenly spaced numbers from 0 to count - 1, including both."""
     return sorted({round(n) for n in np.linspace(0, count - 1, min(count, limit))})

@@ -6,7 +6,7 @@ import h5py
 from PIL import Image
 
 from imf_ray.data.episodes import check_episode, episode_path
-from imf_ray.data.visualize import CAPTION_HEIGHT, SHEET_STEPS, TILE, episode_table
+from imf_ray.data.visualize import CAPTION_HEIGHT, IMAGES_PER_CAMERA, TILE_SIZE, episode_table
 from imf_ray.video import decode_video
 from tests.helpers.commands import run_command
 from tests.helpers.configs import DEMONSTRATIONS
@@ -38,9 +38,12 @@ def test_inspect_shows_the_valid_files(own_demonstrations: Path, tmp_path: Path)
     output = tmp_path / "runs" / "inspections" / own_demonstrations.name
     with Image.open(output / "contact_sheet.png") as sheet:
         rows = DEMONSTRATIONS - 1
-        assert sheet.size == (3 * SHEET_STEPS * TILE, rows * (TILE + CAPTION_HEIGHT))
+        assert sheet.size == (
+            3 * IMAGES_PER_CAMERA * TILE_SIZE,
+            rows * (TILE_SIZE + CAPTION_HEIGHT),
+        )
     video = decode_video((output / "episode_0.mp4").read_bytes())
-    assert video.shape == (400, TILE, 3 * TILE, 3)
+    assert video.shape == (400, TILE_SIZE, 3 * TILE_SIZE, 3)
 
 
 def test_the_episode_table(demonstrations: Path) -> None:
@@ -56,4 +59,4 @@ def test_an_unknown_action_or_an_empty_folder_is_an_error(tmp_path: Path) -> Non
     done = run_command("dataset", "chek", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 2 and "imf-ray dataset check DIR" in done.stderr
     done = run_command("dataset", "check", str(tmp_path), cwd=tmp_path)
-    assert done.returncode == 2 and "holds no episode_*.hdf5 file" in done.stderr
+    assert done.returncode == 2 and "has no episode_*.hdf5 file" in done.stderr

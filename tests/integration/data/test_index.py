@@ -171,7 +171,7 @@ def test_bad_files_are_named_or_skipped(own_demonstrations: Path, damage, reason
         (["task.shadows=true"], "recorded with shadows=False"),
         (["agent.privileged_pose_objects=[ring]"], r"no poses of ring.*it has cube"),
         (["agent.aux_pose_objects=[ring]"], r"no poses of ring.*it has cube"),
-        (["task.control_hz=25"], r"control_hz=50, the run has task.control_hz=25"),
+        (["task.control_hz=25"], r"control_hz=50, but the run has task.control_hz=25"),
         (["train.val_split=0.9"], None),
     ],
 )
@@ -199,7 +199,7 @@ def test_files_with_other_names_are_reported(
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not exist.*imf_ray.collect"):
         build_index(tiny_config(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"holds no episode_.*imf_ray.collect"):
+    with pytest.raises(UserError, match=r"has no episode_.*imf_ray.collect"):
         build_index(tiny_config(tmp_path))
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imf_ray.data.episodes import EpisodeFields, EpisodeRef, EpisodeSlice, episode_path
-from imf_ray.data.pipeline import TrainDataset, _from_tables, _prefetch_one, _to_table
+from imf_ray.data.pipeline import TrainDataset, _prefetch_one, _read_tables, _to_table
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.windows import Batch, WindowSpec
 from testing_support.episodes import episode_refs
@@ -40,7 +40,7 @@ def _slice(frames: int, actions: int) -> EpisodeSlice:
 @given(frames=st.integers(1, 9), actions=st.integers(1, 9))
 def test_rows_keep_their_slices(frames: int, actions: int) -> None:
     source = _slice(frames, actions)
-    ((epoch, segment, received),) = _from_tables([_to_table(5, 7, source)])
+    ((epoch, segment, received),) = _read_tables([_to_table(5, 7, source)])
     assert (epoch, segment) == (5, 7)
     assert (received.length, received.frame_start, received.action_start) == (400, 3, 2)
     np.testing.assert_array_equal(received.images["top"], source.images["top"])

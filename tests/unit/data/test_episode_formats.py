@@ -135,7 +135,7 @@ def _float_jpegs(file: h5py.File) -> None:
         (_cut_jpeg, "JPEG that is cut off"),
         (_cut_end_of_jpeg, "JPEG that is cut off"),
         (_no_jpeg, "JPEG that cannot be read"),
-        (_other_size, "changes its size at step 5"),
+        (_other_size, "image size of camera top changes at step 5"),
         (_float_jpegs, "not padded JPEGs"),
     ],
 )

@@ -84,7 +84,7 @@ def test_every_action_of_every_episode_is_predicted(
     for batch in range(MAX_EPOCHS * plan.steps_per_epoch):
         samples = plan.global_batch(batch)
         episode = np.searchsorted(plan.sample_offsets, samples, side="right") - 1
-        action_steps = spec.action_steps(samples - plan.sample_offsets[episode])
+        action_steps = spec.action_indices(samples - plan.sample_offsets[episode])
         for number, steps in zip(episode.tolist(), action_steps.tolist(), strict=True):
             missing -= {(number, step) for step in steps}
         if not missing:
