@@ -17,20 +17,21 @@ from imf_ray.schema import Config
 class LoadedPolicy:
     """A policy that maps the observation of each control step to an action.
 
-    It predicts a chunk of actions whenever the last one is used up. One object controls one robot.
+    It predicts a chunk of actions whenever the previous chunk is used up. One object controls one
+    robot.
 
     Attributes:
-        camera_names: cameras that it sees.
+        camera_names: cameras whose images the policy needs.
         image_size: height and width of their images in pixels.
         state_dim: width of qpos.
-        privileged_pose_objects: objects whose poses it needs; empty for a policy without
+        privileged_pose_objects: objects whose poses the policy needs; empty for a policy without
             privileged input.
         action_dim: width of an action.
         action_space: "joint" (joint targets in rad and grippers) or "ee" (twice xyz in m,
             quaternion wxyz, gripper).
-        num_action_steps: actions executed between two predictions.
-        control_hz: control steps per second that it was trained for.
-        config: the agent, data and task configuration it was trained with.
+        num_action_steps: number of actions executed between two predictions.
+        control_hz: control steps per second in training.
+        config: agent, data and task configuration of the training run.
     """
 
     def __init__(self, agent: VLAAgent, config: Config, seed: int = 0) -> None:
@@ -48,17 +49,17 @@ class LoadedPolicy:
 
     @property
     def needs_images(self) -> bool:
-        """True if the next observation needs images; between predictions they may be left out."""
+        """Check before each observation: if False, the cameras need not be rendered."""
         return self._agent.needs_images
 
     def reset(self, seed: int | None = None) -> None:
-        """Start an episode: clear history and queued actions, and reseed the noise if given."""
+        """Start an episode: clear history and queued actions, and reseed the noise with `seed`."""
         self._agent.reset()
         if seed is not None:
             self._generator.manual_seed(seed)
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """The action (action_dim,) of one control step.
+        """Return the action (action_dim,) of one control step.
 
         Args:
             observation: "images" {camera: (H, W, 3) uint8}, "qpos" (state_dim,), and
@@ -94,7 +95,7 @@ def load_policy(
     """Load a policy from a checkpoint folder or a released policy such as policies/sim_transfer.
 
     Args:
-        ema: use the averaged weights if the folder has them.
+        ema: use the EMA weights (averaged over training) if the folder has them.
         device: torch device of the network.
         seed: seed of the noise that actions are sampled from.
 
@@ -108,7 +109,11 @@ def load_policy(
 def _batched(
     values: Mapping[str, Any], key: str, shape: tuple[int, ...], group: str | None = None
 ) -> torch.Tensor:
-    """values[key] as a tensor with a batch axis, after a check of its shape."""
+    """Check the shape of values[key] and return it as a tensor with a batch axis.
+
+    Args:
+        group: key of `values` in the observation, for error messages; None for the top level.
+    """
     name = f"observation[{key!r}]" if group is None else f"observation[{group!r}][{key!r}]"
     if key not in values:
         raise ValueError(f"{name} is missing (given: {', '.join(values) or 'none'})")

@@ -1,4 +1,4 @@
-"""Observation history and action queue: the window a policy sees and the action executed next."""
+"""The queue between an environment and a policy: recent observations and predicted actions."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -10,18 +10,21 @@ from torch import Tensor
 
 
 class ActionQueue:
-    """Turns single observations into windows, and predicted action chunks into single actions.
+    """Makes windows of single observations, and single actions of predicted action chunks.
 
-    A control step is `add_observation`; then, if `needs_prediction`, `add_chunk` of the chunk that
-    was predicted from `observation_window`; then `pop_action`. A queue serves one environment
-    (time_axis=0) or a batch of environments in lockstep (time_axis=1).
+    A control step is::
 
-    Only the last obs_horizon observations before the next prediction are used. `needs_images` says
-    in advance whether the next observation is one of them, so that other frames need no rendering.
+        queue.add_observation(obs)  # images are needed if `queue.needs_images` was True before
+        if queue.needs_prediction:
+            queue.add_chunk(predict(queue.observation_window()))
+        action = queue.pop_action()
+
+    A queue serves one environment (time_axis=0) or a batch of environments that step together
+    (time_axis=1).
 
     Args:
-        obs_horizon: observations in a window.
-        num_action_steps: actions of a chunk that are executed.
+        obs_horizon: number of observations in a window.
+        num_action_steps: number of actions of a chunk that are executed.
         time_axis: position of the time dimension in a window.
     """
 
@@ -39,48 +42,55 @@ class ActionQueue:
 
     @property
     def needs_images(self) -> bool:
-        """True if the next observation will be part of a window and so needs its images."""
+        """Check before each observation: if False, the cameras need not be rendered.
+
+        The policy only uses the last obs_horizon observations before a prediction.
+        """
         return len(self._actions) < self.obs_horizon
 
     @property
     def needs_prediction(self) -> bool:
-        """True if a new chunk is due before the next `pop_action`."""
+        """True if `add_chunk` must be called before the next `pop_action`."""
         return not self._actions
 
     def add_observation(self, obs: Mapping[str, Any]) -> None:
-        """Append an observation of one control step.
+        """Append the observation of one control step.
 
         Args:
-            obs: "qpos" (..., state_dim); "images" {camera: (..., H, W, 3)}, optional when
-                `needs_images` is False; "object_poses" {name: (..., 7)}, optional. Arrays are
-                copied, because environments reuse theirs.
+            obs: "qpos" (..., state_dim), "images" {camera: (..., H, W, 3)} and, optionally,
+                "object_poses" {name: (..., 7)}. Images are required if `needs_images` is True and
+                ignored otherwise. Arrays are copied to tensors, because an environment may
+                overwrite them.
         """
         images = obs.get("images") if self.needs_images else None
         self._history.append(
             {
-                "images": None if images is None else _copy_all(images),
-                "qpos": _copy(obs["qpos"]),
-                "object_poses": _copy_all(obs.get("object_poses", {})),
+                "images": None if images is None else _to_tensors(images),
+                "qpos": _to_tensor(obs["qpos"]),
+                "object_poses": _to_tensors(obs.get("object_poses", {})),
             }
         )
 
     def observation_window(self) -> dict[str, Any]:
-        """The last obs_horizon observations, stacked over time; the first one fills a short window.
+        """Stack the last obs_horizon observations along the time axis.
+
+        If there are fewer (start of an episode), the oldest observation is repeated at the front.
 
         Returns:
-            "images" and "object_poses", a dict of arrays each, and "qpos".
+            "qpos" (obs_horizon, state_dim), "images" {camera: (obs_horizon, H, W, 3)} and
+            "object_poses" {name: (obs_horizon, 7)}, for time_axis=0.
 
         Raises:
-            ValueError: there is no observation, or one has no images although it needs them.
+            ValueError: there is no observation, or an observation lacks its images.
         """
         if not self._history:
             raise ValueError("the observation history is empty; add an observation first")
-        missing = self.obs_horizon - len(self._history)
-        steps = [self._history[0]] * missing + list(self._history)
+        num_repeats = self.obs_horizon - len(self._history)
+        steps = [self._history[0]] * num_repeats + list(self._history)
         if any(step["images"] is None for step in steps):
             raise ValueError(
-                "an observation of the window has no images; provide them whenever needs_images is "
-                "True"
+                "an observation of the window has no images; provide images whenever needs_images "
+                "is True"
             )
         window: dict[str, Any] = {
             group: {
@@ -93,10 +103,10 @@ class ActionQueue:
         return window
 
     def add_chunk(self, chunk: Tensor) -> None:
-        """Queue the executed part of a chunk (..., pred_horizon, action_dim).
+        """Queue the actions of a chunk (..., pred_horizon, action_dim) that are executed.
 
-        A chunk begins at the oldest observation of its window, so the action of the current step
-        has index obs_horizon - 1.
+        A chunk starts at the oldest observation of its window, so the action of the current control
+        step has index obs_horizon - 1.
 
         Raises:
             ValueError: the chunk is too short.
@@ -104,13 +114,13 @@ class ActionQueue:
         start, stop = self.obs_horizon - 1, self.obs_horizon - 1 + self.num_action_steps
         if chunk.shape[-2] < stop:
             raise ValueError(
-                f"a chunk of {chunk.shape[-2]} actions has no actions {start} ... {stop - 1}; "
-                "lower num_action_steps or raise pred_horizon"
+                f"the chunk has {chunk.shape[-2]} actions but {stop} are needed; lower "
+                "num_action_steps or raise pred_horizon"
             )
         self._actions.extend(chunk[..., start:stop, :].unbind(dim=-2))
 
     def pop_action(self) -> Tensor:
-        """Remove and return the action (..., action_dim) of the current step.
+        """Remove and return the action (..., action_dim) of the current control step.
 
         Raises:
             IndexError: the queue is empty.
@@ -118,11 +128,12 @@ class ActionQueue:
         return self._actions.popleft()
 
 
-def _copy_all(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: _copy(array) for name, array in arrays.items()}
+def _to_tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: _to_tensor(array) for name, array in arrays.items()}
 
 
-def _copy(array: Any) -> Tensor:
+def _to_tensor(array: Any) -> Tensor:
+    """Copy an array or tensor to a tensor."""
     return (
         array.clone() if isinstance(array, Tensor) else torch.from_numpy(np.array(array, order="C"))
     )

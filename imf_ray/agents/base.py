@@ -1,4 +1,4 @@
-"""The base of every agent: observation encoding, normalization, conditioning and queues."""
+"""The base class of every agent: encoding of observations, normalization, condition, queues."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,7 @@ class ObjectiveInputs(NamedTuple):
     noise: Tensor
     """(N, pred_horizon, action_dim), standard normal."""
     uniforms: Tensor
-    """(N, 3) in (0, 1), from which the objective computes its times."""
+    """(N, 3), uniform in (0, 1). The objective computes its training times from them."""
     is_pad: Tensor
     """(N, pred_horizon) bool."""
     valid_count: Tensor | None
@@ -52,36 +52,39 @@ class ObjectiveInputs(NamedTuple):
 class VLAAgent(nn.Module, ABC):
     """A policy from camera images and joint state to action chunks, without its objective.
 
-    The agent is the module that DDP wraps and its forward is the loss, so that DDP averages the
-    gradients. A subclass supplies the objective: `objective_loss` and `_sample_actions`.
+    DDP wraps the agent. Its `forward` returns the loss, so that DDP averages the gradients over
+    ranks. A subclass supplies the objective: `objective_loss` and `_sample_actions`.
 
-    A batch is a dict; further keys and cameras are ignored:
+    A batch is a dict with these keys. Other keys and cameras are ignored.
 
     * "images": {camera: (B, obs_horizon, H, W, 3) uint8}.
     * "qpos": (B, obs_horizon, state_dim).
     * "object_poses": {name: (B, obs_horizon, 7)}, xyz (m) and quaternion wxyz, of the privileged
-      and auxiliary objects; not needed without such objects.
+      and auxiliary objects. Optional if there are no such objects.
     * "action": (B, pred_horizon, action_dim) in real units.
-    * "action_is_pad": (B, pred_horizon) bool. Padded actions do not count in the loss. They hold
-      edge values, because the head reads them as context.
+    * "action_is_pad": (B, pred_horizon) bool, True for actions outside the episode. They do not
+      count in the loss. They repeat its first or last action, because the head reads them.
 
-    An observation has the first three keys; of the poses it needs the privileged ones only.
+    An observation has the first three keys and needs only the poses of privileged objects.
 
-    The condition is a token sequence. "single_token": one token per observation step, which
-    concatenates all camera features and the state. "multi_token": one token per step and camera,
-    its features and the state, projected to the head's width.
+    The condition is the head's input in addition to noisy actions and times, a token sequence:
+
+    * "single_token": one token per observation step. It concatenates all camera features and the
+      state.
+    * "multi_token": one token per observation step and camera. The camera's features and the state
+      are projected to the head's width.
 
     Args:
         action_dim, state_dim: widths of an action and of qpos.
-        privileged_pose_objects: objects whose poses are part of the state, after qpos.
+        privileged_pose_objects: objects whose poses follow qpos in the state.
         aux_pose_objects: objects whose poses a `PoseHead` learns to predict in training.
-        aux_pose_loss_weight: weight of the pose head's loss, which is added to the objective's.
-        camera_names: cameras of the policy, in this order; empty for a policy on state alone.
+        aux_pose_loss_weight: weight of the pose head's loss in the sum with the objective's loss.
+        camera_names: cameras of the policy, in this order; empty for a policy without images.
         obs_horizon, pred_horizon, num_action_steps: observations per window, actions per chunk, and
             actions executed before the next chunk is predicted.
         inference_steps: network calls per chunk.
         noise_samples_per_obs: independent noise and time samples per observation at which the
-            objective is evaluated; its images are encoded once.
+            objective is evaluated. The images of an observation are encoded only once.
         vision_encoder: arguments of `MultiViewResNetEncoder` other than the cameras.
         head: arguments of the head other than its widths and lengths, which the agent computes.
         head_factory: builds the head; called with `IMFTransformer1D`'s argument names.
@@ -133,12 +136,12 @@ class VLAAgent(nn.Module, ABC):
         if conditioning == "multi_token" and not camera_names:
             raise ValueError(
                 "conditioning='multi_token' makes one token per camera, but camera_names is empty; "
-                "name cameras or set conditioning='single_token'"
+                "set camera_names or conditioning='single_token'"
             )
         if aux_pose_objects and not camera_names:
             raise ValueError(
-                "aux_pose_objects trains image encoders, but camera_names is empty; name cameras "
-                "or remove aux_pose_objects"
+                "aux_pose_objects trains image encoders, but camera_names is empty; set "
+                "camera_names or remove aux_pose_objects"
             )
         self.action_dim = action_dim
         self.state_dim = state_dim
@@ -218,30 +221,30 @@ class VLAAgent(nn.Module, ABC):
 
     @property
     def needs_images(self) -> bool:
-        """True if the next observation given to `select_action` needs its images."""
-        return self._queue.needs_images
+        """True if the next observation passed to `select_action` needs images."""
+        return self.vision_encoder is not None and self._queue.needs_images
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        """The scalar training loss of a batch.
+        """Compute the scalar training loss of a batch.
 
-        With the following optional keys the loss depends on the batch alone, and not on torch's
-        random state or on how the global batch is split over ranks:
+        With the following optional keys the loss depends only on the batch. It then does not depend
+        on torch's random state or on how the global batch is split over ranks:
 
         * "valid_count": scalar tensor, the valid actions of the global batch divided by the number
-          of ranks. It replaces the batch's own count in the denominator, so that gradients averaged
-          over ranks equal those of one process.
+          of ranks. It replaces the batch's own count in the denominator. Gradients averaged over
+          ranks then equal the gradients of one process.
         * "crop_offsets": (B, cameras, 2) in [0, 1), see `MultiViewResNetEncoder.crop`.
         * "noise": (B, pred_horizon, action_dim), standard normal.
         * "time_uniforms": (B, 3) in (0, 1).
 
-        If `noise_samples_per_obs` is above one, "noise" and "time_uniforms" have the noise sample
-        as second axis. Keys that are missing are drawn from torch's generator.
+        If `noise_samples_per_obs` is above one, the second axis of "noise" and "time_uniforms" is
+        the noise sample. Missing keys are drawn from torch's generator.
 
         Raises:
             ValueError: images, poses or noise samples are missing.
         """
         inputs = self._objective_inputs(batch)
-        # Derivatives would be mostly rounding error in half precision.
+        # In half precision, rounding errors would dominate the derivatives of iMF.
         with torch.autocast(inputs.actions.device.type, enabled=False):
             loss = self.objective_loss(*inputs)
         if self.pose_head is None:
@@ -253,7 +256,7 @@ class VLAAgent(nn.Module, ABC):
         return loss + self.aux_pose_loss_weight * self.pose_head(cond, poses, is_pad, valid_count)
 
     def compute_loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """The scalar training loss of a batch; see `forward`."""
+        """Compute the scalar training loss of a batch; see `forward`."""
         return self(batch)
 
     @torch.no_grad()
@@ -270,8 +273,9 @@ class VLAAgent(nn.Module, ABC):
         Args:
             obs: "images" {camera: (B, obs_horizon, H, W, 3) uint8}, "qpos" (B, obs_horizon,
                 state_dim), and "object_poses" {name: (B, obs_horizon, 7)} of privileged objects.
-            noise: standard normal (B, pred_horizon, action_dim) to start from; drawn if None.
-            generator: source of the drawn noise, on any device.
+            noise: standard normal (B, pred_horizon, action_dim), the start of the integration. None
+                draws it.
+            generator: random generator for drawn noise, on any device.
         """
         cond = self._build_cond(obs).to(self.action_normalizer.mean.dtype)
         if noise is None:
@@ -287,10 +291,12 @@ class VLAAgent(nn.Module, ABC):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The action (B, action_dim) of one control step; predicts a chunk if the last is used up.
+        """Return the action (B, action_dim) of one control step.
+
+        A new chunk is predicted when the previous one is used up.
 
         Args:
-            obs: this step's "images" {camera: (B, H, W, 3) uint8}, "qpos" (B, state_dim) and
+            obs: the control step's "images" {camera: (B, H, W, 3) uint8}, "qpos" (B, state_dim) and
                 "object_poses" {name: (B, 7)} of privileged objects. Images are optional when
                 `needs_images` is False.
             noise, generator: as in `predict_action`, used when a chunk is predicted.
@@ -302,11 +308,11 @@ class VLAAgent(nn.Module, ABC):
         return self._queue.pop_action()
 
     def reset(self) -> None:
-        """Clear history and queued actions; call it when an episode starts."""
+        """Clear history and queued actions. Call this when an episode starts."""
         self._queue.reset()
 
     def get_normalization_stats(self) -> dict[str, Any]:
-        """The statistics in use, as the constructor's `stats`."""
+        """Return the normalization statistics in the form of the constructor's `stats`."""
         state = self.qpos_normalizer.statistics()
         poses = split_pose_stats(state, self.privileged_pose_objects, start=self.state_dim)
         if self.pose_head is not None:
@@ -319,7 +325,11 @@ class VLAAgent(nn.Module, ABC):
         }
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
-        """AdamW parameter groups: the head's own if it has any; elsewhere only weights decay."""
+        """Return AdamW parameter groups.
+
+        The head defines its own groups if it has `get_optim_groups`. Elsewhere only parameters with
+        two or more dimensions decay.
+        """
         groups: list[dict[str, Any]] = []
         rest = dict(self.named_parameters())
         head_groups = getattr(self.head, "get_optim_groups", None)
@@ -341,19 +351,19 @@ class VLAAgent(nn.Module, ABC):
         is_pad: Tensor,
         valid_count: Tensor | None = None,
     ) -> Tensor:
-        """The scalar loss as a function of tensors alone, see `ObjectiveInputs`.
+        """Compute the scalar loss from tensors alone, see `ObjectiveInputs`.
 
-        `torch.compile(fullgraph=True)` compiles it as one graph if the head has no dropout.
+        `torch.compile(fullgraph=True)` compiles it to one graph if the head has no dropout.
         """
 
     @abstractmethod
     def _sample_actions(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """Normalized actions (B, pred_horizon, action_dim) from noise of the same shape."""
+        """Map noise to normalized actions, both (B, pred_horizon, action_dim)."""
 
     def _objective_inputs(self, batch: Mapping[str, Any]) -> ObjectiveInputs:
         """Normalize actions, encode observations once, and repeat them for each noise sample."""
         actions = self.action_normalizer.normalize(batch["action"].to(self.action_normalizer.mean))
-        # Encoders may run in half precision (autocast); objectives do not.
+        # Encoders may run in half precision (autocast). Objectives run in full precision.
         cond = self._build_cond(batch).to(actions.dtype)
         noise, uniforms = batch.get("noise"), batch.get("time_uniforms")
         is_pad, valid_count = batch["action_is_pad"], batch.get("valid_count")
@@ -376,7 +386,7 @@ class VLAAgent(nn.Module, ABC):
         if obs["qpos"].shape[-1] != self.state_dim:
             raise ValueError(
                 f"qpos has {obs['qpos'].shape[-1]} numbers, but the policy takes state_dim="
-                f"{self.state_dim}; object poses are passed as object_poses"
+                f"{self.state_dim}; pass object poses as object_poses"
             )
         state = join_poses(obs, self.privileged_pose_objects, first="qpos")
         state = self.qpos_normalizer.normalize(state.to(self.qpos_normalizer.mean))
@@ -394,13 +404,15 @@ class VLAAgent(nn.Module, ABC):
         return self.projector(torch.cat((features, state), dim=-1)).flatten(1, 2)
 
     def _populate_queues(self, obs: Mapping[str, Any]) -> None:
-        """Append one step's observation, of the policy's cameras only, to the history."""
+        """Append the observation of a control step, without unused cameras and objects."""
         images = obs.get("images")
         if self.vision_encoder is None:
             images = {}
         elif images:
             images = self.vision_encoder.select(images)
-        self._queue.add_observation({**obs, "images": images})
+        given = obs.get("object_poses", {})
+        poses = {name: given[name] for name in self.privileged_pose_objects if name in given}
+        self._queue.add_observation({"qpos": obs["qpos"], "images": images, "object_poses": poses})
 
     def _prepare_observation_batch(self, obs: Mapping[str, Any]) -> dict[str, Any]:
         """Move a window of observations to the agent's device."""

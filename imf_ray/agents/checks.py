@@ -14,19 +14,27 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
 def flatten_noise_samples(
     key: str, samples: Tensor | None, expected: tuple[int, int]
 ) -> Tensor | None:
-    """Samples (B, noise_samples_per_obs, ...) to (B * noise_samples_per_obs, ...)."""
+    """Reshape samples (B, noise_samples_per_obs, ...) to (B * noise_samples_per_obs, ...).
+
+    Args:
+        key: batch key of the samples, for the error message.
+        expected: (B, noise_samples_per_obs).
+
+    Raises:
+        ValueError: the first two axes are not `expected`.
+    """
     if samples is None:
         return None
     if samples.shape[:2] != expected:
         raise ValueError(
             f"batch[{key!r}] has shape {tuple(samples.shape)}, but noise_samples_per_obs="
-            f"{expected[1]} needs {expected} as its first two axes; draw that many or omit {key!r}"
+            f"{expected[1]} needs {expected} as its first two axes; provide these or omit {key!r}"
         )
     return samples.flatten(0, 1)
 
 
 def check_horizons(obs: int, pred: int, executed: int, inference_steps: int) -> None:
-    """Raise a ValueError unless a chunk holds the actions that are to be executed."""
+    """Raise a ValueError unless a chunk contains all actions that are executed."""
     options = {
         "obs_horizon": obs,
         "pred_horizon": pred,

@@ -1,4 +1,4 @@
-"""The diffusion agent: learns to denoise (DDPM), samples deterministically from noise (DDIM).
+"""The diffusion agent. It learns to denoise (DDPM) and samples deterministically (DDIM).
 
 Sources: "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239) and "Denoising Diffusion
 Implicit Models" (arXiv 2010.02502); for robot policies "Diffusion Policy" (arXiv 2303.04137). The
@@ -19,7 +19,7 @@ from imf_ray.agents.losses import LOSS_TYPES, masked_loss
 BETA_SCHEDULES = ("squaredcos_cap_v2", "linear")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 LINEAR_BETAS = 1e-4, 0.02
-"""First and last beta of a linear schedule with 1000 noise levels (arXiv 2006.11239)."""
+"""Noise variance beta of the first and the last of 1000 linear levels (arXiv 2006.11239)."""
 
 
 class DDPMVLAAgent(VLAAgent):
@@ -27,8 +27,8 @@ class DDPMVLAAgent(VLAAgent):
 
     The noisy sample at timestep k = 0 ... N - 1 is z_k = sqrt(a_k) x + sqrt(1 - a_k) e, with the
     action chunk x and noise e. A head with `takes_time_interval` (see `IMFTransformer1D`) is called
-    with r = t = k / N, any other with k itself. Objective and backbone can thus be compared
-    separately.
+    with r = t = k / N, any other head with k itself. The effects of objective and head can thus
+    be compared separately.
 
     Args:
         num_train_timesteps: N, the number of noise levels.
@@ -36,7 +36,7 @@ class DDPMVLAAgent(VLAAgent):
             the last level is noise for any N.
         prediction_type: target of the head, one of `PREDICTION_TYPES`: e, x, or
             sqrt(a_k) e - sqrt(1 - a_k) x (arXiv 2202.00512). Computing x from e divides by
-            sqrt(a_k), which is 5e-4 at the first step: a single step amplifies the error.
+            sqrt(a_k), which is 5e-4 at the noisiest level, so a single step amplifies the error.
         clip_sample: clip each estimate of x to [-1, 1], the range of min-max normalized actions.
         loss_type: one of `LOSS_TYPES`.
         kwargs: see `VLAAgent`; N must be a multiple of `inference_steps`.
@@ -79,12 +79,13 @@ class DDPMVLAAgent(VLAAgent):
 
     @property
     def inference_steps(self) -> int:
-        """Network calls for a chunk; a divisor of `num_train_timesteps`.
+        """Number of network calls per chunk, a divisor of `num_train_timesteps`.
 
-        `DDIMScheduler` steps down by N // K for K calls, so other values would skip timesteps.
+        `DDIMScheduler.step` goes down by N // K, whatever its list of timesteps holds. With another
+        K, noise level and timestep of the next call would disagree.
 
         Raises:
-            ValueError: set to a number that is not a divisor.
+            ValueError: the new value is not a divisor.
         """
         return self._inference_steps
 
@@ -108,10 +109,10 @@ class DDPMVLAAgent(VLAAgent):
         is_pad: Tensor,
         valid_count: Tensor | None = None,
     ) -> Tensor:
-        """The DDPM loss (arXiv 2006.11239): rho(f(z_k, k) - target).
+        """Compute the DDPM loss (arXiv 2006.11239): rho(f(z_k, k) - target).
 
-        z_k = sqrt(a_k) x + sqrt(1 - a_k) e, k is uniform over the timesteps, and the target is e, x
-        or a velocity (`prediction_type`).
+        f is the head, rho is `loss_type`, and k is uniform over the timesteps. The noisy sample is
+        z_k = sqrt(a_k) x + sqrt(1 - a_k) e. The target is e, x or a velocity (`prediction_type`).
         """
         timesteps = (uniforms[:, 0] * self.num_train_timesteps).long()
         timesteps = timesteps.clamp(max=self.num_train_timesteps - 1)
@@ -130,14 +131,14 @@ class DDPMVLAAgent(VLAAgent):
         return sample
 
     def _predict(self, sample: Tensor, timesteps: Tensor, cond: Tensor) -> Tensor:
-        """The head's prediction (B, T, D) for samples at timesteps (B,)."""
+        """Return the head's prediction (B, T, D) for samples (B, T, D) at timesteps (B,)."""
         if not self.head.takes_time_interval:
             return self.head(sample, timesteps, cond)
         time = timesteps.to(sample.dtype) / self.num_train_timesteps
         return self.head(sample, time, time, cond)
 
     def _target(self, actions: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The target of the head's prediction, (B, T, D)."""
+        """Compute the target (B, T, D) of the head's prediction."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":

@@ -1,4 +1,4 @@
-"""Diagnostics of a policy: terms of the velocity by interval, and attention-residual weights."""
+"""Diagnostics of a policy: velocity terms by time interval, and attention-residual weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,18 +14,18 @@ from imf_ray.agents.losses import masked_loss
 from imf_ray.agents.velocity import VelocityAgent
 
 INTERVAL_BUCKETS = 5
-"""Number of equal parts of 0 < t - r <= 1; r = t is a bucket of its own."""
+"""Number of equal buckets of 0 < t - r <= 1. There is a separate bucket for r = t."""
 
 
 def velocity_diagnostics(agent: VelocityAgent, batch: Mapping[str, Any]) -> dict[str, float]:
-    """Size of du/dt and of the velocity error, by the length t - r of the interval.
+    """Compute the size of du/dt and of the velocity error for each length t - r of the interval.
 
-    A loss spike with a large du/dt in the long buckets comes from the derivative; one without
-    comes from the data. The cost is that of a forward pass of the loss.
+    If du/dt of long intervals is large in a loss spike, the derivative caused the spike. Otherwise
+    the data did. The cost is that of a forward pass of the loss.
 
     Args:
-        batch: as `VLAAgent.forward` takes it; with its noise and times, to reproduce those of the
-            training step.
+        batch: a batch for `VLAAgent.forward`. With its optional noise and times, the values are
+            those of the training step.
 
     Returns:
         "du_dt/BUCKET" and "velocity_error/BUCKET": root mean squares over the valid actions in
@@ -56,17 +56,18 @@ def velocity_diagnostics(agent: VelocityAgent, batch: Mapping[str, Any]) -> dict
 
 
 def residual_attention_weights(agent: VLAAgent, batch: Mapping[str, Any]) -> Tensor:
-    """Weights with which each sub-layer of the head reads earlier outputs during a prediction.
+    """Measure the weights with which each sub-layer of the head reads earlier outputs.
 
     Args:
         agent: an agent whose head has attention residuals (arXiv 2603.15031).
-        batch: observations as `VLAAgent.predict_action` takes them. An optional "noise" (B,
-            pred_horizon, action_dim) is used; of several noise samples, the first.
+        batch: observations for `VLAAgent.predict_action`. An optional "noise" (B, pred_horizon,
+            action_dim) is used. If it has several noise samples per observation, the first is.
 
     Returns:
         (2 * n_layer, 2 * n_layer): row i has the softmax weights of sub-layer i (attention and
         feed-forward in turn) over its sources, averaged over batch, tokens and network calls.
-        Source 0 is the token embedding, source s the output of sub-layer s - 1; zero for s > i.
+        Source 0 is the token embedding, source s the output of sub-layer s - 1. Weights of s > i
+        are zero.
 
     Raises:
         ValueError: the head has no attention residuals.
@@ -106,7 +107,7 @@ def residual_attention_weights(agent: VLAAgent, batch: Mapping[str, Any]) -> Ten
 def _u_and_du_dt(
     agent: VelocityAgent, z_t: Tensor, r: Tensor, t: Tensor, cond: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The network's velocity and its derivative by t along its own velocity, each (B, T, D)."""
+    """Compute the network's velocity and its derivative by t along it, each (B, T, D)."""
     if isinstance(agent, IMFVLAAgent):
         aux_v = None if agent.aux_v_head is None else agent._aux_velocity(z_t, t, cond)
         return agent._compute_u_and_du_dt(z_t, r, t, cond, aux_v)
@@ -121,7 +122,7 @@ def _u_and_du_dt(
 
 @contextmanager
 def _no_side_effects(agent: VLAAgent) -> Iterator[None]:
-    """Disable gradients and restore the random state (dropout, crops, noise) afterwards."""
+    """Disable gradients, and restore the random state (dropout, crops, noise) on exit."""
     device = agent.action_normalizer.mean.device
     cuda = [device] if device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(cuda):

@@ -1,7 +1,7 @@
-"""The flow-matching agent: learns the instantaneous velocity, integrates it by Euler steps.
+"""The flow-matching agent. It learns the instantaneous velocity and integrates it by Euler steps.
 
-Source: "Flow Matching for Generative Modeling" (arXiv 2210.02747), with iMF's path and direction of
-time: data at t = 0, noise at t = 1.
+Source: "Flow Matching for Generative Modeling" (arXiv 2210.02747). Path and direction of time are
+those of iMF: data at t = 0, noise at t = 1.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ BETA_ALPHA = 1.5
 
 
 def sample_t_uniform(uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """A uniform time, as r = t."""
+    """Return a uniform time as r = t."""
     return uniforms[:, 0], uniforms[:, 0]
 
 
 def sample_t_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """A logit-normal time sigmoid(N(-0.4, 1)), as r = t.
+    """Return a logit-normal time sigmoid(N(-0.4, 1)) as r = t.
 
     The family is that of arXiv 2403.03206, the parameters are iMF's (arXiv 2512.02012).
     """
@@ -33,7 +33,7 @@ def sample_t_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample_t_beta(uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """A time from Beta(1.5, 1), which favours noise over data, as r = t.
+    """Return a time from Beta(1.5, 1), which favours noise over data, as r = t.
 
     The sampler of pi0 (arXiv 2410.24164), without its cut at t = 0.001.
     """
@@ -52,11 +52,11 @@ SINGLE_TIME_SAMPLERS: dict[str, TimeSampler] = {
 class FlowVLAAgent(VelocityAgent):
     """`VLAAgent` with the flow-matching objective and Euler inference.
 
-    It equals iMF restricted to r = t, where no time derivative is needed. The head is called with
-    the same time twice.
+    The objective equals iMF's with r = t, where no time derivative is needed. The head gets the
+    same time as r and as t.
 
     Args:
-        inference_steps: Euler steps for a chunk, one network call each.
+        inference_steps: number of Euler steps per chunk, one network call each.
         kwargs: see `VelocityAgent`.
 
     Raises:
@@ -77,9 +77,9 @@ class FlowVLAAgent(VelocityAgent):
         is_pad: Tensor,
         valid_count: Tensor | None = None,
     ) -> Tensor:
-        """The flow-matching loss (arXiv 2210.02747): rho(v(z_t, t) - v*), v* = e - x.
+        """Compute the flow-matching loss (arXiv 2210.02747): rho(v(z_t, t) - v*), v* = e - x.
 
-        z_t = (1 - t) x + t e.
+        z_t = (1 - t) x + t e, and rho is `loss_type`.
         """
         _, t = self.time_samplers[self.time_sampler](uniforms)
         noise_fraction = t[:, None, None]
@@ -88,7 +88,7 @@ class FlowVLAAgent(VelocityAgent):
         return masked_loss(self.loss_type, error, is_pad, valid_count)
 
     def _average_velocity(self, z_t: Tensor, r: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """v(z_t, t), (B, T, D); r equals t."""
+        """Compute the velocity v(z_t, t), (B, T, D); r equals t."""
         prediction = self.head(z_t, r, t, cond)
         if self.prediction_type == "velocity":
             return prediction

@@ -1,4 +1,4 @@
-"""The improved-MeanFlow (iMF) agent: learns an average velocity, predicts a chunk in one call.
+"""The improved-MeanFlow (iMF) agent. It learns an average velocity and samples in one network call.
 
 Source: "Improved Mean Flows" (arXiv 2512.02012). Time runs from data (t = 0) to noise (t = 1).
 """
@@ -17,24 +17,25 @@ from imf_ray.models.attnres import RMSNorm
 from imf_ray.models.imf_transformer import IMFTransformer1D
 
 LOGIT_NORMAL_P_EQUAL = 0.5
-"""P(r = t) of `sample_times_logit_normal`."""
+"""Probability of r = t in `sample_times_logit_normal`."""
 MEANFLOW_V1_R, MEANFLOW_V1_T = (-4.0, 1.6), (-0.6, 1.6)
 """Mean and standard deviation of r and t before the sigmoid in `sample_times_meanflow_v1`."""
 ENDPOINT_MIX_P_EQUAL, ENDPOINT_MIX_P_R_ZERO, ENDPOINT_MIX_P_ENDPOINT = 0.25, 0.25, 0.25
-"""P(r = t), P(r = 0 with t < 1) and P(r = 0, t = 1) of `sample_times_endpoint_mix`."""
+"""Probabilities of r = t, of r = 0 with t < 1, and of r = 0, t = 1 in
+`sample_times_endpoint_mix`."""
 
 
 def sample_times_uniform(uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Two uniform times, sorted: P(t - r > 0.8) is 4 %, P(r = t) is 0."""
+    """Return two uniform times, sorted. P(t - r > 0.8) is 4 %, P(r = t) is 0."""
     first, second, _ = uniforms.unbind(dim=1)
     return torch.minimum(first, second), torch.maximum(first, second)
 
 
 def sample_times_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """The iMF paper's sampler (arXiv 2512.02012): two logit-normal times, sorted.
+    """Return two logit-normal times, sorted, as in the iMF paper (arXiv 2512.02012).
 
-    Each is sigmoid(N(-0.4, 1)); for half of the samples r is set to t. P(t - r > 0.8) is 0.05 %,
-    P(r = t) is 50 %.
+    Each time is sigmoid(N(-0.4, 1)). For half of the samples r is then set to t. P(t - r > 0.8) is
+    0.05 %, P(r = t) is 50 %.
     """
     mean, std = LOGIT_NORMAL
     first = (torch.special.ndtri(uniforms[:, 0]) * std + mean).sigmoid()
@@ -44,10 +45,10 @@ def sample_times_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample_times_meanflow_v1(uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Two different logit-normal times, sorted: MeanFlow's better CIFAR run (arXiv 2505.13447).
+    """Return two different logit-normal times, sorted, as in MeanFlow (arXiv 2505.13447).
 
-    The times are sigmoid(N(-4, 1.6^2)) and sigmoid(N(-0.6, 1.6^2)). P(t - r > 0.8) is 8.1 %,
-    P(r = t) is 0.
+    As in its better CIFAR run, they are sigmoid(N(-4, 1.6^2)) and sigmoid(N(-0.6, 1.6^2)).
+    P(t - r > 0.8) is 8.1 %, P(r = t) is 0.
     """
     (mean_r, std_r), (mean_t, std_t) = MEANFLOW_V1_R, MEANFLOW_V1_T
     first = (torch.special.ndtri(uniforms[:, 0]) * std_r + mean_r).sigmoid()
@@ -56,11 +57,11 @@ def sample_times_meanflow_v1(uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample_times_endpoint_mix(uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """A mixture for one-step inference, which uses the interval r = 0, t = 1.
+    """Return times from a mixture for one-step inference, which uses the interval r = 0, t = 1.
 
     The third uniform picks one of four equally likely cases:
 
-    * r = t, uniform. This trains the instantaneous velocity, the direction of du/dt.
+    * r = t, uniform. This case trains the instantaneous velocity, the direction of du/dt.
     * r = 0, t uniform. Along a path of the flow d/dt [t u(z_t, 0, t)] is the compound velocity V.
       The error of one step is therefore the mean over t of V's errors at r = 0.
     * r = 0, t = 1: the interval of one-step inference.
@@ -92,9 +93,9 @@ class IMFVLAAgent(VelocityAgent):
     Args:
         aux_v_head: add a second output to the network and train it, with the same loss, to be the
             instantaneous velocity v(z_t, t). It gives du/dt its direction and is not used in
-            inference. Without it v = u(z_t, t, t). The paper has both forms.
-        kwargs: see `VelocityAgent`. The default time sampler was the best of four at one step
-            (docs/results/time_samplers.md).
+            inference. Without it, v is u(z_t, t, t). The paper describes both forms.
+        kwargs: see `VelocityAgent`. Of four time samplers, the default was the best with one
+            inference step (docs/results/time_samplers.md).
 
     Raises:
         ValueError: an impossible combination of options.
@@ -118,11 +119,11 @@ class IMFVLAAgent(VelocityAgent):
         is_pad: Tensor,
         valid_count: Tensor | None = None,
     ) -> Tensor:
-        """The iMF loss (arXiv 2512.02012): rho(V - v*), V = u + (t - r) sg(du/dt), v* = e - x.
+        """Compute the iMF loss (arXiv 2512.02012), rho(V - v*).
 
-        u = u(z_t, r, t) with z_t = (1 - t) x + t e; du/dt is its derivative along (v, 0, 1), where
-        v = u(z_t, t, t); sg stops the gradient. An auxiliary head, if any, predicts v instead, and
-        rho(v - v*) is added.
+        V = u + (t - r) sg(du/dt), u = u(z_t, r, t), z_t = (1 - t) x + t e, and v* = e - x. rho is
+        `loss_type`, and sg stops the gradient. du/dt is the derivative along (v, 0, 1) with
+        v = u(z_t, t, t). With an auxiliary head, that head predicts v, and rho(v - v*) is added.
         """
         r, t = self.time_samplers[self.time_sampler](uniforms)
         noise_fraction = t[:, None, None]
@@ -150,14 +151,17 @@ class IMFVLAAgent(VelocityAgent):
         cond: Tensor,
         network: Callable[..., Tensor] | None = None,
     ) -> Tensor:
-        """u(z_t, r, t), the average velocity from t to r, (B, T, D); by default the head's."""
+        """Compute the average velocity u(z_t, r, t) from t to r, (B, T, D).
+
+        `network` replaces the head if given.
+        """
         prediction = (self.head if network is None else network)(z_t, r, t, cond)
         if self.prediction_type == "velocity":
             return prediction
         return (z_t - prediction) / t.clamp(min=MIN_TIME)[:, None, None]
 
     def _aux_velocity(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """v(z_t, t), the auxiliary head's instantaneous velocity, (B, T, D)."""
+        """Compute the auxiliary head's instantaneous velocity v(z_t, t), (B, T, D)."""
 
         def network(*inputs: Tensor) -> Tensor:
             features = cast(IMFTransformer1D, self.head).features(*inputs)
@@ -169,10 +173,10 @@ class IMFVLAAgent(VelocityAgent):
     def _compute_u_and_du_dt(
         self, z_t: Tensor, r: Tensor, t: Tensor, cond: Tensor, v: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """u(z_t, r, t) and its total derivative by t, each (B, T, D); only u has a gradient.
+        """Compute u(z_t, r, t) and its total derivative by t, each (B, T, D).
 
-        du/dt is the Jacobian-vector product of the network with (v, 0, 1). v (B, T, D) is the
-        auxiliary head's instantaneous velocity; None takes u(z_t, t, t).
+        Only u has a gradient. du/dt is the Jacobian-vector product of the network with (v, 0, 1).
+        v (B, T, D) is the auxiliary head's instantaneous velocity. None computes v as u(z_t, t, t).
         """
         if v is None:
             masks = self._same_dropout_masks(z_t) if self._head_has_dropout else nullcontext()
@@ -200,7 +204,7 @@ class IMFVLAAgent(VelocityAgent):
     def _same_dropout_masks(self, like: Tensor) -> AbstractContextManager[None]:
         """Restore the random state on exit, so that the JVP of the network uses the same masks.
 
-        Does nothing outside of training. `torch.compile` cannot trace it.
+        Outside of training this does nothing. `torch.compile` cannot trace it.
         """
         if not self.training:
             return nullcontext()
@@ -208,7 +212,7 @@ class IMFVLAAgent(VelocityAgent):
 
     @classmethod
     def _compound_velocity(cls, u: Tensor, du_dt: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        """V = u + (t - r) sg(du/dt), the estimate of the instantaneous velocity (B, T, D)."""
+        """Estimate the instantaneous velocity (B, T, D) as V = u + (t - r) sg(du/dt)."""
         return u + (t - r)[:, None, None] * du_dt.detach()
 
     @staticmethod

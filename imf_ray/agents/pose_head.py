@@ -1,4 +1,4 @@
-"""The auxiliary pose loss: predicting object poses from the condition during training."""
+"""An auxiliary training loss: the prediction of object poses from the condition."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +12,10 @@ from imf_ray.models.normalization import POSE_DIM, Normalizer, pose_quaternion_s
 class PoseHead(nn.Module):
     """Linear map from the condition of an observation step to object poses recorded in simulation.
 
-    Imitation alone trains encoders slowly to locate objects, because most of an action follows from
-    the arms' own state. This loss trains it directly. The map is linear, so that the pose is
-    linearly available in the condition that the policy head reads. Inference does not use it.
+    With the imitation loss alone, image encoders learn slowly to locate objects, because the arms'
+    own state determines most of an action. This loss trains them directly to locate objects.
+    The map is linear, so that the policy head can read the poses linearly from the condition.
+    Inference does not use the pose head.
 
     Args:
         cond_dim: width of a step's condition, all its tokens concatenated.
@@ -39,10 +40,10 @@ class PoseHead(nn.Module):
     def forward(
         self, cond: Tensor, poses: Tensor, is_pad: Tensor, valid_count: Tensor | None
     ) -> Tensor:
-        """Mean absolute error of the normalized poses, a scalar.
+        """Compute the mean absolute error of the normalized poses, a scalar.
 
-        A sample is weighted by its number of valid actions, as in the objective, so that the losses
-        of a batch's parts add up to the batch's loss.
+        A sample is weighted by its number of valid actions, as in the objective. The losses of the
+        parts of a batch then add up to the loss of the batch.
 
         Args:
             cond: (B, obs_horizon, cond_dim).

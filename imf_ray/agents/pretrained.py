@@ -1,10 +1,10 @@
-"""Agents on disk: weights in safetensors next to their configuration.
+"""Agents on disk: a folder with weights in safetensors format and their configuration.
 
-    model.safetensors       the weights, normalization statistics included
-    model_ema.safetensors   their exponential moving average, if training kept one
+    model.safetensors       the weights, including the normalization statistics
+    model_ema.safetensors   their exponential moving average (EMA), if training computed it
     config.yaml             the resolved configuration
 
-Nothing is unpickled.
+Loading unpickles nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -37,7 +38,7 @@ WEIGHTS_FILE, EMA_WEIGHTS_FILE, CONFIG_FILE = (
     "config.yaml",
 )
 POLICY_FILES = ("*.safetensors", "*.yaml")
-"""Files of a checkpoint that are needed to run its policy."""
+"""Patterns of the files of a checkpoint that are needed to run its policy."""
 POLICY_SECTIONS = ("agent", "data", "task")
 """Sections of a configuration that describe a policy; the others describe its training run."""
 UNTRAINED_SEED = 0
@@ -49,8 +50,9 @@ def make_agent(config: AgentConfig, action_space: str, stats: Stats | None = Non
     """Build an agent.
 
     Args:
-        stats: normalization statistics of a new agent, see `VLAAgent`; its pretrained backbone
-            weights, if any, are loaded. None builds an agent whose weights are loaded later.
+        stats: normalization statistics of a new agent, see `VLAAgent`. A new agent also loads its
+            pretrained backbone weights, if any. None builds an agent whose weights are loaded
+            later.
 
     Raises:
         UserError: an impossible combination of options.
@@ -102,7 +104,7 @@ def check_agent_options(config: AgentConfig, action_space: str) -> None:
 
 
 def _head(config: HeadConfig) -> tuple[type[nn.Module], dict[str, Any]]:
-    """The class of `agent.head.backbone_type` and its options."""
+    """Return the class of `agent.head.backbone_type` and its options."""
     options = asdict(config)
     if config.backbone_type != "transformer":
         return IMFTransformer1D, options
@@ -113,7 +115,7 @@ def _head(config: HeadConfig) -> tuple[type[nn.Module], dict[str, Any]]:
 def save_agent(
     folder: Path, agent: VLAAgent, config: Config, ema: Mapping[str, torch.Tensor] | None
 ) -> None:
-    """Write an agent's files, with its averaged weights if given, into an existing folder."""
+    """Write an agent's files into an existing folder, with its EMA weights if given."""
     save_file(agent.state_dict(), folder / WEIGHTS_FILE)
     if ema is not None:
         save_file(dict(ema), folder / EMA_WEIGHTS_FILE)
@@ -121,10 +123,10 @@ def save_agent(
 
 
 def save_inference_policy(folder: Path, checkpoint: Path) -> None:
-    """Write the files that run a checkpoint's policy into an existing folder.
+    """Write the files needed to run a checkpoint's policy into an existing folder.
 
-    These are the weights used in evaluation (EMA if present) and the policy's configuration,
-    without the path of its data.
+    These are the weights used in evaluation (EMA if present) and the policy's configuration without
+    the path of its data.
 
     Raises:
         UserError: `checkpoint` is not a checkpoint folder.
@@ -137,7 +139,9 @@ def save_inference_policy(folder: Path, checkpoint: Path) -> None:
 
 
 def load_policy_config(folder: Path) -> Config:
-    """The agent, data and task sections of a checkpoint's configuration; the rest is default.
+    """Load the agent, data and task sections of a checkpoint's configuration.
+
+    The other sections have default values.
 
     Raises:
         UserError: the folder is not a checkpoint.
@@ -146,14 +150,19 @@ def load_policy_config(folder: Path) -> Config:
     if not path.is_file():
         raise UserError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}.")
     stored = OmegaConf.to_container(OmegaConf.load(path))
-    return config_from_dict({key: stored[key] for key in POLICY_SECTIONS})  # type: ignore[index,call-overload]
+    if not isinstance(stored, dict) or any(key not in stored for key in POLICY_SECTIONS):
+        raise UserError(
+            f"{folder} is not a checkpoint: {CONFIG_FILE} lacks one of the sections "
+            f"{', '.join(POLICY_SECTIONS)}."
+        )
+    return config_from_dict({key: stored[key] for key in POLICY_SECTIONS})
 
 
 def load_agent(folder: Path, ema: bool = True, device: str = "cpu") -> tuple[VLAAgent, Config]:
     """Load the agent of a checkpoint, in evaluation mode, and its configuration.
 
     Args:
-        ema: load the averaged weights if the checkpoint has them.
+        ema: load the EMA weights if the checkpoint has them.
 
     Raises:
         UserError: the folder is not a checkpoint, or its weights do not fit its configuration.
@@ -162,15 +171,15 @@ def load_agent(folder: Path, ema: bool = True, device: str = "cpu") -> tuple[VLA
     agent = make_agent(config.agent, config.task.action_space)
     try:
         agent.load_state_dict(load_weights(weights_path(folder, ema)))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"The weights of {folder} cannot be loaded: {error}") from error
     return agent.to(device).eval(), config
 
 
 def make_untrained_agent(folder: Path, device: str = "cpu") -> tuple[VLAAgent, Config]:
-    """An agent with a checkpoint's configuration and normalization, but untrained weights.
+    """Make an agent with a checkpoint's configuration and normalization, but untrained weights.
 
-    The weights are always the same.
+    The weights are the same in each call.
 
     Raises:
         UserError: as `load_agent`.
@@ -185,13 +194,13 @@ def make_untrained_agent(folder: Path, device: str = "cpu") -> tuple[VLAAgent, C
 
 
 def weights_path(folder: Path, ema: bool) -> Path:
-    """Path of the weights to evaluate: the averaged ones if `ema` and they exist."""
-    averaged = folder / EMA_WEIGHTS_FILE
-    return averaged if ema and averaged.is_file() else folder / WEIGHTS_FILE
+    """Return the path of the EMA weights if `ema` is set and they exist, else of the others."""
+    ema_weights = folder / EMA_WEIGHTS_FILE
+    return ema_weights if ema and ema_weights.is_file() else folder / WEIGHTS_FILE
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read a weights file; names that earlier versions wrote are translated to today's."""
+    """Read a weights file. Parameter names of earlier versions are translated to current ones."""
     weights = load_file(path)
     for old, new in STATE_DICT_PREFIXES.items():
         weights = {
@@ -202,5 +211,5 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def weights_digest(folder: Path, ema: bool) -> str:
-    """A short hash of the weights to evaluate, see `weights_path`."""
+    """Return a short hash of the weights that `weights_path` selects."""
     return hashlib.sha256(weights_path(folder, ema).read_bytes()).hexdigest()[:16]

@@ -1,4 +1,6 @@
-"""The registry of training objectives; free of torch, so that the configuration schema can read it.
+"""The registry of training objectives.
+
+It does not import torch, because the configuration schema imports it.
 
 To add an objective, write a `VLAAgent` subclass in a module of this package and add it to
 `OBJECTIVES`.
@@ -9,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Objective(NamedTuple):
-    """An objective's class and the options that belong to it."""
+    """The agent class of an objective, and the options that only this class has."""
 
     entry_point: str
     """`module:Class` of a subclass of `imf_ray.agents.base.VLAAgent`."""
@@ -21,7 +23,7 @@ class Objective(NamedTuple):
     """True if the head must take two times (r, t) instead of one timestep."""
 
     def load(self) -> Any:
-        """Import the class."""
+        """Import and return the agent class."""
         module, _, name = self.entry_point.partition(":")
         return getattr(importlib.import_module(module), name)
 
@@ -42,4 +44,4 @@ OBJECTIVES = {
         needs_time_interval=False,
     ),
 }
-"""All objectives, by the value of `agent.objective`."""
+"""All objectives; the keys are the values of `agent.objective`."""

@@ -1,7 +1,7 @@
-"""The base of agents that learn a velocity, iMF and flow matching: options and inference.
+"""The base class of agents that learn a velocity (iMF and flow matching): options and inference.
 
-Both move along the straight path z_t = (1 - t) x + t e between an action chunk x (t = 0) and noise
-e (t = 1), whose velocity is v* = e - x.
+Both agents move along the straight path z_t = (1 - t) x + t e from an action chunk x (t = 0) to
+noise e (t = 1). The velocity of this path is v* = e - x.
 """
 
 from abc import abstractmethod
@@ -17,15 +17,15 @@ from imf_ray.agents.checks import check_choice
 from imf_ray.agents.losses import VELOCITY_LOSS_TYPES
 
 TimeSampler = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Maps uniforms (B, 3) in (0, 1) to times (r, t), each (B,), with 0 <= r <= t <= 1.
+"""Function from uniforms (B, 3) in (0, 1) to times (r, t), each (B,), with 0 <= r <= t <= 1.
 
-It is a pure function, so a sample's times depend neither on its rank nor on its batch.
+The function is pure, so that the times of a sample depend neither on its rank nor on its batch.
 """
 PREDICTION_TYPES = ("velocity", "sample")
 MIN_TIME = 0.05
-"""Lower bound of t where the velocity (z_t - x) / t divides by it (arXiv 2511.13720)."""
+"""Lower bound of the divisor t in the velocity (z_t - x) / t (arXiv 2511.13720)."""
 LOGIT_NORMAL = -0.4, 1.0
-"""Mean and standard deviation of a time before the sigmoid (arXiv 2512.02012)."""
+"""Mean and standard deviation of a logit-normal time before the sigmoid (arXiv 2512.02012)."""
 
 
 class VelocityAgent(VLAAgent):
@@ -33,8 +33,8 @@ class VelocityAgent(VLAAgent):
 
     Args:
         loss_type: one of `VELOCITY_LOSS_TYPES`. The default, pseudo-Huber, bounds the gradient of
-            an error. A few percent of iMF's batches have an extreme du/dt, and training with the
-            squared error has diverged on them.
+            an error. A few percent of iMF's batches have an extreme du/dt, and training with
+            squared errors diverged on such batches.
         prediction_type: target of the head, one of `PREDICTION_TYPES`. "velocity": the velocity u.
             "sample": the action chunk x, from which u = (z_t - x) / t follows ("pixel MeanFlow",
             arXiv 2601.22158). One step from t = 1 then returns x itself, while a predicted velocity
@@ -66,7 +66,7 @@ class VelocityAgent(VLAAgent):
 
     @abstractmethod
     def _average_velocity(self, z_t: Tensor, r: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """The network's velocity (B, T, D) from times t to r, each (B,)."""
+        """Compute the network's average velocity (B, T, D) from times t to r, each (B,)."""
 
     @abstractmethod
     def _sample_one_step(self, sample: Tensor, r: Tensor, t: Tensor, cond: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Networks of the agents: transformer heads, image encoders and normalization."""

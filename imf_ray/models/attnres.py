@@ -1,8 +1,8 @@
 """The transformer with attention residuals: "Attention Residuals" (arXiv 2603.15031), full variant.
 
 An ordinary residual stream adds every sub-layer's output with weight one. Here the input of a
-sub-layer is, per token, a weighted sum of all earlier outputs. The weights are a softmax over depth
-whose query is a learned vector.
+sub-layer is a weighted sum of all earlier outputs, computed per token. The weights are a softmax
+over depth with a learned query vector.
 
 All operations are plain and differentiable (no fused attention, no complex numbers), because the
 iMF loss differentiates this network in forward mode (`torch.func.jvp`) and then in reverse mode.
@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
-    """Convert half precision to float32; float32 and float64 stay."""
+    """Convert half precision to float32; leave float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class RMSNormNoWeight(nn.Module):
-    """x / sqrt(mean(x^2) + eps) over the last dimension, computed in at least float32.
+    """Normalization x / sqrt(mean(x^2) + eps) over the last dimension, in at least float32.
 
     Source: "Root Mean Square Layer Normalization" (arXiv 1910.07467), without the gain.
     """
@@ -51,9 +51,11 @@ class RMSNorm(RMSNormNoWeight):
 def precompute_rope_freqs(
     head_dim: int, sequence_length: int, theta: float = 1e4
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables of rotary positions (arXiv 2104.09864), each (T, head_dim / 2).
+    """Compute cosine and sine tables of rotary positions, each (T, head_dim / 2).
 
-    Position p rotates pair k by the angle p * theta^(-2k / head_dim).
+    Source: arXiv 2104.09864.
+
+    Position p rotates pair k of channels by the angle p * theta^(-2k / head_dim).
     """
     frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(sequence_length, dtype=torch.float32), frequencies)
@@ -132,11 +134,11 @@ class SwiGLUFFN(nn.Module):
 
 
 class AttnResOperator(nn.Module):
-    """Softmax over depth: the weighted sum of all earlier outputs (arXiv 2603.15031).
+    """Weighted sum of all earlier outputs, the sources (arXiv 2603.15031).
 
-    The logit of source s is pseudo_query . RMSNormNoWeight(s), without a factor 1/sqrt(d). The sum
-    is over the unnormalized sources. The pseudo query starts at zero, so that the initial weights
-    are equal.
+    The weights are a softmax over the sources. The logit of source s is
+    pseudo_query . RMSNormNoWeight(s), without a factor 1/sqrt(d). The sum is over the unnormalized
+    sources. The pseudo query starts at zero, so that the initial weights are equal.
     """
 
     def __init__(self, dim: int) -> None:
@@ -144,11 +146,11 @@ class AttnResOperator(nn.Module):
         self.pseudo_query = nn.Parameter(torch.zeros(dim))
 
     def forward(self, sources: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
-        """Weighted sum (B, T, dim) of n sources (B, T, dim) with logits (B, T, 1) each.
+        """Sum n sources (B, T, dim) with logits (B, T, 1) to (B, T, dim).
 
         `AttnResTransformerBackbone` computes a source's logits for all later sub-layers in one
-        matmul. The sum is accumulated source by source, because stacking them would keep a copy of
-        every earlier output for every sub-layer.
+        matmul. The sum is accumulated source by source. Stacking the sources would keep a copy of
+        every earlier output for each sub-layer.
         """
         weights = torch.cat(tuple(logits), dim=-1).softmax(dim=-1).to(sources[0].dtype)
         first, *rest = weights.split(1, dim=-1)
@@ -216,7 +218,7 @@ class AttnResTransformerBackbone(nn.Module):
         logits: list[list[Tensor]] = [[] for _ in layers]  # per sub-layer, one per source
 
         def add_source(source: Tensor) -> None:
-            first_reader = len(sources)  # this sub-layer and all later ones read the source
+            first_reader = len(sources)  # index of the first sub-layer that reads the source
             sources.append(source)
             if first_reader < len(layers):
                 scores = F.linear(self.key_norm(source), queries[first_reader:]).split(1, dim=-1)

@@ -14,7 +14,8 @@ BACKBONE_TYPES = ("attnres_full",)
 def sinusoidal_time_embedding(tau: Tensor, dim: int) -> Tensor:
     """Embed times tau (B,) in [0, 1] as (B, dim): sines, then cosines.
 
-    The dim/2 angles are tau times frequencies from 1 to 1e-4 (arXiv 1706.03762); tau is not scaled.
+    The dim/2 angles are tau, which is not scaled, times frequencies from 1 to 1e-4 (arXiv
+    1706.03762).
     """
     half = dim // 2
     steps = torch.arange(half, dtype=tau.dtype, device=tau.device)
@@ -24,7 +25,7 @@ def sinusoidal_time_embedding(tau: Tensor, dim: int) -> Tensor:
 
 
 class IMFTransformer1D(nn.Module):
-    """Average velocity u(z_t, r, t | cond) of an action chunk (iMF, arXiv 2512.02012).
+    """Network for the average velocity u(z_t, r, t | cond) of an action chunk (arXiv 2512.02012).
 
     The backbone is the attention-residual transformer (arXiv 2603.15031). Argument order, defaults
     and state-dict keys match RoboIMI's head, so that its weights load.
@@ -38,8 +39,8 @@ class IMFTransformer1D(nn.Module):
         n_layer, n_head, n_emb: blocks, query heads and width of the transformer.
         p_drop_emb, p_drop_attn: dropout of the token embeddings, and inside the sub-layers.
         causal_attn: let a token attend only to itself and earlier ones.
-        time_as_cond: pass times as tokens; this backbone supports nothing else.
-        obs_as_cond: ignored, accepted for compatibility; cond_dim > 0 takes its role.
+        time_as_cond: pass times as tokens; must be True for this backbone.
+        obs_as_cond: ignored; accepted for compatibility with RoboIMI. cond_dim > 0 has its effect.
         n_cond_layers: layers of a separate condition encoder; must be 0 for this backbone.
         backbone_type: one of `BACKBONE_TYPES`.
         n_kv_head: key/value heads, a divisor of n_head.
@@ -51,7 +52,7 @@ class IMFTransformer1D(nn.Module):
     """
 
     takes_time_interval: ClassVar[bool] = True
-    """True: `forward` takes the ends (r, t) of a time interval, not one timestep."""
+    """True if `forward` takes the ends (r, t) of a time interval, False if one timestep."""
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class IMFTransformer1D(nn.Module):
         self.horizon = horizon
         self.n_emb = n_emb
         self.obs_as_cond = cond_dim > 0
-        # In RoboIMI's state dict. Not trainable: DDP would wait for its gradient.
+        # A key of RoboIMI's state dict. Not trainable, because DDP would wait for its gradient.
         self._dummy_variable = nn.Parameter(torch.empty(0), requires_grad=False)
         self.input_emb = nn.Linear(input_dim, n_emb)
         self.cond_obs_emb = nn.Linear(cond_dim, n_emb) if self.obs_as_cond else None
@@ -106,7 +107,7 @@ class IMFTransformer1D(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, sample: Tensor, r: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Average velocity from time t (noisier) to time r.
+        """Compute the average velocity from time t (noisier) to time r.
 
         Args:
             sample: z_t, (B, horizon, input_dim).
@@ -122,7 +123,7 @@ class IMFTransformer1D(nn.Module):
         return self.head(self.ln_f(self.features(sample, r, t, cond)))
 
     def features(self, sample: Tensor, r: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The backbone's output for the action tokens, (B, horizon, n_emb); see `forward`."""
+        """Compute the backbone's output (B, horizon, n_emb) for the action tokens."""
         if (cond is not None) != self.obs_as_cond:
             raise ValueError(
                 "cond is required: the head was built with cond_dim > 0; pass condition tokens"
@@ -137,7 +138,7 @@ class IMFTransformer1D(nn.Module):
         return x[:, -self.horizon :]
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
-        """AdamW parameter groups: Linear weights decay; biases, gains and pseudo queries do not."""
+        """Return AdamW parameter groups. Only the weights of Linear layers decay."""
         decaying = {
             f"{name}.weight" for name, m in self.named_modules() if isinstance(m, nn.Linear)
         }

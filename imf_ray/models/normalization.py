@@ -1,4 +1,4 @@
-"""Normalization inside the agent: statistics are buffers, so a checkpoint needs no other file."""
+"""Normalization inside the agent. The statistics are buffers and thus part of a checkpoint."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,21 +19,22 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Normalizer(nn.Module):
-    """Maps a vector to the network's scale and back, each dimension by itself.
+    """Maps a vector to the network's scale and back, each dimension separately.
 
     "min_max" maps [min, max] to [-1, 1], "mean_std" maps to zero mean and unit standard deviation,
     "identity" does not scale. A dimension whose range is below `MIN_RANGE` is only centred.
 
     Quaternions (wxyz) keep their scale in every mode. `normalize` flips them to the hemisphere of
     their mean, because q and -q are the same rotation. A fixed hemisphere (w > 0) would split
-    rotations with w near 0, such as a tool that points down; it is used without statistics only.
+    rotations with w near 0, such as those of a tool that points down. It is used only if there are
+    no statistics.
     `unnormalize` returns quaternions of unit length.
 
     Args:
         dim: number of dimensions D.
         mode: one of `NORMALIZATION_TYPES`.
-        stats: "min", "max", "mean" and "std", each (D,). Without them the map is the identity until
-            a state dict is loaded.
+        stats: "min", "max", "mean" and "std", each (D,). If None, the map is the identity until a
+            state dict is loaded.
         quaternions: slices of the vector that hold quaternions.
 
     Raises:
@@ -86,7 +87,7 @@ class Normalizer(nn.Module):
         )
 
     def statistics(self) -> dict[str, Tensor]:
-        """Copies of the statistics on the CPU, as the constructor takes them."""
+        """Return copies of the statistics on the CPU, in the form of the constructor's `stats`."""
         return {name: getattr(self, name).detach().cpu().clone() for name in _STATISTICS}
 
     def _center_and_scale(self) -> tuple[Tensor, Tensor]:
@@ -115,7 +116,7 @@ class Normalizer(nn.Module):
 
 
 def pose_quaternion_slices(num_poses: int, start: int = 0) -> tuple[slice, ...]:
-    """Slices of the quaternions of consecutive poses that begin at dimension `start`."""
+    """Return the slices of the quaternions of consecutive poses that start at dimension `start`."""
     offsets = range(start, start + num_poses * POSE_DIM, POSE_DIM)
     return tuple(slice(offset + 3, offset + POSE_DIM) for offset in offsets)
 
@@ -123,7 +124,7 @@ def pose_quaternion_slices(num_poses: int, start: int = 0) -> tuple[slice, ...]:
 def join_poses(
     batch: Mapping[str, Any], objects: Sequence[str], first: str | None = None
 ) -> Tensor:
-    """Concatenate batch[first] (..., D), if given, and the poses (..., 7) of objects.
+    """Concatenate batch[first] (..., D), if `first` is given, and the poses (..., 7) of objects.
 
     Raises:
         ValueError: an object is missing from batch["object_poses"].
@@ -142,25 +143,30 @@ def join_poses(
 def join_pose_stats(
     stats: Mapping[str, Any], objects: Sequence[str], first: str | None = None
 ) -> dict[str, Tensor]:
-    """The statistics of `join_poses`, from those of its parts."""
+    """Join the statistics of the vectors that `join_poses` joins.
+
+    Raises:
+        ValueError: a part or one of its statistics is missing, misshapen or not finite.
+    """
+    parts = {} if first is None else {first: stats.get(first, {})}
+    poses = stats.get("object_poses", {})
     joined = {}
     for name in _STATISTICS:
-        parts: dict[str, Any] = {
-            "object_poses": {
-                pose: torch.as_tensor(values[name], dtype=torch.float32)
-                for pose, values in stats.get("object_poses", {}).items()
-            }
+        vectors: dict[str, Any] = {
+            part: _statistic(values, name, len(values.get(name, ())))
+            for part, values in parts.items()
         }
-        if first is not None:
-            parts[first] = torch.as_tensor(stats[first][name], dtype=torch.float32)
-        joined[name] = join_poses(parts, objects, first)
+        vectors["object_poses"] = {
+            pose: _statistic(values, name, POSE_DIM) for pose, values in poses.items()
+        }
+        joined[name] = join_poses(vectors, objects, first)
     return joined
 
 
 def split_pose_stats(
     joined: Mapping[str, Tensor], objects: Sequence[str], start: int = 0
 ) -> dict[str, dict[str, Tensor]]:
-    """The statistics of each object, from joined ones whose poses begin at dimension `start`."""
+    """Split joined statistics by object. The poses start at dimension `start`."""
     stats = {}
     for index, pose in enumerate(objects):
         dims = slice(start + index * POSE_DIM, start + (index + 1) * POSE_DIM)
@@ -169,7 +175,7 @@ def split_pose_stats(
 
 
 class ImageNormalizer(nn.Module):
-    """Maps uint8 images to floats of about zero mean and unit deviation (ImageNet's statistics)."""
+    """Maps uint8 images to floats with the mean and standard deviation of ImageNet."""
 
     mean: Tensor
     std: Tensor

@@ -8,14 +8,16 @@ from torch import Tensor, nn
 from imf_ray.models.imf_transformer import sinusoidal_time_embedding
 
 INIT_STD = 0.02
+"""Standard deviation of initial weights, as in Diffusion Policy."""
 
 
 class Transformer1D(nn.Module):
     """The transformer of "Diffusion Policy" (arXiv 2303.04137), for one timestep per action chunk.
 
-    Layout, initialization and state-dict keys match that work's transformer, so that its weights
-    load. An encoder reads the timestep's sinusoidal embedding and the condition tokens. A pre-norm
-    decoder of action tokens attends to its output. Both have learned positions.
+    Layout, initialization and state-dict keys match Diffusion Policy's transformer, so that its
+    weights load. An encoder reads the timestep's sinusoidal embedding and the condition tokens. A
+    pre-norm decoder of the action tokens attends to the encoder's output. Both have learned
+    positions.
 
     Args:
         input_dim: width of a noisy action.
@@ -26,18 +28,19 @@ class Transformer1D(nn.Module):
         n_layer, n_head, n_emb: decoder layers, attention heads and width.
         p_drop_emb, p_drop_attn: dropout of the embeddings, and inside the layers.
         causal_attn: let action i attend only to actions 0 ... i, the timestep, and condition tokens
-            0 ... i. It requires one condition token per observation step, beginning at the step of
+            0 ... i. It requires one condition token per observation step, the first at the step of
             action 0.
-        time_as_cond: pass the timestep as a condition token; this head supports nothing else.
-        obs_as_cond: ignored, accepted for compatibility; cond_dim > 0 takes its role.
-        n_cond_layers: self-attention layers of the encoder; 0 is a Linear-Mish-Linear per token.
+        time_as_cond: pass the timestep as a condition token; must be True for this head.
+        obs_as_cond: ignored; accepted for compatibility with Diffusion Policy. cond_dim > 0 has
+            its effect.
+        n_cond_layers: self-attention layers of the encoder; 0 uses Linear-Mish-Linear per token.
 
     Raises:
         ValueError: an impossible combination of options.
     """
 
     takes_time_interval: ClassVar[bool] = False
-    """False: `forward` takes one timestep, not the ends of a time interval."""
+    """True if `forward` takes the ends (r, t) of a time interval, False if one timestep."""
 
     mask: Tensor
     memory_mask: Tensor
@@ -76,7 +79,8 @@ class Transformer1D(nn.Module):
         self.n_emb = n_emb
         self.obs_as_cond = cond_dim > 0
         self.causal_attn = causal_attn
-        # In Diffusion Policy's state dict. Not trainable: DDP would wait for its gradient.
+        # A key of Diffusion Policy's state dict. Not trainable, because DDP would wait for its
+        # gradient.
         self._dummy_variable = nn.Parameter(torch.empty(0), requires_grad=False)
         self.input_emb = nn.Linear(input_dim, n_emb)
         self.pos_emb = nn.Parameter(torch.empty(1, horizon, n_emb))
@@ -101,7 +105,7 @@ class Transformer1D(nn.Module):
         self.head = nn.Linear(n_emb, output_dim)
         if causal_attn:
             # True masks a token. Diffusion Policy stores 0 and -inf, which load into booleans as
-            # False and True. Stored as floats, EMA would turn the infinities into NaN.
+            # False and True. EMA would turn infinities of a float mask into NaN.
             action = torch.arange(horizon)[:, None]
             self.register_buffer("mask", torch.arange(horizon) > action)
             if self.obs_as_cond:
@@ -146,10 +150,7 @@ class Transformer1D(nn.Module):
         return self.head(self.ln_f(x))
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
-        """AdamW parameter groups: weights of Linear and attention layers decay.
-
-        Biases, norms and learned positions do not.
-        """
+        """Return AdamW parameter groups. Only the weights of Linear and attention layers decay."""
         decaying = {
             id(parameter)
             for module in self.modules()
@@ -165,7 +166,7 @@ class Transformer1D(nn.Module):
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Initialize normal weights and zero biases; LayerNorm keeps torch's ones and zeros."""
+    """Initialize weights as normal and biases as zero. LayerNorm keeps torch's initialization."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=INIT_STD)
         nn.init.zeros_(module.bias)

@@ -1,4 +1,4 @@
-"""Image encoders: a ResNet trunk per camera, spatial softmax, and one feature vector per camera.
+"""Image encoders. For each camera, a ResNet trunk and a spatial softmax make a feature vector.
 
 torchvision is imported only when a trunk is built. It imports torch's compiler, which takes longer
 than torch itself, and most processes of a run build no trunk.
@@ -41,7 +41,7 @@ class ResNetTrunk(nn.Module):
         stage_widths: channels of the four stages; the stem has as many as the first stage.
         blocks_per_stage: basic blocks of the four stages.
         stage_strides: strides of the four stages. A last stride of 1 doubles the size of the
-            feature maps, which locates keypoints of small images more finely.
+            feature maps, so that keypoints of small images are located more precisely.
         pretrained_weights: a member of torchvision's ResNet18_Weights ("IMAGENET1K_V1"), or None.
             It determines the architecture; `load_pretrained` loads the weights.
 
@@ -95,7 +95,8 @@ class ResNetTrunk(nn.Module):
     def load_pretrained(self) -> None:
         """Download and load the pretrained weights, if the trunk has any.
 
-        This is separate from construction, so that a saved trunk is rebuilt without a network.
+        This is separate from construction, so that a saved trunk can be rebuilt without network
+        access.
         """
         if self._pretrained_weights is not None:
             state = self._pretrained_weights.get_state_dict(check_hash=True)
@@ -114,14 +115,14 @@ class ResNetTrunk(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to features (N, out_channels, ceil(H / 32), ceil(W / 32)).
 
-        32 is four times the product of the default strides.
+        32 is the stride of the stem, 4, times the product of the default strides.
         """
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
 class SpatialSoftmax(nn.Module):
-    """Expected image position of each keypoint (arXiv 1504.00702, arXiv 1509.06113).
+    """Layer that computes the mean image position of each keypoint (arXiv 1504.00702, 1509.06113).
 
     A 1x1 convolution makes one map per keypoint, and a softmax turns it into a distribution over
     pixels. The output is the mean x and y of each distribution, from -1 to 1 between the outermost
@@ -165,16 +166,17 @@ class MultiViewResNetEncoder(nn.Module):
     Args:
         camera_names: the cameras, in the order of the output.
         vision_backbone_mode: one of `VISION_BACKBONE_MODES`.
-        use_separate_rgb_encoder_per_camera: an encoder per camera, or one encoder for all.
+        use_separate_rgb_encoder_per_camera: use one encoder per camera; False shares one encoder.
         pretrained_backbone_weights: see `ResNetTrunk`.
         freeze_backbone: do not train the trunks; keypoints and projections still train.
-        num_keypoints: keypoints of the spatial softmax; a camera has twice as many features.
+        num_keypoints: number of keypoints of the spatial softmax. A camera has 2 * num_keypoints
+            features.
         stage_widths, blocks_per_stage, stage_strides: see `ResNetTrunk`.
-        crop_size: side in pixels of a square crop, at random offsets in training and central
-            otherwise; None encodes the whole image.
+        crop_size: side in pixels of a square crop; None encodes the whole image. The crop is at a
+            random offset in training and central otherwise.
 
     Raises:
-        ValueError: an unknown mode, no camera, a camera named twice, or as `ResNetTrunk`.
+        ValueError: an unknown mode, no camera, a duplicate camera, or as in `ResNetTrunk`.
     """
 
     def __init__(
@@ -198,7 +200,7 @@ class MultiViewResNetEncoder(nn.Module):
             )
         if not camera_names or len(set(camera_names)) != len(camera_names):
             raise ValueError(
-                f"camera_names={list(camera_names)}: name at least one camera, and each once"
+                f"camera_names={list(camera_names)}: provide at least one camera, and each once"
             )
         self.camera_names = tuple(camera_names)
         self.crop_size = crop_size
@@ -301,7 +303,7 @@ class MultiViewResNetEncoder(nn.Module):
             encoder.trunk.load_pretrained()  # type: ignore[operator, union-attr]
 
     def select(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The images of `camera_names`, in that order.
+        """Return the images of `camera_names`, in that order.
 
         Raises:
             ValueError: a camera is missing.

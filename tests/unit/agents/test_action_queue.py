@@ -105,7 +105,7 @@ def test_errors_name_the_missing_input() -> None:
     queue.add_observation(observation(0, images=False))
     with pytest.raises(ValueError, match="needs_images"):
         queue.observation_window()
-    with pytest.raises(ValueError, match="chunk of 3 actions"):
+    with pytest.raises(ValueError, match="chunk has 3 actions but 4 are needed"):
         queue.add_chunk(torch.zeros(3, 1))
     with pytest.raises(IndexError):
         queue.pop_action()
