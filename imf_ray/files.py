@@ -1,7 +1,7 @@
 """Atomic file writes, append-only line files and retries of failed I/O.
 
-A file, or a line of a line file, is complete or absent. Files in the local copy of a remote folder
-are uploaded as well.
+A file is either complete or absent, and so is a line of a line file. Files in the local copy of a
+remote folder are uploaded as well.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURE_DPI = 120
+"""Resolution of figures in dots per inch."""
 SYNC_INTERVAL_S = 5.0
-"""Least seconds between two uploads of a growing file."""
+"""Minimum number of seconds between two uploads of a growing file."""
 MAX_SYNC_TIME_FRACTION = 0.05
-"""Largest share of the time that uploads of a growing file may take."""
+"""Maximum fraction of the time spent on uploads of a growing file."""
 RETRY_DELAYS_S = (1.0, 10.0, 60.0, 300.0)
-"""Seconds between retries of failed I/O."""
+"""Seconds before each retry of failed I/O."""
 MAX_LINE_BYTES = 2**20
-"""Bytes at the end of a line file that are searched for an incomplete line."""
+"""Number of bytes at the end of a line file that are searched for an incomplete line."""
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,8 +41,8 @@ def retry_io(fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Call `fn`, and retry while a disk is full or a network is down.
 
     Raises:
-        StorageError, OSError: it still fails after the last of `RETRY_DELAYS_S`; or at once, if the
-            failure is permanent (a missing file or bucket, missing permissions).
+        StorageError, OSError: `fn` still fails after the last of `RETRY_DELAYS_S`. A permanent
+            failure (a missing file or bucket, missing permissions) is raised at once.
     """
     for delay in RETRY_DELAYS_S:
         try:
@@ -55,7 +56,7 @@ def retry_io(fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
 
 def retrying(fn: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function or method so that it is called by `retry_io`."""
+    """Decorate a function or method so that its calls are retried by `retry_io`."""
 
     @functools.wraps(fn)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -65,7 +66,7 @@ def retrying(fn: Callable[P, R]) -> Callable[P, R]:
 
 
 def _is_permanent(error: BaseException | None) -> bool:
-    """True if an error does not go away by waiting."""
+    """Return True if waiting does not help against an error."""
     if isinstance(error, FileNotFoundError):
         return not is_connection_error(error)
     return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -89,7 +90,7 @@ class JsonlWriter:
         self._next_upload = time.monotonic() + SYNC_INTERVAL_S
 
     def append(self, line: str) -> None:
-        """Append a line. Once this returns, the line survives the death of the process.
+        """Append a line. Once this returns, the line is kept even if the process is killed.
 
         Raises:
             StorageError: the disk is full; the next `append` removes the incomplete line.
@@ -104,12 +105,12 @@ class JsonlWriter:
             self._upload()
 
     def _upload(self) -> None:
-        """Upload the file. A failure is only logged, since the local file has the lines."""
+        """Upload the file. A failure is only logged, because the local file contains all lines."""
         started_at = time.monotonic()
         try:
             upload(self._path)
         except StorageError as error:
-            log.warning("The upload is postponed: %s", error)
+            log.warning("The upload is postponed because it failed: %s", error)
         now = time.monotonic()
         pause = max(SYNC_INTERVAL_S, (now - started_at) / MAX_SYNC_TIME_FRACTION)
         self._next_upload = now + pause
@@ -118,7 +119,7 @@ class JsonlWriter:
         """Close the file and upload it.
 
         Raises:
-            StorageError: it cannot be uploaded.
+            StorageError: the file cannot be uploaded.
         """
         self._file.close()
         upload(self._path)
@@ -139,7 +140,7 @@ class RetryingJsonlWriter(JsonlWriter):
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a file, which is created if it is missing; see `JsonlWriter`."""
+    """Append one line to a file by a `JsonlWriter`. A missing file is created."""
     writer = JsonlWriter(path)
     try:
         writer.append(line)
@@ -148,7 +149,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the complete lines of a file without line ends; an empty list if it is missing."""
+    """Return the complete lines of a file without line ends. A missing file has no lines."""
     if not path.is_file():
         return []
     *lines, _incomplete = path.read_bytes().split(b"\n")
@@ -159,8 +160,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file under a temporary name, sync it and rename it; parent folders are created.
 
     Raises:
-        StorageError: it cannot be written, and the previous file is unchanged; or it is written
-            locally and cannot be uploaded.
+        StorageError: the file cannot be written, and the previous one is unchanged. Or the new file
+            was written locally but cannot be uploaded.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with storage_errors(path, "written"):
@@ -174,7 +175,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_if_changed(path: Path, content: str) -> None:
-    """Write a file atomically unless it has this content, so that resuming needs no free space."""
+    """Write a file atomically, unless it already has this content.
+
+    Resuming a run therefore needs no free disk space for unchanged files.
+    """
     if path.is_file() and path.read_bytes() == content.encode():
         upload(path)  # an earlier upload may have failed
     else:
@@ -196,7 +200,7 @@ def atomic_rename(partial: Path, path: Path) -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk."""
+    """Flush a file, or the list of files in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

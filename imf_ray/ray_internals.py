@@ -1,11 +1,12 @@
-"""The private parts of Ray that this package uses; no other module may touch any.
+"""The private parts of Ray that this package uses. No other module may use private parts.
 
-Each works around a fault of Ray 2.60 that `tests/ray_bugs` shows, or reads what Ray has no public
-name for. `tests/unit/test_ray_internals.py` fails for each that a new version of Ray changes. After
-an upgrade: run both, adapt this module, and remove what is no longer needed.
+Each part works around a bug of Ray 2.60 that `tests/ray_bugs` shows, or reads a value for which Ray
+has no public function. `tests/unit/test_ray_internals.py` fails if a new version of Ray changes one
+of them. After an upgrade, run both, adapt this module, and remove workarounds that are no longer
+needed.
 
-Classes are imported on first use (`from imf_ray.ray_internals import DefaultFailurePolicy`), since
-Ray Train takes long to import and the processes that read data do not need it.
+Classes are imported on first use (`from imf_ray.ray_internals import DefaultFailurePolicy`). Ray
+Train takes long to import, and the processes that read data do not need it.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ _TRAIN = "ray.train.v2._internal"
 PRIVATE_CLASSES = {
     # Throttles Ray Data's scheduling loop, see `data/pipeline.py`.
     "ExecutionCallback": "ray.data._internal.execution.execution_callback",
-    # Counts failures from the last checkpoint on; ends a run at once if retrying is useless.
+    # Subclassed to count failures since the last checkpoint, and not to retry a diverged run.
     "DefaultFailurePolicy": f"{_TRAIN}.execution.failure_handling.default",
     "FailureDecision": f"{_TRAIN}.execution.failure_handling",
-    # Workers without resources: the run waits, or asks for fewer.
+    # Raised if workers get no resources; the run then waits or asks for fewer workers.
     "WorkerGroupStartupTimeoutError": f"{_TRAIN}.exceptions",
-    # Cleans up between two groups of workers, and marks lost workers.
+    # Subclassed to clean up before new workers start, and to mark lost workers.
     "WorkerGroupCallback": f"{_TRAIN}.execution.callback",
-    # Ray's own cleaner removes the placement groups of healthy workers.
+    # Disabled, because it removes the placement groups of healthy workers.
     "PlacementGroupCleanerCallback": f"{_TRAIN}.callbacks.placement_group_callback",
 }
-"""Private classes of Ray that are used or subclassed: name and module."""
+"""Private classes of Ray that are used or subclassed, and the module of each."""
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +46,7 @@ def __getattr__(name: str) -> Any:
     """Import one of `PRIVATE_CLASSES`.
 
     Raises:
-        UserError: the installed version of Ray does not have it.
+        UserError: the installed version of Ray does not have the class.
     """
     if name not in PRIVATE_CLASSES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
@@ -53,56 +54,56 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(PRIVATE_CLASSES[name]), name)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"Ray {ray.__version__} has no {PRIVATE_CLASSES[name]}.{name}, which imf_ray needs: "
-            f"install ray=={RAY_VERSION}.*, or adapt imf_ray/ray_internals.py."
+            f"Ray {ray.__version__} has no {PRIVATE_CLASSES[name]}.{name}, which imf_ray needs. "
+            f"Install ray=={RAY_VERSION}.*, or adapt imf_ray/ray_internals.py."
         ) from error
 
 
 def check_ray_version() -> None:
-    """Log a warning if the installed version of Ray is not the one that is tested."""
+    """Log a warning if the installed version of Ray is not the tested one, `RAY_VERSION`."""
     if not ray.__version__.startswith(f"{RAY_VERSION}."):
         log.warning(
-            "imf_ray uses private parts of Ray %s and Ray %s is installed: if something fails, "
+            "imf_ray uses private parts of Ray %s, but Ray %s is installed. If something fails, "
             "install ray==%s.*",
             *(RAY_VERSION, ray.__version__, RAY_VERSION),
         )
 
 
 def node_log_dir() -> Path:
-    """The folder of Ray's log files on this node."""
+    """Return the folder of Ray's log files on this node."""
     from ray._private.worker import _global_node
 
     return Path(_global_node.get_logs_dir_path())
 
 
 def dashboard_url() -> str | None:
-    """The address of the dashboard without a scheme; None if it does not run."""
+    """Return the address of the dashboard without a scheme, or None if it does not run."""
     from ray._private.worker import get_dashboard_url
 
     return get_dashboard_url() or None
 
 
 def num_queued_outputs(executor: Any) -> int:
-    """The number of blocks that Ray Data's executor has ready and nobody has taken."""
+    """Return the number of finished blocks in the output queue of Ray Data's executor."""
     _, output = executor._output_node
     return len(output.output_queue)
 
 
 @dataclass(frozen=True)
 class PlacementGroupInfo:
-    """One placement group, with the creator that Ray's public tables leave out."""
+    """One placement group with its creator, which Ray's public tables do not contain."""
 
     id: ray.PlacementGroupID
     creator_job_id: str
     creator_actor: bool
     """True if an actor created it, False if the job's driver did."""
     creator_actor_dead: bool
-    """True if that actor is dead. Not meaningful without one: Ray calls a missing actor dead."""
+    """True if that actor is dead; also True if there is no actor, so check `creator_actor`."""
     removed: bool
 
 
 def placement_groups() -> Iterator[PlacementGroupInfo]:
-    """All placement groups of the cluster."""
+    """Yield all placement groups of the cluster."""
     from ray._private.state import state
     from ray.core.generated import gcs_pb2
 
@@ -119,7 +120,7 @@ def placement_groups() -> Iterator[PlacementGroupInfo]:
 
 
 def set_failure_policy(trainer: Any, policy: Any) -> None:
-    """Make a `TorchTrainer` decide about failures by `policy`, a `FailurePolicy`."""
+    """Make a `TorchTrainer` use `policy`, a `FailurePolicy`, instead of its default."""
     run_controller = trainer._initialize_and_run_controller
 
     def run_with_policy(**kwargs: Any) -> Any:
@@ -129,7 +130,7 @@ def set_failure_policy(trainer: Any, policy: Any) -> None:
 
 
 def remove_default_callback(trainer: Any, name: str) -> None:
-    """Remove one of a `TorchTrainer`'s default callbacks, by its name in `PRIVATE_CLASSES`."""
+    """Remove a default callback of a `TorchTrainer`, given its class name in `PRIVATE_CLASSES`."""
     create_callbacks, removed_class = trainer._create_default_callbacks, __getattr__(name)
 
     def create_others() -> list[Any]:
@@ -139,5 +140,5 @@ def remove_default_callback(trainer: Any, name: str) -> None:
 
 
 def reset_failure_count(policy: Any) -> None:
-    """Make a `DefaultFailurePolicy` forget the failures of workers so far."""
+    """Reset the number of worker failures that a `DefaultFailurePolicy` has counted."""
     policy._worker_group_failures = 0

@@ -3,11 +3,11 @@
 Data sets are read from their path or URL by each machine that needs them.
 
 Runs under a URL (`storage_path=s3://bucket/runs`) have a local copy on each machine involved.
-`imf_ray.files` writes to the local copy and uploads: at once, or every few seconds for growing
-files. `download` fetches what other machines wrote. Files that several machines write are read at
-their `authoritative_path`. The local path encodes the URL, so no other state is needed.
+`imf_ray.files` writes to the local copy and then uploads it: at once, or every few seconds for
+growing files. `download` fetches files that other machines wrote. Files that several machines write
+are read at their `authoritative_path`. The local path encodes the URL, so no other state is needed.
 
-Some file systems need a package of their own; fsspec's error names it.
+Some file systems need an additional package. The error of fsspec names it.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ from imf_ray.errors import StorageError, UserError
 
 AnyPath = Path | UPath
 APPEND_ONLY_SUFFIX = ".jsonl"
-"""Suffix of append-only files: the longer of two versions is the newer one."""
+"""Suffix of append-only files. The longer of two versions is the newer one."""
 ALWAYS_REFRESH_BELOW_BYTES = 2**16
-"""Size up to which files are always downloaded again.
+"""Size in bytes up to which files are always downloaded again.
 
-Larger files of equal size count as equal. A checkpoint's manifest detects the exceptions.
+Larger files of equal size are assumed to be equal. A checkpoint's manifest detects the exceptions.
 """
 TRANSIENT_ERRNOS = frozenset(
     {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EMFILE}
 )
-"""Errors of disks and network file systems that do not depend on the file. Any error of a URL may
-be one."""
+"""Errors of disks and network file systems that may pass, since their cause is not the file.
+
+They are not complete for URLs, where any error may pass."""
 _SCHEME = quote("://", safe="")
 
 
 def is_remote(text: str | AnyPath) -> bool:
-    """True if a path is a URL."""
+    """Return True if a path is a URL."""
     return "://" in str(text)
 
 
@@ -60,14 +61,14 @@ def parse_path(text: str | AnyPath) -> AnyPath:
         return Path(str(text)).expanduser().absolute()
     try:
         path = UPath(text)
-        path.fs.invalidate_cache()  # earlier listings may be outdated
+        path.fs.invalidate_cache()  # cached listings may be outdated
     except (ImportError, ValueError) as error:
         raise UserError(f"{text} cannot be opened: {error}") from error
     return path
 
 
 def local_dir(text: str) -> Path:
-    """Return the absolute local folder of a path: itself, or the local copy of a URL.
+    """Return the absolute path of a local folder, or of the local copy of a URL.
 
     Raises:
         UserError: see `parse_path`.
@@ -109,8 +110,8 @@ def display_path(path: Path) -> str:
 def to_local(path: Path) -> Path:
     """Map a path received from another machine to this machine's local copy.
 
-    Home folders, and so the folders of local copies, may differ between machines. Paths without a
-    URL are returned unchanged.
+    Local copies are in the home folder, whose path may differ between machines. Paths without a URL
+    are returned unchanged.
     """
     remote = remote_path(path)
     return path if remote is None else local_dir(str(remote))
@@ -123,7 +124,7 @@ def upload(path: Path, upload_last: str = "") -> None:
         upload_last: name of the file that marks the folder as complete; it is uploaded last.
 
     Raises:
-        StorageError: it cannot be written to the URL.
+        StorageError: a file cannot be written to the URL.
     """
     if remote_path(path) is None:
         return
@@ -138,10 +139,13 @@ def upload(path: Path, upload_last: str = "") -> None:
 
 
 def download(path: Path, *patterns: str) -> None:
-    """Download the newer files of a file's or folder's URL; do nothing for paths without one.
+    """Download a file, or the files of a folder, that changed at its URL.
+
+    Paths without a URL are left alone.
 
     Args:
-        patterns: only files whose path ends like one of these; all files without any.
+        patterns: glob patterns for the end of a file's path; only matching files are downloaded.
+            Without patterns, all files are.
 
     Raises:
         StorageError: the URL cannot be read.
@@ -164,10 +168,10 @@ def download(path: Path, *patterns: str) -> None:
 
 
 def delete(path: Path) -> None:
-    """Delete a file or folder, locally and at its URL; it may be missing.
+    """Delete a file or folder, locally and at its URL. It may already be missing.
 
     Raises:
-        StorageError: it cannot be deleted.
+        StorageError: the file or folder cannot be deleted.
     """
     with storage_errors(path, "deleted"):
         if path.is_dir():
@@ -182,7 +186,9 @@ def delete(path: Path) -> None:
 
 
 def exists(path: AnyPath) -> bool:
-    """True if a file exists. Unlike some file systems' own methods, it raises if out of reach.
+    """Return True if a file exists.
+
+    Some file systems' own methods return False if the storage cannot be reached; this one raises.
 
     Raises:
         StorageError: the storage cannot be read.
@@ -213,14 +219,14 @@ def read_text_or_none(path: AnyPath) -> str | None:
 
 
 def is_transient(error: OSError) -> bool:
-    """True if an error comes from a disk or network file system that may recover."""
+    """Return True if an error comes from a disk or network file system that may recover."""
     hdf5_errno = re.search(r"errno = (\d+)", str(error))  # HDF5 puts it into the message
     number = error.errno if hdf5_errno is None else int(hdf5_errno[1])
     return number in TRANSIENT_ERRNOS
 
 
 def is_connection_error(error: FileNotFoundError) -> bool:
-    """True if fsspec reports a failed or refused web request as a missing file."""
+    """Return True if fsspec reports a failed or refused web request as a missing file."""
     cause = error.__cause__
     if type(cause).__module__.startswith("aiohttp"):
         return getattr(cause, "status", None) not in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
@@ -237,7 +243,7 @@ def _is_up_to_date(file: Path, remote_size: int) -> bool:
 
 
 def _put_file(file: Path, remote: UPath) -> None:
-    """Upload a file. Missing folders are created where the file system has any; buckets are not."""
+    """Upload a file. Create missing folders if the file system has folders, but no buckets."""
     try:
         remote.fs.put_file(str(file), remote.path)
     except FileNotFoundError:
@@ -249,7 +255,7 @@ def _put_file(file: Path, remote: UPath) -> None:
 
 
 def _get_file(fs: Any, name: str, file: Path) -> None:
-    """Download a file to a name of this thread, so that concurrent downloads do not mix."""
+    """Download a file under a temporary name of this thread, so concurrent downloads do not mix."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.partial")
     try:

@@ -57,7 +57,7 @@ def test_a_missing_class_is_an_error_that_names_the_way_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(ray_internals.PRIVATE_CLASSES, "Gone", "ray.train")
-    with pytest.raises(UserError, match=r"has no ray.train.Gone, .* install ray==2"):
+    with pytest.raises(UserError, match=r"has no ray.train.Gone, .* Install ray==2"):
         ray_internals.Gone  # noqa: B018
     with pytest.raises(AttributeError):
         ray_internals.no_such_name  # noqa: B018
