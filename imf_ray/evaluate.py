@@ -44,6 +44,11 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     output_dir = None if evaluate.output_dir is None else str(local_dir(evaluate.output_dir))
     policy = PolicySpec.parse(config.checkpoint).resolve()
     selection = candidates.selection_seeds(evaluate)
+    if evaluate.checkpoint_selection is not None and policy.kind != PolicyKind.CHECKPOINT:
+        raise UserError(
+            f"evaluate.checkpoint_selection={evaluate.checkpoint_selection} needs the folder of a "
+            f"run as checkpoint, but it is {policy}: set evaluate.checkpoint_selection=null."
+        )
 
     def resolve(policy: PolicySpec) -> Candidate:
         return candidates.resolve_candidate(

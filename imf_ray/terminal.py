@@ -54,6 +54,11 @@ class ProgressBars:
             self._bars[name] = self._progress.add_task(name, total=total, text=text)
         self._progress.update(self._bars[name], completed=completed, text=text)
 
+    def start(self, name: str, total: int) -> None:
+        """Draw the bar `name` before its first step; print nothing where there is no terminal."""
+        if self._console.is_terminal:
+            self.update(name, 0, total)
+
     def __enter__(self) -> ProgressBars:
         self._progress.start()
         return self

@@ -1,8 +1,9 @@
-"""Parallel recording of demonstrations in Ray tasks; the data set does not depend on their number.
+"""Records demonstrations in parallel Ray tasks. The number of tasks does not change the data set.
 
-The data set consists of the first N successful seeds from the first seed on, numbered in the order
-of their seeds. A seed is recorded under a temporary name. It gets its number once all seeds before
-it are decided. Failed seeds are remembered, so that a later run only records what is missing.
+The data set consists of the first N seeds, from `first_seed` on, on which the expert succeeds. Its
+episodes are numbered in the order of their seeds. An episode is recorded under a temporary name and
+gets its number when all smaller seeds have finished. Failed seeds are saved, so that a later
+collection into the same folder does not run them again.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import json
 import os
 import pickle
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,16 +32,19 @@ from imf_ray.files import write_atomically
 from imf_ray.schema import TaskConfig
 
 MAX_FAILURES = 100
-"""Failed seeds in a row that end a collection."""
+"""Number of failed seeds in a row after which a collection raises an error."""
 PENDING_PREFIX = "pending"
+"""Prefix of the temporary folder with the episodes that have no number yet."""
 
 
 @dataclass
 class CollectionState:
-    """Progress of a data set: its successful seeds by episode number, and its failed seeds."""
+    """Progress of a collection."""
 
     seeds: list[int]
+    """Successful seeds, by episode number."""
     failed: list[int]
+    """Failed seeds."""
 
 
 def collect_episodes(
@@ -56,26 +61,28 @@ def collect_episodes(
     """Extend a data set to `episodes` successful demonstrations.
 
     Args:
-        workers: tasks in parallel.
+        episodes: number of demonstrations in the finished data set.
+        workers: number of tasks that run in parallel.
         options: Ray options of each task.
-        on_progress: called with the state after every decided seed.
+        on_progress: called with the state at the beginning and after each seed, in their order.
         compress: see `write_episode`.
 
     Returns:
         The final state.
 
     Raises:
-        UserError: the folder holds episodes that are not of this collection, or the expert fails
+        UserError: the folder has episodes that are not of this collection, or the expert fails
             on `MAX_FAILURES` seeds in a row.
     """
     state = _read_state(folder, first_seed)
     pending = _make_pending_folder(folder)
     next_seed = max([first_seed - 1, *state.seeds, *state.failed]) + 1
-    next_undecided_seed, last_success = next_seed, next_seed
+    # Seeds finish in any order. They are numbered, or counted as failed, in the order of seeds.
+    next_in_order, last_success = next_seed, next_seed
     running: dict[ray.ObjectRef, int] = {}
     outcomes: dict[int, bool] = {}
     record = _record.options(**options)
-    pickled_task = pickle.dumps(task)  # the hashable key of a process's recorder
+    pickled_task = pickle.dumps(task)  # hashable, so that each worker can cache its recorder
     on_progress(state)
     try:
         while len(state.seeds) < episodes:
@@ -88,46 +95,58 @@ def collect_episodes(
                 next_seed += 1
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
-                outcomes[running.pop(reference)] = ray.get(reference)
-            while next_undecided_seed in outcomes and len(state.seeds) < episodes:
-                if outcomes.pop(next_undecided_seed):
+                succeeded = ray.get(reference)
+                if succeeded is None:
+                    raise UserError(
+                        f"{pending} is gone, or a node does not reach it. Use a data.dataset_dir "
+                        "that every node reaches and that no other collection writes to."
+                    )
+                outcomes[running.pop(reference)] = succeeded
+            while next_in_order in outcomes and len(state.seeds) < episodes:
+                if outcomes.pop(next_in_order):
                     os.replace(
-                        _pending_path(pending, next_undecided_seed),
+                        _pending_path(pending, next_in_order),
                         episode_path(folder, len(state.seeds)),
                     )
-                    state.seeds.append(next_undecided_seed)
-                    last_success = next_undecided_seed
+                    state.seeds.append(next_in_order)
+                    last_success = next_in_order
                 else:
-                    state.failed.append(next_undecided_seed)
+                    state.failed.append(next_in_order)
                     _write_failed(folder, state.failed)
-                next_undecided_seed += 1
+                next_in_order += 1
                 on_progress(state)
-            if next_undecided_seed - last_success > MAX_FAILURES:
+            if next_in_order - last_success > MAX_FAILURES:
                 raise UserError(
                     f"The expert of {task.env_id} failed on {MAX_FAILURES} seeds in a row "
-                    f"({next_undecided_seed - MAX_FAILURES} to {next_undecided_seed - 1})."
+                    f"({next_in_order - MAX_FAILURES} to {next_in_order - 1})."
                 )
     finally:
-        # Running tasks return when their folder is gone. A forced `ray.cancel` is no alternative:
-        # if a task has just finished, it can kill the worker (Ray 2.60).
-        shutil.rmtree(pending, ignore_errors=True)
+        # Deleting the folder makes the running tasks return. `ray.cancel` with force could kill the
+        # worker if the task has just finished (Ray 2.60). The folder is renamed before it is
+        # deleted, because a task may be creating a file in it.
+        deleted = pending.with_name(f"{pending.name}-deleted")
+        with suppress(FileNotFoundError):
+            pending.rename(deleted)
+        shutil.rmtree(deleted, ignore_errors=True)
     return state
 
 
 @functools.lru_cache(maxsize=1)
 def _recorder(pickled_task: bytes, camera_names: tuple[str, ...]) -> DemoRecorder:
-    """The recorder of this process: one env and renderer for all of its episodes."""
+    """Return the recorder of this process, which has one env and renderer for all episodes."""
     return DemoRecorder(pickle.loads(pickled_task), camera_names)
 
 
 @ray.remote(max_retries=3)
 def _record(
     pickled_task: bytes, cameras: tuple[str, ...], seed: int, target: str, compress: bool
-) -> bool:
-    """Record one seed into `target` if the expert succeeds; return True on success.
+) -> bool | None:
+    """Record one seed, and write the episode to `target` if the expert succeeds.
 
-    The collection has ended when the folder of `target` is gone. The task then returns False at
-    its next step.
+    Return True if it succeeds, else False.
+
+    When a collection ends, it deletes the folder of `target`. The task then returns None at its
+    next step.
     """
     folder = Path(target).parent
 
@@ -144,16 +163,18 @@ def _record(
     except Exception:
         if folder.is_dir():
             raise
-        return False  # nobody waits for this seed
+        return None
 
 
 def _make_pending_folder(folder: Path) -> Path:
-    """A new folder for episodes without a number; those of earlier collections are deleted."""
+    """Make the temporary folder of this collection, and delete those of earlier collections."""
     cache = cache_folder(folder)
     cache.mkdir(parents=True, exist_ok=True)
-    for stale_folder in cache.glob(f"{PENDING_PREFIX}*"):  # its seeds are recorded again
+    for stale_folder in cache.glob(f"{PENDING_PREFIX}*"):  # these seeds are recorded again
         shutil.rmtree(stale_folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{PENDING_PREFIX}-", dir=cache))
+    pending = cache / f"{PENDING_PREFIX}-{uuid.uuid4().hex}"
+    pending.mkdir()
+    return pending
 
 
 def _pending_path(pending: Path, seed: int) -> Path:
@@ -161,6 +182,7 @@ def _pending_path(pending: Path, seed: int) -> Path:
 
 
 def _read_state(folder: Path, first_seed: int) -> CollectionState:
+    """Read the state of an earlier collection from its folder, which may be empty or missing."""
     folder.mkdir(parents=True, exist_ok=True)
     seeds = []
     for number, path in enumerate(list_episodes(folder)):
@@ -175,7 +197,7 @@ def _read_state(folder: Path, first_seed: int) -> CollectionState:
         if path != episode_path(folder, number) or seed < first_seed:
             raise UserError(
                 f"{path} (seed {seed}) does not continue a collection from collect.seed="
-                f"{first_seed}: collect into another data.dataset_dir."
+                f"{first_seed}. Collect into another data.dataset_dir."
             )
         seeds.append(seed)
     try:

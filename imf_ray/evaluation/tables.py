@@ -47,6 +47,7 @@ def evaluate_with_progress(
             finished.append(record)
             bars.update(candidate.name, len(finished), len(seeds), _running_success(finished))
 
+        bars.start(candidate.name, len(seeds))
         records = candidate.run(seeds, resources, show)
     num_steps = sum(record.steps for record in records if record.seed in missing)
     if num_steps:

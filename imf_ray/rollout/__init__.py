@@ -1,1 +1,1 @@
-"""Rollouts of policies in simulation: episodes, parallel actors, records and videos."""
+"""Runs policies in simulation: episodes, parallel rollout actors, records and videos."""

@@ -1,7 +1,7 @@
-"""Parallel rollouts on Ray actors: seeds go to whichever actor has a free env.
+"""Runs episodes in parallel on Ray actors; each seed is assigned to an actor with a free env.
 
-An actor that dies is replaced. An episode is a function of (policy, config, seed), so the records
-do not depend on the number of actors and envs, nor on which actors died.
+An actor that dies is replaced. The result of an episode depends only on (policy, config, seed). So
+the records do not depend on the number of actors and envs, nor on which actors died.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from imf_ray.rollout.rollout_config import THREADS, RolloutConfig, make_rollout_
 from imf_ray.schema import EvaluateConfig
 
 MAX_ATTEMPTS = 3
-"""Attempts of an episode that kills an exclusive actor, and of an actor that fails to start."""
+"""Maximum number of attempts of an episode whose actor dies, and of starting an actor."""
 START_TIMEOUT_S = 180.0
-"""Seconds for an actor to import torch, load the policy and make its envs."""
+"""Time limit in seconds for an actor to import torch, load the policy and make its envs."""
 CALL_OVERHEAD_S = 10.0
-"""Seconds that a call may take beyond the time limits of its episodes."""
+"""Seconds by which a call of an actor may exceed the time limits of its episodes."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RolloutSpec:
-    """A rollout: the policy, its execution settings, and the number of envs per actor."""
+    """Description of a rollout: policy, execution settings, and number of envs per actor."""
 
     policy: PolicySpec
     config: RolloutConfig
@@ -52,7 +52,9 @@ class RolloutSpec:
 
 
 def rollout_metadata(spec: RolloutSpec) -> RolloutMetadata:
-    """Return the metadata of a rollout's records; makes one env, but no agent.
+    """Return the metadata that all records of a rollout have in common.
+
+    For this, one env is made and closed. The agent is not loaded.
 
     Raises:
         UserError: the policy does not exist.
@@ -67,19 +69,19 @@ def rollout_metadata(spec: RolloutSpec) -> RolloutMetadata:
 
 @ray.remote
 class RolloutActor:
-    """One policy and its envs in one process."""
+    """Ray actor that runs one policy in several envs of its process."""
 
     def __init__(self, spec: RolloutSpec) -> None:
         self._spec = spec
 
     def start(self) -> RolloutMetadata:
-        """Load the policy and make the envs.
+        """Load the policy, make the envs and return the metadata of the records.
 
-        This is not done in `__init__`, where Ray treats an exception as the actor's death.
+        This is not done in `__init__`, because Ray treats an exception there as the actor's death.
         """
         torch.set_num_threads(THREADS)
         gpus = ray.get_gpu_ids()
-        # The renderer uses the policy's GPU, if Ray identifies that by its number.
+        # Render on the GPU that Ray gave to this actor, if Ray identifies it by its number.
         if gpus and str(gpus[0]).isdecimal():
             os.environ["MUJOCO_EGL_DEVICE_ID"] = str(gpus[0])
         policy = make_policy(self._spec.policy, self._spec.config)
@@ -87,7 +89,12 @@ class RolloutActor:
         return self._runner.metadata
 
     def run(self, episodes: Mapping[int, ArtifactRequest]) -> list[EpisodeResult]:
-        """Start the episodes of these seeds, and run until at least one has ended."""
+        """Start the episodes of these seeds and run until at least one episode has ended.
+
+        Returns:
+            The results of all episodes that have ended. They may have been started by earlier
+            calls.
+        """
         for seed, artifacts in episodes.items():
             self._runner.start(seed, artifacts)
         return self._runner.run_until_any_done()
@@ -99,17 +106,18 @@ def run_episodes(
     resources: RolloutResources,
     artifacts: Mapping[int, ArtifactRequest] | None = None,
 ) -> Iterator[EpisodeResult]:
-    """Run the episodes of all seeds; yield each one as it ends.
+    """Run one episode per seed and yield each result when its episode ends.
 
-    When an actor dies or is stuck, each of its episodes is repeated with an actor to itself. An
-    episode that again kills or blocks its actor ends in a record with an error.
+    When an actor dies or is stuck, each of its episodes is repeated on an exclusive actor, which
+    runs nothing else. An episode that is stuck there, or whose actor died `MAX_ATTEMPTS` times,
+    gets a record with an error.
 
     Args:
-        artifacts: requested files, by seed.
+        artifacts: requested files, by seed; a seed that is not listed gets none.
 
     Raises:
         UserError: the policy cannot be loaded.
-        RuntimeError: actors die before they run an episode.
+        RuntimeError: actors die repeatedly before they have started.
         ray.exceptions.RayTaskError: the policy or the task raised an error.
     """
     pool = RolloutActorPool(spec, seeds, resources, artifacts or {})
@@ -121,20 +129,22 @@ def run_episodes(
 
 @dataclass(eq=False)
 class _ActorSlot:
-    """An actor, its current call, and the episodes that it runs."""
+    """An actor, its latest call, and the episodes that it runs."""
 
     actor: ActorHandle
     call: ray.ObjectRef
     deadline: float
+    """Value of `time.monotonic()` after which the call counts as stuck."""
     ready: bool = False
     """True once the actor has started."""
     running: dict[int, ArtifactRequest] = field(default_factory=dict)
+    """Requested files of each running episode, by seed."""
     exclusive: bool = False
-    """True if the actor runs a single episode because that may have killed another actor."""
+    """True if the actor runs a single episode, because the episode's previous actor was lost."""
 
 
 class RolloutActorPool:
-    """Assigns seeds to actors, collects their results and replaces actors that are lost."""
+    """Assigns seeds to actors, collects the results and replaces actors that are lost."""
 
     def __init__(
         self,
@@ -160,7 +170,7 @@ class RolloutActorPool:
         ray.wait(calls, num_returns=len(calls))
 
     def run(self) -> Iterator[EpisodeResult]:
-        """Run all episodes; yield each one as it ends."""
+        """Run all episodes and yield each result when its episode ends."""
         while self._busy and (self._waiting_seeds or self._isolated_seeds or self._any_running()):
             calls = {slot.call: slot for slot in self._busy}
             timeout = min(slot.deadline for slot in self._busy) - time.monotonic()
@@ -175,10 +185,10 @@ class RolloutActorPool:
                 yield from self._collect(calls[call])
             for slot in late:
                 if not slot.ready and self._any_ready():
-                    # The cluster has no resources for it yet; the other actors continue.
+                    # The cluster has no resources for this actor yet. The others continue.
                     slot.deadline = time.monotonic() + START_TIMEOUT_S
                     continue
-                yield from self._restart(slot, "it did not come back in time", retry=False)
+                yield from self._restart(slot, "its call exceeded the time limit", retry=False)
             self._assign_seeds()
 
     def stop(self) -> None:
@@ -193,14 +203,14 @@ class RolloutActorPool:
         return any(slot.running for slot in self._busy)
 
     def _collect(self, slot: _ActorSlot) -> Iterator[EpisodeResult]:
-        """Take the result of a finished call."""
+        """Mark the actor of a finished call as idle and yield the episodes that have ended."""
         try:
             result = ray.get(slot.call)
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             raise
-        except RayError as error:  # it died, was killed for its memory, or is unreachable
+        except RayError as error:  # the actor died, ran out of memory, or is unreachable
             yield from self._restart(slot, str(error).strip().splitlines()[0])
             return
         self._busy.remove(slot)
@@ -214,7 +224,10 @@ class RolloutActorPool:
             yield episode
 
     def _assign_seeds(self) -> None:
-        """Assign seeds to free envs, one per actor in turn; an isolated seed gets its own actor."""
+        """Assign waiting seeds to free envs, one per actor in turn, and start their episodes.
+
+        An isolated seed is assigned to an actor that runs nothing else.
+        """
         assigned: dict[_ActorSlot, list[int]] = {slot: [] for slot in self._idle}
         for slot, seeds in assigned.items():
             if self._isolated_seeds and not slot.running:
@@ -230,10 +243,11 @@ class RolloutActorPool:
                 self._call(slot, {seed: self._artifacts.get(seed, NO_ARTIFACTS) for seed in seeds})
 
     def _call(self, slot: _ActorSlot, episodes: Mapping[int, ArtifactRequest]) -> None:
-        """Start these episodes on an idle actor, next to those that it already runs."""
+        """Start these episodes on an idle actor, in addition to those that it already runs."""
         slot.running |= episodes
         slot.call = slot.actor.run.remote(episodes)
-        # Each episode ends itself after its own time; the episodes share the actor's time.
+        # Each episode counts only its own computing time, and the episodes of an actor take turns.
+        # So a call can take the sum of their time limits.
         time_limit_s = self._spec.config.episode_timeout_s * len(slot.running)
         slot.deadline = time.monotonic() + time_limit_s + CALL_OVERHEAD_S
         self._idle.remove(slot)
@@ -245,7 +259,8 @@ class RolloutActorPool:
         """Replace an actor that died or is stuck, and repeat its episodes.
 
         Args:
-            retry: False if an episode that had the actor to itself is not repeated.
+            retry: False gives the episode an error, instead of repeating it, if it was the only
+                one of its actor.
         """
         ray.kill(slot.actor)
         self._busy.remove(slot)
@@ -253,7 +268,7 @@ class RolloutActorPool:
         log.warning("A rollout actor was lost (%s); episodes to repeat: %s", reason, seeds)
         if not slot.ready:
             if self._any_ready():
-                return  # the other actors continue without it
+                return  # the other actors continue without this one
             self._failed_starts += 1
             if self._failed_starts >= MAX_ATTEMPTS * self._num_actors:
                 raise RuntimeError(f"Rollout actors cannot be started: {reason}")
@@ -278,9 +293,10 @@ class RolloutActorPool:
             initial_poses={},
             policy=self._metadata.policy,
             settings=self._metadata.settings,
-            error=f"its rollout actor was lost: {reason}",
+            error=f"the rollout actor of this episode was lost: {reason}",
         )
 
     def _start_actor(self) -> _ActorSlot:
+        """Create an actor and call its `start`, without waiting."""
         actor = self._actor_class.remote(self._spec)
         return _ActorSlot(actor, actor.start.remote(), time.monotonic() + START_TIMEOUT_S)

@@ -1,4 +1,7 @@
-"""Optional files of an episode: a video, its trajectory and an image of the path."""
+"""Optional files of an episode: a video, its trajectory and an image of the path.
+
+The path is that of the end effectors.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from imf_ray.video import FRAMES_PER_SECOND, encode_video
 
 VIDEO, TRAJECTORY, PATH_IMAGE = "video.mp4", "trajectory.npz", "trajectory.png"
 VIDEO_DOWNSCALE = 2
-"""Factor by which a video frame is smaller than the overview image, per side."""
+"""Each side of a video frame is the overview image's side divided by this factor."""
 PATH_COLOR, PATH_WIDTH = (255, 0, 0), 2
 
 
 @dataclass(frozen=True)
 class ArtifactRequest:
-    """Files that are requested of an episode."""
+    """Files to write for an episode."""
 
     video: bool = False
     trajectory: bool = False
@@ -31,10 +34,16 @@ class ArtifactRequest:
 class ArtifactRecorder:
     """Records the requested files of one episode while it runs.
 
-    `trajectory.npz` holds, for T steps: `qpos` (T, D) before each action, `action` (T, A),
-    `reward` (T,), `stage` (T,) and `pose_{object}` (T, 7) after it, and `ee_poses` (T + 1, arms, 7)
-    from the start to the end; poses are xyz in m and quaternion wxyz. `trajectory.png` is the last
-    overview image with the paths of the end effectors in red.
+    `trajectory.npz` holds these arrays for T environment steps. Poses are xyz in m and quaternion
+    wxyz.
+
+        qpos             (T, D)             joint state before each action
+        action           (T, A)
+        reward, stage    (T,)               after each action
+        pose_{object}    (T, 7)             after each action
+        ee_poses         (T + 1, arms, 7)   end effectors, before the first and after each action
+
+    `trajectory.png` is the last overview image with the paths of the end effectors in red.
     """
 
     def __init__(self, request: ArtifactRequest, env: SimEnv) -> None:
@@ -45,7 +54,7 @@ class ArtifactRecorder:
         self._poses: list[Mapping[str, np.ndarray]] = []
 
     def before_step(self, observation: Mapping[str, Any], action: np.ndarray) -> None:
-        """Record an observation and the action for it, before the env steps."""
+        """Record an observation and its action, before the environment step."""
         if self._request.video:
             period = max(1, round(self._env.control_hz / FRAMES_PER_SECOND))
             if len(self._steps) % period == 0:
@@ -58,14 +67,14 @@ class ArtifactRecorder:
         )
 
     def after_step(self, reward: float, info: Mapping[str, Any]) -> None:
-        """Record the outcome of the env's step."""
+        """Record the outcome of the environment step."""
         if self._request.trajectory:
             self._steps[-1] |= {"reward": reward, "stage": info["stage"]}
             self._ee_poses.append(self._env.ee_poses())
             self._poses.append(info["poses"])
 
     def files(self) -> dict[str, bytes]:
-        """Return the files by name, once the episode is over."""
+        """Return the content of the requested files by name; call it after the last step."""
         files = {}
         if self._request.video:
             files[VIDEO] = encode_video(np.stack(self._frames))
@@ -77,6 +86,7 @@ class ArtifactRecorder:
         return files
 
     def _trajectory(self) -> bytes:
+        """Return the content of `trajectory.npz`."""
         arrays: dict[str, Any] = {
             key: np.stack([step[key] for step in self._steps]) for key in self._steps[0]
         }
@@ -88,6 +98,7 @@ class ArtifactRecorder:
         return file.getvalue()
 
     def _ee_path_image(self, ee_poses: np.ndarray) -> bytes:
+        """Return the content of `trajectory.png`; `ee_poses` has the shape (T + 1, arms, 7)."""
         image = Image.fromarray(self._env.render_overview())
         draw = ImageDraw.Draw(image)
         for arm in range(ee_poses.shape[1]):

@@ -1,6 +1,7 @@
-"""Confidence intervals of a success rate, and of the difference of two on the same episodes.
+"""Statistics of success rates: confidence intervals, paired test, sample size, Holm's adjustment.
 
-scipy.stats is imported inside functions: it takes a second, and rollout actors do not need it.
+scipy.stats is imported inside functions, because the import takes a second and rollout actors do
+not need it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
+"""Confidence level of all intervals; the significance level is 1 - CONFIDENCE."""
 POWER = 0.8
-"""Probability with which `required_sample_size` finds a difference significant."""
-_Z = NormalDist().inv_cdf((1.0 + CONFIDENCE) / 2.0)
+"""Probability that a true difference is found significant, for `required_sample_size`."""
+_Z_TWO_SIDED = NormalDist().inv_cdf((1.0 + CONFIDENCE) / 2.0)
+"""Standard normal quantile of a two-sided interval at `CONFIDENCE`, about 1.96."""
 
 
 class PairedOutcomes(NamedTuple):
-    """Numbers of common episodes, and of those on which only A or only B succeeded."""
+    """Counts of the episodes of policies A and B: all, only A succeeded, only B succeeded."""
 
     episodes: int
     only_a: int
@@ -37,14 +40,15 @@ def pair_outcomes(a: Sequence[bool], b: Sequence[bool]) -> PairedOutcomes:
     """
     if not a or len(a) != len(b):
         raise ValueError(f"Outcomes of {len(a)} and {len(b)} episodes cannot be paired.")
-    pairs = list(zip(a, b, strict=True))
     return PairedOutcomes(
-        len(pairs), sum(x and not y for x, y in pairs), sum(y and not x for x, y in pairs)
+        episodes=len(a),
+        only_a=sum(in_a and not in_b for in_a, in_b in zip(a, b, strict=True)),
+        only_b=sum(in_b and not in_a for in_a, in_b in zip(a, b, strict=True)),
     )
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
-    """Return Wilson's 95 % score interval of a success probability (Wilson, 1927).
+    """Return the 95 % score confidence interval of a success probability (Wilson, 1927).
 
     Raises:
         ValueError: unless 0 <= successes <= episodes and episodes > 0.
@@ -55,48 +59,51 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def paired_p_value(pairs: PairedOutcomes) -> float:
-    """Return the two-sided p value of the exact McNemar test.
+def paired_p_value(counts: PairedOutcomes) -> float:
+    """Return the two-sided p value of the exact McNemar test, not adjusted.
 
-    It is a sign test on the episodes whose outcomes differ.
+    The test is a sign test on the episodes whose outcomes differ.
     """
     from scipy.stats import binomtest
 
-    differing = pairs.only_a + pairs.only_b
-    return float(binomtest(pairs.only_a, differing).pvalue) if differing else 1.0
+    num_differing = counts.only_a + counts.only_b
+    return float(binomtest(counts.only_a, num_differing).pvalue) if num_differing else 1.0
 
 
-def difference_interval(pairs: PairedOutcomes) -> tuple[float, float]:
-    """Return a 95 % interval of the difference of two paired success probabilities.
+def difference_interval(counts: PairedOutcomes) -> tuple[float, float]:
+    """Return a 95 % confidence interval of the difference of two paired success probabilities.
 
     The adjusted Wald interval of Bonett and Price (2012) for paired samples adds one to each count
     of differing episodes and two to the number of episodes.
     """
-    total = pairs.episodes + 2
-    a, b = (pairs.only_a + 1) / total, (pairs.only_b + 1) / total
-    half = _Z * math.sqrt((a + b - (a - b) ** 2) / total)
-    return max(-1.0, a - b - half), min(1.0, a - b + half)
+    adjusted_episodes = counts.episodes + 2
+    only_a = (counts.only_a + 1) / adjusted_episodes
+    only_b = (counts.only_b + 1) / adjusted_episodes
+    difference = only_a - only_b
+    half_width = _Z_TWO_SIDED * math.sqrt((only_a + only_b - difference**2) / adjusted_episodes)
+    return max(-1.0, difference - half_width), min(1.0, difference + half_width)
 
 
-def required_sample_size(pairs: PairedOutcomes, comparisons: int = 1) -> int | None:
-    """Return how many episodes find the observed difference significant four times in five.
+def required_sample_size(counts: PairedOutcomes, comparisons: int = 1) -> int | None:
+    """Return the total number of episodes for 80 % power; None if the observed difference is 0.
 
-    The sample size of McNemar's test (Connor, 1987) at power 0.8. The level 0.05 is divided by the
-    number of comparisons (Bonferroni). The observed shares of differing episodes are taken as the
-    true ones. None if there is no difference.
+    Computes the sample size of McNemar's test (Connor, 1987). The observed shares of differing
+    episodes are taken as the true ones. The significance level 0.05 is divided by the number of
+    comparisons (Bonferroni).
     """
-    if pairs.only_a == pairs.only_b:
+    if counts.only_a == counts.only_b:
         return None
-    differing = (pairs.only_a + pairs.only_b) / pairs.episodes
-    delta = pairs.difference
+    differing_share = (counts.only_a + counts.only_b) / counts.episodes
+    difference = counts.difference
     z_level = NormalDist().inv_cdf(1.0 - (1.0 - CONFIDENCE) / comparisons / 2.0)
     z_power = NormalDist().inv_cdf(POWER)
-    root = z_level * math.sqrt(differing) + z_power * math.sqrt(differing - delta**2)
-    return math.ceil((root / delta) ** 2)
+    numerator = z_level * math.sqrt(differing_share)
+    numerator += z_power * math.sqrt(differing_share - difference**2)
+    return math.ceil((numerator / difference) ** 2)
 
 
 def holm_adjust(p_values: Sequence[float]) -> list[float]:
-    """Adjust p values for the number of comparisons (Holm, 1979); their order stays."""
+    """Return p values adjusted for the number of comparisons (Holm, 1979), in the same order."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted = [0.0] * len(p_values)
     running_max = 0.0

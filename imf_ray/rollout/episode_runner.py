@@ -1,7 +1,8 @@
 """Runs episodes of one policy in several envs of one process.
 
-Envs do not wait for each other. Each one steps until its policy needs a prediction. One call then
-predicts all chunks that are due. An env whose episode has ended is free for the next seed.
+Each episode steps its env until the policy needs the next action chunk. One batched call then
+predicts the chunks of all episodes that need one. An env whose episode has ended is free for the
+next seed, so envs do not wait for each other's episodes to end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class EpisodeResult(NamedTuple):
-    """A finished episode: its record, and the requested files by name."""
+    """The record of a finished episode, and the content of its requested files by name."""
 
     record: EpisodeRecord
     files: dict[str, bytes]
@@ -35,14 +36,14 @@ class EpisodeError(Exception):
 
 
 class EpisodeRunner:
-    """One policy in up to `num_envs` environments at a time."""
+    """Runs one policy in up to `num_envs` envs at a time."""
 
     def __init__(self, policy: Policy, config: RolloutConfig, num_envs: int) -> None:
         self._policy, self._config = policy, config
         self._free_envs = [make_rollout_env(config) for _ in range(num_envs)]
         self._running: list[_Episode] = []
         self.metadata = make_metadata(policy.name, config, self._free_envs[0])
-        """Values that all records have in common."""
+        """Values that the records of all episodes have in common."""
 
     def start(self, seed: int, artifacts: ArtifactRequest = NO_ARTIFACTS) -> None:
         """Start the episode of a seed.
@@ -55,7 +56,10 @@ class EpisodeRunner:
         self._running.append(episode)
 
     def run_until_any_done(self) -> list[EpisodeResult]:
-        """Run until at least one episode has ended; return all that have ended."""
+        """Run until at least one episode has ended, and return the results of all that have.
+
+        The list is empty if no episode is running.
+        """
         while self._running:
             for episode in self._running:
                 episode.run()
@@ -71,7 +75,7 @@ class EpisodeRunner:
         return []
 
     def _reusable_env(self, episode: _Episode) -> Any:
-        """The env of an ended episode, or a new one if an error may have damaged it."""
+        """Return the env of an ended episode, or a new one if an error may have damaged it."""
         if episode.error is None:
             return episode.env
         try:
@@ -82,13 +86,13 @@ class EpisodeRunner:
 
 
 def make_metadata(policy_name: str, config: RolloutConfig, env: Any) -> RolloutMetadata:
-    """Return what the records of a policy in an env have in common."""
+    """Return the metadata that all records of a policy in an env have in common."""
     sim = cast(SimEnv, env.unwrapped)
     return RolloutMetadata(policy_name, recorded_settings(config, sim), sim.num_stages)
 
 
 class _Episode:
-    """One running episode. An exception of its env or policy ends it with an error."""
+    """A running episode. An exception raised by its env or policy ends it with an error."""
 
     policy: EpisodePolicy
 
@@ -134,7 +138,7 @@ class _Episode:
             self._fail(f"{type(error).__name__}: {error}")
 
     def result(self) -> EpisodeResult:
-        """Return the record of the episode and its files."""
+        """Return the record and the files of the episode, once it is done."""
         record = EpisodeRecord(
             seed=self._seed,
             success=self.error is None and bool(self._info["success"]),
@@ -151,6 +155,7 @@ class _Episode:
         return EpisodeResult(record, {} if self.error else self._artifacts.files())
 
     def _reset(self) -> None:
+        """Reset the env with the seed and start the policy."""
         observation, self._info = self.env.reset(seed=self._seed)
         self._observation = self._check_finite(observation)
         self._initial_poses = {
@@ -159,6 +164,7 @@ class _Episode:
         self.policy = self._start_policy(self._sim, self._seed)
 
     def _observe(self) -> None:
+        """Pass the newest observation to the policy, with images if it needs them."""
         assert self._observation is not None
         observation = {**self._observation, "object_poses": self._privileged_poses()}
         if self.policy.needs_images:
@@ -168,15 +174,19 @@ class _Episode:
         self._observed = True
 
     def _privileged_poses(self) -> Mapping[str, np.ndarray]:
+        """Return the true poses that are inputs of the policy, by object."""
         poses = self._info["poses"]
         names = self._config.privileged_pose_objects
         return {name: np.asarray(poses[name], np.float32) for name in names}
 
     def _step(self) -> None:
+        """Execute the policy's next action in the env."""
         assert self._observation is not None
         action = self.policy.act()
         if not np.isfinite(action).all():
-            raise EpisodeError(f"the policy's action at step {self._steps} is not finite")
+            raise EpisodeError(
+                f"the policy's action at environment step {self._steps} is not finite"
+            )
         self._artifacts.before_step(self._observation, action)
         with self.timer.measure("env_step_ms"):
             observation, reward, terminated, truncated, self._info = self.env.step(action)
@@ -184,7 +194,7 @@ class _Episode:
         self._observed = False
         self._observation = self._check_finite(observation)
         if not np.isfinite(reward):
-            raise EpisodeError(f"the reward of step {self._steps} is {reward}")
+            raise EpisodeError(f"the reward of environment step {self._steps} is {reward}")
         self._artifacts.after_step(float(reward), self._info)
         self._return += float(reward)
         stopped = self._config.stop_on_success and self._info["success"]
@@ -193,8 +203,9 @@ class _Episode:
         self._check_timeout()
 
     def _check_finite(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """Return the observation if its joint state is finite."""
         if not np.isfinite(observation["qpos"]).all():
-            raise EpisodeError(f"the observed state after step {self._steps} is not finite")
+            raise EpisodeError(f"the state after environment step {self._steps} is not finite")
         return observation
 
     def _check_timeout(self) -> None:
@@ -202,8 +213,8 @@ class _Episode:
         spent_s = self.timer.total_ms(*parts) / MILLISECONDS_PER_SECOND
         if spent_s > self._config.episode_timeout_s:
             raise EpisodeError(
-                f"it took more than evaluate.episode_timeout_s={self._config.episode_timeout_s:g}"
-                f" s ({self._steps} steps)"
+                "the episode took more than evaluate.episode_timeout_s="
+                f"{self._config.episode_timeout_s:g} s ({self._steps} environment steps)"
             )
 
     def _fail(self, reason: str) -> None:

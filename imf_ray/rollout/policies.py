@@ -1,4 +1,4 @@
-"""Policies in episodes: agents, scripted experts and replays of recorded episodes."""
+"""Policies that act in episodes: agents, scripted experts and replays of recorded episodes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from imf_ray.errors import UserError
 from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
 from imf_ray.rollout.rollout_config import RolloutConfig
 from imf_ray.rollout.timing import Timer
+from imf_ray.schema import Config
 from imf_ray.sim.base import ScriptedExpert, SimEnv
 from imf_ray.sim.factory import make_expert
 from imf_ray.sim.tasks import TASKS
@@ -33,15 +34,19 @@ from imf_ray.storage import download
 
 
 class EpisodePolicy(Protocol):
-    """A policy in one episode."""
+    """The state of a policy in one episode.
+
+    In each control step, `observe` and then `act` are called. If `needs_prediction` is true in
+    between, `Policy.predict_chunks` is called first.
+    """
 
     @property
     def needs_images(self) -> bool:
-        """True if the next observation needs its images."""
+        """True if the next observation must contain images."""
 
     @property
     def needs_prediction(self) -> bool:
-        """True if `Policy.predict_chunks` is due before `act`."""
+        """True if `Policy.predict_chunks` must be called before `act`."""
 
     def observe(self, observation: dict[str, Any]) -> None:
         """Add the observation of this control step."""
@@ -57,18 +62,19 @@ class Policy(Protocol):
     """Identifier in records."""
 
     def start_episode(self, env: SimEnv, seed: int) -> EpisodePolicy:
-        """Start in `env`, which was just reset with `seed`."""
+        """Start an episode in `env`, which was just reset with `seed`."""
 
     def predict_chunks(self, episodes: Sequence[Any], timers: Sequence[Timer]) -> None:
-        """Predict the next chunk of each of these episodes, all of which need one.
+        """Predict the next action chunk of each of these episodes.
 
         Args:
-            timers: one for each episode.
+            episodes: episodes whose `needs_prediction` is true.
+            timers: the timer of each episode.
         """
 
 
 class AgentEpisode:
-    """Observation history and action queue of one episode."""
+    """The observations and the action queue of an agent in one episode."""
 
     def __init__(self, queue: ActionQueue, noise_seed: int, seed: int) -> None:
         self.queue = queue
@@ -90,17 +96,21 @@ class AgentEpisode:
         return self.queue.pop_action().numpy()
 
     def next_noise(self, shape: tuple[int, int]) -> torch.Tensor:
-        """Draw the noise of the next chunk, a function of (noise seed, episode seed, chunk)."""
+        """Draw the noise (pred_horizon, action_dim) of the next chunk.
+
+        The noise depends only on the noise seed, the episode's seed and the number of the chunk.
+        """
         rng = np.random.default_rng([*self._noise_key, self._num_chunks])
         self._num_chunks += 1
         return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
 
 class AgentPolicy:
-    """One agent for all episodes of a process.
+    """Acts with one agent in all episodes of a process.
 
-    Every call has `inference_batch_size` rows, filled up with copies of the last one. The result of
-    a row then does not depend on how many episodes need a chunk.
+    Every call of the agent has a batch of `inference_batch_size` rows, one per episode. Missing
+    rows are filled with copies of the last one. So the result of a row does not depend on the
+    number of episodes that need a chunk.
     """
 
     def __init__(self, agent: VLAAgent, name: str, config: RolloutConfig) -> None:
@@ -117,11 +127,12 @@ class AgentPolicy:
 
     def predict_chunks(self, episodes: Sequence[AgentEpisode], timers: Sequence[Timer]) -> None:
         size = self._config.inference_batch_size
-        for first in range(0, len(episodes), size):
-            batch = slice(first, first + size)
-            self._predict_batch(episodes[batch], timers[batch])
+        for start in range(0, len(episodes), size):
+            rows = slice(start, start + size)
+            self._predict_batch(episodes[rows], timers[rows])
 
     def _predict_batch(self, episodes: Sequence[AgentEpisode], timers: Sequence[Timer]) -> None:
+        """Predict the chunks of at most `inference_batch_size` episodes in one call."""
         padding = self._config.inference_batch_size - len(episodes)
         rows = [*range(len(episodes)), *[len(episodes) - 1] * padding]
         with Timer.split(timers, "preprocess_ms"):
@@ -144,7 +155,7 @@ def _stack(windows: Sequence[Any], device: torch.device) -> Any:
 
 
 class OpenLoopEpisode:
-    """A sequence of actions that ignores observations."""
+    """An episode that executes a sequence of actions and ignores observations."""
 
     needs_images = False
     needs_prediction = False
@@ -160,14 +171,14 @@ class OpenLoopEpisode:
 
 
 class OpenLoopPolicy:
-    """Base of policies whose episodes are `OpenLoopEpisode`."""
+    """Base class of policies that ignore observations; their episodes are `OpenLoopEpisode`."""
 
     def predict_chunks(self, episodes: Sequence[Any], timers: Sequence[Timer]) -> None:
         raise AssertionError("an open-loop episode never needs a prediction")
 
 
 class ExpertPolicy(OpenLoopPolicy):
-    """The task's scripted expert.
+    """Acts with the task's scripted expert.
 
     Raises:
         UserError: the task has no expert.
@@ -195,36 +206,37 @@ def _expert_actions(expert: ScriptedExpert) -> Iterator[np.ndarray]:
 
 
 class ReplayPolicy(OpenLoopPolicy):
-    """Recorded actions, repeated; the last action is held to the end of the episode.
+    """Replays recorded actions, and then repeats the last one until the episode ends.
 
-    An episode whose seed was recorded repeats that recording, which checks the recording. Any other
-    one repeats recorded episode number (seed mod number of episodes), which shows how far blind
-    repetition gets.
+    A seed that was recorded replays its own recording, which checks the recording. Any other seed
+    replays the recording at index (seed mod number of recordings). This shows the success rate
+    without feedback from observations.
 
     Raises:
-        UserError: no episode at `path`, a bad one, or one without the action space.
+        UserError: there is no episode at `path`, or an episode is invalid or lacks actions in the
+            action space.
     """
 
     def __init__(self, path: Path, format: str, action_space: str) -> None:
         files = list_episodes(path) if path.is_dir() else [path]
         if not files or not files[0].is_file():
-            raise UserError(f"{path} holds no episode to replay.")
+            raise UserError(f"{path} has no episode to replay.")
         digest = hashlib.sha256()
-        self._actions: list[np.ndarray] = []
-        self._by_seed: dict[int, np.ndarray] = {}
+        self._recordings: list[np.ndarray] = []
+        self._recording_by_seed: dict[int, np.ndarray] = {}
         for file, info in check_dataset(files[0].parent, files, format).items():
             if isinstance(info, str):
                 raise UserError(info)
             actions = read_actions(file, info.format, action_space)
             digest.update(actions.tobytes())
-            self._actions.append(actions)
+            self._recordings.append(actions)
             if "seed" in info.attributes:
-                self._by_seed[int(info.attributes["seed"])] = actions
+                self._recording_by_seed[int(info.attributes["seed"])] = actions
         self.name = f"replay-{digest.hexdigest()[:16]}"
 
     def start_episode(self, env: SimEnv, seed: int) -> OpenLoopEpisode:
-        unrelated = self._actions[seed % len(self._actions)]
-        actions = self._by_seed.get(seed, unrelated)
+        other_seed = self._recordings[seed % len(self._recordings)]
+        actions = self._recording_by_seed.get(seed, other_seed)
         return OpenLoopEpisode(itertools.chain(actions, itertools.repeat(actions[-1])))
 
 
@@ -241,27 +253,31 @@ def make_policy(spec: PolicySpec, config: RolloutConfig) -> Policy:
         return ReplayPolicy(folder, config.data_format, config.task.action_space)
     download(folder, *POLICY_FILES)
     if spec.kind == PolicyKind.UNTRAINED:
-        agent, _ = make_untrained_agent(folder, config.device)
+        agent, trained = make_untrained_agent(folder, config.device)
+        name = _untrained_name(trained)
     else:
         agent, _ = load_agent(folder, ema=config.use_ema_weights, device=config.device)
+        name = weights_digest(folder, ema=config.use_ema_weights)
     if config.inference_steps is not None:
         agent.inference_steps = config.inference_steps
-    return AgentPolicy(agent, _agent_name(spec, config), config)
+    return AgentPolicy(agent, name, config)
 
 
 def policy_name(spec: PolicySpec, config: RolloutConfig) -> str:
-    """Return a policy's identifier in records without making its agent.
+    """Return a policy's identifier in records without loading its agent.
 
-    The folder of an agent must be complete and on this machine.
+    The checkpoint folder of an agent must already be complete on this machine.
 
     Raises:
-        UserError: there is no expert, or no episode to replay.
+        UserError: the task has no expert, or there is no episode to replay.
     """
-    return _agent_name(spec, config) if spec.is_agent else make_policy(spec, config).name
-
-
-def _agent_name(spec: PolicySpec, config: RolloutConfig) -> str:
-    """A digest of the weights, or the untrained agent's configuration by its name."""
     if spec.kind == PolicyKind.UNTRAINED:
-        return f"untrained-{load_policy_config(spec.local_path).agent.name}"
-    return weights_digest(spec.local_path, ema=config.use_ema_weights)
+        return _untrained_name(load_policy_config(spec.local_path))
+    if spec.kind == PolicyKind.CHECKPOINT:
+        return weights_digest(spec.local_path, ema=config.use_ema_weights)
+    return make_policy(spec, config).name
+
+
+def _untrained_name(config: Config) -> str:
+    """Return `untrained-NAME` with the name of the agent group."""
+    return f"untrained-{config.agent.name}"

@@ -1,4 +1,4 @@
-"""Names of the policies that can be evaluated."""
+"""Text forms of the policies that can be evaluated, as given on the command line."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class PolicyKind(StrEnum):
     CHECKPOINT = "checkpoint"
     """An agent with the weights of a checkpoint."""
     UNTRAINED = "untrained"
-    """The agent of a checkpoint with fresh weights: the lower baseline of a table."""
+    """A checkpoint's agent with newly initialized weights: the lower baseline of a table."""
     EXPERT = "expert"
     """The task's scripted expert: the upper baseline of a table."""
     REPLAY = "replay"
-    """Recorded actions, repeated without looking at observations."""
+    """Recorded actions, executed without using observations."""
 
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """A policy by its kind and, except for the expert, its path.
+    """The kind of a policy and, except for the expert, its path.
 
     The text forms are `CHECKPOINT_FOLDER`, `untrained:CHECKPOINT_FOLDER`, `expert` and
     `replay:PATH`, where PATH is an episode file or a folder of them.
@@ -37,7 +37,7 @@ class PolicySpec:
 
     @classmethod
     def parse(cls, text: str) -> PolicySpec:
-        """Read a text form."""
+        """Make the spec of a text form; a text without a known prefix is a checkpoint folder."""
         if text == PolicyKind.EXPERT:
             return cls(PolicyKind.EXPERT)
         for kind in (PolicyKind.UNTRAINED, PolicyKind.REPLAY):
@@ -52,24 +52,24 @@ class PolicySpec:
 
     @property
     def is_agent(self) -> bool:
-        """True if an agent of a checkpoint folder acts, trained or untrained."""
+        """True if the policy is a checkpoint's agent, with trained or untrained weights."""
         return self.kind in (PolicyKind.CHECKPOINT, PolicyKind.UNTRAINED)
 
     @property
     def local_path(self) -> Path:
-        """The path on this machine: a URL's local copy, also if another machine resolved it."""
+        """The path on this machine. For a URL it is the local copy, which may not exist yet."""
         return to_local(local_dir(self.path))
 
     def resolve(self) -> PolicySpec:
         """Return the same policy with an absolute local path.
 
         Raises:
-            UserError: a replay of a URL.
+            UserError: the policy is a replay of a URL.
         """
         if self.kind == PolicyKind.EXPERT:
             return self
         if self.kind == PolicyKind.REPLAY and is_remote(self.path):
-            raise UserError(f"{self}: a replay needs episodes in a local folder.")
+            raise UserError(f"{self} is a URL, but a replay needs episodes in a local folder.")
         return replace(self, path=str(local_dir(self.path)))
 
 

@@ -1,9 +1,11 @@
 """Stores episode records on disk, so that no episode is run twice.
 
-    episodes.jsonl    one record per line, appended as episodes end, finally sorted by seed
+A folder holds the records of one policy under one set of settings:
+
+    episodes.jsonl    one record per line, in the order in which episodes end
     summary.json      the policy, its settings, the seeds and the result
 
-A folder holds the records of one policy under one set of settings.
+`RecordStore.finalize` sorts `episodes.jsonl` by seed and writes `summary.json`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from imf_ray.storage import download
 
 EPISODES_FILE, SUMMARY_FILE = "episodes.jsonl", "summary.json"
 HASH_LENGTH = 8
-"""Hexadecimal digits of `settings_hash`."""
+"""Number of hexadecimal digits of `settings_hash`."""
 
 
 def settings_hash(policy: str, settings: Mapping[str, Any]) -> str:
@@ -33,7 +35,7 @@ def settings_hash(policy: str, settings: Mapping[str, Any]) -> str:
 
 
 class RecordStore:
-    """The records of one policy under one set of settings, by seed.
+    """The records of one policy under one set of settings, by seed, in memory and in `folder`.
 
     Raises:
         UserError: the folder holds records of another policy or of other settings, or a line that
@@ -54,15 +56,15 @@ class RecordStore:
         return [s for s in seeds if s not in self.records or self.records[s].error is not None]
 
     def add(self, record: EpisodeRecord) -> None:
-        """Store a record and append it to the file at once."""
+        """Add a record and append it to `episodes.jsonl` immediately."""
         self.records[record.seed] = record
         append_line(self.folder / EPISODES_FILE, _record_line(record))
 
     def finalize(self, seeds: Sequence[int], **extra: Any) -> dict[str, Any]:
-        """Sort the file by seed; write and return the summary over `seeds`.
+        """Sort `episodes.jsonl` by seed; write `summary.json` over `seeds` and return its content.
 
         Args:
-            extra: further entries of the summary; None is left out.
+            extra: further entries of the summary; an entry that is None is left out.
         """
         ordered = [self.records[seed] for seed in sorted(self.records)]
         lines = "".join(f"{_record_line(record)}\n" for record in ordered)
@@ -80,6 +82,7 @@ class RecordStore:
         return summary
 
     def _check_same_settings(self, record: EpisodeRecord) -> None:
+        """Raise a `UserError` if a record is of another policy or of other settings."""
         differences = [
             f"{key}={record.settings.get(key)!r} (now {self._settings.get(key)!r})"
             for key in sorted({*record.settings, *self._settings})
@@ -96,9 +99,9 @@ class RecordStore:
 
 
 def read_records(path: Path) -> list[EpisodeRecord]:
-    """Read the records of a file in its order; an absent file has none.
+    """Read the records of a file in the order of its lines; return [] if there is no file.
 
-    An incomplete last line, left by a killed process, is ignored.
+    An incomplete last line, which a killed process may leave, is ignored.
 
     Raises:
         UserError: a line is not a record.
@@ -107,7 +110,7 @@ def read_records(path: Path) -> list[EpisodeRecord]:
     for number, line in enumerate(read_lines(path), start=1):
         try:
             records.append(parse_record(line))
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}, line {number}, is not an episode record ({error}). Remove the file to "
                 "run its episodes again."
@@ -116,17 +119,17 @@ def read_records(path: Path) -> list[EpisodeRecord]:
 
 
 def parse_record(line: str) -> EpisodeRecord:
-    """Read a record from its JSON line, which an earlier version may have written.
+    """Make the record of a JSON line, which an earlier version may have written.
 
     Raises:
-        TypeError, ValueError: it is not a record.
+        AttributeError, TypeError, ValueError: the line is not a record.
     """
     record = EpisodeRecord(**rename_keys(json.loads(line), RECORD_FIELDS))
     return replace(record, settings=_rename_settings(record.settings))
 
 
 def _rename_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the settings of a record, with the task's adapter, to their current names."""
+    """Return a record's settings under their current names, including the task's adapter."""
     settings = rename_keys(settings, RECORD_SETTINGS)
     adapter = settings.get("task", {}).get("adapter")
     if adapter is None:
@@ -146,4 +149,5 @@ def _rename_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _record_line(record: EpisodeRecord) -> str:
+    """Return a record as one line of JSON, without the line break."""
     return json.dumps(asdict(record))

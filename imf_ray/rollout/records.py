@@ -26,27 +26,32 @@ class RolloutMetadata(NamedTuple):
 class EpisodeRecord:
     """The result of one episode.
 
-    Everything but `timing` is a function of (policy, settings, seed).
+    All fields except `timing` depend only on (policy, settings, seed).
     """
 
     seed: int
     success: bool
     max_stage: int
+    """Highest stage reached; 0 if none."""
     num_stages: int
+    """Number of the task's stages; the last one is success."""
     episode_return: float
+    """Sum of the rewards."""
     steps: int
+    """Number of environment steps."""
     initial_poses: Mapping[str, Sequence[float]]
-    """Pose of each object at the start: xyz in m, quaternion wxyz."""
+    """Pose of each object at the start of the episode: xyz in m, quaternion wxyz."""
     policy: str
-    """Identifier of the policy: a digest of its weights, or its name."""
+    """Identifier of the policy: a digest of its weights, or a name such as 'expert'."""
     settings: Mapping[str, Any]
-    """Settings of the execution and the definition of success; see `recorded_settings`."""
+    """Execution settings and the definition of success; see `recorded_settings`."""
     error: str | None = None
     """Why the episode did not reach its end; None if it did. An error counts as a failure."""
     timing: Mapping[str, float] = field(default_factory=dict)
-    """Milliseconds under RoboIMI's names, as means over the control steps. A policy call for
-    several episodes is divided among them. `inference_ms_p50` and `inference_ms_p95` are
-    percentiles of whole calls, i.e. the latency of a chunk. `wall_s` is the episode's own time."""
+    """Milliseconds per environment step (means), under RoboIMI's names. The time of a policy call
+    for several episodes is divided among them. `inference_ms_p50` and `inference_ms_p95` are
+    percentiles of whole calls: the latency of predicting a chunk. `wall_s` is the episode's own
+    computing time in seconds."""
 
     def without_timing(self) -> dict[str, Any]:
         """Return the record as a dictionary without its timing."""
@@ -55,23 +60,23 @@ class EpisodeRecord:
 
 @dataclass(frozen=True)
 class RolloutSummary:
-    """Statistics over a set of episodes."""
+    """Statistics of a set of episodes."""
 
     episodes: int
     successes: int
     failed: int
-    """Episodes that ended in an error; they count as failures."""
+    """Number of episodes that ended in an error; they count as failures."""
     success_rate: float
     success_ci_low: float
     success_ci_high: float
-    """Bounds of the 95 % Wilson interval of the success rate."""
+    """Bounds of the 95 % Wilson confidence interval of the success rate."""
     return_mean: float
     """Mean over episodes of the summed reward."""
     stage_shares: Mapping[int, float]
-    """Share of episodes that reached stage k or a higher one, by k."""
+    """For each stage k, the share of episodes that reached stage k or a higher one."""
 
     def metrics(self) -> dict[str, float]:
-        """Return flat metrics under `rollout/`."""
+        """Return the statistics as metrics whose names start with `rollout/`."""
         values = {
             NUM_EPISODES_METRIC: float(self.episodes),
             "rollout/failed": float(self.failed),
@@ -87,20 +92,20 @@ class RolloutSummary:
         return (
             f"success {self.success_rate:.3f} "
             f"[{self.success_ci_low:.3f}, {self.success_ci_high:.3f}] "
-            f"({self.successes}/{self.episodes}, 95 % Wilson{failed}), mean summed reward "
-            f"{self.return_mean:.1f}, stages "
+            f"({self.successes}/{self.episodes} episodes, 95 % Wilson confidence interval{failed}), "
+            f"mean summed reward {self.return_mean:.1f}, share that reached stage "
             + " ".join(f">={k}: {share:.2f}" for k, share in self.stage_shares.items())
         )
 
 
 def summarize(records: Sequence[EpisodeRecord]) -> RolloutSummary:
-    """Summarize at least one record.
+    """Compute the statistics of one or more records.
 
     Raises:
         ValueError: there is no record.
     """
     if not records:
-        raise ValueError("No episode was finished: there is nothing to summarize.")
+        raise ValueError("No episode was finished, so there is nothing to summarize.")
     successes = sum(record.success for record in records)
     low, high = wilson_interval(successes, len(records))
     stages = range(1, max(record.num_stages for record in records) + 1)
@@ -120,7 +125,10 @@ def summarize(records: Sequence[EpisodeRecord]) -> RolloutSummary:
 
 
 def describe_success(metrics: Mapping[str, Any]) -> str | None:
-    """Format the success rate and its interval of flat metrics; None if they have none."""
+    """Return the success rate with its confidence interval, such as '0.75 [0.60, 0.86]'.
+
+    Returns None if the metrics are not those of a rollout.
+    """
     if SUCCESS_RATE not in metrics:
         return None
     low, high = (metrics[f"rollout/success_{end}"] for end in ("ci_low", "ci_high"))
@@ -128,7 +136,7 @@ def describe_success(metrics: Mapping[str, Any]) -> str | None:
 
 
 def stage_shares(metrics: Mapping[str, Any]) -> dict[int, float]:
-    """Return the stage shares of flat metrics, lowest stage first."""
+    """Return the `stage_shares` of a summary from its `metrics()`, lowest stage first."""
     shares = {
         int(key.removeprefix(STAGE_METRIC)): float(value)
         for key, value in metrics.items()

@@ -1,4 +1,7 @@
-"""Execution settings of episodes, on which records depend in addition to policy and seed."""
+"""Execution settings of episodes.
+
+The result of an episode depends only on its policy, these settings and its seed.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import imf_ray
+from imf_ray.agents.pretrained import check_agent_options
 from imf_ray.data.episode_formats import AUTO
 from imf_ray.errors import UserError
 from imf_ray.schema import Config, EvaluateConfig, TaskConfig
@@ -14,14 +18,14 @@ from imf_ray.sim.base import SimEnv
 from imf_ray.sim.factory import make_env
 
 THREADS = 1
-"""Threads of each rollout actor's process, in torch and in the software renderer."""
+"""Number of threads of a rollout actor, in torch and in the software renderer."""
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
     """Execution settings of episodes.
 
-    Settings of action chunks have no effect on a policy without chunks, such as the expert.
+    The settings of action chunks have no effect on a policy without chunks, such as the expert.
     """
 
     task: TaskConfig
@@ -32,17 +36,18 @@ class RolloutConfig:
     noise_seed: int = 0
     """Seed of the noise from which the agent generates its chunks."""
     num_action_steps: int | None = None
-    """Actions of a chunk that are executed; required for an agent."""
+    """Number of actions of a chunk that are executed; required for an agent."""
     inference_steps: int | None = None
-    """Network calls per chunk (K); None is the checkpoint's."""
+    """Number of network calls per chunk (K); None uses the checkpoint's."""
     use_ema_weights: bool = True
-    """Use the averaged weights if the checkpoint has them."""
+    """Use the averaged (EMA) weights if the checkpoint has them."""
     inference_batch_size: int = 1
-    """Rows of every call of the policy. Kernels, and so the last bits, depend on it."""
+    """Number of rows of every call of the policy. Kernels depend on it, and so do an action's last
+    bits."""
     device: str = "cpu"
     stop_on_success: bool = False
     episode_timeout_s: float = EvaluateConfig.episode_timeout_s
-    """Seconds of an episode's own time after which it has failed."""
+    """Maximum computing time of an episode in seconds; after that it fails."""
     data_format: str = AUTO
     """Format of the episodes that a replay reads."""
 
@@ -53,25 +58,28 @@ def agent_rollout_config(
     """Make the rollout config of an agent from its configuration.
 
     Args:
-        camera_names: cameras that are rendered; None renders the agent's.
+        camera_names: cameras to render; None renders the agent's cameras.
 
     Raises:
-        UserError: the agent's chunks have fewer actions than `evaluate.num_action_steps`, or a
-            camera of the agent is not rendered.
+        UserError: the agent's chunks have fewer actions than `evaluate.num_action_steps`, its
+            objective refuses `evaluate.inference_steps`, or a camera is not rendered.
     """
     evaluate, agent = config.evaluate, config.agent
     num_action_steps = evaluate.num_action_steps or agent.num_action_steps
     if num_action_steps > agent.executable_steps:
         raise UserError(
             f"evaluate.num_action_steps={num_action_steps}: a chunk of this policy has only "
-            f"{agent.executable_steps} actions that can be executed."
+            f"{agent.executable_steps} actions that can be executed. Choose a smaller number."
         )
+    if evaluate.inference_steps is not None:
+        changed = replace(agent, inference_steps=evaluate.inference_steps)
+        check_agent_options(changed, config.task.action_space)
     rendered = agent.camera_names if camera_names is None else camera_names
     missing = [camera for camera in agent.camera_names if camera not in rendered]
     if missing:
         raise UserError(
             f"The policy needs the cameras {list(agent.camera_names)}, but only {list(rendered)} "
-            f"are rendered: add {missing} to data.camera_names."
+            f"are rendered. To fix this, add {missing} to data.camera_names."
         )
     return RolloutConfig(
         task=config.task,
@@ -105,10 +113,10 @@ def scripted_rollout_config(
 
 
 def recorded_settings(config: RolloutConfig, env: SimEnv) -> Mapping[str, Any]:
-    """Return the `settings` of every record, as plain values.
+    """Return the settings that every record stores, as JSON values.
 
-    The time limit is left out: it changes no finished episode. So is the data format of a replay:
-    the policy's identifier depends on the actions that were read.
+    The time limit is left out, because it does not change an episode that finishes. The data format
+    of a replay is left out, because the policy's identifier already depends on the actions read.
     """
     values = asdict(config)
     del values["episode_timeout_s"], values["data_format"]
@@ -123,6 +131,6 @@ def recorded_settings(config: RolloutConfig, env: SimEnv) -> Mapping[str, Any]:
 
 
 def make_rollout_env(config: RolloutConfig) -> Any:
-    """Make the task's env; it renders cameras only on request."""
+    """Make the task's env. Its observations have no images; `render_cameras` renders them."""
     kwargs = config.task.env_kwargs(config.camera_names) | {"render_images": False}
     return make_env(config.task.env_id, **kwargs)

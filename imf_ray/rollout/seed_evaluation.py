@@ -1,4 +1,4 @@
-"""Evaluates a policy on seeds; episodes with a stored record are not repeated."""
+"""Evaluates a policy on given seeds. Episodes that have a stored record are not repeated."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ OnRecord = Callable[[EpisodeRecord], None]
 
 
 class Evaluation:
-    """The evaluation of one policy under one set of settings, on any seeds.
+    """Evaluates one policy under one set of settings and stores the records in `folder`.
 
     Raises:
-        UserError: `folder` holds another evaluation.
+        UserError: `folder` has records of another evaluation.
     """
 
     def __init__(self, spec: RolloutSpec, metadata: RolloutMetadata, folder: Path) -> None:
@@ -38,12 +38,13 @@ class Evaluation:
         on_record: OnRecord,
         save_trajectories: bool = False,
     ) -> list[EpisodeRecord]:
-        """Return the records of these seeds, after running the episodes without one.
+        """Run the episodes that have no record yet, and return the records of all seeds.
 
         Args:
-            on_record: called with every record, the stored ones first.
-            save_trajectories: write `trajectories/seed_N/` of every episode; an episode with a
-                record but without a trajectory is repeated.
+            on_record: called with every record: first with the stored ones, then with each new one
+                when its episode ends.
+            save_trajectories: write the trajectory of every episode to `trajectories/seed_N/`. An
+                episode with a record but without a trajectory is repeated.
         """
         to_run = set(self.store.missing(seeds))
         artifacts: dict[int, ArtifactRequest] = {}
@@ -55,8 +56,8 @@ class Evaluation:
         for seed in seeds:
             if seed not in to_run:
                 on_record(self.store.records[seed])
-        ordered = [seed for seed in seeds if seed in to_run]
-        for record, files in self._run(ordered, resources, artifacts):
+        remaining_seeds = [seed for seed in seeds if seed in to_run]
+        for record, files in self._run(remaining_seeds, resources, artifacts):
             self.store.add(record)
             for name, content in files.items():
                 write_atomically(self._trajectory_dir(record.seed) / name, content)
@@ -66,12 +67,12 @@ class Evaluation:
     def record_grid_video(
         self, records: Sequence[EpisodeRecord], max_episodes: int, resources: RolloutResources
     ) -> Path | None:
-        """Repeat the first `max_episodes` of these episodes, failures first, for one grid video.
+        """Repeat up to `max_episodes` of these episodes, failures first, and write a grid video.
 
-        An episode is a function of its seed, so `run` need not spend time on rendering videos.
+        Repeating an episode gives the same result, so `run` does not spend time on videos.
 
         Returns:
-            The file, or None if no episode could be recorded.
+            The path of the video, or None if no episode could be recorded.
         """
         selected = [record for record in failures_first(records) if record.error is None]
         artifacts = {r.seed: ArtifactRequest(video=True) for r in selected[:max_episodes]}
@@ -79,7 +80,7 @@ class Evaluation:
             result.record.seed: result
             for result in self._run(list(artifacts), resources, artifacts)
         }
-        # An episode without a video ended in an error this time.
+        # An episode that ends in an error when it is repeated has no video.
         clips = [
             VideoClip(results[seed].record, results[seed].files[VIDEO])
             for seed in artifacts
@@ -109,7 +110,13 @@ def evaluation_dir(parent: Path, name: str, policy: str, settings: Mapping[str, 
 
 
 def store_records(parent: Path, name: str, records: Sequence[EpisodeRecord]) -> None:
-    """Store the records of one policy in the folder in which an evaluation finds them."""
+    """Store the records of one policy where an `Evaluation` with the same settings reads them.
+
+    Args:
+        parent: the folder of the run.
+        name: the name of the policy's records folder, before the hash.
+        records: at least one record, all of the same policy and settings.
+    """
     policy, settings = records[0].policy, records[0].settings
     store = RecordStore(evaluation_dir(parent, name, policy, settings), policy, settings)
     for record in records:

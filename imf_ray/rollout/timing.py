@@ -1,4 +1,4 @@
-"""Measures where the time of an episode goes."""
+"""Measures the computing time of an episode by part: rendering, policy, environment steps."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ PERCENTILES = (50, 95)
 
 
 class Timer:
-    """Durations in milliseconds, by name."""
+    """Collects durations in milliseconds, by name."""
 
     def __init__(self) -> None:
         self.durations_ms: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Add the time spent inside the block under `name`."""
+        """Measure the time spent inside the `with` block and add it under `name`."""
         with self.split([self], name):
             yield
 
     @staticmethod
     @contextmanager
     def split(timers: Sequence[Timer], name: str, total_name: str | None = None) -> Iterator[None]:
-        """Divide the time spent inside the block equally among several timers.
+        """Measure the time spent inside the `with` block and divide it equally among timers.
 
         Args:
             total_name: name under which each timer also gets the undivided time.
@@ -44,11 +44,15 @@ class Timer:
                     timer.durations_ms[total_name].append(spent_ms)
 
     def total_ms(self, *names: str) -> float:
-        """The sum of all durations under these names."""
+        """Return the sum of all durations under these names."""
         return sum(sum(self.durations_ms.get(name, ())) for name in names)
 
     def timing(self, steps: int) -> dict[str, float]:
-        """RoboIMI's fields: means over control steps, and percentiles of the policy's calls."""
+        """Return the fields of `EpisodeRecord.timing`.
+
+        Args:
+            steps: number of environment steps, over which the means are taken.
+        """
         parts = ("obs_read_ms", "preprocess_ms", "inference_ms", "env_step_ms")
         timing = {name: self.total_ms(name) / max(steps, 1) for name in parts}
         episode_ms = self.total_ms("run_ms", "preprocess_ms", "inference_ms")

@@ -1,4 +1,4 @@
-"""Forward and inverse kinematics of an arm of any MuJoCo model."""
+"""Forward and inverse kinematics of a robot arm in any MuJoCo model."""
 
 from collections.abc import Sequence
 
@@ -10,33 +10,35 @@ from imf_ray.sim.headless import mujoco
 
 
 class ArmKinematics:
-    """Forward and inverse kinematics of one arm, computed on its own `MjData`.
+    """Forward and inverse kinematics of one arm.
 
-    Poses are (7,): xyz in m and quaternion wxyz of the tool in the world frame. Deterministic.
+    They are deterministic and use a separate `MjData`, so they do not change the simulation. A pose
+    (7,) consists of xyz in m and the quaternion wxyz of the tool in the world frame.
     """
 
     DAMPING = 1e-3
-    """Its square is added to the diagonal of J J^T."""
+    """Damping of the least squares. Its square is added to the diagonal of J J^T."""
     POSTURE_GAIN = 0.1
-    """Fraction of the way to the posture, inside the null space, per iteration."""
+    """Fraction of the way to the posture that the joints move per iteration, in the null space."""
     MAX_POSITION_STEP = 0.1
-    """Meters per iteration."""
+    """Maximum translation of the tool per iteration, in m."""
     MAX_ROTATION_STEP = 0.5
-    """Radians per iteration."""
+    """Maximum rotation of the tool per iteration, in rad."""
     TOLERANCE = 1e-5
-    """Largest error of a solution in m and rad."""
+    """Error in m and rad below which the iteration stops."""
     MAX_ITERATIONS = 60
 
     def __init__(
         self, model: mujoco.MjModel, tool: str, joints: Sequence[str], posture: ArrayLike
     ) -> None:
-        """Set up the kinematics of the site `tool`.
+        """Set up the kinematics of one arm.
 
         Args:
-            model: the compiled model, which is only read.
-            tool: name of the site whose pose is solved for.
-            joints: names of the arm's J joints, from its base outwards.
-            posture: angles (J,) in rad to which joints tend that the pose leaves free.
+            model: the compiled model. It is not changed.
+            tool: name of the site that is the tool.
+            joints: names of the arm's J joints, from the base to the tool.
+            posture: preferred joint angles (J,) in rad. They choose among the solutions if several
+                joint angles bring the tool to the same pose.
         """
         self._model = model
         self._data = mujoco.MjData(model)
@@ -54,11 +56,11 @@ class ArmKinematics:
         return site_pose(self._data, self._site)
 
     def solve(self, pose: ArrayLike, start: ArrayLike) -> FloatArray:
-        """Return joints (J,) in rad, within their ranges, that bring the tool to `pose` (7,).
+        """Return joint angles (J,) in rad, within their ranges, that bring the tool to `pose` (7,).
 
-        Damped least squares from `start` (J,), with a pull towards the posture in the null space
-        (Chiaverini, 1997). A pose out of reach gives the joints of the last iteration. The
-        quaternion must have unit length.
+        The method is damped least squares from the joint angles `start` (J,), with a pull towards
+        the posture in the null space (Chiaverini, 1997). If the pose is out of reach, the result is
+        that of the last iteration. The quaternion must have unit length.
         """
         target = np.asarray(pose, dtype=np.float64)
         joints = np.clip(start, self.lower, self.upper)
@@ -88,7 +90,7 @@ def site_pose(data: mujoco.MjData, site: int) -> FloatArray:
 
 
 def _pose_error(target: FloatArray, current: FloatArray) -> FloatArray:
-    """Twist (6,) from `current` to `target`: translation in m, rotation vector in rad, world."""
+    """Return the twist (6,) from `current` to `target`, in m and rad, in the world frame."""
     error = np.empty(6)
     inverse, difference = np.empty(4), np.empty(4)
     np.subtract(target[:3], current[:3], out=error[:3])
@@ -99,5 +101,6 @@ def _pose_error(target: FloatArray, current: FloatArray) -> FloatArray:
 
 
 def _limit(vector: FloatArray, length: float) -> FloatArray:
+    """Shorten a vector to at most `length`."""
     norm = np.linalg.norm(vector)
     return vector if norm <= length else vector * (length / norm)

@@ -1,1 +1,1 @@
-"""Sweeps: a search space, its trials, the schedulers that stop them, and the ranked results."""
+"""Sweeps: search spaces, trials, schedulers that stop trials early, and ranked results."""

@@ -1,4 +1,4 @@
-"""Baselines of a sweep, the task's expert and an untrained agent, and videos of its best policy."""
+"""Baselines of a sweep (the scripted expert, an untrained agent), and videos of a sweep."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imf_ray.sweep.trial_record import TrialRecord
 
 
 def evaluate_expert(sweep: Sweep, resources: RolloutResources) -> dict[str, float]:
-    """Metrics of the scripted expert on the seeds on which trials are validated."""
+    """Evaluate the scripted expert on the validation seeds of the trials; return its metrics."""
     spec = RolloutSpec(EXPERT, scripted_rollout_config(sweep.first_config.task))
     return _evaluate_baseline(sweep, resources, spec)
 
@@ -25,7 +25,7 @@ def evaluate_expert(sweep: Sweep, resources: RolloutResources) -> dict[str, floa
 def evaluate_untrained(
     sweep: Sweep, resources: RolloutResources, trial: TrialRecord
 ) -> dict[str, float]:
-    """Metrics of a trial's agent with fresh weights, on the same seeds."""
+    """Evaluate a trial's agent with initial weights on the same seeds; return its metrics."""
     config = sweep.configs[trial.name]
     rollout_config = agent_rollout_config(config, config.train.rollout_seed)
     policy = PolicySpec(PolicyKind.UNTRAINED, str(trial.best_checkpoint))
@@ -36,7 +36,10 @@ def evaluate_untrained(
 def _evaluate_baseline(
     sweep: Sweep, resources: RolloutResources, spec: RolloutSpec
 ) -> dict[str, float]:
-    """Metrics of a policy; saved for the next session, unless an episode ended in an error."""
+    """Evaluate a policy, unless its metrics are saved, and return its metrics.
+
+    The metrics are saved for the next session, unless an episode ended in an error.
+    """
     baselines, policy = sweep.sweep_dir.read_baselines(), str(spec.policy)
     if policy not in baselines:
         train = sweep.first_config.train
@@ -52,7 +55,7 @@ def record_videos(sweep: Sweep, best: TrialRecord, resources: RolloutResources) 
     """Record the first validation episode of the expert and of the best checkpoint.
 
     Returns:
-        The videos, without those of episodes that ended in an error.
+        The paths of the videos. An episode that ended in an error has no video.
     """
     config = sweep.configs[best.name]
     seed = config.train.rollout_seed

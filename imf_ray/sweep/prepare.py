@@ -1,4 +1,4 @@
-"""Preparation of a sweep: its folder, the check of every trial, and its share of the cluster."""
+"""Preparation of a sweep: opens its folder, checks every trial, and allocates resources."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from imf_ray.training.trainer import enable_validation, init_or_verify_run_dir, 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep whose trials were checked."""
+    """A sweep whose trials have been checked."""
 
     sweep_dir: SweepDir
     space: SearchSpace
@@ -33,12 +33,12 @@ class Sweep:
     params: dict[str, dict[str, Any]]
     """Values of the varied options of each trial, by name."""
     summary: str
-    """One line on the data and the length of the first trial."""
+    """A line that describes the data and the length of the first trial."""
     is_resumed: bool
 
     @property
     def max_steps(self) -> int:
-        """Updates of the longest trial."""
+        """Number of updates of the longest trial."""
         return max(config.train.max_steps for config in self.configs.values())
 
     @property
@@ -48,7 +48,7 @@ class Sweep:
 
     @property
     def steps(self) -> dict[RunDir, int]:
-        """Updates of each trial, by its run folder."""
+        """Number of updates of each trial, by its run folder."""
         return {
             self.sweep_dir.trial(name): config.train.max_steps
             for name, config in self.configs.items()
@@ -65,8 +65,8 @@ def open_sweep(config: Config, overrides: Sequence[str]) -> Sweep:
 
     Args:
         config: configuration of the first trial, as the command line gives it.
-        overrides: the command line's `key=value` options. They win over those of the sweep that
-            is resumed.
+        overrides: the command line's `key=value` options. When a sweep is resumed, they override
+            its saved options.
 
     Raises:
         UserError: see `prepare_sweep`.
@@ -82,7 +82,7 @@ def open_sweep(config: Config, overrides: Sequence[str]) -> Sweep:
         space = load_search_space(config.search_space)
         name = config.run_name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         sweep_dir = SweepDir(storage / name)
-    # Workers have another working directory.
+    # An absolute path, since workers have another working directory.
     dataset_dir = f"data.dataset_dir={parse_path(config.data.dataset_dir)}"
     return prepare_sweep(space, dedupe_overrides([*overrides, dataset_dir]), sweep_dir)
 
@@ -91,16 +91,18 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Sweep
     """Check every trial of a search space before the first one starts, and write `space.json`.
 
     Raises:
-        UserError: the options of a trial or of the scheduler are invalid, the data are bad, or the
-            folder holds a sweep over another search space.
+        UserError: the options of a trial or of the scheduler are invalid, the data are invalid, or
+            the folder contains a sweep over another search space.
     """
     sweep_dir.download_state()
     saved = sweep_dir.read_space()
-    if saved is not None and saved.space != space:
-        raise UserError(
-            f"The sweep {sweep_dir} was started with another search space, {saved.space.name}. "
-            "Choose another run_name, or resume it by resume=auto."
-        )
+    if saved is not None:
+        if saved.space.with_current_names() != space.with_current_names():
+            raise UserError(
+                f"The sweep {sweep_dir} was started with another search space, {saved.space.name}. "
+                "Choose another run_name, or resume the sweep with resume=auto."
+            )
+        space = saved.space  # its names of options are part of the names of trials
     configs, params, summary = {}, {}, ""
     for number, combination in enumerate(space.combinations()):
         name = trial_name(number, combination)
@@ -117,9 +119,10 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Sweep
 
 
 def find_resumable_sweep(storage: Path, name: str | None) -> SweepDir | None:
-    """Return the sweep of that name, or the newest sweep with an incomplete trial.
+    """Return the sweep of a name or, without a name, the newest sweep with an incomplete trial.
 
-    None if there is no such sweep.
+    Returns:
+        None if the storage has no sweep of that name, or no incomplete sweep.
     """
     if name is not None:
         sweep_dir = SweepDir(storage / name)
@@ -139,10 +142,10 @@ def _is_complete(sweep_dir: SweepDir) -> bool:
 
 
 def allocate_sweep(sweep: Sweep, size: ClusterSize) -> tuple[RunResources, int]:
-    """Return the resources of each trial, and how many trials run concurrently.
+    """Return the resources of each trial, and the number of trials that run concurrently.
 
     Raises:
-        UserError: one trial does not fit into the cluster.
+        UserError: the cluster is too small for a single trial.
     """
     concurrent_trials = max_concurrent_trials(sweep.first_config, size, len(sweep.configs))
     return allocate_run(sweep.first_config, size, concurrent_trials), concurrent_trials

@@ -1,4 +1,4 @@
-"""Results of a sweep: the ranked table, the files that hold it, and a heat map of a 2D grid."""
+"""Results of a sweep: a table of ranked trials, the result files, and a heat map of a 2D grid."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXPERT_NAME, UNTRAINED_NAME = str(PolicyKind.EXPERT), str(PolicyKind.UNTRAINED)
-"""Keys of the baselines."""
+"""Names of the baselines in the table and in `baselines.json`."""
 
 
 def failures(records: Sequence[TrialRecord]) -> list[str]:
-    """One line for each trial that failed or whose validation failed."""
+    """Return a line for each trial that failed or whose last validation failed."""
     return [
         f"{record.name}: {record.error or record.metrics[VALIDATION_ERROR]}"
         for record in records
@@ -43,17 +43,17 @@ def failures(records: Sequence[TrialRecord]) -> list[str]:
 
 
 def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Sort by success, then by held-out action error; trials without a checkpoint come last."""
+    """Sort trials by success rate, then by action error; trials without a checkpoint are last."""
     trained = [record for record in records if record.best_checkpoint is not None]
     failed = [record for record in records if record.best_checkpoint is None]
     return sorted(trained, key=lambda record: checkpoint_rank_key(record.metrics)) + failed
 
 
 def results_table(records: Sequence[TrialRecord], baselines: Baselines) -> Table:
-    """The ranked trials, with the expert in the first row and the untrained agent in the last."""
+    """Make a table of the ranked trials between the expert (first) and the untrained agent."""
     names = short_names(list(records[0].params))
     table = Table(
-        title="Ranked by success (95 % Wilson interval), then by held-out action error",
+        title="Ranked by success rate [95 % Wilson confidence interval], then by action error",
         title_justify="left",
         box=box.SIMPLE,
     )
@@ -101,7 +101,7 @@ def write_results(
 
 
 def plot_heat_map(records: Sequence[TrialRecord]) -> Figure:
-    """Plot success and action error over the two options that the grid varies."""
+    """Plot success rate and action error as functions of the two options of the grid."""
     from matplotlib.figure import Figure
 
     row_option, column_option = records[0].params
@@ -111,8 +111,8 @@ def plot_heat_map(records: Sequence[TrialRecord]) -> Figure:
     columns = list(dict.fromkeys(str(record.params[column_option]) for record in in_file_order))
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels = (
-        ("success rate [95 % interval]", "Greens", 1.0, _success_panel_cell),
-        ("held-out action error", "Oranges", None, _error_panel_cell),
+        ("success rate [95 % CI]", "Greens", 1.0, _success_panel_cell),
+        ("action error on held-out episodes", "Oranges", None, _error_panel_cell),
     )
     for index, (title, color_map, color_max, panel_cell) in enumerate(panels):
         values = np.full((len(rows), len(columns)), np.nan)
@@ -132,7 +132,7 @@ def plot_heat_map(records: Sequence[TrialRecord]) -> Figure:
 
 
 def _success_panel_cell(metrics: Mapping[str, Any]) -> tuple[float, str]:
-    """Value and label of one heat map cell; NaN and "none" without a validation."""
+    """Return value and label of a heat map cell; NaN and "none" without a validation."""
     success = describe_success(metrics)
     if success is None:
         return float("nan"), "none"
@@ -164,7 +164,7 @@ def _num_episodes(metrics: Mapping[str, Any]) -> str:
 
 
 def _csv_table(records: Sequence[TrialRecord]) -> str:
-    """CSV text with one row per trial."""
+    """Return CSV text with one row per trial."""
     rows = [_csv_row(record) for record in records]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
@@ -174,7 +174,7 @@ def _csv_table(records: Sequence[TrialRecord]) -> str:
 
 
 def _csv_row(record: TrialRecord) -> dict[str, Any]:
-    """One CSV row: parameters and metrics as columns, lists and dicts as JSON."""
+    """Return a CSV row with parameters and metrics as columns. Lists and dicts are JSON text."""
     row = dataclasses.asdict(record)
     row |= {f"param/{key}": value for key, value in row.pop("params").items()}
     row |= row.pop("metrics")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,11 @@ class SearchSpace:
     def varied(self) -> list[str]:
         """The options that differ between trials."""
         return [*self.grid, *self.sample]
+
+    def with_current_names(self) -> SearchSpace:
+        """Return the same space with the current names of options and values."""
+        fixed, grid, sample = map(rename_options, (self.fixed, self.grid, self.sample))
+        return replace(self, fixed=fixed, grid=grid, sample=sample)
 
     def config(self, overrides: Sequence[str], params: dict[str, Any]) -> Config:
         """Return the configuration of the trial with these values of the varied options.

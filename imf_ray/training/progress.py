@@ -80,7 +80,7 @@ class RunProgress:
         """Show the latest value of every metric on a terminal, and only the new line elsewhere."""
         latest = self._latest[run_dir]
         text = format_metrics(latest if self._console.is_terminal else line)
-        if text:  # diagnostics have no text
+        if text or self._console.is_terminal:  # lines of diagnostics have no text
             step = latest["step"] if self._console.is_terminal else line["step"]
             self._bars.update(run_dir.name, step, self._runs[run_dir], text)
 

@@ -43,6 +43,7 @@ class StopMonitor:
 
     def __init__(self, run_dir: RunDir, rank: int, world_size: int) -> None:
         self._run_dir, self._rank = run_dir, rank
+        self._is_remote = run_dir.is_remote  # takes time to find out
         self._group: Any = None
         if world_size > 1:  # on the CPU, so that no rank waits for its GPU
             self._group = torch.distributed.new_group(backend="gloo")
@@ -61,7 +62,7 @@ class StopMonitor:
 
     def _local_signal(self) -> StopSignal:
         is_due = time.monotonic() - self._checked_at >= CHECK_INTERVAL_S
-        if (is_due or not self._run_dir.is_remote) and self._stop_requested():
+        if (is_due or not self._is_remote) and self._stop_requested():
             return StopSignal.STOP
         if not is_due:
             return StopSignal.NONE

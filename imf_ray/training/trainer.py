@@ -31,6 +31,7 @@ from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.data.windows import window_spec_from_config
 from imf_ray.errors import UserError
+from imf_ray.files import retry_io
 from imf_ray.rollout.rollout_config import agent_rollout_config
 from imf_ray.schema import Config, resumable_options
 from imf_ray.storage import remote_path
@@ -237,7 +238,8 @@ def _warn_uneven_shards(plan: SamplePlan, num_workers: int) -> None:
     if plan.virtual_shards % num_workers:
         log.warning(
             "%d virtual shards are not divisible by %d workers: workers with fewer shards wait for "
-            "the others. To avoid this, start a new run with a data.virtual_shards that is divisible.",
+            "the others. For equal shards, set data.virtual_shards=N in a new run, N a multiple of "
+            "the workers.",
             plan.virtual_shards,
             num_workers,
         )
@@ -260,9 +262,10 @@ def init_or_verify_run_dir(run: PreparedRun, run_dir: RunDir) -> SamplePlan:
     """
     config, plan = run.config, run.plan
     episodes = [[Path(e.path).name, e.length, e.content_hash] for e in run.train.episodes]
-    manifest = run_dir.read_data_manifest()
+    manifest = retry_io(run_dir.read_data_manifest)
     if run_dir.exists and manifest is not None:
-        stored = config_from_dict(run_dir.read_config())  # adds the defaults of newer options
+        # Options that did not exist at the first launch get their defaults.
+        stored = config_from_dict(retry_io(run_dir.read_config))
         changes = _config_diff(config_to_dict(stored), config_to_dict(config))
         if manifest.episodes != episodes:
             changes.append(f"the episodes of {config.data.dataset_dir} have changed")

@@ -1,5 +1,7 @@
 """`load_policy`: actions of a released policy, reproducible noise, and errors that name the key."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,3 +100,14 @@ def test_wrong_observations_are_named(policy: LoadedPolicy) -> None:
 def test_a_folder_without_a_policy_is_refused() -> None:
     with pytest.raises(UserError, match="is not a checkpoint"):
         load_policy(REPO_ROOT / "docs")
+
+
+def test_a_damaged_policy_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(PATH, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"weights of .*cut cannot be loaded"):
+        load_policy(tmp_path / "cut")
+    (tmp_path / "cut" / "config.yaml").write_text("data: {}\n")
+    with pytest.raises(UserError, match=r"is not a checkpoint: config\.yaml lacks"):
+        load_policy(tmp_path / "cut")

@@ -82,3 +82,8 @@ def test_elementwise_losses_are_averaged_over_valid_steps(
     losses = square if loss_type == "mse" else (1 + square).sqrt() - 1
     mean = losses[~is_pad].mean()
     torch.testing.assert_close(masked_loss(loss_type, error, is_pad), mean)
+
+
+def test_an_unknown_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match="'huber' is unknown"):
+        masked_loss("huber", torch.zeros(1, 1, 1), torch.zeros(1, 1).bool())

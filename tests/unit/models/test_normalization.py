@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from imf_ray.models.normalization import EE_QUATERNION_SLICES, ImageNormalizer, Normalizer
+from imf_ray.models.normalization import (
+    EE_QUATERNION_SLICES,
+    ImageNormalizer,
+    Normalizer,
+    join_pose_stats,
+)
 
 DATA = arrays(np.float32, (8, 4), elements=st.floats(-100, 100, width=32))
 
@@ -105,3 +110,11 @@ def test_bad_arguments_are_refused() -> None:
         Normalizer(4, stats=stats)
     with pytest.raises(ValueError, match="finite"):
         Normalizer(3, stats=stats | {"max": [0, 0, float("nan")]})
+
+
+def test_missing_statistics_of_a_part_are_named() -> None:
+    with pytest.raises(ValueError, match="stats lack 'min'"):
+        join_pose_stats({}, [], first="qpos")
+    values = {name: torch.zeros(6) for name in ("min", "max", "mean", "std")}
+    with pytest.raises(ValueError, match=r"shape \(6,\); provide \(7,\)"):
+        join_pose_stats({"object_poses": {"cube": values}}, ["cube"])

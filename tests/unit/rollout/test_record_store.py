@@ -78,6 +78,13 @@ def test_damaged_line_is_named(tmp_path: Path) -> None:
         RecordStore(tmp_path, "p", SETTINGS)
 
 
+@pytest.mark.parametrize("line", ["[]", "3", "null", '{"settings": null}'])
+def test_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / EPISODES_FILE).write_text(f"{line}\n")
+    with pytest.raises(UserError, match="line 1, is not an episode record"):
+        read_records(tmp_path / EPISODES_FILE)
+
+
 def test_records_of_earlier_versions_are_translated(tmp_path: Path) -> None:
     old = asdict(record(1))
     old["reward_sum"] = old.pop("episode_return")

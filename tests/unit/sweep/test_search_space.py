@@ -122,3 +122,11 @@ def test_old_names_of_options_are_accepted(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(UserError, match="is varied by the search space"):
         saved.config(["agent.noise_samples_per_obs=1"], params)
     assert "train.keep_last is now called train.keep_last_k" in capsys.readouterr().err
+
+
+def test_old_and_new_names_of_options_make_the_same_space() -> None:
+    old = SearchSpace("a", fixed={"train.autocast": "none"}, grid={"train.keep_last": [2, 3]})
+    new = SearchSpace(
+        "a", fixed={"train.encoder_precision": "fp32"}, grid={"train.keep_last_k": [2, 3]}
+    )
+    assert old != new and old.with_current_names() == new == new.with_current_names()
