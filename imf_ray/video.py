@@ -6,6 +6,7 @@ import imageio.v3 as iio
 import numpy as np
 
 FRAMES_PER_SECOND = 25
+"""Frame rate of all videos."""
 
 
 def encode_video(frames: np.ndarray) -> bytes:

@@ -1,1 +1,1 @@
-"""Scripted demonstrations: an expert acts in its env, and its episodes are written to disk."""
+"""Scripted demonstrations: runs a task's expert in its env and writes the episodes to disk."""

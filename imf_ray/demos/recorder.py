@@ -1,4 +1,4 @@
-"""Recorder of scripted demonstrations: runs the expert of a task in its env."""
+"""Records scripted demonstrations by running the expert of a task in its env."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from imf_ray.sim.factory import make_env, make_expert
 class DemoRecorder:
     """Runs the task's expert and records observations, actions and object poses.
 
-    The expert acts in joint space, or in the action space of a task without joints. If it also
-    provides end-effector actions, they are recorded too.
+    The expert acts in joint space, or in the action space of a task without joints. If the expert
+    also returns end-effector actions, they are recorded in addition.
 
     Raises:
-        UserError: the task cannot be made as configured, or has no expert.
+        UserError: the env cannot be made as configured, or the task has no expert.
     """
 
     def __init__(self, task: TaskConfig, camera_names: Sequence[str]) -> None:
@@ -40,10 +40,10 @@ class DemoRecorder:
         self._env.close()
 
     def record(self, seed: int, on_step: Callable[[], None] | None = None) -> Episode:
-        """Record the whole episode of a seed; its attributes hold the outcome.
+        """Record the whole episode of a seed. Its `attributes` say whether the expert succeeded.
 
         Args:
-            on_step: called before every step; an exception from it ends the recording.
+            on_step: called before each environment step. It may raise an exception to stop early.
         """
         observation, info = self._env.reset(seed=seed)
         self._expert.reset()
@@ -86,6 +86,6 @@ class DemoRecorder:
 
 
 def _stack(vectors: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """The vectors of all steps as (T, D), or None for a task without them."""
+    """Stack the vectors of all steps to (T, D). Return None if the task has no such vectors."""
     present = [vector for vector in vectors if vector is not None]
     return np.stack(present) if present else None

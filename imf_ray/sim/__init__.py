@@ -1,1 +1,1 @@
-"""Simulated bimanual tasks: MuJoCo environments, their scripted experts, and headless rendering."""
+"""Simulated tasks: gymnasium envs on MuJoCo, scripted experts, and rendering without a display."""

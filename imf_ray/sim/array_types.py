@@ -1,4 +1,4 @@
-"""Types of the arrays that the simulation passes around."""
+"""Array types of the simulation."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -16,59 +16,72 @@ OVERVIEW_SIZE = (480, 640)
 class SimEnv(gymnasium.Env[dict[str, Any], Any]):
     """A gymnasium env with cameras, stages and a definition of success.
 
-    Observations: `qpos` (D,) float32; `qvel` (D,) float32 if the env has velocities; and, if made
-    with `render_images=True`, `images` {camera: (H, W, 3) uint8 RGB}.
+    An observation has these keys:
 
-    `info` of `reset` and `step`: `stage` and `max_stage` (int, the highest of the episode),
-    `success` (bool, sticky) and `poses` {object: (7,) xyz in m, quaternion wxyz}.
+    * `qpos` (D,) float32.
+    * `qvel` (D,) float32, if the env has velocities.
+    * `images` {camera: (H, W, 3) uint8 RGB}, if the env was made with `render_images=True`.
+
+    The `info` of `reset` and `step` has these keys:
+
+    * `stage`: int, the stage of the current state.
+    * `max_stage`: int, the highest stage of the episode so far.
+    * `success`: bool, True from the step at which the episode succeeds to its end.
+    * `poses`: {object: (7,) xyz in m, quaternion wxyz}.
     """
 
     control_hz: int
+    """Environment steps per simulated second."""
     num_stages: int
-    """The highest stage. Stages are counted from 0 (nothing reached yet)."""
+    """Number of the highest stage. Stage 0 means that nothing has been reached."""
     success_description: str
-    """Definition of success in words, for records."""
+    """Definition of success in words, for evaluation records."""
 
     @property
     @abstractmethod
     def render_settings(self) -> dict[str, Any]:
-        """Everything besides the state that an image depends on: `image_size` (height, width),
-        `camera_names`, `shadows`, `multisampling`."""
+        """Settings that images depend on, in addition to the state.
+
+        The keys are `image_size` (height, width), `camera_names`, `shadows` and `multisampling`.
+        """
 
     @abstractmethod
     def render_cameras(self) -> dict[str, Image]:
-        """Render the policy's images (H, W, 3) uint8 RGB of the current state, by camera name.
+        """Render the images of the current state, {camera: (H, W, 3) uint8 RGB}.
 
-        Works also if observations are made without images."""
+        This also works if observations have no images.
+        """
 
     @abstractmethod
     def render_overview(self) -> Image:
-        """Render an image (*OVERVIEW_SIZE, 3) of the current state for people.
+        """Render an image (*OVERVIEW_SIZE, 3) of the current state for people to look at.
 
-        The camera is always the same."""
+        The camera is the same for all images of a task.
+        """
 
     @abstractmethod
     def ee_poses(self) -> FloatArray:
         """Return end-effector poses (arms, 7), left first: xyz in m, quaternion wxyz, world frame.
 
-        (0, 7) if the task does not report them."""
+        The shape is (0, 7) if the task does not report end-effector poses.
+        """
 
     @abstractmethod
     def project_to_pixels(self, points: FloatArray) -> FloatArray:
         """Project world points (N, 3) in m into the overview image.
 
-        Returns columns and rows (N, 2) in pixels; NaN for a point behind the camera.
+        Returns columns and rows (N, 2) in pixels. A point behind the camera is NaN.
 
         Raises:
-            NotImplementedError: the camera of the task is unknown.
+            NotImplementedError: the parameters of the task's camera are not known.
         """
 
 
 class ScriptedExpert(Protocol):
-    """A scripted expert, made for one env."""
+    """A scripted expert for one env."""
 
     def reset(self) -> None:
-        """Plan the episode; call it right after the env's reset."""
+        """Plan the episode. Call this method right after the env's `reset`."""
 
     def act(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Return the next action in joint space, and in end-effector space if the task has one."""
+        """Return the next action in joint space, and in end-effector space or None."""

@@ -1,4 +1,4 @@
-"""Base class of the tasks with two DianaMed arms: control, observations, images, episodes."""
+"""Base class of all tasks with two DianaMed arms: control, observations, images, episodes."""
 
 import functools
 from abc import abstractmethod
@@ -20,26 +20,36 @@ from imf_ray.sim.scene import CAMERAS, PHYSICS_TIMESTEP
 
 ACTION_SPACES = ("joint", "ee")
 CONTROL_HZ = 50
+"""Environment steps per simulated second."""
 SUBSTEPS = round(1 / (CONTROL_HZ * PHYSICS_TIMESTEP))
+"""Physics steps per environment step."""
 
-LIFT_CLEARANCE = 0.005  # m; an object is off the table if its lowest corner is higher
-WORKSPACE = 1.5  # m, bound of each coordinate of an end-effector action
+LIFT_CLEARANCE = 0.005
+"""Height in m that the lowest corner of a lifted object must exceed."""
+WORKSPACE = 1.5
+"""Maximum absolute value in m of each coordinate of an end-effector action."""
 OVERVIEW_CAMERA = "front"
 
 
 class BimanualEnv(SimEnv):
-    """Two DianaMed arms at 50 Hz. A task adds its objects, their start poses and its stages.
+    """Two DianaMed arms at 50 Hz. A task adds its objects, their initial poses and its stages.
 
-    Observation: `qpos` (16,) and `qvel` (16,) float32, left arm first, each arm 7 joints in rad
-    (rad/s) and the gripper from 0 (closed) to 1 (open) (1/s); `images`, a dict from camera name to
-    (H, W, 3) uint8 RGB, unless `render_images` is False.
+    An observation has these keys:
 
-    Action (16,) float32, left arm first. `action_space="joint"`: per arm 7 absolute joint targets
-    in rad and the gripper 0 to 1. `"ee"`: per arm tool xyz in m, quaternion wxyz (normalised here),
-    both in the world frame, and the gripper 0 to 1. Targets are clipped to their ranges.
+    * `qpos` (16,) float32, left arm first. Each arm has 7 joint angles in rad and the gripper
+      opening from 0 (closed) to 1 (open).
+    * `qvel` (16,) float32, the velocities of `qpos` in rad/s and 1/s.
+    * `images` {camera: (H, W, 3) uint8 RGB}, unless `render_images` is False.
 
-    The reward of a step is the stage of the state after it. An episode succeeds when it reaches the
-    last stage, and never terminates by itself.
+    An action is (16,) float32, left arm first. Targets are clipped to their ranges. The 8 numbers
+    of each arm depend on the action space:
+
+    * `joint`: 7 absolute joint targets in rad, and the gripper opening from 0 to 1.
+    * `ee`: xyz of the tool in m and its quaternion wxyz, both in the world frame, and the gripper
+      opening from 0 to 1. The quaternion is normalized here.
+
+    The reward of an environment step is the stage of the state after it. An episode succeeds when
+    it reaches the last stage. It never terminates by itself.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012
@@ -48,7 +58,7 @@ class BimanualEnv(SimEnv):
     scene: ClassVar[str]
     """MJCF of the task."""
     objects: ClassVar[tuple[str, ...]]
-    """Names of the objects; body and free joint of an object have its name."""
+    """Names of the objects. The body and the free joint of an object have the same name."""
 
     def __init__(
         self,
@@ -60,13 +70,13 @@ class BimanualEnv(SimEnv):
         multisampling: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        """Compile the model; renderers are made when the first image is needed.
+        """Compile the model. Renderers are made when the first image is needed.
 
         Args:
             image_size: side of square images, or (height, width), in pixels.
 
         Raises:
-            ValueError: unknown action space, camera, render mode or image size.
+            ValueError: unknown action space, camera or render mode, or invalid image size.
         """
         _check_choice("action_space", [action_space], ACTION_SPACES)
         _check_choice("camera", camera_names, CAMERAS)
@@ -92,11 +102,11 @@ class BimanualEnv(SimEnv):
         self.action_space = _action_box(action_space, self._kinematics)
         self.observation_space = self._observation_box()
 
-    # To be implemented by a task ---------------------------------------------------------------
+    # Implemented by each task ------------------------------------------------------------------
 
     @abstractmethod
     def _sample_poses(self) -> dict[str, FloatArray]:
-        """Sample start poses (7,) by object (xyz in m, quaternion wxyz) with `self.np_random`."""
+        """Sample initial poses (7,) by object (xyz in m, quaternion wxyz) with `self.np_random`."""
 
     @abstractmethod
     def _stage(self) -> int:
@@ -107,11 +117,11 @@ class BimanualEnv(SimEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start an episode; `seed` determines it completely.
+        """Start an episode. The seed and the actions determine it completely.
 
         Args:
-            seed: seed of the start poses.
-            options: `{"poses": {object: (7,)}}` (xyz in m, quaternion wxyz) overrides start poses.
+            seed: seed of the initial poses.
+            options: `{"poses": {object: (7,)}}` (xyz in m, quaternion wxyz) sets initial poses.
 
         Raises:
             ValueError: unknown object or invalid pose.
@@ -132,30 +142,31 @@ class BimanualEnv(SimEnv):
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Advance one control step of 0.02 s.
+        """Advance by one environment step of 0.02 s.
 
         Raises:
-            ValueError: the action does not have shape (16,) or is not finite.
+            ValueError: the action has another shape than (16,), is not finite, or has a quaternion
+                of length zero.
         """
         arms = _finite_vector("action", action, self.data.ctrl.size).reshape(len(SIDES), -1)
         self._joint_targets = self._joint_targets_from_action(arms)
         self.data.ctrl[:] = self._controls(self._joint_targets, arms[:, -1])
         mujoco.mj_step(self.model, self.data, nstep=SUBSTEPS)
-        # mj_step ends with an integration; update poses, contacts and cameras to its result.
+        # mj_step ends with an integration. Update poses, contacts and cameras to its result.
         mujoco.mj_fwdPosition(self.model, self.data)
         stage = self._stage()
         self._max_stage = max(self._max_stage, stage)
         return self._observation(), float(stage), False, False, self._info(stage)
 
     def render(self) -> Image | None:
-        """Return the `front` image (H, W, 3) if `render_mode="rgb_array"`, else None."""
+        """Return the image (H, W, 3) of camera `front` if `render_mode="rgb_array"`, else None."""
         return self._render("front") if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        """Release the renderers; they are freed with the last env that uses them."""
+        """Drop the renderers. They are freed when the last env that uses them drops them."""
         self._renderer = self._overview_renderer = None
 
-    # The interface of recorders, experts and evaluation ----------------------------------------
+    # Used by recorders, experts and evaluation -------------------------------------------------
 
     @property
     def render_settings(self) -> dict[str, Any]:
@@ -176,11 +187,11 @@ class BimanualEnv(SimEnv):
         return self._overview_renderer.render(self.data, OVERVIEW_CAMERA)
 
     def project_to_pixels(self, points: FloatArray) -> FloatArray:
-        """Project points into the overview (see `imf_ray.sim.rendering.project_to_pixels`)."""
+        """Project points into the overview image (see `rendering.project_to_pixels`)."""
         return project_to_pixels(self.model, self.data, OVERVIEW_CAMERA, OVERVIEW_SIZE, points)
 
     def get_state(self) -> FloatArray:
-        """Return the full physics state (`mjSTATE_INTEGRATION`), for bitwise comparisons."""
+        """Return the full physics state (`mjSTATE_INTEGRATION`) for bitwise comparisons."""
         kind = int(mujoco.mjtState.mjSTATE_INTEGRATION)
         state = np.empty(mujoco.mj_stateSize(self.model, kind))
         mujoco.mj_getState(self.model, self.data, state, kind)
@@ -196,28 +207,29 @@ class BimanualEnv(SimEnv):
         return {name: self.data.qpos[indices].copy() for name, indices in slices.items()}
 
     def make_arms(self) -> list[ArmKinematics]:
-        """Make the kinematics of the left and the right arm; the posture is the start pose."""
+        """Make the kinematics of the left and the right arm. The posture is the initial pose."""
         return [diana.arm_kinematics(self.model, side) for side in SIDES]
 
-    # For the stages of a task ------------------------------------------------------------------
+    # Helpers for stages ------------------------------------------------------------------------
 
     def _touching_fingers(self, name: str) -> NDArray[np.bool_]:
-        """Return a mask (2, 2) of the fingers that touch the object, left gripper first."""
+        """Return a mask (2 grippers, 2 fingers) of the fingers that touch an object."""
         pairs = self._index.geom_bodies[self.data.contact.geom]  # (contacts, 2) bodies
         body = self._index.object_bodies[name]
         touched = pairs[(pairs == body).any(axis=1)]
         return (self._index.finger_bodies[..., None] == touched.ravel()).any(axis=-1)
 
     def _is_lifted(self, name: str, half_size: ArrayLike) -> bool:
-        """True if the object, a box of `half_size` (3,) in m, has no corner on the table."""
+        """Return True if all corners of an object, a box of `half_size` (3,) in m, are lifted."""
         body = self._index.object_bodies[name]
         height = self.data.xpos[body, 2]
-        upward = np.abs(self.data.xmat[body].reshape(3, 3)[2])  # of the box's own axes
+        upward = np.abs(self.data.xmat[body].reshape(3, 3)[2])  # z components of the box's axes
         return bool(height - upward @ np.asarray(half_size) > LIFT_CLEARANCE)
 
     # Internals ---------------------------------------------------------------------------------
 
     def _validate_poses(self, poses: Mapping[str, ArrayLike]) -> dict[str, FloatArray]:
+        """Check object names and poses, and normalize the quaternions."""
         _check_choice("object", poses, self.objects)
         checked = {name: _finite_vector(f"pose of {name}", pose, 7) for name, pose in poses.items()}
         for pose in checked.values():
@@ -234,6 +246,7 @@ class BimanualEnv(SimEnv):
         return np.stack([np.clip(target, arm.lower, arm.upper) for arm, target in targets])
 
     def _controls(self, joint_targets: FloatArray, grippers: FloatArray) -> FloatArray:
+        """Return the actuators' controls (16,): joint angles in rad, gripper openings in m."""
         opening = GRIPPER_OPENING * np.clip(grippers, 0.0, 1.0)
         return np.column_stack([joint_targets, opening]).ravel()
 
@@ -281,7 +294,7 @@ class BimanualEnv(SimEnv):
 
 
 class _ModelIndex:
-    """Indices of the arms and the objects in the arrays of the compiled model; left arm first."""
+    """Indices of the arms and objects in the arrays of a compiled model, left arm first."""
 
     def __init__(self, model: mujoco.MjModel, objects: tuple[str, ...]) -> None:
         joints = [
@@ -303,12 +316,12 @@ class _ModelIndex:
 
 @functools.cache
 def _compile_model(scene: str) -> mujoco.MjModel:
-    """Compile one model for all envs of a process: they only read it, and can share a renderer."""
+    """Compile a scene once per process. Envs do not change the model, so they can share it."""
     return mujoco.MjModel.from_xml_string(scene)
 
 
 def planar_pose(x: float, y: float, z: float, yaw: float) -> FloatArray:
-    """Return the pose (7,) of an object at xyz in m, rotated by `yaw` in rad about the vertical."""
+    """Return the pose (7,) of an object at xyz in m, rotated by `yaw` in rad about the z axis."""
     return np.array([x, y, z, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)])
 
 

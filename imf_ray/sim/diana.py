@@ -1,11 +1,15 @@
-"""The DianaMed arm with a parallel gripper: MJCF from primitives, and its kinematics.
+"""The DianaMed arm with a parallel gripper: its MJCF and its kinematics.
 
-Kinematics, inertia, joint ranges and damping are those of robopal 0.4.1's DianaMed model
-(Apache-2.0). The links are drawn as capsules and cylinders between the joint frames: no mesh files.
+Kinematics, inertia, joint ranges and damping are those of the DianaMed model in robopal 0.4.1
+(Apache-2.0). The links are drawn as capsules and cylinders between the joint frames, without mesh
+files.
 
-Names in the compiled model, for `side` in `SIDES`: joints `{side}_joint1` to `{side}_joint7`,
-finger slides `{side}_finger1` and `{side}_finger2`, tool site `{side}_tool`, and the actuators in
-the order of an action: seven joints, then `{side}_gripper`.
+The compiled model has these names for each `side` in `SIDES`:
+
+* joints `{side}_joint1` to `{side}_joint7`, and sliding joints `{side}_finger1` and
+  `{side}_finger2`,
+* the site of the tool, `{side}_tool`,
+* actuators in the order of an action: those of the seven joints, then `{side}_gripper`.
 """
 
 from typing import NamedTuple
@@ -21,10 +25,10 @@ NUM_JOINTS = 7
 FINGER_STROKE = 0.04  # m, travel of one finger; the gripper opens to twice that
 GRIPPER_OPENING = 2 * FINGER_STROKE  # m
 
-# Retracted start poses, left arm first. The left hand is level, one finger above the other. The
-# right hand points down. At the manufacturer's home pose (0, -pi/4, 0, pi/2, 0, pi/4, 0) the flange
-# is 0.84 m out, and arms that share a workspace would intersect. Each wrist starts on the side of
-# its singularity (joint 6 = 0) on which the task needs it.
+# Joint angles at the start of an episode, left arm first. The arms are retracted. The left hand is
+# level, one finger above the other. The right hand points down. In the manufacturer's home pose (0,
+# -pi/4, 0, pi/2, 0, pi/4, 0), the flange is 0.84 m away from the base, so the two arms would
+# intersect. Each wrist starts on the side of its singularity (joint 6 = 0) that the tasks need.
 READY_JOINTS: FloatArray = np.array(
     [
         [0.0, -0.65, 0.0, 2.80, 0.0, 3.45 - np.pi / 2, -np.pi / 2],
@@ -32,14 +36,14 @@ READY_JOINTS: FloatArray = np.array(
     ]
 )  # rad
 
-# Orientations of the tool (wxyz): z is the direction of the fingers, y their opening direction.
-# Each arm turns in its own vertical plane from its ready pose to any of its orientations.
+# Orientations of the tool (wxyz). Its z axis points along the fingers, its y axis in the direction
+# in which they open. Each arm reaches all of its orientations by turning in one vertical plane.
 RIGHT_DOWN = (0.0, 0.0, 1.0, 0.0)
 LEFT_LEVEL = (0.5, 0.5, 0.5, 0.5)
 LEFT_DOWN = (0.0, np.sqrt(0.5), np.sqrt(0.5), 0.0)
 
 _TORQUE_LIMIT = 80.0  # N m
-_ROTOR_INERTIA = 0.1  # kg m^2, at the output of the gear; keeps the light wrist joints well damped
+_ROTOR_INERTIA = 0.1  # kg m^2, at the output of the gear; damps the light wrist joints well
 _STIFFNESS = (4000, 4000, 3000, 3000, 1000, 1000, 500)  # N m / rad
 _FINGER_FORCE = 20.0  # N
 _FINGER_STIFFNESS = 1000.0  # N / m
@@ -47,13 +51,13 @@ _FINGER_DAMPING = 40.0  # N s / m
 _PAD_SOLREF = "0.004 1"  # time constant in s, twice the timestep, and damping ratio
 _TOOL_DISTANCE = 0.15  # m, from the flange to the centre of the finger pads
 
-# Collision groups: an arm collides with the scene and the other arm, never with itself.
+# Collision bits: an arm collides with the scene and with the other arm, but not with itself.
 _SCENE_BIT = 1
 _COLLISION_BITS = {"left": (2, _SCENE_BIT | 4), "right": (4, _SCENE_BIT)}
 
 
 class _Link(NamedTuple):
-    """A body in its parent's frame, its joint, and its geoms in its own frame."""
+    """MJCF attributes of a link: its pose in the parent's frame, joint, inertia and geoms."""
 
     position: str
     quaternion: str
@@ -127,7 +131,7 @@ _LINKS = (
 
 
 def _gripper_xml(side: str) -> str:
-    """Gripper in the flange frame: z points out of the flange, the fingers slide along y."""
+    """Return the MJCF body of a gripper. z points out of the flange, the fingers slide along y."""
     fingers = "".join(
         f"""
         <body name="{side}_finger{number}" quat="{quaternion}" gravcomp="1">
@@ -150,9 +154,11 @@ def _gripper_xml(side: str) -> str:
 
 
 def arm_xml(side: str, position: str, yaw: float) -> str:
-    """Return the MJCF body of one arm, with its base at `position` (xyz in m).
+    """Return the MJCF body of one arm.
 
-    `yaw` is its rotation about the vertical in rad.
+    Args:
+        position: position of the base, xyz in m.
+        yaw: rotation of the base about the z axis, in rad.
     """
     body = _gripper_xml(side)
     for number, link in reversed(list(enumerate(_LINKS, start=1))):
@@ -173,7 +179,7 @@ def arm_xml(side: str, position: str, yaw: float) -> str:
 
 
 def defaults_xml(side: str) -> str:
-    """Return the default classes of one arm, for `<default>` of a model with angles in radians."""
+    """Return the MJCF default classes of one arm. The model must use angles in radians."""
     contype, conaffinity = _COLLISION_BITS[side]
     return f"""
       <default class="{side}_arm">
@@ -191,7 +197,7 @@ def defaults_xml(side: str) -> str:
 
 
 def materials_xml() -> str:
-    """Return the materials of the arms, for `<asset>`."""
+    """Return the materials of both arms, elements of the MJCF's `<asset>`."""
     return """
       <material name="shell" rgba="0.93 0.93 0.91 1" specular="0.4" shininess="0.4"/>
       <material name="dark" rgba="0.20 0.21 0.23 1" specular="0.3"/>
@@ -202,7 +208,7 @@ def materials_xml() -> str:
 
 
 def controls_xml(side: str) -> str:
-    """Return top-level sections of one arm: coupling of its fingers and position actuators.
+    """Return the MJCF sections that couple the fingers of one arm and define its actuators.
 
     The length of the gripper's tendon is the gripper's opening, so its control is in m.
     """
@@ -231,6 +237,6 @@ def controls_xml(side: str) -> str:
 
 
 def arm_kinematics(model: mujoco.MjModel, side: str) -> ArmKinematics:
-    """Make the kinematics of one arm's tool; its posture is the ready pose."""
+    """Make the kinematics of one arm. Its posture is `READY_JOINTS`."""
     joints = [f"{side}_joint{number}" for number in range(1, NUM_JOINTS + 1)]
     return ArmKinematics(model, f"{side}_tool", joints, READY_JOINTS[SIDES.index(side)])

@@ -1,4 +1,4 @@
-"""Makes envs and scripted experts from environment ids."""
+"""Makes the envs and scripted experts of tasks, given environment ids."""
 
 import pkgutil
 from collections.abc import Mapping
@@ -20,16 +20,17 @@ def make_env(
     adapter: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> gymnasium.Env[dict[str, Any], Any]:
-    """Make the env `env_id` with its time limit; `.unwrapped` is the `SimEnv`.
+    """Make the env `env_id` with a time limit. Its `unwrapped` is a `SimEnv`.
 
     Args:
         control_hz: the control rate that the caller expects.
-        adapter: the description by which a foreign env is adapted (see `imf_ray.sim.gym_adapter`).
+        max_episode_steps: number of environment steps after which an episode is truncated.
+        adapter: description of an env of another package (see `imf_ray.sim.gym_adapter`).
         kwargs: arguments of the env's constructor: `action_space`, `image_size`, `camera_names`,
             `shadows`, `multisampling`, `render_images`.
 
     Raises:
-        ValueError: the env cannot be made with these arguments, or runs at another rate.
+        ValueError: the env cannot be made with these arguments, or has another control rate.
     """
     env: gymnasium.Env[dict[str, Any], Any]
     if adapter is not None:
@@ -48,14 +49,14 @@ def make_env(
     env_hz = cast(SimEnv, env.unwrapped).control_hz
     if env_hz != control_hz:
         raise ValueError(
-            f"{env_id} runs at {env_hz} Hz, task.control_hz={control_hz}: set "
+            f"{env_id} runs at {env_hz} Hz, but task.control_hz={control_hz}: set "
             f"task.control_hz={env_hz}"
         )
     return env
 
 
 def make_expert(env_id: str, env: SimEnv) -> ScriptedExpert:
-    """Make the scripted expert of `env_id` for `env`, an unwrapped env of that id.
+    """Make the scripted expert of the task `env_id` for its unwrapped env.
 
     Raises:
         ValueError: the task has no expert.

@@ -1,7 +1,8 @@
-"""Adapts gymnasium environments of other packages to `SimEnv`, by a description of them.
+"""Adapts gymnasium environments of other packages to `SimEnv`.
 
-The description is a mapping with the keys of `task.adapter` (`AdapterConfig`), which documents each
-of them. Paths in an observation or an `info` are dotted (`pixels.top`); `.` is the whole.
+A description, the option group `task.adapter`, says where the data of the environment is.
+`AdapterConfig` documents its keys. Paths in an observation or an `info` are dotted, for example
+`pixels.top`. The path `.` stands for the whole observation.
 """
 
 import importlib
@@ -14,20 +15,20 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-# Other packages import MuJoCo, too; it must be set up before.
+# Other packages import MuJoCo too. It must be set up before that.
 from imf_ray.sim import headless  # noqa: F401
 from imf_ray.sim.array_types import FloatArray, Image
 from imf_ray.sim.base import OVERVIEW_SIZE, SimEnv
 
 RENDER = "render()"
-"""Image source of a camera that stands for the env's own `render`, called only on demand."""
+"""Image source for the images of the env's `render`, which is called on demand."""
 
 
 def make_adapted_env(env_id: str, adapter: Mapping[str, Any], **kwargs: Any) -> "AdaptedEnv":
-    """Make the env of class `adapter["env_class"]` around the environment `env_id`.
+    """Make the environment `env_id` and wrap it in the class `adapter["env_class"]`.
 
     Raises:
-        ValueError: a module is missing; or see `AdaptedEnv`.
+        ValueError: a module is missing, or the cause is one of those of `AdaptedEnv`.
     """
     if adapter["module"]:
         _import("task.adapter.module", adapter["module"], adapter["install"])
@@ -35,17 +36,17 @@ def make_adapted_env(env_id: str, adapter: Mapping[str, Any], **kwargs: Any) -> 
     env_class = getattr(_import("task.adapter.env_class", module, adapter["install"]), name, None)
     if not (isinstance(env_class, type) and issubclass(env_class, AdaptedEnv)):
         raise ValueError(
-            f"task.adapter.env_class={adapter['env_class']} must name a class derived from "
-            "AdaptedEnv, as module:Class"
+            f"task.adapter.env_class={adapter['env_class']} must be a class derived from "
+            "AdaptedEnv, written as module:Class"
         )
     return env_class(env_id, adapter, **kwargs)
 
 
 class AdaptedEnv(SimEnv):
-    """A gymnasium environment adapted to `SimEnv` by its description.
+    """A gymnasium environment of another package, adapted to `SimEnv` by a description.
 
-    Images come from the newest observation or from the environment's `render`, and are resized by
-    averaging areas. `shadows` and `multisampling` are only recorded.
+    Images come from the newest observation or from the environment's `render`. They are resized by
+    averaging areas. `shadows` and `multisampling` are only recorded and have no other effect.
     """
 
     def __init__(
@@ -61,18 +62,19 @@ class AdaptedEnv(SimEnv):
         multisampling: bool = False,
         render_images: bool = True,
     ) -> None:
-        """Make the environment `env_id` and check it against `adapter`.
+        """Make the environment `env_id` and check it against its description.
 
         Args:
-            control_hz: control rate, if the environment has no `metadata["render_fps"]`.
+            adapter: the description.
+            control_hz: control rate, used if the environment has no `metadata["render_fps"]`.
             image_size: side of the square images in pixels.
 
         Raises:
-            ValueError: the environment cannot be made, or does not fit its description.
+            ValueError: the environment cannot be made, or does not match its description.
         """
         if action_space != "joint":
             raise ValueError(
-                f"task.action_space={action_space}: {env_id} has only its own actions; set "
+                f"task.action_space={action_space}: {env_id} has only one action space; set "
                 "task.action_space=joint"
             )
         self._adapter = adapter
@@ -108,30 +110,30 @@ class AdaptedEnv(SimEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start an episode at stage 0; `seed` and `options` are passed to the environment."""
+        """Start an episode at stage 0. `seed` and `options` are passed to the environment."""
         self._last_observation, _ = self._env.reset(seed=seed, options=options)
         self._max_stage = 0
         return self._observation(), self._info(0)
 
     def step(self, action: ArrayLike) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Advance one control step.
+        """Advance by one environment step.
 
         Raises:
-            ValueError: the action does not have the shape of the action space or is not finite; or
-                the environment's `info` lacks the key that `progress_signal` names.
+            ValueError: the action is not finite or has another shape than the action space, or
+                `progress_signal` is a path that the environment's `info` does not have.
         """
-        outcome = self._env.step(self._scaled(action))
+        outcome = self._env.step(self._scale_action(action))
         self._last_observation, reward, terminated, truncated, info = outcome
         stage = self._stage({"reward": reward, "terminated": terminated, "info": info})
         self._max_stage = max(self._max_stage, stage)
-        over = bool(terminated) and not self._adapter["ignore_termination"]
-        return self._observation(), float(reward), over, bool(truncated), self._info(stage)
+        terminated = bool(terminated) and not self._adapter["ignore_termination"]
+        return self._observation(), float(reward), terminated, bool(truncated), self._info(stage)
 
     def close(self) -> None:
         """Close the environment."""
         self._env.close()
 
-    # The interface of recorders, experts and evaluation ----------------------------------------
+    # Used by recorders, experts and evaluation -------------------------------------------------
 
     @property
     def render_settings(self) -> dict[str, Any]:
@@ -145,7 +147,7 @@ class AdaptedEnv(SimEnv):
         }
 
     def render_overview(self) -> Image:
-        """Return the first camera's image, fitted into the overview between black margins."""
+        """Return the image of the first camera, scaled to the overview size with black margins."""
         image = self._image(next(iter(self._adapter["cameras"].values())))
         scale = min(np.divide(OVERVIEW_SIZE, image.shape[:2]))
         height, width = (round(side * scale) for side in image.shape[:2])
@@ -158,16 +160,16 @@ class AdaptedEnv(SimEnv):
         return np.empty((0, 7))
 
     def project_to_pixels(self, points: FloatArray) -> FloatArray:
-        raise NotImplementedError("the cameras of an adapted environment are not known")
+        raise NotImplementedError("the camera parameters of an adapted environment are not known")
 
-    # To be overridden for a particular environment ---------------------------------------------
+    # May be overridden for a particular environment --------------------------------------------
 
     def object_poses(self) -> dict[str, FloatArray]:
-        """Return poses (7,) of the objects: xyz in m and quaternion wxyz in the world frame."""
+        """Return poses (7,) by object: xyz in m and quaternion wxyz in the world frame."""
         return {}
 
     def _on_env_created(self) -> None:
-        """Called once after `self._env` is made and before it is used."""
+        """Prepare `self._env`, before it is used for the first time."""
 
     def _check_source(self, source: str) -> None:
         """Raise ValueError if the environment has no images from this source."""
@@ -175,11 +177,11 @@ class AdaptedEnv(SimEnv):
             _lookup("observation", self._env.observation_space, source)
         elif self._env.render_mode != "rgb_array":
             raise ValueError(
-                f"a camera from {RENDER} needs task.adapter.kwargs={{render_mode: rgb_array}}"
+                f"the source {RENDER} needs task.adapter.kwargs={{render_mode: rgb_array}}"
             )
 
     def _image(self, source: str) -> Image:
-        """Return the current image (H, W, 3) uint8 RGB of a source, in its original size."""
+        """Return the current image (H, W, 3) uint8 RGB from a source, in its original size."""
         image: Any = (
             self._env.render()
             if source == RENDER
@@ -193,10 +195,10 @@ class AdaptedEnv(SimEnv):
         return image
 
     def _action_box(self) -> spaces.Box:
-        """Return the space of the actions that `step` accepts."""
+        """Return the space of actions that `step` accepts."""
         box = self._env.action_space
         if not isinstance(box, spaces.Box) or len(box.shape) != 1:
-            raise ValueError(f"the action space must be a Box of one dimension, not {box}")
+            raise ValueError(f"the action space must be a Box with one axis, not {box}")
         if self._adapter["action_scaling"] == "none":
             return box
         if not box.is_bounded():
@@ -205,7 +207,8 @@ class AdaptedEnv(SimEnv):
 
     # Internals ---------------------------------------------------------------------------------
 
-    def _scaled(self, action: ArrayLike) -> NDArray[Any]:
+    def _scale_action(self, action: ArrayLike) -> NDArray[Any]:
+        """Check an action and convert it to the environment's units."""
         scaled = np.asarray(action, dtype=np.float64)
         if scaled.shape != self.action_space.shape or not np.isfinite(scaled).all():
             raise ValueError(
@@ -243,6 +246,7 @@ class AdaptedEnv(SimEnv):
         }
 
     def _vectors(self) -> list[str]:
+        """Return the names of the vectors that observations have."""
         return [name for name in ("qpos", "qvel") if self._adapter[name]]
 
     def _observation_box(self) -> spaces.Dict:
@@ -260,7 +264,7 @@ class AdaptedEnv(SimEnv):
 
 
 def resize(image: Image, size: tuple[int, int]) -> Image:
-    """Return a copy of an image in `size` (height, width); each pixel is the mean of its area."""
+    """Return a copy of an image, scaled to `size` (height, width) by averaging areas."""
     if image.shape[:2] == size:
         return image.copy()
     rows, columns = (_area_weights(*sides) for sides in zip(image.shape[:2], size, strict=True))
@@ -269,7 +273,7 @@ def resize(image: Image, size: tuple[int, int]) -> Image:
 
 
 def _area_weights(length: int, new_length: int) -> NDArray[np.float32]:
-    """Weights (new_length, length) of the old pixels of a line in its new pixels."""
+    """Return the weights (new_length, length) of the old pixels of a line in each new pixel."""
     edges = np.arange(new_length + 1) * (length / new_length)
     pixels = np.arange(length)
     ends = np.minimum(edges[1:, None], pixels + 1)
@@ -281,17 +285,17 @@ def _import(option: str, module: str, install: str | None) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        hint = f"install it with: {install}" if install else "install the package that has it"
+        hint = f"install it with: {install}" if install else "install the package that contains it"
         raise ValueError(f"{option}={module}: no module {error.name!r}; {hint}") from error
 
 
 def _make(env_id: str, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
     try:
-        # The task has its own time limit; the one of the registration is disabled.
+        # -1 disables the time limit of the registration, because the task has its own.
         return gymnasium.make(env_id, max_episode_steps=-1, disable_env_checker=True, **kwargs)
     except gymnasium.error.UnregisteredEnv as error:
         raise ValueError(
-            f"task.env_id={env_id}: {error} Does task.adapter.module name it?"
+            f"task.env_id={env_id}: {error} Does task.adapter.module register it?"
         ) from error
     except TypeError as error:
         raise ValueError(
@@ -300,7 +304,11 @@ def _make(env_id: str, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
 
 
 def _lookup(name: str, tree: Any, path: str) -> Any:
-    """Return the leaf at a dotted path; raise ValueError with the valid paths if there is none."""
+    """Return the leaf at a dotted path.
+
+    Raises:
+        ValueError: the path does not lead to a leaf. The message lists the valid paths.
+    """
     node = tree
     for key in filter(None, path.split(".")):
         # `in` a gymnasium space tests for elements, not for keys.
@@ -312,6 +320,7 @@ def _lookup(name: str, tree: Any, path: str) -> Any:
 
 
 def _leaf_paths(tree: Any, prefix: str = "") -> list[str]:
+    """Return the dotted paths of all leaves."""
     if not isinstance(tree, Mapping):
         return [prefix.removesuffix(".") or "."]
     return [path for key, branch in tree.items() for path in _leaf_paths(branch, f"{prefix}{key}.")]

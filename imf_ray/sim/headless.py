@@ -1,4 +1,7 @@
-"""MuJoCo, set up to render without a display; modules of `imf_ray.sim` import it from here."""
+"""MuJoCo, set up to render without a display.
+
+Modules of `imf_ray.sim` import MuJoCo from here, so that the setup comes first.
+"""
 
 import importlib
 import os
@@ -7,8 +10,8 @@ from contextlib import suppress
 # MuJoCo chooses its OpenGL backend at import, and its default needs a display.
 os.environ.setdefault("MUJOCO_GL", "egl")
 
-# Mesa's software renderer loads an LLVM, and so does triton. If triton's is loaded second, the
-# process dies with SIGSEGV. torch loads triton late, when a trunk or an optimizer is made.
+# Mesa's software renderer and triton each load a copy of LLVM. If triton's copy is loaded second,
+# the process dies with SIGSEGV. torch imports triton late, when a trunk or an optimizer is made.
 with suppress(ImportError):
     importlib.import_module("triton")
 
@@ -19,7 +22,7 @@ EGL_HELP = (
 
 try:
     import mujoco
-except AttributeError as error:  # PyOpenGL without a library fails on an attribute of None
+except AttributeError as error:  # PyOpenGL raises it if the EGL library is missing
     raise RuntimeError(EGL_HELP) from error
 
 __all__ = ["EGL_HELP", "mujoco"]

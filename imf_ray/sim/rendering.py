@@ -1,4 +1,4 @@
-"""Offscreen rendering of named cameras, and projection of points into their images."""
+"""Renders the cameras of a model offscreen, and projects points into their images."""
 
 import threading
 import weakref
@@ -9,14 +9,15 @@ from imf_ray.sim.array_types import FloatArray, Image
 from imf_ray.sim.headless import EGL_HELP, mujoco
 
 MULTISAMPLES = 4
-"""Samples per pixel if multisampling is on."""
+"""Number of samples per pixel if multisampling is on."""
 
 
 class CameraRenderer:
     """Renders cameras of one model to RGB images.
 
-    It belongs to the process and the thread that made it: never create one before a fork.
-    With a software renderer, shadows and multisampling take up to twenty times as long as the rest.
+    A renderer can only be used in the process and the thread that made it. Do not make one before a
+    fork. With a software renderer, shadows and multisampling take up to twenty times as long as the
+    rest.
     """
 
     def __init__(
@@ -27,9 +28,9 @@ class CameraRenderer:
         shadows: bool = False,
         multisampling: bool = False,
     ) -> None:
-        """Make a renderer of `image_size` (height, width) in pixels.
+        """Make a renderer for images of `image_size` (height, width) in pixels.
 
-        Sets the size of the model's offscreen buffer.
+        This also sets the size of the offscreen buffer in `model`.
 
         Raises:
             RuntimeError: no OpenGL context can be made.
@@ -46,7 +47,7 @@ class CameraRenderer:
         flags[int(mujoco.mjtRndFlag.mjRND_REFLECTION)] = False
 
     def render(self, data: mujoco.MjData, camera: str) -> Image:
-        """Render `data` as the named camera sees it: an RGB image (height, width, 3)."""
+        """Render the image (height, width, 3) uint8 RGB of a camera, given by its name."""
         self._renderer.update_scene(data, camera)
         return self._renderer.render()
 
@@ -67,10 +68,11 @@ def shared_renderer(
     shadows: bool = False,
     multisampling: bool = False,
 ) -> CameraRenderer:
-    """Return this thread's renderer for all envs of one model; it is freed with its last user.
+    """Return the renderer that all envs of one model share in this thread.
 
-    A software renderer pays for every switch between OpenGL contexts: four envs with a context
-    each took 12 % longer to render than four that share one.
+    It is freed when the last env drops it. Sharing avoids switches between OpenGL contexts, which
+    are slow with a software renderer. Four envs with separate contexts took 12 % longer to render
+    than four envs that share one.
     """
     key = (id(model), image_size, shadows, multisampling, threading.get_ident())
     renderer = _shared.get(key)
@@ -89,9 +91,9 @@ def project_to_pixels(
 ) -> FloatArray:
     """Project world points (N, 3) in m into a camera's image of `image_size` (height, width).
 
-    Returns columns and rows (N, 2) in pixels. The centre of the top left pixel is (0, 0), and a
-    point behind the camera is NaN. The camera is a pinhole whose axis goes through the centre of
-    the image; MuJoCo's cameras look along -z.
+    Returns columns and rows (N, 2) in pixels. The centre of the top left pixel is (0, 0). A point
+    behind the camera is NaN. The camera is a pinhole camera whose axis goes through the centre of
+    the image. MuJoCo's cameras look along -z.
     """
     height, width = image_size
     pose = data.camera(camera)

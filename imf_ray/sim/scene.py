@@ -1,4 +1,4 @@
-"""Scene of every bimanual task: two arms facing each other on a table, lights and cameras."""
+"""The scene that all bimanual tasks share: two arms on a table, lights and cameras."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,9 @@ import numpy as np
 from imf_ray.sim import diana
 from imf_ray.sim.diana import SIDES
 
-PHYSICS_TIMESTEP = 0.002  # s
+PHYSICS_TIMESTEP = 0.002  # s, duration of one physics step
 
-# Two arms on a table whose top is the plane z = 0, facing each other along x. At this distance each
+# The table top is the plane z = 0. The arms face each other along x. At this distance, each arm
 # reaches the centre with a bent elbow, and the nearest object without a singular wrist.
 BASE_DISTANCE = 0.7  # m, from the centre of the table to either base
 
@@ -31,9 +31,12 @@ CAMERAS = {
 
 
 def scene_xml(task: str, materials: str, objects: str) -> str:
-    """Return the MJCF of a whole task.
+    """Return the MJCF of a task: the shared scene and the task's own elements.
 
-    `materials` and `objects` are the task's own elements of `<asset>` and `<worldbody>`.
+    Args:
+        task: name of the model.
+        materials: elements to add to `<asset>`.
+        objects: elements to add to `<worldbody>`.
     """
     return f"""
 <mujoco model="{task}">
@@ -76,6 +79,7 @@ def scene_xml(task: str, materials: str, objects: str) -> str:
 
 
 def _camera_xml(name: str, camera: Camera) -> str:
+    """Return the MJCF element of a camera, whose axes follow from position, target and up."""
     backward = np.subtract(camera.position, camera.target)
     right = np.cross(camera.up, backward)
     up = np.cross(backward, right)

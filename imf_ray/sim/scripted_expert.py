@@ -1,4 +1,4 @@
-"""Base class of scripted experts: waypoints of each tool, interpolated and solved by IK."""
+"""Base class of scripted experts: each tool follows waypoints by inverse kinematics (IK)."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol
@@ -11,10 +11,11 @@ from imf_ray.sim.headless import mujoco
 from imf_ray.sim.kinematics import ArmKinematics
 
 OPEN, CLOSED = 1.0, 0.0
+"""Gripper openings."""
 
 
 class Waypoint(NamedTuple):
-    """Pose and gripper of one tool at the end of control step `step`."""
+    """Pose and gripper opening of one tool at the end of environment step `step`."""
 
     step: int
     pose: FloatArray  # (7,) xyz in m, quaternion wxyz, world frame
@@ -22,22 +23,22 @@ class Waypoint(NamedTuple):
 
 
 class WaypointEnv(Protocol):
-    """The methods of an env that a `WaypointExpert` uses."""
+    """The methods of an env that `WaypointExpert` uses."""
 
     def make_arms(self) -> list[ArmKinematics]:
-        """Make the kinematics of each arm; its posture is the joints at the start of an episode."""
+        """Make the kinematics of each arm. The posture is the joint angles after a reset."""
 
     def ee_poses(self) -> FloatArray:
         """Return tool poses (arms, 7): xyz in m and quaternion wxyz in the world frame."""
 
     def object_poses(self) -> dict[str, FloatArray]:
-        """Return poses (7,) by object, in the same form."""
+        """Return poses (7,) by object: xyz in m and quaternion wxyz in the world frame."""
 
 
 class WaypointExpert(ABC):
-    """Plays one episode in a freshly reset env, as a function of the object poses at the start.
+    """Plays one episode. All actions are a function of the object poses after the env's reset.
 
-    It reads the env only in `reset` and computes its kinematics on its own data.
+    The expert reads the env only in `reset`. Its kinematics do not change the simulation.
     """
 
     def __init__(self, env: WaypointEnv) -> None:
@@ -51,20 +52,20 @@ class WaypointExpert(ABC):
     def _plan(self, tools: FloatArray, objects: dict[str, FloatArray]) -> list[list[Waypoint]]:
         """Return the waypoints of each tool.
 
-        `tools` (arms, 7) and `objects` {name: (7,)} are the poses at the start. Each list must
-        begin with its tool's pose at step 0.
+        `tools` (arms, 7) and `objects` {name: (7,)} are the poses after the env's reset. The first
+        waypoint of each tool must be its pose in `tools`, at step 0.
         """
 
     def reset(self) -> None:
-        """Plan the episode; call it right after the env's reset."""
+        """Plan the episode. Call this method right after the env's `reset`."""
         self._plans = self._plan(self._env.ee_poses(), self._env.object_poses())
         self._joints = [arm.posture for arm in self._arms]
         self._step = 0
 
     def act(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Return the next action in joint space and in end-effector space, arm after arm.
+        """Return the next action in joint space and in end-effector space, arm by arm.
 
-        After the last waypoint the arms hold still.
+        After the last waypoint, the arms stay where they are.
         """
         self._step += 1
         targets = [_interpolate(plan, self._step) for plan in self._plans]
@@ -84,14 +85,17 @@ def tool_pose(position: ArrayLike, quaternion: ArrayLike) -> FloatArray:
 
 
 def rotate(quaternion: ArrayLike, by: ArrayLike) -> FloatArray:
-    """Rotate the orientation (4,) in the world frame by the quaternion `by` (4,); both wxyz."""
+    """Rotate `quaternion` (4,) by the quaternion `by` (4,) in the world frame. Both are wxyz."""
     product = np.empty(4)
     mujoco.mju_mulQuat(product, np.asarray(by, np.float64), np.asarray(quaternion, np.float64))
     return product
 
 
 def _interpolate(plan: list[Waypoint], step: int) -> tuple[FloatArray, float]:
-    """Pose (7,) and gripper at `step`: minimum-jerk in time, slerp in orientation."""
+    """Return the pose (7,) and gripper opening at `step`.
+
+    The time course between two waypoints has minimum jerk. Orientations are interpolated by slerp.
+    """
     if step >= plan[-1].step:
         return plan[-1].pose, plan[-1].gripper
     next_index = next(i for i, waypoint in enumerate(plan) if waypoint.step > step)

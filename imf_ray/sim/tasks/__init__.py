@@ -1,6 +1,6 @@
-"""The registry of simulated tasks; each module next to this one has a task's env and expert.
+"""Registry of simulated tasks. Each module of this package contains the env and expert of a task.
 
-Classes are named by entry points, so that importing the registry does not import MuJoCo.
+The registry refers to classes by entry points, so that importing it does not import MuJoCo.
 """
 
 from typing import NamedTuple
@@ -9,12 +9,12 @@ import gymnasium
 
 
 class SimTask(NamedTuple):
-    """Entry points (`module:Class`) of one task."""
+    """Entry points (`module:Class`) of a task."""
 
     expert: str
-    """The scripted expert; its constructor takes the env."""
+    """The scripted expert. Its constructor takes the env."""
     env: str | None = None
-    """The env to register with gymnasium; None if another package registers it."""
+    """The env to register with gymnasium, or None if another package registers it."""
 
 
 TASKS = {
@@ -33,10 +33,11 @@ TASKS = {
 """All tasks with a scripted expert, by environment id."""
 
 MAX_EPISODE_STEPS = 400
+"""Time limit of the package's own envs, in environment steps."""
 
 
 def register_envs() -> None:
-    """Register the package's own environments with gymnasium."""
+    """Register the package's own envs with gymnasium."""
     for env_id, task in TASKS.items():
         if task.env is not None:
             gymnasium.register(env_id, task.env, max_episode_steps=MAX_EPISODE_STEPS)

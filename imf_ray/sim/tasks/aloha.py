@@ -1,10 +1,10 @@
-"""gym-aloha's transfer of a cube as a `SimEnv`, and its scripted expert.
+"""The cube transfer task of gym-aloha: its env as a `SimEnv`, and a scripted expert.
 
-gym-aloha renders three images of 480 x 640 inside each step, returns one of them, and ignores the
-requested size. It declares actions in Box(-1, 1) although they are joint angles in rad. Here images
-are rendered on demand, and actions have their true bounds.
+gym-aloha renders three images of 480 x 640 in each environment step, returns one of them, and
+ignores the requested size. Its action space is Box(-1, 1), although actions are joint angles in
+rad. Here, images are rendered on demand, and the action space has the true bounds.
 
-It needs an older MuJoCo than the rest of the package (the extra `aloha`).
+gym-aloha needs an older MuJoCo than the rest of the package. Install it with the extra `aloha`.
 """
 
 import numpy as np
@@ -27,13 +27,13 @@ OVERVIEW_CAMERA = "angle"
 
 
 class AlohaEnv(AdaptedEnv):
-    """gym-aloha's transfer of a cube, made with `obs_type="pixels_agent_pos"`.
+    """The cube transfer env of gym-aloha, made with `obs_type="pixels_agent_pos"`.
 
     Image sources are the cameras of its model: `top`, `angle`, `front_close`,
     `left_pillar`, `right_pillar`, `left_wrist`, `right_wrist`.
 
-    Action (14,): left arm first, each arm 6 absolute joint targets in rad and the gripper from 0
-    (closed) to 1 (open). `agent_pos` (14,) is the state in the same units.
+    An action is (14,), left arm first. Each arm has 6 absolute joint targets in rad and the gripper
+    opening from 0 (closed) to 1 (open). `agent_pos` (14,) is the state in the same units.
     """
 
     def _on_env_created(self) -> None:
@@ -46,7 +46,7 @@ class AlohaEnv(AdaptedEnv):
         self._cube = slice(cube_start, cube_start + 7)
         self._end_effectors = [self.model.site(_ee_site(side)).id for side in SIDES]
 
-        # gym-aloha renders only in `get_observation`; an empty image replaces its images.
+        # gym-aloha renders in `get_observation`. An empty image replaces its images.
         task, empty_image = simulation.task, np.empty((0, 0, 3), np.uint8)
         task.get_observation = lambda physics: {
             "qpos": task.get_qpos(physics),
@@ -68,19 +68,20 @@ class AlohaEnv(AdaptedEnv):
         return self._overview_renderer.render(self.data, OVERVIEW_CAMERA)
 
     def project_to_pixels(self, points: FloatArray) -> FloatArray:
-        """Project points into the overview (see `imf_ray.sim.rendering.project_to_pixels`)."""
+        """Project points into the overview image (see `rendering.project_to_pixels`)."""
         return project_to_pixels(self.model, self.data, OVERVIEW_CAMERA, OVERVIEW_SIZE, points)
 
     def make_arms(self) -> list[ArmKinematics]:
-        """Make the kinematics of the left and the right arm; the posture is the start pose."""
+        """Make the kinematics of the left and the right arm. The posture is the initial pose."""
         return [
             ArmKinematics(self.model, _ee_site(side), _joints(side), START_JOINTS) for side in SIDES
         ]
 
     def ee_poses(self) -> FloatArray:
-        """Return tool poses (2, 7), left first.
+        """Return tool poses (2, 7), left first: xyz in m, quaternion wxyz, world frame.
 
-        The tool is between the finger tips: x points out of the gripper, the fingers slide along y.
+        The tool is between the finger tips. Its x axis points out of the gripper, and the fingers
+        slide along its y axis.
         """
         return np.stack([site_pose(self.data, site) for site in self._end_effectors])
 
@@ -104,7 +105,7 @@ class AlohaEnv(AdaptedEnv):
         return self._renderer.render(self.data, source)
 
     def _action_box(self) -> spaces.Box:
-        """Return the joint ranges; the env's own Box(-1, 1) is wrong."""
+        """Return the box of the joint ranges, because the env's own Box(-1, 1) is wrong."""
         ranges = np.concatenate(
             [
                 [*(self.model.joint(name).range for name in _joints(side)), GRIPPER_RANGE]
@@ -128,13 +129,14 @@ def _ee_site(side: str) -> str:
 RIGHT_DOWN = (0.0, np.sqrt(0.5), 0.0, -np.sqrt(0.5))
 LEFT_LEVEL = (np.sqrt(0.5), np.sqrt(0.5), 0.0, 0.0)
 
-CUBE_HEIGHT = 0.02  # m, of its centre on the table; at the start it is 3 cm higher and falls
+CUBE_HEIGHT = 0.02  # m, of its centre on the table; after a reset it is 3 cm higher and falls
 MEETING_POINT: FloatArray = np.array([0.0, 0.5, 0.25])  # m, of the cube
-# Straight in front of its base, the right arm turns its hand down in one plane. From there, its
-# wrist stays on one side of its singularity (hand in line with the forearm) for every cube pose.
+# Tool position straight in front of the right arm's base, which the arm reaches by turning its hand
+# down in one plane. From there to any cube pose, the wrist stays on one side of its singularity
+# (hand in line with the forearm).
 RIGHT_READY: FloatArray = np.array([0.15, 0.5, 0.22])  # m
 
-# From the cube's centre to the tool, in m.
+# Vectors from the cube's centre to the tool, in m.
 RIGHT_GRASP: FloatArray = np.array([0.0, 0.0, -0.008])
 RIGHT_HOVER: FloatArray = np.array([0.0, 0.0, 0.09])
 RIGHT_RETREAT: FloatArray = np.array([0.15, 0.0, 0.10])
@@ -144,17 +146,17 @@ LEFT_RETREAT: FloatArray = np.array([-0.10, 0.0, 0.0])
 
 
 class AlohaTransferExpert(WaypointExpert):
-    """Scripted expert of gym-aloha's transfer of a cube, in its own action space.
+    """Scripted expert of gym-aloha's cube transfer task.
 
-    The right arm picks the cube up from above and brings it to the meeting point, still pointing
-    down. The left arm comes in level, its fingers above and below the cube, between those of the
-    right one. The grippers meet at right angles.
+    The right arm grasps the cube from above and brings it to the meeting point. Its hand still
+    points down. The left hand approaches level, with one finger above and one below the cube,
+    between the fingers of the right hand. The grippers meet at right angles.
 
-    The cube must lie flat in the area in which episodes start.
+    The cube must lie flat, within the area in which the env places it.
     """
 
     def act(self) -> tuple[NDArray[np.float32], None]:
-        """Return the next action (14,), see `AlohaEnv`; there is no end-effector space."""
+        """Return the next action (14,) and None, because the env has no end-effector actions."""
         return super().act()[0], None
 
     def _plan(self, tools: FloatArray, objects: dict[str, FloatArray]) -> list[list[Waypoint]]:

@@ -1,4 +1,4 @@
-"""The insertion task: two arms pick up a square ring and a bar and join them in the air."""
+"""The insertion task: two arms pick up a square ring and a bar, and put the bar into the ring."""
 
 import numpy as np
 
@@ -9,16 +9,16 @@ from imf_ray.sim.headless import mujoco
 from imf_ray.sim.scene import scene_xml
 from imf_ray.sim.scripted_expert import CLOSED, OPEN, Waypoint, WaypointExpert, rotate, tool_pose
 
-# The axis of the ring's hole is its z axis. The ring starts flat; its hole is 18 mm long.
+# The hole of the ring is along its z axis and 18 mm long. The ring lies flat after a reset.
 RING_HALF_SIZE = (0.034, 0.034, 0.009)  # m, of its outline
 HOLE_HALF_WIDTH = 0.016  # m
-# The bar's long axis is its x axis. In the hole it has 7 mm of clearance on each side.
+# The long axis of the bar is its x axis. In the hole, it has 7 mm of clearance on each side.
 BAR_HALF_SIZE = (0.08, 0.009, 0.009)  # m
 
-# Ranges of x and y of the centres at the start, in m. Rotated objects do not overlap either.
+# Ranges of x and y of the objects' centres after a reset, in m. Rotated objects do not overlap.
 RING_AREA = ((-0.22, -0.08), (-0.1, 0.1))
 BAR_AREA = ((0.08, 0.22), (-0.1, 0.1))
-MAX_YAW = 0.3  # rad, largest rotation about the vertical at the start
+MAX_YAW = 0.3  # rad, maximum rotation about the z axis after a reset
 
 STAGE_NONE, STAGE_ONE_TOUCHED, STAGE_BOTH_TOUCHED, STAGE_LIFTED, STAGE_ENTERED, STAGE_INSERTED = (
     range(6)
@@ -30,7 +30,7 @@ _MATERIALS = """
 
 
 def _box_xml(position: tuple[float, ...], half_size: tuple[float, ...], material: str) -> str:
-    """Geom of a box with the density of light wood, 700 kg/m^3: ring 45 g, bar 36 g."""
+    """Return the geom of a box of light wood, 700 kg/m^3. The ring has 45 g, the bar 36 g."""
     pos, size = (" ".join(f"{number:g}" for number in xyz) for xyz in (position, half_size))
     return f"""
       <geom type="box" pos="{pos}" size="{size}" density="700" condim="4" friction="1 0.01 0.0001"
@@ -58,11 +58,15 @@ def _objects_xml() -> str:
 
 
 class SimAirInsertEnv(BimanualEnv):
-    """Two arms put a bar through a ring; observations and actions are those of `BimanualEnv`.
+    """Two arms put a bar through a ring. Observations and actions are those of `BimanualEnv`.
 
-    Stages: 1: one gripper touches its object (the left the ring, the right the bar); 2: both do;
-    3: both objects are off the table, each between the two fingers of its gripper; 4: and an end
-    of the bar is in the ring's hole; 5: and the bar reaches through it (`insertion_fraction`).
+    Stages:
+
+    1. One gripper touches its object: the left one the ring, or the right one the bar.
+    2. Both grippers touch their objects.
+    3. Both objects are off the table, each between the two fingers of its gripper.
+    4. As stage 3, and an end of the bar is in the ring's hole.
+    5. As stage 3, and the bar reaches through the hole (see `insertion_fraction`).
     """
 
     num_stages = STAGE_INSERTED
@@ -96,15 +100,20 @@ class SimAirInsertEnv(BimanualEnv):
 
 
 def insertion_fraction(ring: FloatArray, bar: FloatArray) -> float:
-    """Fraction of the hole's length that the bar's axis occupies, from the poses (7,) of both.
+    """Return the fraction of the hole's length that the bar's axis occupies.
 
-    The axis is the segment between the centres of the bar's ends. The hole is the finite tunnel
-    between the ring's faces. 0 if any part of the axis between the faces is outside the hole.
+    The axis is the line between the centres of the bar's ends. The hole is the tunnel between the
+    ring's faces. The result is 0 if any part of the axis between the faces is outside the hole.
+
+    Args:
+        ring: pose (7,) of the ring.
+        bar: pose (7,) of the bar.
     """
     half_length = RING_HALF_SIZE[2]
     ends = bar[:3] + np.outer([-BAR_HALF_SIZE[0], BAR_HALF_SIZE[0]], _rotation(bar)[:, 0])
     low, high = sorted((ends - ring[:3]) @ _rotation(ring), key=lambda end: end[2])
-    span = np.clip([low[2], high[2]], -half_length, half_length)  # z of the axis between the faces
+    # Range of z in which the axis is between the faces.
+    span = np.clip([low[2], high[2]], -half_length, half_length)
     if span[0] == span[1]:
         return 0.0
     along = (span - low[2]) / (high[2] - low[2])
@@ -115,7 +124,7 @@ def insertion_fraction(ring: FloatArray, bar: FloatArray) -> float:
 
 
 def _rotation(pose: FloatArray) -> FloatArray:
-    """Rotation matrix (3, 3) of a pose (7,); its columns are the object's axes."""
+    """Return the rotation matrix (3, 3) of a pose (7,). Its columns are the object's axes."""
     matrix = np.empty(9)
     mujoco.mju_quat2Mat(matrix, pose[3:])
     return matrix.reshape(3, 3)
@@ -127,21 +136,22 @@ MEETING_POINT: FloatArray = np.array([0.0, 0.0, 0.25])  # m, of the ring's centr
 UP: FloatArray = np.array([0.0, 0.0, 1.0])
 ALONG_BAR: FloatArray = np.array([1.0, 0.0, 0.0])  # from the ring to the right arm
 
-GRIP_OFFSET = 0.011  # m, the tool above an object's centre: the finger tips clear the table
+GRIP_OFFSET = 0.011  # m, of the tool above an object's centre; keeps fingers off the table
 HOVER_HEIGHT = 0.06  # m, of the tool above its grasp, before and after the grasp
-# The left hand turns between level and down in its arm's own vertical plane. On the way the wrist
-# is singular (joint 6 = 0); outside the plane, the arm would have to jump there.
+# x of the tool while the left hand turns between level and down. It turns in one vertical plane
+# through its base, because the wrist is singular on the way (joint 6 = 0). Outside this plane, the
+# joints would have to jump there.
 TURNING_X = -0.18  # m
 PRE_INSERT_GAP = 0.03  # m, from the ring's face to the bar's tip before the insertion
-POST_INSERT_OVERSHOOT = 0.02  # m, from the ring's other face to the bar's tip after it
+POST_INSERT_OVERSHOOT = 0.02  # m, from the ring's other face to the bar's tip afterwards
 
 
 class InsertExpert(WaypointExpert):
     """Scripted expert of the insertion task.
 
-    Both arms pick up from above: the left one grasps the ring by two opposite outer sides, the
-    right one the bar at its centre. The left hand then turns level, so that the hole faces the
-    other arm. The right arm, still pointing down, pushes the bar through.
+    Both arms grasp from above. The left one grasps the ring at two opposite outer sides, the right
+    one grasps the bar at its centre. The left hand then turns level, so that the hole faces the
+    other arm. The right hand still points down and pushes the bar through the hole.
 
     The objects must lie flat within the areas and the yaw range of `SimAirInsertEnv`.
     """
@@ -168,7 +178,7 @@ def _left_plan(start: FloatArray, ring: FloatArray) -> list[Waypoint]:
 
 def _right_plan(start: FloatArray, bar: FloatArray) -> list[Waypoint]:
     grip, grasp = bar[:3] + GRIP_OFFSET * UP, rotate(RIGHT_DOWN, by=bar[3:])
-    from_ring_to_grip = RING_HALF_SIZE[2] + BAR_HALF_SIZE[0]  # m, with the tip at the near face
+    from_ring_to_grip = RING_HALF_SIZE[2] + BAR_HALF_SIZE[0]  # m, if the tip is at the near face
     axis = MEETING_POINT + GRIP_OFFSET * UP
     before = axis + (from_ring_to_grip + PRE_INSERT_GAP) * ALONG_BAR
     after = axis + (from_ring_to_grip - 2 * RING_HALF_SIZE[2] - POST_INSERT_OVERSHOOT) * ALONG_BAR

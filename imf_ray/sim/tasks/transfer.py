@@ -9,8 +9,8 @@ from imf_ray.sim.scene import scene_xml
 from imf_ray.sim.scripted_expert import CLOSED, OPEN, Waypoint, WaypointExpert, rotate, tool_pose
 
 CUBE_HALF_SIZE = 0.02  # m
-CUBE_AREA = ((0.05, 0.25), (-0.1, 0.1))  # m, ranges of x and y at the start
-CUBE_YAW = 0.3  # rad, largest rotation about the vertical at the start
+CUBE_AREA = ((0.05, 0.25), (-0.1, 0.1))  # m, ranges of x and y after a reset
+CUBE_YAW = 0.3  # rad, maximum rotation about the z axis after a reset
 
 STAGE_NONE, STAGE_TOUCHED, STAGE_LIFTED, STAGE_HANDOVER, STAGE_TRANSFERRED = range(5)
 
@@ -24,11 +24,15 @@ _CUBE = f"""
 
 
 class SimTransferEnv(BimanualEnv):
-    """Two arms hand over a cube; observations and actions are those of `BimanualEnv`.
+    """Two arms hand over a cube. Observations and actions are those of `BimanualEnv`.
 
-    Stages: 1: the right gripper touches the cube; 2: and the cube is off the table; 3: the left
-    gripper touches the cube off the table; 4: the left gripper holds it off the table between both
-    fingers and the right one has let go.
+    Stages:
+
+    1. The right gripper touches the cube on the table.
+    2. The right gripper touches the cube off the table.
+    3. The left gripper touches the cube off the table.
+    4. The left gripper holds the cube off the table between both fingers, and the right gripper
+       does not touch it.
     """
 
     num_stages = STAGE_TRANSFERRED
@@ -57,18 +61,18 @@ class SimTransferEnv(BimanualEnv):
 # The scripted expert -----------------------------------------------------------------------------
 
 MEETING_POINT: FloatArray = np.array([0.0, 0.0, 0.25])  # m
-HOVER: FloatArray = np.array([0.0, 0.0, 0.12])  # m, right tool above the cube before the grasp
-APPROACH: FloatArray = np.array([-0.14, 0.0, 0.0])  # m, left tool next to the cube before its grasp
-RIGHT_RETREAT: FloatArray = np.array([0.26, 0.0, 0.10])  # m, from the meeting point
-LEFT_RETREAT: FloatArray = np.array([-0.15, 0.0, 0.05])  # m, from the meeting point
+HOVER: FloatArray = np.array([0.0, 0.0, 0.12])  # m, right tool relative to cube before the grasp
+APPROACH: FloatArray = np.array([-0.14, 0.0, 0.0])  # m, left tool relative to cube before grasp
+RIGHT_RETREAT: FloatArray = np.array([0.26, 0.0, 0.10])  # m, relative to the meeting point
+LEFT_RETREAT: FloatArray = np.array([-0.15, 0.0, 0.05])  # m, relative to the meeting point
 
 
 class TransferExpert(WaypointExpert):
     """Scripted expert of the transfer task.
 
-    The right arm picks the cube up from above and brings it to the meeting point, still pointing
-    down. The left arm comes in level, its fingers above and below the cube, between those of the
-    right one. The grippers meet at right angles, so that no fingers cross.
+    The right arm grasps the cube from above and brings it to the meeting point. Its hand still
+    points down. The left hand approaches level, with one finger above and one below the cube,
+    between the fingers of the right hand. The grippers meet at right angles, so no fingers cross.
 
     The cube must lie flat within the area and the yaw range of `SimTransferEnv`.
     """

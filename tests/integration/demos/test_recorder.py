@@ -46,7 +46,7 @@ def test_recording_a_seed_again_gives_the_same_episode(demonstrations: Path) -> 
     ("overrides", "camera", "message"),
     [
         ([], "wrist", "wrist"),
-        (["task.control_hz=20"], "top", "runs at 50 Hz, task.control_hz=20"),
+        (["task.control_hz=20"], "top", "runs at 50 Hz, but task.control_hz=20"),
         (["task.env_id=imf_ray/Nothing-v0"], "top", "task.env_id=imf_ray/Nothing-v0"),
         (["task.env_id=CartPole-v1"], "top", "needs task.adapter"),
     ],

@@ -169,12 +169,12 @@ def test_the_overview_is_fitted_and_unknown_cameras_raise(tmp_path: Path) -> Non
         (["task.adapter.module=no_such_env"], "'no_such_env'; install it with: pip install point"),
         (
             ["task.adapter.env_class=tests.helpers.point_env:PointEnv"],
-            "must name a class derived from AdaptedEnv",
+            "must be a class derived from AdaptedEnv",
         ),
         (["task.adapter.kwargs={speeed: 1}"], "do not fit .*speeed"),
         (["task.adapter.kwargs={speed: .inf}"], "needs finite bounds"),
         (["task.env_id=imf_ray_tests/Line-v0"], "task.env_id=imf_ray_tests/Line-v0"),
-        (["task.control_hz=50"], "runs at 10 Hz, task.control_hz=50: set task.control_hz=10"),
+        (["task.control_hz=50"], "runs at 10 Hz, but task.control_hz=50: set task.control_hz=10"),
         (["task.action_space=ee"], "task.action_space=joint"),
     ],
 )
