@@ -43,7 +43,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     from imf_ray.sweep.results import (
         EXPERT_NAME,
         UNTRAINED_NAME,
-        failures,
+        failure_lines,
         rank,
         results_table,
         write_results,
@@ -86,7 +86,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     baselines = {EXPERT_NAME: expert, UNTRAINED_NAME: untrained}
     files = write_results(sweep_dir, records, baselines, sweep.space)
     console.print(results_table(records, baselines))
-    for line in failures(records):
+    for line in failure_lines(records):
         console.print(f"Failed trial: {line}", soft_wrap=True)
     console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
     for path in [*files, *record_videos(sweep, best, allocate_rollout_actors(config, size))]:

@@ -33,7 +33,7 @@ EXPERT_NAME, UNTRAINED_NAME = str(PolicyKind.EXPERT), str(PolicyKind.UNTRAINED)
 """Names of the baselines in the table and in `baselines.json`."""
 
 
-def failures(records: Sequence[TrialRecord]) -> list[str]:
+def failure_lines(records: Sequence[TrialRecord]) -> list[str]:
     """Return a line for each trial that failed or whose last validation failed."""
     return [
         f"{record.name}: {record.error or record.metrics[VALIDATION_ERROR]}"
@@ -53,7 +53,7 @@ def results_table(records: Sequence[TrialRecord], baselines: Baselines) -> Table
     """Make a table of the ranked trials between the expert (first) and the untrained agent."""
     names = short_names(list(records[0].params))
     table = Table(
-        title="Ranked by success rate [95 % Wilson confidence interval], then by action error",
+        title="Ranked by success rate (95 % Wilson confidence interval), then by action error",
         title_justify="left",
         box=box.SIMPLE,
     )

@@ -1,7 +1,7 @@
-"""Runs the trials of a sweep with Ray Tune, as many at a time as fit into the cluster.
+"""Runs the trials of a sweep with Ray Tune, as many concurrently as fit into the cluster.
 
 The state of a sweep is its folder: `space.json` and a run folder for each trial. A sweep resumes
-from that folder alone. Nothing that Tune pickled is read again.
+from that folder alone. Tune's own saved state is never read.
 """
 
 from __future__ import annotations
@@ -26,19 +26,24 @@ from imf_ray.sweep.trial_record import FAILED, TrialRecord
 from imf_ray.training.fault_tolerance import error_summary, remove_orphaned_placement_groups
 
 MAX_DRIVER_FAILURES = 20
-"""How often Tune restarts a trial whose driver died, mostly with its node. The trial resumes from
-its newest checkpoint."""
+"""Maximum number of times that Tune restarts a trial whose driver died, usually with its node.
+
+The trial then resumes from its newest checkpoint."""
 CLEANUP_DELAYS_S = (2.0, 30.0)
-"""Seconds from a driver's death to each removal of orphaned placement groups. Ray ends a controller
-when it learns that its driver died: at once, or after missed heartbeats if a node died."""
+"""Seconds from a driver's death to each removal of orphaned placement groups.
+
+Ray ends a controller once it detects that its driver died. That is at once, or after some missed
+heartbeats if the node died."""
 log = logging.getLogger(__name__)
 
 
 def run_sweep(sweep: Sweep, resources: RunResources, concurrent_trials: int) -> list[TrialRecord]:
-    """Run all trials that are not complete; a failed trial becomes a record with its error.
+    """Run all incomplete trials and return the records of all trials.
+
+    A trial that failed has a record with its error.
 
     Args:
-        resources: of each trial.
+        resources: the resources of each trial.
 
     Raises:
         KeyboardInterrupt: the sweep was asked to stop.
@@ -80,12 +85,12 @@ def run_sweep(sweep: Sweep, resources: RunResources, concurrent_trials: int) -> 
         raise KeyboardInterrupt
     records = [_read_record(sweep, name, errors.get(name)) for name in sweep.configs]
     if all(record.status == FAILED for record in records):
-        raise UserError(f"Every trial failed. The first one: {records[0].error}")
+        raise UserError(f"Every trial failed. Error of the first trial: {records[0].error}")
     return records
 
 
 def stop_sweep(sweep: Sweep) -> None:
-    """Ask running trials to save a checkpoint and stop, and the others not to start."""
+    """Ask running trials to save a checkpoint and stop, and prevent others from starting."""
     sweep.sweep_dir.request_stop()
     for trial_dir in sweep.trial_dirs.values():
         if trial_dir.read_record(retry=False) is None:
@@ -93,7 +98,7 @@ def stop_sweep(sweep: Sweep) -> None:
 
 
 def safe_to_kill_sweep(sweep: Sweep) -> bool:
-    """True if killing the sweep loses nothing, after a request to stop."""
+    """Return True if killing the sweep loses no update, after a request to stop."""
     return all(
         trial_dir.safe_to_kill(sweep.configs[name].train.max_steps)
         for name, trial_dir in sweep.trial_dirs.items()
@@ -102,10 +107,10 @@ def safe_to_kill_sweep(sweep: Sweep) -> bool:
 
 
 def _trial_bundles(resources: RunResources) -> tune.PlacementGroupFactory:
-    """The placement group of a trial: a bundle for its driver and one for each rollout actor.
+    """Return the placement group of a trial: a bundle for its driver and one per rollout actor.
 
-    Tune's placement group captures all descendants of the driver, and so the rollout actors of
-    validation: without bundles of their own they would wait forever.
+    Tune schedules all descendants of the driver in this placement group. They include the rollout
+    actors of validation, which would wait forever without their own bundles.
     """
     rollout = resources.rollout
     selector = rollout.ray_options.get("label_selector", {})
@@ -118,24 +123,24 @@ def _trial_bundles(resources: RunResources) -> tune.PlacementGroupFactory:
 def _fit_with_tuner_restarts(
     make_tuner: Callable[[], tune.Tuner], sweep_dir: SweepDir
 ) -> tune.ResultGrid:
-    """Run Tune, and restart it if its own loop fails; trials resume from their checkpoints.
+    """Run Tune, and restart it if its own loop fails. Trials resume from their checkpoints.
 
-    Errors in Tune's own writing end its loop, for example when Ray's disk is full. So does a driver
-    that was killed because memory ran out (Ray 2.60).
+    Tune's loop fails if it cannot write its own files, for example because Ray's disk is full. It
+    also fails if a driver is killed because memory ran out (Ray 2.60).
 
     Raises:
         KeyboardInterrupt: Tune failed after the sweep was asked to stop.
-        Exception: what Tune raised, if it fails again after each of `RETRY_DELAYS_S`.
+        Exception: the error of Tune, if it fails again after each of `RETRY_DELAYS_S`.
     """
     delays = iter(RETRY_DELAYS_S)
     while True:
-        start = time.monotonic()
+        started_at = time.monotonic()
         try:
             return make_tuner().fit()
         except Exception as error:
             if sweep_dir.stop_requested():
                 raise KeyboardInterrupt from error
-            if time.monotonic() - start > RETRY_DELAYS_S[-1]:  # it had worked for a while
+            if time.monotonic() - started_at > RETRY_DELAYS_S[-1]:  # Tune had run for a while
                 delays = iter(RETRY_DELAYS_S)
             delay = next(delays, None)
             if delay is None:
@@ -169,12 +174,12 @@ def _schedule_placement_group_cleanup() -> None:
     """Remove orphaned placement groups after each of `CLEANUP_DELAYS_S`."""
     for delay in CLEANUP_DELAYS_S:
         timer = threading.Timer(delay, remove_orphaned_placement_groups)
-        timer.daemon = True  # the end of the sweep frees everything anyway
+        timer.daemon = True  # at the end of the sweep, Ray frees all resources anyway
         timer.start()
 
 
 def _reset_session(sweep: Sweep) -> None:
-    """Reset state left by an earlier session: stop requests, failed records, worker records."""
+    """Delete stop requests, incomplete records and worker records of an earlier session."""
     sweep.sweep_dir.clear_stop()
     for trial_dir in sweep.trial_dirs.values():
         trial_dir.clear_stop()
@@ -185,7 +190,7 @@ def _reset_session(sweep: Sweep) -> None:
 
 
 def _read_record(sweep: Sweep, name: str, error: str | None) -> TrialRecord:
-    """Return the record that a trial wrote, or a failed record if its driver died before that."""
+    """Return the record of a trial, or a failed record if its driver died before writing one."""
     trial_dir = sweep.sweep_dir.trial(name)
     return trial_dir.read_record() or TrialRecord(
         name,
@@ -193,7 +198,7 @@ def _read_record(sweep: Sweep, name: str, error: str | None) -> TrialRecord:
         FAILED,
         run_dir=str(trial_dir),
         workers=trial_dir.read_workers(),
-        error=error or "its driver ended without an error message",
+        error=error or "The trial's driver ended without an error message.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Tune's schedulers, which stop trials whose validated checkpoints fall behind in success."""
+"""Tune's schedulers, which stop trials whose success rate falls behind."""
 
 from __future__ import annotations
 
@@ -25,31 +25,32 @@ SCHEDULERS: Mapping[str, type[TrialScheduler]] = {
     "median_stopping": MedianStoppingRule,
 }
 RESERVED_ARGS = ("time_attr", "metric", "mode", "max_t")
-"""Scheduler arguments that the sweep sets itself."""
+"""Scheduler arguments that the sweep sets."""
 RANDOM_ARGS = ("brackets",)
 """Scheduler arguments that assign trials at random and would change on resume."""
 log = logging.getLogger(__name__)
 SchedulerSpec = Mapping[str, Mapping[str, Any]]
-"""`{scheduler name: its options}`; empty for no scheduler."""
+"""Content of `scheduler:`: `{name: options}`, or empty for no scheduler."""
 
 
 def check_scheduler(spec: Any, max_steps: int | None = None) -> None:
-    """Check that a search space's `scheduler:` names a scheduler and options that it has.
+    """Check the scheduler and the options in a search space's `scheduler:`.
 
     Args:
-        max_steps: updates of the longest trial, if known; the scheduler is then built as well.
+        max_steps: number of updates of the longest trial. If given, the values of the options are
+            checked as well.
 
     Raises:
-        UserError: it does not.
+        UserError: the scheduler or one of its options is unknown or invalid.
     """
     if not isinstance(spec, dict) or len(spec) > 1 or set(spec) - set(SCHEDULERS):
         names = ", ".join(SCHEDULERS)
-        raise UserError(f"`scheduler:` holds one of {names} with its options, not {spec!r}.")
+        raise UserError(f"`scheduler:` must be one of {names} with its options, not {spec!r}.")
     for name, options in spec.items():
         allowed = set(inspect.signature(SCHEDULERS[name]).parameters)
         allowed -= {*RESERVED_ARGS, *RANDOM_ARGS}
         if not isinstance(options, dict) or set(options) - allowed:
-            raise UserError(f"The options of {name} are {', '.join(sorted(allowed))}.")
+            raise UserError(f"The scheduler {name} has the options {', '.join(sorted(allowed))}.")
         if max_steps is not None:
             _inner_scheduler(name, options, max_steps)
 
@@ -57,17 +58,17 @@ def check_scheduler(spec: Any, max_steps: int | None = None) -> None:
 def make_scheduler(
     spec: SchedulerSpec, max_steps: int, trial_dirs: Mapping[str, TrialDir]
 ) -> TrialScheduler | None:
-    """Build the scheduler of a sweep, or None if it has none.
+    """Make the scheduler of a sweep, or return None if the sweep has none.
 
-    A validation ends some time after its checkpoint was written. `VALIDATED_STEP` holds the step of
-    that checkpoint, so that trials are compared at equal training steps.
+    A validation ends some time after its checkpoint was saved. `VALIDATED_STEP` is the step of that
+    checkpoint, so trials are compared at equal training steps.
 
     Args:
-        max_steps: updates of the longest trial.
+        max_steps: number of updates of the longest trial.
         trial_dirs: run folders of the trials, by name.
 
     Raises:
-        UserError: the scheduler refuses its options.
+        UserError: the options of the scheduler are invalid.
     """
     for name, options in spec.items():
         inner = _inner_scheduler(name, options, max_steps)
@@ -76,10 +77,10 @@ def make_scheduler(
 
 
 def _inner_scheduler(name: str, options: Mapping[str, Any], max_steps: int) -> TrialScheduler:
-    end = {"max_t": max_steps} if name == "asha" else {}
+    horizon = {"max_t": max_steps} if name == "asha" else {}
     try:
         return SCHEDULERS[name](
-            time_attr=VALIDATED_STEP, metric=SUCCESS_RATE, mode="max", **end, **options
+            time_attr=VALIDATED_STEP, metric=SUCCESS_RATE, mode="max", **horizon, **options
         )
     except (AssertionError, ValueError, TypeError) as error:
         raise UserError(
@@ -89,14 +90,15 @@ def _inner_scheduler(name: str, options: Mapping[str, Any], max_steps: int) -> T
 
 
 class CooperativeScheduler(FIFOScheduler):
-    """Wraps a Tune scheduler; trials that it stops are asked to end themselves.
+    """Wraps a Tune scheduler, and asks trials to stop instead of killing them.
 
-    Tune kills the process of a trial that it stops. Ray Train's controller, a child of that
-    process, sees its workers die first. It may then start new workers in a new placement group,
-    which outlives both. A trial that ends by itself leaves a checkpoint and no placement group.
+    Tune kills the process of a trial that a scheduler stops. Ray Train's controller, a child of
+    that process, sees its workers die first. It may then start new workers in a new placement
+    group, which outlives the trial and the controller. A trial that stops on request leaves a
+    checkpoint and no placement group.
 
-    Validations of earlier sessions of the sweep are replayed to the inner scheduler first, in the
-    order in which they were logged. It then decides as it did before.
+    When a sweep resumes, the validations of its earlier sessions are first replayed to the inner
+    scheduler, in the order in which they were logged. Its decisions are then the same as before.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class CooperativeScheduler(FIFOScheduler):
             self._process_result(name, metrics)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Let the inner scheduler decide, and turn a stop into a request in the run's folder."""
+        """Let the inner scheduler decide. If it stops the trial, request that in the run folder."""
         self._process_result(str(trial), result)
         return TrialScheduler.CONTINUE
 
@@ -129,35 +131,35 @@ class CooperativeScheduler(FIFOScheduler):
                 decision = self._inner.on_trial_result(
                     _NullTuneController(), self._trials[name], dict(result)
                 )
-                # At its last step, a trial that has simply finished gets a STOP, too.
+                # The decision is also STOP at the last step, when the trial has finished.
                 if decision == TrialScheduler.STOP and step < self._max_steps:
                     self._stopped.add(name)
-        # Requested again at every result: workers that read the last request may have died.
+        # Repeat the request at every result: workers that read the last one may have died.
         trial_dir = self._trial_dirs[name]
         try:
             if name in self._stopped and trial_dir.read_record(retry=False) is None:
                 trial_dir.request_stop()
         except StorageError as error:  # may be transient, and must not end Tune's loop
-            log.warning("The request to stop %s is repeated at its next result: %s", name, error)
+            log.warning("%s cannot be stopped; retrying at its next result: %s", name, error)
 
 
 class _NullTuneController:
-    """Stub Tune controller for the wrapped scheduler; reports no live trials."""
+    """Stub Tune controller for the wrapped scheduler, without live trials."""
 
     def get_live_trials(self) -> list[Any]:
-        """Return no trial: then the inner scheduler never pauses one to wait for others."""
+        """Return no trials, so that the inner scheduler never pauses a trial to wait for others."""
         return []
 
 
 @dataclass(frozen=True)
 class _TrialStub:
-    """Trial as the inner scheduler sees it: equal in every session of the sweep."""
+    """Stub trial for the wrapped scheduler. It is equal in every session of the sweep."""
 
     trial_id: str
 
 
 def _validation_history(trial_dirs: Mapping[str, TrialDir]) -> list[tuple[str, dict[str, Any]]]:
-    """Trial name and metrics of every logged validation, oldest first."""
+    """Return the trial name and the metrics of every logged validation, oldest first."""
     validations = [
         (line["time"], name, line)
         for name, trial_dir in trial_dirs.items()

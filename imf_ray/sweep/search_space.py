@@ -1,9 +1,13 @@
 """Search spaces: YAML files of fixed options and of options that vary between trials.
 
-`fixed:` holds options that all trials share. `grid:` maps options to lists of values; each
-combination is a trial. `sample:` maps options to one of Tune's distributions; `num_samples:` trials
-are drawn for each combination of the grid. `scheduler:` names a Tune scheduler that stops trials
-whose validated checkpoints fall behind in success.
+A file has these keys:
+
+    fixed         options that all trials share
+    grid          options and lists of their values; each combination of values is a trial
+    sample        options and the distribution (of Ray Tune) that their values are sampled from
+    num_samples   number of samples, each a trial, for each combination of the grid
+    seed          seed of the samples
+    scheduler     Tune scheduler that stops trials whose success rate falls behind, and its options
 """
 
 from __future__ import annotations
@@ -29,15 +33,15 @@ from imf_ray.sweep.schedulers import check_scheduler
 DISTRIBUTIONS = ("choice", "uniform", "loguniform", "quniform", "randint", "lograndint")
 """Names of the functions in `ray.tune` that a `sample:` entry may use."""
 SIGNIFICANT_DIGITS = 4
-"""Significant digits of a sampled number. It is short because it is part of the trial's name."""
+"""Significant digits of a sampled number, which is part of the trial's name."""
 
 
 @dataclass(frozen=True)
 class SearchSpace:
     """Options that all trials share, and the values of the options that vary.
 
-    The space of a sweep that an earlier version started has old names of options. They stay, since
-    the names of trials are made of them. `config` accepts them.
+    A sweep that was started with an earlier version has old option names in its space. They are not
+    renamed, because trial names contain them. `config` accepts them.
     """
 
     name: str
@@ -46,10 +50,10 @@ class SearchSpace:
     sample: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     """Maps each option to `{distribution: arguments}`."""
     num_samples: int = 1
-    """Random samples for each combination of the grid."""
+    """Number of random samples for each combination of the grid."""
     seed: int = 0
     scheduler: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """`{name: options}` (see `schedulers.py`). Times are training steps. Empty: no scheduler."""
+    """`{name: options}`, see `schedulers.py`. Times are training steps. Empty: no scheduler."""
 
     @property
     def varied(self) -> list[str]:
@@ -64,17 +68,19 @@ class SearchSpace:
     def config(self, overrides: Sequence[str], params: dict[str, Any]) -> Config:
         """Return the configuration of the trial with these values of the varied options.
 
-        `overrides`, from the command line, win over the fixed options.
+        Args:
+            overrides: command-line options, which override the fixed options.
+            params: values of the varied options.
 
         Raises:
-            UserError: see `load_config`; or an override sets an option that the space varies.
+            UserError: an override sets an option that the space varies; or see `load_config`.
         """
         overrides = rename_overrides(overrides, announce_rename)
-        set_options = {item.partition("=")[0] for item in overrides}
-        clashes = [key for key in self.varied if rename_option(key) in set_options]
+        overridden = {item.partition("=")[0] for item in overrides}
+        clashes = [key for key in self.varied if rename_option(key) in overridden]
         if clashes:
             raise UserError(
-                f"{clashes[0]} is varied by the search space {self.name}: remove it from the "
+                f"{clashes[0]} is varied by the search space {self.name}. Remove it from the "
                 "command line, or write your own search space."
             )
         fixed = [to_override(key, value) for key, value in rename_options(self.fixed).items()]
@@ -82,7 +88,7 @@ class SearchSpace:
         return load_config([*fixed, *overrides, *varied])
 
     def combinations(self) -> list[dict[str, Any]]:
-        """Return the parameters of every trial in file order; every call returns the same."""
+        """Return the parameters of every trial in file order. Every call returns the same ones."""
         rng = np.random.default_rng(self.seed)
         trials = []
         for values in itertools.product(*self.grid.values()):
@@ -100,16 +106,16 @@ def load_search_space(name: str) -> SearchSpace:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else search_space_path(name)
     if not path.is_file():
-        known = ", ".join(search_space_names())
-        raise UserError(f"search_space={name} is unknown. Known: {known}, or a YAML file's path.")
+        names = ", ".join(search_space_names())
+        raise UserError(f"search_space={name} is unknown. Use {names}, or the path of a YAML file.")
     content = OmegaConf.to_container(OmegaConf.load(path))
     sections = set(SearchSpace.__dataclass_fields__) - {"name"}
     if not isinstance(content, dict) or set(content) - sections:
         raise UserError(
-            f"{path} is not a search space: its keys may be {', '.join(sorted(sections))}."
+            f"{path} is not a search space. Valid keys are {', '.join(sorted(sections))}."
         )
     try:
-        current: dict[str, Any] = {
+        fields: dict[str, Any] = {
             str(section): rename_options(values, announce_rename)
             if isinstance(values, dict)
             else values
@@ -118,14 +124,16 @@ def load_search_space(name: str) -> SearchSpace:
         }
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    space = SearchSpace(path.stem, **current)
+    space = SearchSpace(path.stem, **fields)
     _check(path, space)
     return space
 
 
 def _check(path: Path, space: SearchSpace) -> None:
     if not space.varied:
-        raise UserError(f"{path} is not a search space: no option is in `grid:` or `sample:`.")
+        raise UserError(
+            f"{path} is not a search space: it varies no option by `grid:` or `sample:`."
+        )
     for key in space.varied:
         if key not in all_options():
             raise UserError(f"{path} varies {key}, which is not an option.")
@@ -153,7 +161,8 @@ def _check(path: Path, space: SearchSpace) -> None:
         raise UserError(f"{path}: num_samples={space.num_samples!r} must be at least 1.")
     if space.num_samples > 1 and not space.sample:
         raise UserError(
-            f"{path}: num_samples={space.num_samples} repeats the grid; vary train.seed."
+            f"{path}: num_samples={space.num_samples} without `sample:` only repeats equal "
+            "trials. To repeat trials with other seeds, vary train.seed."
         )
     try:
         check_scheduler(space.scheduler)
@@ -162,7 +171,7 @@ def _check(path: Path, space: SearchSpace) -> None:
 
 
 def _sample_value(spec: Mapping[str, list[Any]], rng: np.random.Generator) -> Any:
-    """Sample from `{distribution: arguments}`; floats are rounded to fit a folder name."""
+    """Sample from `{distribution: arguments}`. Floats are rounded, so folder names stay short."""
     ((name, arguments),) = spec.items()
     distribution = getattr(tune, name)
     domain = distribution(arguments) if name == "choice" else distribution(*arguments)
@@ -173,10 +182,11 @@ def _sample_value(spec: Mapping[str, list[Any]], rng: np.random.Generator) -> An
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Map each dotted key to its last part, or to itself if several keys share that part."""
-    last = [key.rsplit(".", 1)[-1] for key in keys]
+    """Map each dotted key to its last part, or to the whole key if others share that part."""
+    last_parts = [key.rsplit(".", 1)[-1] for key in keys]
     return {
-        key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)
+        key: part if last_parts.count(part) == 1 else key
+        for key, part in zip(keys, last_parts, strict=True)
     }
 
 

@@ -1,6 +1,6 @@
-"""Progress of the trials of a sweep, or of one run, read from its folder alone.
+"""Status of one run, or of the trials of a sweep, read from its folder.
 
-The folder suffices whether or not the driver is still running.
+No running process is asked, so this also works after the driver has ended.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from imf_ray.training.run_dir import RunDir
 from imf_ray.training.tracking import RESTARTS, merge_metrics
 
 STALLED_AFTER_S, STALLED_AFTER_INTERVALS = 300.0, 3.0
-"""A run is stalled after this many seconds without a line in its log, and this many times its
-longest interval between two lines."""
+"""A run is stalled if its log has had no new line for both of these times.
+
+The first is in seconds, the second in multiples of the run's longest interval between two lines."""
 PENDING, RUNNING, STALLED, TRAINED = "pending", "running", "stalled", "trained"
 
 
@@ -36,21 +37,22 @@ class RunStatus:
 
     name: str
     state: str
-    """`PENDING`, `RUNNING`, `STALLED` or `TRAINED`; the record's status for a trial that ended."""
+    """`PENDING`, `RUNNING`, `STALLED`, `TRAINED`, or the status in the record of an ended trial."""
     step: int
+    """Number of updates at the last log line of training."""
     max_steps: int
     checkpoint: int | None
-    """Step of the newest checkpoint."""
+    """Training step of the newest checkpoint; None without any."""
     age_s: float | None
-    """Seconds since the last line of metrics."""
+    """Seconds since the last line of the log; None if it is empty."""
     metrics: dict[str, Any]
     """The latest value of each metric."""
     error: str | None = None
-    """Why the run, or its last validation, failed."""
+    """Error of the run or of its last validation."""
 
 
 def read_status(run_dir: RunDir, now: float) -> RunStatus:
-    """Read a run's status at the time `now`, in seconds since the epoch."""
+    """Read a run's status at the time `now`, in seconds since 1970."""
     lines = run_dir.read_metrics()
     metrics: dict[str, Any] = functools.reduce(merge_metrics, lines, {"step": 0})
     age_s = now - lines[-1]["time"] if lines else None
@@ -75,10 +77,10 @@ def _state(lines: Sequence[dict[str, Any]], age_s: float | None, trained: bool) 
     intervals = (
         after["time"] - before["time"]
         for before, after in itertools.pairwise(lines)
-        if RESTARTS not in after  # the run was down before such a line
+        if RESTARTS not in after  # the first line of a launch; the run was down before
     )
-    longest = max(intervals, default=0.0)
-    is_alive = age_s < max(STALLED_AFTER_S, STALLED_AFTER_INTERVALS * longest)
+    longest_s = max(intervals, default=0.0)
+    is_alive = age_s < max(STALLED_AFTER_S, STALLED_AFTER_INTERVALS * longest_s)
     return RUNNING if is_alive else STALLED
 
 
@@ -91,7 +93,7 @@ def find_runs(folder: Path) -> list[TrialDir]:
     candidates = [TrialDir(folder), *SweepDir(folder).trials()]
     runs = [candidate for candidate in candidates if candidate.exists]
     if not runs:
-        raise UserError(f"{folder} holds neither a run nor a sweep.")
+        raise UserError(f"{folder} contains neither a run nor a sweep.")
     return runs
 
 

@@ -1,4 +1,4 @@
-"""The folder of a sweep: its files, their synchronization with a URL, and their old names."""
+"""The folder of one sweep: its files, and their synchronization with a URL."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ EXPERT_VIDEO, BEST_VIDEO = "expert.mp4", "best.mp4"
 
 @dataclass(frozen=True)
 class SavedSpace:
-    """The content of `space.json`: all that a sweep needs to resume."""
+    """Content of `space.json`, from which a sweep resumes."""
 
     space: SearchSpace
     overrides: list[str]
-    """Command-line options, as last given."""
+    """Command-line options of all launches; later ones override earlier ones."""
     started_at: float
-    """Seconds since the epoch at the first start."""
+    """Time of the first launch in seconds since 1970."""
 
 
 class SweepDir(StoppableDir):
-    """The folder of one sweep: the only place that knows its file names.
+    """The folder of one sweep. No other class knows its file names.
 
-        space.json        search space, command-line options, start time: a sweep resumes from these
+        space.json        what a sweep resumes from, see `SavedSpace`
         trials/NAME/      run folder of each trial (`TrialDir`)
-        tune/             Ray Tune's own state, which is never read back
+        tune/             Ray Tune's own state, which is never read
         baselines.json    metrics of the expert and of an untrained agent, by policy
         stop_requested    see `StoppableDir`
         sweep.json        name of the search space, baselines, records of all trials, best first
@@ -49,9 +49,9 @@ class SweepDir(StoppableDir):
         expert.mp4        one episode of the expert
         best.mp4          the same episode by the best checkpoint
 
-    Files and keys that earlier versions named otherwise are read, too (see `imf_ray.aliases`).
+    Files and keys of earlier versions, which had other names, are also read (`imf_ray.aliases`).
 
-    Methods raise `StorageError` if storage fails. Only `stop_requested` and `clear_stop` retry.
+    Methods raise `StorageError` if the storage fails. Only `stop_requested` and `clear_stop` retry.
     """
 
     @classmethod
@@ -81,7 +81,7 @@ class SweepDir(StoppableDir):
         return SavedSpace(SearchSpace(**content["space"]), content["overrides"], started_at)
 
     def write_space(self, saved: SavedSpace) -> None:
-        """Write the search space and options, unless they are there."""
+        """Write the search space and options, unless the file already contains them."""
         content = {
             "space": dataclasses.asdict(saved.space),
             "overrides": saved.overrides,
@@ -111,7 +111,7 @@ class SweepDir(StoppableDir):
         return self.path / "baselines.json"
 
     def read_baselines(self) -> dict[str, dict[str, float]]:
-        """Return the metrics of the baselines evaluated so far, by policy."""
+        """Return the metrics of all baselines that have been evaluated, by policy."""
         baselines: dict[str, dict[str, float]] = {}
         for file in (*map(self.path.joinpath, BASELINES_FILES), self._baselines_file):
             if file.is_file():
@@ -119,7 +119,7 @@ class SweepDir(StoppableDir):
         return _rename_metrics(baselines)
 
     def write_baselines(self, baselines: Baselines) -> None:
-        """Write the metrics of the baselines evaluated so far, by policy."""
+        """Write the metrics of all baselines that have been evaluated, by policy."""
         write_atomically(self._baselines_file, json.dumps(baselines))
 
     @property

@@ -1,4 +1,4 @@
-"""One trial: a Tune function that trains one configuration and reports its validations."""
+"""The Tune function of a trial: it trains one configuration and reports its validations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from imf_ray.training.reporting import EARLIER_VALIDATIONS_KEY
 from imf_ray.training.trainer import PreparedRun, RunOutcome, fit, load_run
 
 REPORT_POLL_S = 1.0
-"""Seconds between checks whether training has ended while no report arrives."""
+"""Seconds to wait for a report before checking whether training has ended."""
 log = logging.getLogger(__name__)
 
 
@@ -47,13 +47,13 @@ class TrialSpec:
 def run_trial(trial: TrialSpec) -> None:
     """Train and evaluate one configuration, and write `trial.json` into its run folder.
 
-    A trial that an earlier session of the sweep has ended returns at once. An interrupted trial
-    resumes from its newest checkpoint.
+    If the trial already has a record from an earlier session, this returns at once. An interrupted
+    trial resumes from its newest checkpoint.
 
-    Some failures end the trial with a failed record, and the next session of the sweep tries them
-    again: bad input, storage that failed for long, and more worker failures than
-    `train.max_failures` allows. All other errors are raised, so that Tune restarts the trial at
-    once. Errors in the data before training starts are raised, too: the sweep has checked the data.
+    Some failures end the trial with a failed record, and the next session of the sweep retries it:
+    invalid input, storage that failed for long, and more worker failures than `train.max_failures`.
+    All other errors are raised, so Tune restarts the trial at once. Errors in the data before
+    training starts are also raised, because the sweep has already checked the data.
     """
     run_dir = trial.sweep_dir.trial(trial.name)
     if run_dir.read_record() is not None:
@@ -66,9 +66,9 @@ def run_trial(trial: TrialSpec) -> None:
         driver_pid=os.getpid(),
         driver_host=socket.gethostname(),
     )
-    sweep_stops = trial.sweep_dir.stop_requested()
-    if sweep_stops or run_dir.stop_requested():
-        if not sweep_stops:  # the scheduler stopped the trial before it could resume
+    sweep_is_stopping = trial.sweep_dir.stop_requested()
+    if sweep_is_stopping or run_dir.stop_requested():
+        if not sweep_is_stopping:  # the scheduler stopped the trial before it could resume
             run_dir.download()
             _write_finished_record(run_dir, record, STOPPED, None)
         run_dir.clear_stop()
@@ -87,7 +87,7 @@ def run_trial(trial: TrialSpec) -> None:
             return
         status = STOPPED if outcome.stopped else FINISHED
         record = _write_finished_record(run_dir, record, status, outcome.swanlab_run)
-    # The last validations end after the last report of the training.
+    # The last validations end after the last report of training, so all are reported again.
     for metrics in [{"status": record.status}, *run_dir.read_validations()]:
         tune.report(metrics)
 
@@ -101,20 +101,20 @@ class _ForwardReports(UserCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        """Forward rank 0's metrics, preceded by the validations that ended before them."""
+        """Forward rank 0's metrics, after those of earlier validations."""
         latest = dict(metrics[0])
         try:
             for validation in [*latest.pop(EARLIER_VALIDATIONS_KEY, []), latest]:
                 self._queue.put(validation)
-        except RayActorError as error:  # lost reports are repeated when the trial ends
+        except RayActorError as error:  # validations are reported again when the trial ends
             log.warning("A report did not reach Tune: %s", error)
 
 
 def _fit_and_report(run: PreparedRun, run_dir: TrialDir, resources: RunResources) -> RunOutcome:
-    """Train, and forward every report to Tune as it comes.
+    """Train, and forward every report to Tune when it arrives.
 
-    Ray's own callback for this gives Tune a second queue to read. Tune's loop then deadlocks when
-    each of the two holds a report, as at the end of a trial (Ray 2.60).
+    Ray's own callback for this gives Tune a second queue to read. Tune's loop then deadlocks if
+    both queues contain a report, as at the end of a trial (Ray 2.60).
 
     Raises:
         See `fit`.

@@ -36,13 +36,13 @@ class TrialRecord:
     swanlab_run: str | None = None
     error: str | None = None
     failed_validation_steps: list[int] = field(default_factory=list)
-    """Steps of the kept checkpoints whose validation failed."""
+    """Steps of the existing checkpoints whose validation failed."""
 
     @property
     def is_complete(self) -> bool:
         """True if neither training nor validation has to be repeated on resume.
 
-        A trial that the scheduler stopped is complete, whatever its validations.
+        A trial that the scheduler stopped is complete even if a validation failed.
         """
         return self.status == STOPPED or (
             self.status == FINISHED and not self.failed_validation_steps
@@ -53,7 +53,7 @@ class TrialRecord:
         """Rebuild a record from its dictionary, which may use the names of earlier versions.
 
         Raises:
-            ValueError, TypeError, AttributeError: the values are not a record.
+            ValueError, TypeError, AttributeError: `values` is not the dictionary of a record.
         """
         renamed = rename_keys(values, TRIAL_FIELDS)
         metrics = rename_keys(renamed.get("metrics", {}), METRICS)
@@ -64,13 +64,13 @@ class TrialDir(RunDir):
     """The run folder of a trial, which holds `trial.json` once the trial has ended."""
 
     def read_record(self, retry: bool = True) -> TrialRecord | None:
-        """Return the record, or None if the trial has not ended.
+        """Return the trial's record, or None if the trial has not ended.
 
         Args:
-            retry: wait for storage that is out of reach, instead of raising `StorageError`.
+            retry: retry while the storage cannot be reached, instead of raising `StorageError`.
 
         Raises:
-            UserError: the file is not a trial's record.
+            UserError: the file does not contain a trial's record.
         """
         path = authoritative_path(self.trial_file)
         text = retry_io(read_text_or_none, path) if retry else read_text_or_none(path)
@@ -86,7 +86,7 @@ class TrialDir(RunDir):
 
     @retrying
     def write_record(self, record: TrialRecord) -> None:
-        """Write the record of the trial, which has ended."""
+        """Write the record of a trial that has ended."""
         write_atomically(self.trial_file, json.dumps(dataclasses.asdict(record), indent=1))
 
     @retrying

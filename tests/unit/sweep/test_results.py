@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from imf_ray.sweep.results import failures, rank, results_table, write_results
+from imf_ray.sweep.results import failure_lines, rank, results_table, write_results
 from imf_ray.sweep.search_space import SearchSpace
 from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.sweep.trial_record import FAILED, FINISHED, STOPPED, TrialRecord
@@ -89,4 +89,4 @@ def test_results_are_written_and_read_back(tmp_path: Path) -> None:
 
 def test_failed_trials_and_failed_validations_are_listed() -> None:
     invalid = record("late", {"step": 1, "validation_error": "no such task"})
-    assert failures([*RECORDS, invalid]) == ["00001-x: it diverged", "late: no such task"]
+    assert failure_lines([*RECORDS, invalid]) == ["00001-x: it diverged", "late: no such task"]
