@@ -64,7 +64,7 @@ def open_sweep(config: Config, overrides: Sequence[str]) -> Sweep:
     """Start a new sweep, or open the one to resume, and check every trial.
 
     Args:
-        config: configuration of the first trial, as the command line gives it.
+        config: configuration of the first trial of a new sweep, from the command line.
         overrides: the command line's `key=value` options. When a sweep is resumed, they override
             its saved options.
 
@@ -102,7 +102,7 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Sweep
                 f"The sweep {sweep_dir} was started with another search space, {saved.space.name}. "
                 "Choose another run_name, or resume the sweep with resume=auto."
             )
-        space = saved.space  # its names of options are part of the names of trials
+        space = saved.space  # the names of trials contain its names of options
     configs, params, summary = {}, {}, ""
     for number, combination in enumerate(space.combinations()):
         name = trial_name(number, combination)

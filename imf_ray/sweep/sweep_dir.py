@@ -30,7 +30,7 @@ class SavedSpace:
 
     space: SearchSpace
     overrides: list[str]
-    """Command-line options of all launches; later ones override earlier ones."""
+    """Command-line options with which the sweep was last started or resumed."""
     started_at: float
     """Time of the first launch in seconds since 1970."""
 

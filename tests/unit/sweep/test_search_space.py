@@ -50,8 +50,14 @@ def test_the_quickstart_keeps_three_cameras_and_a_residual_trunk() -> None:
         ("{grid: {train.lr: [1]}, num_samples: 2}", "only repeats equal trials"),
         ("{sample: {train.lr: {choice: [1]}}, num_samples: 0}", "must be at least 1"),
         ("{grid: {train.lr: [1]}, scheduler: {pbt: {}}}", "one of asha, median_stopping"),
-        ("{grid: {train.lr: [1]}, scheduler: {asha: {metric: loss}}}", "scheduler asha has the options"),
-        ("{grid: {train.lr: [1]}, scheduler: {asha: {brackets: 2}}}", "scheduler asha has the options"),
+        (
+            "{grid: {train.lr: [1]}, scheduler: {asha: {metric: loss}}}",
+            "scheduler asha has the options",
+        ),
+        (
+            "{grid: {train.lr: [1]}, scheduler: {asha: {brackets: 2}}}",
+            "scheduler asha has the options",
+        ),
     ],
 )
 def test_invalid_search_spaces_are_refused(tmp_path: Path, content: str, message: str) -> None:
