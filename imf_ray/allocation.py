@@ -1,12 +1,12 @@
-"""Divides the CPUs and GPUs of a cluster among the parts of a run; plain arithmetic, without Ray.
+"""Divides the CPUs and GPUs of a cluster among the parts of a run, without calling Ray.
 
-A run has a driver, training workers, data readers and rollout actors. Ray counts logical CPUs: on a
-small machine each part gets a fraction of one. Amounts that the configuration leaves null are
-computed from the cluster, so that no part waits forever for CPUs.
+A run has a driver, training workers, data readers and rollout actors. Ray counts logical CPUs, and
+on a small machine each part gets a fraction of one. Amounts that the configuration leaves null are
+computed from the cluster's size, so that no part waits forever for CPUs.
 
-Readers reserve nothing. Ray Data runs them on the whole CPUs that Train and Tune leave. A small
-machine has no whole CPU left, and reading would starve. So a fraction is kept free for readers, and
-`train.num_workers` bounds their number.
+Data readers reserve no CPUs. Ray Data runs them on the whole CPUs that Train and Tune leave. On a
+small machine no whole CPU would be left, and reading would never start. So a fraction is kept free
+for readers, and `train.num_workers` limits the number of readers.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from imf_ray.errors import UserError
 from imf_ray.schema import Config
 
 DRIVER_CPUS = 0.05
-"""CPUs of the process that drives a run."""
+"""Logical CPUs of a run's driver process."""
 WORKER_CPU_FRACTION, ROLLOUT_CPU_FRACTION, RESERVED_CPU_FRACTION = 0.6, 0.25, 0.15
-"""Fractions of a run's CPUs for workers, rollout actors and readers, where not configured."""
+"""Fractions of a run's CPUs for workers, rollout actors and readers, if not configured."""
 MAX_CPUS_PER_WORKER, MAX_CPUS_PER_ROLLOUT_ACTOR = 8.0, 1.0
-"""Upper bounds of the computed CPUs of one worker and of one rollout actor."""
+"""Maximum number of CPUs of one worker and of one rollout actor, if not configured."""
 RESOURCE_EPS = 1e-3
-"""Ray counts resources to four digits; computed amounts are rounded down to multiples of this."""
+"""Computed amounts are rounded down to multiples of this, as Ray stores four decimal digits."""
 
 
 @dataclass(frozen=True)
 class RolloutResources:
-    """Number of rollout actors, and the resources of each."""
+    """Number of rollout actors, and the CPUs and GPUs of each."""
 
     num_actors: int
     num_cpus: float
+    """CPUs of one actor."""
     num_gpus: float = 0.0
+    """GPUs of one actor."""
     node_pool_label: str | None = None
     """The node label that names a node's pool; None without pools."""
 
@@ -58,7 +60,7 @@ class RolloutResources:
 
 @dataclass(frozen=True)
 class RunResources:
-    """Resources of one run: a training or one trial of a sweep."""
+    """Resources of one run: a training run or one trial of a sweep."""
 
     min_workers: int
     max_workers: int
@@ -102,10 +104,10 @@ class RunResources:
 
 
 def allocate_run(config: Config, size: ClusterSize, concurrent_trials: int = 1) -> RunResources:
-    """Divide 1 / `concurrent_trials` of the cluster among the parts of one run.
+    """Compute the resources of one run from its share of the cluster, 1 / `concurrent_trials`.
 
     Raises:
-        UserError: the run does not fit; the message holds the arithmetic.
+        UserError: the run does not fit. The message shows requested and available resources.
     """
     cluster = config.cluster
     gpus_per_worker = cluster.gpus_per_worker if config.train.device == "cuda" else 0.0
@@ -114,15 +116,14 @@ def allocate_run(config: Config, size: ClusterSize, concurrent_trials: int = 1) 
     if config.evaluate.device != "cpu":
         raise UserError(
             f"evaluate.device={config.evaluate.device}: validation during training runs on CPUs. "
-            "Set evaluate.device=cpu, and evaluate checkpoints on GPUs with "
-            "`python -m imf_ray.evaluate`."
+            "Set evaluate.device=cpu. To evaluate checkpoints on GPUs, use `imf-ray evaluate`."
         )
     _check_gpus(min_workers, cluster.num_workers, gpus_per_worker, concurrent_trials, train_pool)
     cpus_per_worker, cpus_per_rollout_actor = _divide_cpus(config, size, concurrent_trials)
     if cluster.cpus_per_worker is None:
-        workers = _current_workers(config, size, concurrent_trials)
-        limit = _cpus_per_worker_on_one_node(
-            train_pool, workers * concurrent_trials, needs_gpu=gpus_per_worker > 0
+        num_workers = _current_num_workers(config, size, concurrent_trials)
+        limit = _max_cpus_per_worker(
+            train_pool, num_workers * concurrent_trials, needs_gpu=gpus_per_worker > 0
         )
         cpus_per_worker = min(cpus_per_worker, limit)
     run = RunResources(
@@ -140,8 +141,11 @@ def allocate_run(config: Config, size: ClusterSize, concurrent_trials: int = 1) 
     return run
 
 
-def _current_workers(config: Config, size: ClusterSize, concurrent_trials: int) -> int:
-    """The workers of one run that the cluster has GPUs for now; an elastic run may get more."""
+def _current_num_workers(config: Config, size: ClusterSize, concurrent_trials: int) -> int:
+    """Return the number of workers of one run that the cluster currently has GPUs for.
+
+    An elastic run may get more workers later.
+    """
     cluster = config.cluster
     if config.train.device != "cuda":
         return cluster.num_workers
@@ -151,9 +155,12 @@ def _current_workers(config: Config, size: ClusterSize, concurrent_trials: int) 
 
 
 def _divide_cpus(config: Config, size: ClusterSize, concurrent_trials: int) -> tuple[float, float]:
-    """CPUs per worker and per rollout actor: the configured ones, or a fraction of the cluster."""
+    """Return the CPUs per worker and per rollout actor.
+
+    Each is the configured number or, if null, computed from the cluster's size.
+    """
     cluster = config.cluster
-    counts = (_current_workers(config, size, concurrent_trials), cluster.num_rollout_actors)
+    counts = (_current_num_workers(config, size, concurrent_trials), cluster.num_rollout_actors)
     configured = (cluster.cpus_per_worker, cluster.cpus_per_rollout_actor)
     fractions = (WORKER_CPU_FRACTION, ROLLOUT_CPU_FRACTION)
     if size.pools:
@@ -164,34 +171,39 @@ def _divide_cpus(config: Config, size: ClusterSize, concurrent_trials: int) -> t
         ]
     else:
         available = size.cpus / concurrent_trials - DRIVER_CPUS
-        open_fractions = RESERVED_CPU_FRACTION
+        unconfigured_fraction = RESERVED_CPU_FRACTION
         for count, cpus, fraction in zip(counts, configured, fractions, strict=True):
             if cpus is None:
-                open_fractions += fraction
+                unconfigured_fraction += fraction
             else:
                 available -= count * cpus
         computed = [
-            _round_down(max(available, 0.0) * fraction / open_fractions / count)
+            _round_down(max(available, 0.0) * fraction / unconfigured_fraction / count)
             for count, fraction in zip(counts, fractions, strict=True)
         ]
-    worker, rollout_actor = (
+    cpus_per_worker, cpus_per_rollout_actor = (
         cpus if cpus is not None else min(share, limit)
         for cpus, share, limit in zip(
             configured, computed, (MAX_CPUS_PER_WORKER, MAX_CPUS_PER_ROLLOUT_ACTOR), strict=True
         )
     )
-    return worker, rollout_actor
+    return cpus_per_worker, cpus_per_rollout_actor
 
 
-def _cpus_per_worker_on_one_node(pool: ClusterSize, num_workers: int, needs_gpu: bool) -> float:
-    """The most CPUs that each of the workers finds on a single node."""
-    hosts = [cpus for cpus, gpus in pool.nodes if gpus > 0 or not needs_gpu]
-    share = max(hosts) / math.ceil(num_workers / len(hosts))
+def _max_cpus_per_worker(pool: ClusterSize, num_workers: int, needs_gpu: bool) -> float:
+    """Return the maximum number of CPUs of a worker, if workers are spread evenly over the nodes.
+
+    The CPUs of one worker must be on one node.
+    """
+    node_cpus = [cpus for cpus, gpus in pool.nodes if gpus > 0 or not needs_gpu]
+    share = max(node_cpus) / math.ceil(num_workers / len(node_cpus))
     return _round_down(share * WORKER_CPU_FRACTION)
 
 
 def allocate_rollout_actors(config: Config, size: ClusterSize) -> RolloutResources:
-    """Rollout actors where nothing else runs: as many as fit on the CPUs, and on the GPUs if used.
+    """Compute the rollout actors of a command that runs no training, such as evaluate.
+
+    There are as many actors as fit on the CPUs and, with evaluate.device=cuda, on the GPUs.
 
     Raises:
         UserError: evaluate.device=cuda, and the cluster has no GPU for an actor.
@@ -205,7 +217,7 @@ def allocate_rollout_actors(config: Config, size: ClusterSize) -> RolloutResourc
         num_actors = min(num_actors, gpu_worker_slots(size, num_gpus))
     if num_actors == 0:
         raise UserError(
-            f"evaluate.device=cuda asks for {num_gpus:g} GPUs per rollout actor, and the cluster "
+            f"evaluate.device=cuda needs {num_gpus:g} GPUs per rollout actor, but the cluster "
             f"has {size.gpus:g} ({size}). Set evaluate.device=cpu or lower "
             "cluster.gpus_per_rollout_actor."
         )
@@ -213,9 +225,9 @@ def allocate_rollout_actors(config: Config, size: ClusterSize) -> RolloutResourc
 
 
 def max_concurrent_trials(config: Config, size: ClusterSize, num_trials: int) -> int:
-    """The number of trials that run at a time: the configured one, or as many as fit.
+    """Return the number of trials that run at a time: the configured number, or as many as fit.
 
-    Returns at least 1; `allocate_run` checks that one trial fits.
+    The result is at least 1, even if no trial fits. `allocate_run` checks that one trial fits.
 
     Raises:
         UserError: tune.max_concurrent_trials is less than 1.
@@ -238,6 +250,7 @@ def max_concurrent_trials(config: Config, size: ClusterSize, num_trials: int) ->
 
 
 def _fits(config: Config, size: ClusterSize, concurrent_trials: int) -> bool:
+    """True if the cluster has the resources for this number of concurrent trials."""
     try:
         run = allocate_run(config, size, concurrent_trials)
     except UserError:
@@ -247,18 +260,18 @@ def _fits(config: Config, size: ClusterSize, concurrent_trials: int) -> bool:
     # The rollout actors of all trials start on the current nodes. If no pending node joins, the
     # workers of one trial must still fit next to them.
     current_cpus = sum(cpus for cpus, _ in size.nodes[: -size.pending])
-    needed = concurrent_trials * run.cpus_excluding_workers + run.min_workers * run.cpus_per_worker
-    return needed <= current_cpus + RESOURCE_EPS
+    cpus = concurrent_trials * run.cpus_excluding_workers + run.min_workers * run.cpus_per_worker
+    return cpus <= current_cpus + RESOURCE_EPS
 
 
 def gpu_worker_slots(size: ClusterSize, gpus_per_worker: float) -> int:
-    """Number of workers that fit on the GPUs.
+    """Return the number of workers that fit on the GPUs.
 
-    Whole GPUs of a worker are on one node; a fraction is on one GPU.
+    All GPUs of a worker must be on one node. A fraction of a GPU must be on one GPU.
     """
     if gpus_per_worker < 1.0:
-        per_gpu = math.floor(1.0 / gpus_per_worker + RESOURCE_EPS)
-        return sum(math.floor(gpus) * per_gpu for _, gpus in size.nodes)
+        workers_per_gpu = math.floor(1.0 / gpus_per_worker + RESOURCE_EPS)
+        return sum(math.floor(gpus) * workers_per_gpu for _, gpus in size.nodes)
     return sum(math.floor(gpus / gpus_per_worker + RESOURCE_EPS) for _, gpus in size.nodes)
 
 
@@ -269,20 +282,21 @@ def _check_gpus(
     concurrent_trials: int,
     pool: ClusterSize,
 ) -> None:
+    """Raise a `UserError` if the GPUs are not enough for the minimum number of workers."""
     if not gpus_per_worker:
         return
     if gpus_per_worker < 1.0 and max_workers > 1:
         raise UserError(
             f"cluster.gpus_per_worker={gpus_per_worker:g} with cluster.num_workers={max_workers}: "
-            "trials can share a GPU, the workers of one run cannot (NCCL refuses two ranks on a "
-            "device). Set cluster.num_workers=1 or cluster.gpus_per_worker=1."
+            "trials can share a GPU, the workers of one run cannot, because NCCL refuses two ranks "
+            "on one device. Set cluster.num_workers=1 or cluster.gpus_per_worker=1."
         )
     num_fitting = gpu_worker_slots(pool, gpus_per_worker)
     if num_fitting < min_workers * concurrent_trials:
         raise UserError(
-            f"This asks for {min_workers} worker(s) x {gpus_per_worker:g} GPU"
+            f"The configuration needs {min_workers} worker(s) x {gpus_per_worker:g} GPU"
             f"{_times_trials(concurrent_trials)} = "
-            f"{min_workers * gpus_per_worker * concurrent_trials:g} GPUs, and the cluster has "
+            f"{min_workers * gpus_per_worker * concurrent_trials:g} GPUs, but the cluster has "
             f"{pool.gpus:g}, enough for {num_fitting} such worker(s) ({pool}). Lower "
             f"{_concurrency_hint(concurrent_trials)}cluster.num_workers or "
             "cluster.gpus_per_worker, or set train.device=cpu."
@@ -290,23 +304,24 @@ def _check_gpus(
 
 
 def _check_cpus(run: RunResources, size: ClusterSize, concurrent_trials: int) -> None:
+    """Raise a `UserError` if the run's parts do not fit on the CPUs of the cluster or of a node."""
     if run.cpus * concurrent_trials > size.cpus + RESOURCE_EPS:
         raise UserError(
-            f"This asks for {run}{_times_trials(concurrent_trials)} = "
-            f"{run.cpus * concurrent_trials:g} CPUs, and the cluster has {size.cpus:g} ({size}). "
+            f"The configuration needs {run}{_times_trials(concurrent_trials)} = "
+            f"{run.cpus * concurrent_trials:g} CPUs, but the cluster has {size.cpus:g} ({size}). "
             f"Lower {_concurrency_hint(concurrent_trials)}cluster.cpus_per_worker, "
             "cluster.num_workers or cluster.cpus_per_rollout_actor, or leave them null."
         )
     if min(run.cpus_per_worker, run.rollout.num_cpus) <= 0.0:
         raise UserError(
-            f"Nothing is left for some part of the run: {run}, of {size}. Lower what is set in "
-            "cluster.*, or leave it null."
+            f"No CPU is left for some part of the run: {run}, of {size}. Lower the numbers of "
+            "CPUs in cluster.*, or leave them null."
         )
     parts = (
-        (TRAIN_POOL, "worker(s)", "num_workers", run.max_workers, run.cpus_per_worker),
+        (TRAIN_POOL, "worker", "num_workers", run.max_workers, run.cpus_per_worker),
         (
             SIM_POOL,
-            "rollout actor(s)",
+            "rollout actor",
             "num_rollout_actors",
             run.rollout.num_actors,
             run.rollout.num_cpus,
@@ -317,17 +332,19 @@ def _check_cpus(run: RunResources, size: ClusterSize, concurrent_trials: int) ->
         num_fitting = sum(math.floor(cpus / cpus_each + RESOURCE_EPS) for cpus, _ in pool.nodes)
         if num_fitting < count * concurrent_trials:
             raise UserError(
-                f"Only {num_fitting} of {count * concurrent_trials} {part} with {cpus_each:g} CPUs "
-                f"fit on a node ({pool}). Lower {_concurrency_hint(concurrent_trials)}"
-                f"cluster.{key}, or the CPUs of each in cluster.*."
+                f"Only {num_fitting} of {count * concurrent_trials} {part}s with {cpus_each:g} "
+                f"CPUs each fit on the nodes ({pool}). Lower {_concurrency_hint(concurrent_trials)}"
+                f"cluster.{key}, or the CPUs of each {part} in cluster.*."
             )
 
 
 def _times_trials(concurrent_trials: int) -> str:
+    """Return the factor of concurrent trials in the arithmetic of an error message."""
     return f" x {concurrent_trials} trials at a time" if concurrent_trials > 1 else ""
 
 
 def _concurrency_hint(concurrent_trials: int) -> str:
+    """Return the option of concurrent trials for the hint of an error message."""
     return "tune.max_concurrent_trials, " if concurrent_trials > 1 else ""
 
 

@@ -1,6 +1,6 @@
-"""Paths of the files that are shipped with the package: search spaces and the released policy.
+"""Paths of the files that are shipped with the package: search spaces and released policies.
 
-In a checkout they are at the top of the repository; a wheel carries them in `imf_ray/_bundled`.
+In a checkout they are at the top of the repository. In a wheel they are in `imf_ray/_bundled`.
 """
 
 from __future__ import annotations
@@ -11,26 +11,28 @@ PACKAGE_DIR = Path(__file__).parent
 
 
 def search_space_path(name: str) -> Path:
-    """Path of the search space `NAME.yaml`; it may not exist."""
+    """Return the path of a search space by its name. The file may not exist."""
     return _bundled_dir() / "search_spaces" / f"{name}.yaml"
 
 
 def search_space_names() -> list[str]:
-    """Sorted names of the shipped search spaces."""
+    """Return the sorted names of the shipped search spaces."""
     return sorted(path.stem for path in (_bundled_dir() / "search_spaces").glob("*.yaml"))
 
 
 def policy_path(path: str | Path) -> Path:
-    """Return `path`, or the released policy of that name if `path` does not exist.
+    """Return `path`, or the folder of the released policy if `path` does not exist.
 
-    Released policies are named as in the repository: `policies/NAME`.
+    The name of a released policy is its path in the repository, `policies/NAME`.
     """
     path = Path(path)
-    released = _bundled_dir() / path
+    released_policy = _bundled_dir() / path
     is_name = len(path.parts) == 2 and path.parts[0] == "policies"
-    return released if is_name and not path.exists() and released.is_dir() else path
+    is_released = is_name and released_policy.is_dir()
+    return released_policy if is_released and not path.exists() else path
 
 
 def _bundled_dir() -> Path:
-    installed = PACKAGE_DIR / "_bundled"
-    return installed if installed.is_dir() else PACKAGE_DIR.parent
+    """Return the folder of the shipped files."""
+    wheel_dir = PACKAGE_DIR / "_bundled"
+    return wheel_dir if wheel_dir.is_dir() else PACKAGE_DIR.parent

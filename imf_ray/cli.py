@@ -1,4 +1,4 @@
-"""Running a command: the command line, exit codes and errors."""
+"""Runs a command: parses the command line, prints errors and returns the exit code."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ EXIT_INTERRUPTED = 130
 def run_command(command: Command, argv: Sequence[str], program: str | None = None) -> int:
     """Parse the command line, run the command and return the exit code.
 
-    Bad input ends in one message and code 2; a traceback is shown only with `debug=true`. Ctrl-C
-    ends with code 130.
+    A `UserError` is printed as one message, and the exit code is 2. With `debug=true` it is raised,
+    so that the traceback is shown. After Ctrl-C the exit code is 130.
 
     Args:
-        program: the words that call the command, for its help.
+        program: the words that call the command, such as `imf-ray train`, for its help; None uses
+            `python -m imf_ray.NAME`.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("imf_ray").setLevel(logging.INFO)
@@ -56,11 +57,11 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
         print(f"Error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
-        hint = "To resume, repeat the command with the run_name of its run."
+        hint = "To resume, repeat the command with the same run_name."
         print(f"Interrupted. {interrupt.args[0] if interrupt.args else hint}", file=sys.stderr)
         if isinstance(interrupt, ForcedExit):
-            # A thread that calls Ray after its shutdown would make the process exit with code 1. A
-            # cluster started here dies with this process; another one sees the connection close.
+            # Exit without shutting Ray down: a thread that calls Ray after its shutdown would make
+            # the process exit with code 1. A cluster that this process started ends with it.
             sys.stderr.flush()
             os._exit(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
@@ -68,22 +69,29 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
 
 
 def print_text(text: str, end: str = "\n") -> None:
-    """Print a long text, whose reader may close the pipe early, as `head` and `less` do."""
+    """Print a text, also into a pipe that is closed early, as `head` and `less` do."""
     try:
         print(text, end=end, flush=True)
     except BrokenPipeError:
-        # Otherwise Python fails again when it flushes stdout at exit.
+        # Without this, Python would fail again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def resume_command(module: str, overrides: Sequence[str], **options: str) -> str:
-    """The command line that resumes a run: `overrides`, with these options in place of theirs."""
-    kept = [item for item in overrides if item.partition("=")[0] not in options]
-    given = [f"{key}={value}" for key, value in options.items()]
-    return shlex.join(["python", "-m", module, *kept, *given])
+    """Return the command line that resumes a run, quoted for a shell.
+
+    Args:
+        module: the entry point, such as `imf_ray.train`.
+        overrides: the options of the original command.
+        options: options that replace those of the same name in `overrides`.
+    """
+    others = [item for item in overrides if item.partition("=")[0] not in options]
+    replacements = [f"{key}={value}" for key, value in options.items()]
+    return shlex.join(["python", "-m", module, *others, *replacements])
 
 
 def _parser(usage: str) -> argparse.ArgumentParser:
+    """Make the parser of the flags; all other arguments are collected in `arguments`."""
     parser = argparse.ArgumentParser(usage=usage, add_help=False)
     parser.add_argument("arguments", nargs="*")
     parser.add_argument("--print-config", action="store_true")

@@ -1,4 +1,4 @@
-"""The Ray cluster: connecting to one or starting one, its size and its node pools."""
+"""Connects to a Ray cluster or starts one, and determines its size and its node pools."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from imf_ray.schema import ClusterConfig, Config
 from imf_ray.terminal import console
 
 TRAIN_POOL, SIM_POOL, DATA_POOL = POOLS = ("train", "sim", "data")
-"""Values of the node label `cluster.node_pool_label`: the kind of work that a node does."""
+"""Values of the node label `cluster.node_pool_label`. They name the kind of work that a node does:
+training workers, rollout actors (simulation) or read tasks."""
 HEAD_NODE_RESOURCE = "node:__internal_head__"
-"""The resource that Ray gives to the head node alone."""
+"""Name of the resource that only the head node of a Ray cluster has."""
 
 
 @dataclass(frozen=True)
 class ClusterSize:
-    """The nodes of a cluster as (CPUs, GPUs), those that an autoscaler may still add included."""
+    """The nodes of a cluster, including pending ones, which an autoscaler may still add."""
 
     nodes: tuple[tuple[float, float], ...]
+    """Logical CPUs and GPUs of each node."""
     pools: Mapping[str, ClusterSize] = field(default_factory=dict)
     """The nodes of each pool; empty if every node does every kind of work."""
     pending: int = 0
-    """Number of nodes that have not joined yet; they are the last of `nodes`."""
+    """Number of nodes that have not joined yet. They are the last entries of `nodes`."""
 
     def pool(self, name: str) -> ClusterSize:
-        """The nodes of one pool, or all nodes if there are no pools."""
+        """Return the nodes of one pool, or all nodes if there are no pools."""
         return self.pools.get(name, self)
 
     @property
@@ -50,10 +52,10 @@ class ClusterSize:
 
 
 def init_ray(config: Config) -> ClusterSize:
-    """Connect to the configured cluster or start a local one; return its size.
+    """Connect to the configured cluster or start a local one, and return its size.
 
-    Without `cluster.address`, RAY_ADDRESS (set in a submitted job) names the cluster. The size
-    includes the nodes that join until the cluster has `cluster.autoscale_max_nodes`.
+    If `cluster.address` is null, the address is RAY_ADDRESS, which Ray sets in a submitted job. The
+    size includes pending nodes up to `cluster.autoscale_max_nodes`.
 
     Raises:
         UserError: the cluster cannot be reached or lacks a pool, or `cluster.autoscale_max_nodes`
@@ -62,8 +64,9 @@ def init_ray(config: Config) -> ClusterSize:
     cluster, address = config.cluster, cluster_address(config)
     if cluster.autoscale_max_nodes is not None and not address:
         raise UserError(
-            f"cluster.autoscale_max_nodes={cluster.autoscale_max_nodes} is for a cluster that adds "
-            "nodes for waiting work. A local cluster does not: set cluster.address."
+            f"cluster.autoscale_max_nodes={cluster.autoscale_max_nodes} is for an autoscaling "
+            "cluster. A local cluster cannot add nodes. Set cluster.address, or set "
+            "cluster.autoscale_max_nodes=null."
         )
     environment = prepare_environment(own_cluster=address is None)
     import ray  # not at the top: Ray reads its environment variables on import
@@ -82,8 +85,8 @@ def init_ray(config: Config) -> ClusterSize:
         except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
             raise UserError(
                 f"No Ray cluster answers at {address} ({error}). Start one with `ray start --head`,"
-                " or set cluster.address=null to start one here; where it asks for a token, set "
-                "RAY_AUTH_MODE=token."
+                " or set cluster.address=null to start one on this machine. If the cluster requires"
+                " a token, set RAY_AUTH_MODE=token."
             ) from error
     else:
         ray.init(
@@ -92,9 +95,9 @@ def init_ray(config: Config) -> ClusterSize:
             num_gpus=cluster.num_gpus,
             include_dashboard=cluster.include_dashboard,
             dashboard_host="127.0.0.1",
-            # No `runtime_env`: Ray's processes inherit the environment. A runtime environment takes
-            # time to create, and the workers that Ray prestarts do not have it.
-            log_to_driver=config.debug,  # workers' output is in their logs and on the dashboard
+            # No `runtime_env`, because Ray's processes inherit the environment. Creating a runtime
+            # environment takes time, and the workers that Ray prestarts do not have it.
+            log_to_driver=config.debug,  # if False, workers' output is only in their log files
             logging_level=logging.WARNING,
         )
     size = cluster_size([node for node in ray.nodes() if node["Alive"]], cluster)
@@ -104,15 +107,19 @@ def init_ray(config: Config) -> ClusterSize:
 
 
 def cluster_address(config: Config) -> str | None:
-    """The address of the cluster to connect to, or None to start one."""
+    """Return the address of the cluster to connect to, or None to start a local one."""
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
 
 
 def cluster_size(nodes: Sequence[Mapping[str, Any]], cluster: ClusterConfig) -> ClusterSize:
-    """The size of a cluster from `ray.nodes()`, pending nodes of an autoscaling one included.
+    """Compute the size of a cluster, including pending nodes.
+
+    Args:
+        nodes: the alive nodes of `ray.nodes()`.
 
     Raises:
-        UserError: a pool has no node, or no current node shows the size of pending ones.
+        UserError: a pool has no node, or there is no current node from which to take the size of
+            pending nodes.
     """
     if cluster.node_pool_label is None:
         return _with_pending_nodes(nodes, cluster.autoscale_max_nodes)
@@ -123,9 +130,9 @@ def cluster_size(nodes: Sequence[Mapping[str, Any]], cluster: ClusterConfig) -> 
     empty = [f"{cluster.node_pool_label}={pool}" for pool in POOLS if not members[pool]]
     if empty:
         raise UserError(
-            f"No node of the cluster has the label {' or '.join(empty)}: start some with "
-            f"`ray start --labels={empty[0]}`, or set cluster.node_pool_label=null to run "
-            "everything anywhere."
+            f"No node of the cluster has the label {' or '.join(empty)}. Start such nodes with "
+            f"`ray start --labels={empty[0]}`, or set cluster.node_pool_label=null to use all "
+            "nodes for all kinds of work."
         )
     pools = {
         pool: _with_pending_nodes(members[pool], cluster.autoscale_max_nodes) for pool in POOLS
@@ -139,16 +146,17 @@ def cluster_size(nodes: Sequence[Mapping[str, Any]], cluster: ClusterConfig) -> 
 
 
 def label_selector(node_pool_label: str | None, pool: str) -> dict[str, Any]:
-    """The Ray option that keeps work in a pool; empty without pools."""
+    """Return the Ray option that schedules work on a pool's nodes; {} if there are no pools."""
     return {} if node_pool_label is None else {"label_selector": {node_pool_label: pool}}
 
 
 def _with_pending_nodes(
     nodes: Sequence[Mapping[str, Any]], autoscale_max_nodes: int | None
 ) -> ClusterSize:
-    """The current nodes plus pending ones up to `autoscale_max_nodes`.
+    """Return the current nodes and pending ones, up to `autoscale_max_nodes` in total.
 
-    The head node does not count. Each pending node is as small as the smallest current one.
+    The head node is not counted. A pending node is assumed to have the smallest number of CPUs and
+    the smallest number of GPUs among the current nodes.
     """
     current = tuple(_node_resources(node) for node in nodes)
     workers = [
@@ -159,8 +167,8 @@ def _with_pending_nodes(
     if not workers:
         raise UserError(
             f"cluster.autoscale_max_nodes={autoscale_max_nodes}: the cluster has only its head "
-            "node, so the size of further nodes is unknown. Keep at least one other node running, "
-            "in each pool if there are pools."
+            "node, so the size of further nodes is unknown. Keep at least one other node running. "
+            "If there are pools, keep one running in each pool."
         )
     cpus, gpus = (min(values) for values in zip(*workers, strict=True))
     pending = autoscale_max_nodes - len(workers)
@@ -168,10 +176,12 @@ def _with_pending_nodes(
 
 
 def _node_resources(node: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the logical CPUs and GPUs of a node."""
     return node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
 
 
 def _dashboard_url() -> str:
+    """Return the URL of the dashboard, or 'off'."""
     from imf_ray.ray_internals import dashboard_url
 
     url = dashboard_url()

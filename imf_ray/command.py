@@ -1,4 +1,4 @@
-"""Commands: what a command runs, and its help text."""
+"""The description of a command, and its help text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from imf_ray.config import CONFIG, GROUPS, RECIPE, default_overrides, group_choi
 from imf_ray.schema import Config, Option, all_options, command_options, section_help
 
 MIN_WIDTH, MAX_WIDTH = 60, 100
-"""Columns of the help text; in between it follows the terminal."""
+"""Minimum and maximum width of the help text in characters; it is the terminal's in between."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Command:
 
     name: str
     run: Callable[..., None]
-    """Called as `run(config, overrides)`, and with `positional` as `run(config, overrides,
-    arguments)`. Its docstring describes the command in the help."""
+    """Called as `run(config, overrides)` or, if `positional` is set, `run(config, overrides,
+    arguments)`. Its docstring is the description in the help."""
     examples: Sequence[str]
     """Arguments of typical calls, for the help."""
     positional: str | None = None
-    """Name of the arguments that are not options; None if there are none."""
+    """Form of the arguments that are not options, for the help; None if there are none."""
     resolve: Callable[[Sequence[str]], Config] = load_config
-    """Makes the configuration from the overrides."""
+    """Called with the overrides; returns the configuration."""
 
     @property
     def summary(self) -> str:
@@ -41,13 +41,13 @@ class Command:
         return inspect.cleandoc(self.run.__doc__ or "").partition("\n\nRaises:")[0]
 
     def usage(self, program: str) -> str:
-        """The form of a call."""
+        """Return the usage line of the command."""
         arguments = [self.positional] if self.positional else []
         return " ".join([program, *arguments, "[key=value ...]"])
 
 
 def help_text(command: Command, program: str, every_option: bool = False) -> str:
-    """The help of a command.
+    """Return the help text of a command.
 
     Args:
         program: the words that call the command, such as `imf-ray train`.
@@ -61,7 +61,7 @@ def help_text(command: Command, program: str, every_option: bool = False) -> str
         "Examples:\n" + "\n".join(f"  {program} {example}" for example in command.examples),
         _groups_text(command.name, options, width),
         *_option_texts(command.name, options, width),
-        "Flags:\n  --print-config  show the resolved configuration and stop\n"
+        "Flags:\n  --print-config  print the resolved configuration and exit\n"
         "  --help, -h      show this text\n"
         "  --help-all      show the options of all commands",
     ]
@@ -69,7 +69,10 @@ def help_text(command: Command, program: str, every_option: bool = False) -> str
 
 
 def _groups_text(command: str, options: Mapping[str, Option], width: int) -> str:
-    """The YAML groups, recipes and configuration files that the command accepts."""
+    """Return the section about YAML groups, recipes and configuration files.
+
+    The text is empty if the command accepts none of them.
+    """
     rows = [
         (f"{group}=NAME", f"{', '.join(group_choices(group))}. Default: {default}.")
         for group, default in GROUPS.items()
@@ -84,7 +87,7 @@ def _groups_text(command: str, options: Mapping[str, Option], width: int) -> str
     if not rows:
         return ""
     lines = [
-        "Groups of options (NAME may be the path of a YAML file; single options win over them):"
+        "Groups of options (NAME may be the path of a YAML file; single options override them):"
     ]
     for name, choices in rows:
         indent = f"  {name:<13}"
@@ -95,7 +98,10 @@ def _groups_text(command: str, options: Mapping[str, Option], width: int) -> str
 
 
 def _option_texts(command: str, options: Mapping[str, Option], width: int) -> list[str]:
-    """The options by section: those of no section, those of the command's own, then the others."""
+    """Return one text per section of options.
+
+    The options without a section come first, then the command's own section, then the others.
+    """
     defaults = default_overrides()
     sections: dict[str, list[str]] = {"": [], command: []}
     for key, rules in options.items():
@@ -110,15 +116,15 @@ def _option_texts(command: str, options: Mapping[str, Option], width: int) -> li
 
 
 def _explanation(rules: Option) -> str:
-    """The help of an option, and its choices if the help does not name them all."""
-    names = rules.choice_names()
-    if all(name in rules.help for name in names):
+    """Return the help of an option, with its choices if the help does not contain all of them."""
+    choices = rules.choice_names()
+    if all(choice in rules.help for choice in choices):
         return rules.help
-    return f"{rules.help} One of {', '.join(names)}."
+    return f"{rules.help} One of {', '.join(choices)}."
 
 
 def _fill(paragraph: str, width: int, first_indent: str = "", indent: str = "") -> str:
-    """A paragraph in lines of the given width, broken at spaces only."""
+    """Wrap a paragraph at spaces into lines of at most the given width."""
     return textwrap.fill(
         " ".join(paragraph.split()),
         width,

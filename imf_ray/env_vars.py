@@ -1,7 +1,7 @@
-"""Every environment variable that the package sets, and why.
+"""All environment variables that the package sets, with the reasons.
 
-The driver sets them before it imports Ray, and passes `WORKER_ENV` to every Ray process of the job.
-A value that the caller's environment already has wins.
+The driver process sets them before it imports Ray, and passes `WORKER_ENV` to every Ray process of
+the job. A variable that the user's environment already sets keeps its value.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import os
 
 WORKER_ENV = {
-    # MuJoCo renders without a display; without a GPU it uses Mesa's software rasterizer.
+    # MuJoCo renders without a display. Without a GPU, EGL uses Mesa's software rasterizer.
     "MUJOCO_GL": "egl",
     # By default, each rollout actor's software rasterizer would use all cores of the machine.
     "LP_NUM_THREADS": "1",
-    # Tune does not print its own table; a sweep shows its own progress.
+    # Turn off Tune's own progress table, because a sweep shows its own progress.
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Ray's dashboard shows runs on its Train page only with this.
+    # Ray's dashboard shows runs on its Train page only if this is set.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-    # A report returns at the controller's next poll, which is every 2 s by default.
+    # `ray.train.report` returns at the controller's next poll, which is every 2 s by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # A worker's output goes to its log once, not twice.
+    # Otherwise a worker's output is written to its log twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Keep compiled code for later runs. The default, in /tmp, is deleted at a restart.
+    # Keep compiled code for later runs. The default is in /tmp, which a reboot clears.
     "TORCHINDUCTOR_CACHE_DIR": os.path.expanduser("~/.cache/imf_ray/inductor"),
     # By default, glibc returns freed images and batches (megabytes each) to the system at once.
     # Page faults of the next ones took up to half of the data path's time (docs/results/data.md).
@@ -29,38 +29,38 @@ WORKER_ENV = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
 }
-"""Variables of every Ray process of a job."""
+"""Variables that are set in every Ray process of a job."""
 
 DRIVER_ENV = {
-    # Only some reports of a trial have the metric that ranks trials: validation takes time.
+    # Only some reports of a trial contain the metric that ranks trials, namely validations.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # Do not report usage statistics to Ray's developers.
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Variables of the driver alone."""
+"""Variables that are set only in the driver process."""
 
 LOCAL_CLUSTER_ENV = {
-    # A cluster that a command starts listens on this machine only and ends with the command, so no
-    # token is written to the user's home. Other clusters keep the caller's mode.
+    # A cluster that a command starts listens on this machine only and ends with the command. So no
+    # token is needed, and none is written to the user's home. Other clusters keep the user's mode.
     "RAY_AUTH_MODE": "disabled",
     # Parts of a run take fractions of a CPU, so there are more processes than cores. Ray starts as
     # many processes at a time as there are cores by default.
     "RAY_worker_maximum_startup_concurrency": "8",
-    # If all CPUs are taken, Ray ends an idle process after 1 s by default. Readers work every few
-    # seconds and would start anew each time.
+    # If all CPUs are taken, Ray ends an idle process after 1 s by default. Data readers work every
+    # few seconds, so each time a new process would have to start.
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
-"""Further variables of a cluster that is started on this machine."""
+"""Further variables for a cluster that the command starts on this machine."""
 
 
 def prepare_environment(own_cluster: bool) -> dict[str, str]:
-    """Set the variables that are unset in this process.
+    """Set all variables that this process does not have yet.
 
     Args:
-        own_cluster: a cluster is started on this machine, rather than connected to.
+        own_cluster: True if the command starts a cluster, False if it connects to one.
 
     Returns:
-        The variables that every Ray process of the job needs.
+        The values of `WORKER_ENV` in this process, for the Ray processes of the job.
     """
     variables = {**DRIVER_ENV, **WORKER_ENV}
     for name, value in (variables | (LOCAL_CLUSTER_ENV if own_cluster else {})).items():

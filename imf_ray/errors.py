@@ -1,19 +1,19 @@
-"""Errors that are not faults of the code."""
+"""Errors that a user can resolve, in contrast to bugs."""
 
 
 class UserError(ValueError):
-    """Bad input; the message names what is wrong and how to fix it.
+    """Invalid input. The message says what is wrong and how to fix it.
 
-    Entry points print it as one message without a traceback (unless `debug=true`).
+    Entry points print the message without a traceback, unless `debug=true`.
     """
 
 
 class DivergenceError(UserError):
-    """Training diverged; repeating the same steps would diverge again."""
+    """Training diverged. Repeating the same training steps would diverge again."""
 
 
 class StorageError(UserError):
-    """A disk or remote storage failed: it is full, out of reach, or denies access.
+    """A disk or remote storage failed: it is full, cannot be reached, or denies access.
 
     The same operation may succeed later.
     """

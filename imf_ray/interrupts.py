@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: stop work at its next checkpoint, or at once the second time."""
+"""Handles Ctrl-C and SIGTERM: the first stops a run after a checkpoint, the second immediately."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class ForcedExit(KeyboardInterrupt):
-    """An interruption that leaves a thread running that uses Ray."""
+    """Raised by an interruption while a background thread still uses Ray."""
 
 
 def run_interruptibly(
@@ -28,19 +28,22 @@ def run_interruptibly(
     is_safe: Callable[[], bool],
     resume: str,
 ) -> Result:
-    """Run `work`, and stop it at a checkpoint when the user presses Ctrl-C.
+    """Run `work` and return its result; stop it after a checkpoint when the user presses Ctrl-C.
 
-    The first Ctrl-C (or SIGTERM, which a cluster sends) calls `request_stop`, repeatedly while
-    storage fails, and waits until `is_safe` returns True or the work ends. The second one waits for
-    nothing.
+    The first Ctrl-C, or SIGTERM from a cluster, calls `request_stop` and waits until the work has
+    ended or `is_safe` returns True. The second one stops the wait.
 
     Args:
-        resume: the command that resumes the work.
+        work: called in a background thread.
+        request_stop: asks the work to stop after its next checkpoint. It is repeated while it
+            raises `UserError` because storage fails.
+        is_safe: True if the process may be killed without losing training steps.
+        resume: the command that resumes the work, for the message.
 
     Raises:
-        KeyboardInterrupt: the work was interrupted; the message holds the resume command.
+        KeyboardInterrupt: the work was interrupted. The message contains the resume command.
     """
-    # Ray Train and Tune handle Ctrl-C in their own ways in the main thread, so work gets another.
+    # In the main thread, Ray Train and Tune would handle Ctrl-C in their own ways.
     outcome: Future[Result] = Future()
 
     def run_work() -> None:
@@ -65,7 +68,9 @@ def run_interruptibly(
     with _handling_signals(on_signal):
         _wait(outcome, stop_requested.is_set)
         if stop_requested.is_set():
-            console.print("Stopping after one more checkpoint; Ctrl-C again stops at once.")
+            console.print(
+                "Stopping after one more checkpoint. Press Ctrl-C again to stop immediately."
+            )
             _wait(outcome, stop_accepted)
             _wait(outcome, is_safe)
             if outcome.done() and isinstance(error := outcome.exception(), Exception):
@@ -75,7 +80,10 @@ def run_interruptibly(
 
 
 def _wait(outcome: Future[Any], condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds or the work ends; errors of storage count as not yet."""
+    """Wait until a condition returns True or the work ends.
+
+    A `UserError` of the condition, such as a storage failure, counts as False.
+    """
     while not outcome.done():
         with suppress(UserError):
             if condition():
@@ -85,12 +93,12 @@ def _wait(outcome: Future[Any], condition: Callable[[], bool]) -> None:
 
 @contextmanager
 def _handling_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Call `handler` on SIGINT and SIGTERM inside the block."""
-    previous = {
-        number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
+    """Install `handler` for SIGINT and SIGTERM inside the `with` block."""
+    previous_handlers = {
+        signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         yield
     finally:
-        for number, previous_handler in previous.items():
-            signal.signal(number, previous_handler)
+        for signum, previous_handler in previous_handlers.items():
+            signal.signal(signum, previous_handler)

@@ -16,18 +16,19 @@ from rich.progress import (
 )
 
 NON_TTY_WIDTH = 110
-"""Columns of tables and messages where stdout is not a terminal."""
+"""Maximum width of tables and messages in characters, if stdout is not a terminal."""
 BAR_WIDTH = 20
+"""Width of a progress bar in characters."""
 console = Console(markup=False, width=None if sys.stdout.isatty() else NON_TTY_WIDTH)
 
 
 class ProgressBars:
-    """Bars with a description, a count, a status text and the remaining time.
+    """Progress bars with a name, a count, a status text and the remaining time.
 
     On a terminal, bars are drawn inside the `with` block. Elsewhere, `update` prints plain lines.
 
     Args:
-        lines: number of plain lines that a bar prints in total; None prints one for every update.
+        lines: approximate number of plain lines per bar; None prints a line for every update.
     """
 
     def __init__(self, console: Console = console, lines: int | None = None) -> None:

@@ -92,8 +92,8 @@ class RolloutSummary:
         return (
             f"success {self.success_rate:.3f} "
             f"[{self.success_ci_low:.3f}, {self.success_ci_high:.3f}] "
-            f"({self.successes}/{self.episodes} episodes, 95 % Wilson confidence interval{failed}), "
-            f"mean summed reward {self.return_mean:.1f}, share that reached stage "
+            f"({self.successes}/{self.episodes} episodes, 95 % Wilson confidence interval{failed})"
+            f", mean summed reward {self.return_mean:.1f}, share that reached stage "
             + " ".join(f">={k}: {share:.2f}" for k, share in self.stage_shares.items())
         )
 

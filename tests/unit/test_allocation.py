@@ -58,7 +58,7 @@ def test_configured_resources_limit_concurrent_trials(
     config = load_config(options)
     assert max_concurrent_trials(config, size, 8) == trials
     allocate_run(config, size, trials)
-    with pytest.raises(UserError, match=r"Lower tune\.max_concurrent_trials|Nothing is left"):
+    with pytest.raises(UserError, match=r"Lower tune\.max_concurrent_trials|No CPU is left"):
         allocate_run(config, size, trials + 1)
 
 
@@ -175,7 +175,7 @@ def test_elastic_run_is_allocated_for_its_current_workers() -> None:
             "cluster.num_workers=4: trials can share a GPU",
         ),
         (["evaluate.device=cuda"], "validation during training runs on CPUs"),
-        (["cluster.cpus_per_worker=40"], "= 40.*CPUs, and the cluster has 32"),
+        (["cluster.cpus_per_worker=40"], "= 40.*CPUs, but the cluster has 32"),
         (["cluster.cpus_per_worker=20"], "0 of 1 worker.*20 CPU"),
     ],
 )

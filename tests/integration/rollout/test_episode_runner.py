@@ -1,4 +1,4 @@
-"""Episodes in one process: envs that share a policy, lazy rendering, and errors."""
+"""Episodes in one process: envs that share a policy, rendering on demand, errors, artifacts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(
     num_envs: int = 1,
     artifacts: ArtifactRequest = NO_ARTIFACTS,
 ) -> dict[int, EpisodeResult]:
-    """Run the episodes of all seeds; a free env takes the next seed at once."""
+    """Run the episodes of all seeds. A free env starts the next seed at once."""
     runner, waiting, results = EpisodeRunner(policy, config, num_envs), list(seeds), {}
     num_free = num_envs
     while waiting or num_free < num_envs:
@@ -67,7 +67,7 @@ def test_records_do_not_depend_on_the_number_of_envs(spec: RolloutSpec) -> None:
     assert outcomes(one) == outcomes(four)
 
 
-def test_record_has_settings_and_timing(spec: RolloutSpec) -> None:
+def test_a_record_has_settings_and_timing(spec: RolloutSpec) -> None:
     record = run(make_policy(spec.policy, spec.config), spec.config, [700])[700].record
     assert (record.steps, record.num_stages, record.error) == (24, 4, None)
     assert list(record.initial_poses) == ["cube"] and len(record.initial_poses["cube"]) == 7
@@ -82,10 +82,10 @@ def test_record_has_settings_and_timing(spec: RolloutSpec) -> None:
 
 
 class SpyPolicy:
-    """An agent whose actions and images are recorded.
+    """A policy that records its actions and counts its images.
 
     Args:
-        eager: take images in every step.
+        eager: request images in every environment step.
     """
 
     def __init__(self, inner: AgentPolicy, eager: bool) -> None:
@@ -123,19 +123,19 @@ class SpyEpisode:
         return self.policy.actions[-1]
 
 
-def test_lazy_rendering_changes_no_action(spec: RolloutSpec) -> None:
-    """Actions are bitwise those of an episode in which every frame is rendered."""
+def test_rendering_on_demand_changes_no_action(spec: RolloutSpec) -> None:
+    """Actions equal those of an episode with every frame rendered, bitwise."""
     inner = make_policy(spec.policy, spec.config)
     assert isinstance(inner, AgentPolicy)
     lazy, eager = SpyPolicy(inner, eager=False), SpyPolicy(inner, eager=True)
     for policy in (lazy, eager):
         run(policy, spec.config, [700])
     assert np.array_equal(np.stack(lazy.actions), np.stack(eager.actions))
-    # The first frame, and the last two of every eight: steps 0, 7, 8, 15, 16, 23.
+    # Images of the environment steps 0, 7, 8, 15, 16 and 23: two before each prediction.
     assert (lazy.num_images, eager.num_images) == (6, 24)
 
 
-def test_policy_gets_the_poses_of_its_privileged_objects(
+def test_a_policy_gets_the_poses_of_its_privileged_objects(
     demonstrations: Path, tmp_path: Path
 ) -> None:
     config = tiny_config(
@@ -162,8 +162,8 @@ def test_policy_gets_the_poses_of_its_privileged_objects(
     assert not torch.equal(second["qpos"][0, -1], first["qpos"][0, -1])
 
 
-def test_result_of_a_row_does_not_depend_on_the_batch(spec: RolloutSpec) -> None:
-    """An episode alone in its padded batch acts as in a full one."""
+def test_an_episode_does_not_depend_on_the_batch(spec: RolloutSpec) -> None:
+    """An episode alone in a padded batch has the same record as in a full batch."""
     policy = make_policy(spec.policy, spec.config)
     single = run(policy, spec.config, [703])
     full = run(policy, spec.config, [700, 701, 702, 703], num_envs=4)
@@ -176,14 +176,15 @@ def faulty(spec: RolloutSpec) -> RolloutConfig:
     return replace(spec.config, task=task)
 
 
-def test_broken_env_fails_its_own_episode_only(spec: RolloutSpec, faulty: RolloutConfig) -> None:
+def test_a_faulty_env_fails_only_its_own_episode(spec: RolloutSpec, faulty: RolloutConfig) -> None:
     policy = make_policy(spec.policy, faulty)
     seeds = [700, faulty_envs.RAISES, faulty_envs.RETURNS_NAN, faulty_envs.REWARDS_NAN, 701]
     results = run(policy, faulty, seeds, num_envs=2)
     records = {seed: result.record for seed, result in results.items()}
     assert records[faulty_envs.RAISES].error == "ArithmeticError: the simulation diverged"
-    assert "state after step 3 is not finite" in str(records[faulty_envs.RETURNS_NAN].error)
-    assert "reward of step 3 is nan" in str(records[faulty_envs.REWARDS_NAN].error)
+    error = str(records[faulty_envs.RETURNS_NAN].error)
+    assert "state after environment step 3 is not finite" in error
+    assert "reward of environment step 3 is nan" in str(records[faulty_envs.REWARDS_NAN].error)
     for seed in (700, 701):
         assert records[seed].error is None
         intact = run(policy, spec.config, [seed])[seed].record
@@ -191,24 +192,24 @@ def test_broken_env_fails_its_own_episode_only(spec: RolloutSpec, faulty: Rollou
     assert not any(records[seed].success for seed in seeds)
 
 
-def test_episode_beyond_its_time_limit_has_failed(spec: RolloutSpec) -> None:
+def test_an_episode_that_exceeds_its_time_limit_fails(spec: RolloutSpec) -> None:
     policy = make_policy(spec.policy, spec.config)
     short = replace(spec.config, episode_timeout_s=1e-6)
     record = run(policy, short, [700])[700].record
     assert "evaluate.episode_timeout_s=1e-06" in str(record.error) and not record.success
 
 
-def test_action_that_is_not_finite_fails_the_episode(spec: RolloutSpec) -> None:
+def test_an_action_that_is_not_finite_fails_the_episode(spec: RolloutSpec) -> None:
     policy = make_policy(spec.policy, spec.config)
     assert isinstance(policy, AgentPolicy)
     with torch.no_grad():
         for weights in policy._agent.parameters():
             weights.fill_(float("nan"))
     record = run(policy, spec.config, [700])[700].record
-    assert record.error == "the policy's action at step 0 is not finite"
+    assert record.error == "the policy's action at environment step 0 is not finite"
 
 
-def test_missing_checkpoint_and_missing_cameras_are_named(
+def test_errors_name_a_missing_checkpoint_and_missing_cameras(
     demonstrations: Path, spec: RolloutSpec, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="nowhere is not a checkpoint"):
@@ -217,18 +218,20 @@ def test_missing_checkpoint_and_missing_cameras_are_named(
         agent_rollout_config(tiny_config(demonstrations), 0, camera_names=("top",))
 
 
-def test_baselines(demonstrations: Path, spec: RolloutSpec) -> None:
-    """The expert succeeds, a recorded episode repeats itself, an untrained agent fails."""
+def test_expert_and_replay_succeed_and_an_untrained_agent_fails(
+    demonstrations: Path, spec: RolloutSpec
+) -> None:
     config = scripted_rollout_config(tiny_config(demonstrations).task)
     recording = PolicySpec(PolicyKind.REPLAY, str(demonstrations))
     expert = run(make_policy(EXPERT, config), config, [0, 1], num_envs=2)
     replay = run(make_policy(recording, config), config, [0, 1], num_envs=2)
     for seed in (0, 1):
         assert expert[seed].record.success and expert[seed].record.max_stage == 4
-        of_expert = expert[seed].record.without_timing()
-        of_replay = replay[seed].record.without_timing()
-        assert of_replay.pop("policy").startswith("replay-") and of_expert.pop("policy") == "expert"
-        assert of_expert == of_replay
+        expert_record = expert[seed].record.without_timing()
+        replay_record = replay[seed].record.without_timing()
+        assert expert_record.pop("policy") == "expert"
+        assert replay_record.pop("policy").startswith("replay-")
+        assert expert_record == replay_record
     untrained = make_policy(replace(spec.policy, kind=PolicyKind.UNTRAINED), spec.config)
     record = run(untrained, spec.config, [700])[700].record
     assert not record.success and record.policy.startswith("untrained-")
@@ -239,7 +242,7 @@ def test_baselines(demonstrations: Path, spec: RolloutSpec) -> None:
         make_policy(recording, as_roboimi)
 
 
-def test_artifacts_of_an_episode(spec: RolloutSpec) -> None:
+def test_an_episode_has_the_requested_artifacts(spec: RolloutSpec) -> None:
     policy = make_policy(spec.policy, spec.config)
     request = ArtifactRequest(video=True, trajectory=True)
     result = run(policy, spec.config, [700], artifacts=request)[700]
@@ -254,7 +257,7 @@ def test_artifacts_of_an_episode(spec: RolloutSpec) -> None:
     assert result.files[PATH_IMAGE].startswith(b"\x89PNG")
 
 
-def test_path_image_shows_the_end_effectors(demonstrations: Path) -> None:
+def test_the_path_image_shows_the_end_effectors(demonstrations: Path) -> None:
     """Red appears along the projected path of the expert's end effectors."""
     config = scripted_rollout_config(tiny_config(demonstrations).task)
     request = ArtifactRequest(trajectory=True)
