@@ -1,1 +1,1 @@
-"""Helpers that both the tests and the benchmarks use."""
+"""Helpers of both the tests and the benchmarks."""

@@ -1,4 +1,4 @@
-"""Options of small runs."""
+"""Options of a small agent."""
 
 TINY_AGENT = (
     "agent.vision_backbone.stage_widths=[8,8,16,16]",

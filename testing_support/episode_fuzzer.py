@@ -6,11 +6,12 @@ RoboIMI. Each is indexed before it is damaged. The outcomes:
 * `equal`: the contents read are the contents written.
 * `refused`: `check` and training both refuse the file and name it.
 * `different`: the contents changed silently.
-* `trained on`, `not trained on`: training decides otherwise than `check`.
+* `trained on`: training uses a file that `check` refuses.
+* `not trained on`: training refuses a file that `check` accepts.
 * `hung`, `killed`: the child process that checks the file exceeded its time limit or died. The file
-  is refused then, too, and the check of others continues.
-* `read: ...`: a training that has the file in its index neither reads the original contents nor
-  refuses the file by name within ten seconds.
+  is then refused, and the check of the other files continues.
+* `read: ...`: training with an index of the file neither reads the original contents nor refuses
+  the file by name within ten seconds.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def flip_header_bits(path: Path, rng: np.random.Generator) -> None:
 
 
 def flip_attribute_bits(path: Path, rng: np.random.Generator) -> None:
-    """Flip bits near the name or value of an attribute, if its name is found in the file."""
+    """Flip bits near an attribute, or at the start of the file if the name does not occur in it."""
     content = path.read_bytes()
     with h5py.File(path) as file:
         names = sorted(file.attrs)
@@ -248,7 +249,7 @@ def other_file(path: Path, rng: np.random.Generator) -> None:
 
 
 def other_format(path: Path, rng: np.random.Generator) -> None:
-    """Replace the file by a whole episode that is not the indexed one."""
+    """Replace the file by a valid episode that is not the indexed one."""
     path.unlink()
     writers = [write for write in KINDS.values() if write is not write_compressed]
     writers[rng.integers(len(writers))](path)
@@ -302,7 +303,7 @@ def fuzz(folder: Path, mutations: int, seed: int) -> list[tuple[str, str, str]]:
         indexed = [
             path
             for path, mutate in zip(paths, mutation_of, strict=True)
-            # Our files carry their hash, unless they are replaced by those of another format.
+            # Our files contain their hash, unless a file of another format replaces them.
             if kind in FOREIGN or mutate is other_format
         ]
         check_dataset(data_set, indexed, AUTO)
@@ -338,12 +339,14 @@ class _Reader:
 
     def close(self) -> None:
         """Kill the process."""
-        for process in list(self._pool._processes.values()):  # no public way to end one that hangs
+        for process in list(
+            self._pool._processes.values()
+        ):  # there is no public way to end a process that hangs
             process.kill()
         self._pool.shutdown()
 
     def problem(self, info: EpisodeMetadata, contents: list[EpisodeSlice]) -> str | None:
-        """The problem with reading an indexed file now, or None."""
+        """Read an indexed file in the child process; return the problem, or None."""
         try:
             read = self._pool.submit(_read, info).result(READ_TIMEOUT_S)
         except UserError as error:
@@ -358,7 +361,7 @@ class _Reader:
 
 
 def _training_config(data_set: Path, kind: str) -> Config:
-    """A run that trains on the valid files of a data set."""
+    """Load the configuration of a run that trains on the valid files of a data set."""
     return load_config(
         [
             "agent=resnet_imf_attnres",
@@ -397,7 +400,7 @@ def _outcome(
 
 
 def _read(info: EpisodeMetadata) -> list[EpisodeSlice]:
-    """The whole episode, once per action space."""
+    """Read the whole episode, once per action space."""
     steps = (0, LENGTH)
     fields = [EpisodeFields(tuple(info.cameras), info.objects, s) for s in info.action_spaces]
     return [read_slice(info.ref, f, steps, steps) for f in fields]

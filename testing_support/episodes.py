@@ -1,4 +1,4 @@
-"""Episode files."""
+"""Access to episode files without the checks of an index."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imf_ray.data.hdf5 import fingerprint
 
 
 def episode_refs(paths: Iterable[Path]) -> tuple[EpisodeRef, ...]:
-    """References to episodes in our format, as an index has them, without checking the files."""
+    """Make the references that an index would have, for files of our format, without checks."""
     refs = []
     for path in paths:
         with h5py.File(path) as file:

@@ -1,4 +1,4 @@
-"""Processes of the operating system."""
+"""Queries about processes of the operating system."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ grid:
 
 
 def autoscaler_config(address: str) -> dict[str, Any]:
-    """Autoscaler configuration: a head without CPUs and small nodes, of which one always runs."""
+    """Make the configuration of a head without CPUs and small nodes, one of which always runs."""
     return {
         "cluster_name": "autoscaling",
         "max_workers": MAX_NODES,
@@ -92,7 +92,7 @@ def start_head(folder: Path, address: str) -> subprocess.Popen[bytes]:
     """Start a head node with an autoscaler in a process group of its own.
 
     Args:
-        folder: for Ray's files and the log.
+        folder: folder of Ray's files and the log.
     """
     config = folder / "autoscaling.json"
     config.write_text(json.dumps(autoscaler_config(address)))
@@ -111,7 +111,7 @@ def start_head(folder: Path, address: str) -> subprocess.Popen[bytes]:
 
 
 def count_worker_nodes() -> int:
-    """Return the number of nodes without the head."""
+    """Return the number of nodes, not counting the head."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return sum(HEAD_NODE_RESOURCE not in node["Resources"] for node in nodes)
 
@@ -134,7 +134,7 @@ def connect(address: str) -> None:
 
 
 def main(folder: Path, dataset_dir: str) -> None:
-    """Start the cluster, run the sweep, and print the numbers of worker nodes."""
+    """Start the cluster, run the sweep, and print the initial and maximum number of nodes."""
     address = f"{ray.util.get_node_ip_address()}:{free_port()}"
     (folder / "space.yaml").write_text(SPACE)
     varied = ("agent.head.n_emb", "agent.head.n_head", "cluster.include_dashboard")

@@ -1,4 +1,4 @@
-"""Commands of the package in processes of their own."""
+"""Functions that run the package's commands in separate processes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from tests.helpers import REPO_ROOT
 
 COMMAND_TIMEOUT_S = 1200
-"""Seconds after which a command counts as hung. Shared machines can be ten times slower."""
+"""Seconds after which a command counts as hung. Busy machines may be ten times slower."""
 
 
 def run_command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`python -m imf_ray.MODULE` in a process and a cluster of its own, as a user types it."""
+    """Run `python -m imf_ray.MODULE` as a user does, with a cluster of its own, to its end."""
     return subprocess.run(
         [sys.executable, "-m", f"imf_ray.{module}", *arguments],
         cwd=cwd,
@@ -26,7 +26,7 @@ def run_command(module: str, *arguments: str, cwd: Path) -> subprocess.Completed
 
 
 def begin_command(module: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """The same under way; what it prints is dropped, but for its errors."""
+    """Start `python -m imf_ray.MODULE` and return at once. Only its stderr can be read."""
     return subprocess.Popen(
         [sys.executable, "-m", f"imf_ray.{module}", *arguments],
         cwd=cwd,
@@ -38,7 +38,7 @@ def begin_command(module: str, *arguments: str, cwd: Path) -> subprocess.Popen[s
 
 
 def command_environment() -> dict[str, str]:
-    """What the package's commands find: this checkout, and no cluster."""
+    """Return environment variables for commands: this checkout, and no existing cluster."""
     environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
     environment.pop("RAY_ADDRESS", None)
     return environment

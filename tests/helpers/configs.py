@@ -16,9 +16,9 @@ from imf_ray.schema import Config
 from testing_support.configs import TINY_AGENT
 
 LOGICAL_CPUS, LOGICAL_GPUS = 4, 2
-"""Resources of the Ray cluster that tests share."""
+"""Logical resources of the Ray cluster that tests share."""
 DEMONSTRATIONS = 3
-"""Episodes of the data set that tests share."""
+"""Number of episodes of the data set that tests share."""
 TINY_TRAINING = (
     "train.batch_size=8",
     "train.max_steps=4",
@@ -34,7 +34,7 @@ TINY_TRAINING = (
 
 
 def tiny_config(dataset_dir: Path | str, *overrides: str) -> Config:
-    """The smallest real configuration: three cameras, a residual trunk, an AttnRes head."""
+    """Load the smallest realistic configuration: three cameras, a ResNet trunk, an AttnRes head."""
     return load_config(
         [
             "agent=resnet_imf_attnres_multitoken",
@@ -47,7 +47,7 @@ def tiny_config(dataset_dir: Path | str, *overrides: str) -> Config:
 
 
 def fresh_agent(config: Config, seed: int = 0) -> VLAAgent:
-    """An agent with fresh weights, normalized by the configuration's data."""
+    """Make an agent with untrained weights and the normalization statistics of its data."""
     index = build_index(config)
     torch.manual_seed(seed)
     selection = EpisodeFields(objects=config.agent.recorded_objects)

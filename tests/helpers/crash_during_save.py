@@ -1,7 +1,7 @@
 """Kills processes that save checkpoints at random moments, and checks the files they leave.
 
-`python -m tests.helpers.crash_during_save FOLDER DATA KILLS` prints how many were killed while a
-checkpoint was incomplete.
+`python -m tests.helpers.crash_during_save FOLDER DATA KILLS` prints the number of processes that
+were killed while a checkpoint was incomplete.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ KEEP_LAST, WARM_UP_SAVES = 2, 5
 
 
 def main(run_dir: Path, data: Path, kills: int) -> None:
-    """Kill `kills` saving processes; all checkpoints left must load.
+    """Kill `kills` processes while they save. All remaining checkpoints must load.
 
     Raises:
-        AssertionError: a checkpoint was lost, or differs from what was written.
+        AssertionError: a checkpoint was lost, or its contents differ from the saved state.
     """
     torch.set_num_threads(1)
     config = tiny_config(data)
@@ -46,7 +46,7 @@ def main(run_dir: Path, data: Path, kills: int) -> None:
         start = time.perf_counter()
         save(last_step)
         save_s = min(save_s, time.perf_counter() - start)
-    rng, half_written = random.Random(0), 0
+    rng, num_incomplete = random.Random(0), 0
     for _ in range(kills):
         parent, child = os.getpid(), os.fork()
         if child == 0:
@@ -58,7 +58,7 @@ def main(run_dir: Path, data: Path, kills: int) -> None:
         time.sleep(rng.uniform(0.0, 3.0 * save_s))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        half_written += any(run_dir.glob(f"{PARTIAL_PREFIX}*"))
+        num_incomplete += any(run_dir.glob(f"{PARTIAL_PREFIX}*"))
         newest = RunDir(run_dir).newest_checkpoint()
         assert newest is not None and newest.step >= last_step, (newest, last_step)
         last_step = newest.step
@@ -66,10 +66,9 @@ def main(run_dir: Path, data: Path, kills: int) -> None:
         assert state["step"] == last_step and (state["moments"] == last_step).all()
         weights = next(load_agent(newest.path)[0].parameters())
         assert (weights == last_step).all()
-        assert (
-            len(RunDir(run_dir).list_checkpoints()) <= KEEP_LAST + 2
-        )  # plus the best one and one not yet pruned
-    print(half_written)
+        # The newest ones, the best one, and one that is not pruned yet.
+        assert len(RunDir(run_dir).list_checkpoints()) <= KEEP_LAST + 2
+    print(num_incomplete)
 
 
 if __name__ == "__main__":

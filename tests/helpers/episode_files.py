@@ -13,7 +13,7 @@ LENGTH, HEIGHT, WIDTH = 12, 24, 32
 
 
 def smooth_images(seed: int = 0) -> np.ndarray:
-    """Images (T, H, W, 3) that JPEG keeps almost unchanged, different in each channel."""
+    """Make images (T, H, W, 3) that JPEG hardly changes. Their channels differ."""
     rng = np.random.default_rng(seed)
     corners = rng.integers(0, 256, (LENGTH, 2, 2, 3), dtype=np.uint8)
     images = [
@@ -23,7 +23,7 @@ def smooth_images(seed: int = 0) -> np.ndarray:
 
 
 def encode_jpeg(image: np.ndarray) -> np.ndarray:
-    """The bytes of a JPEG."""
+    """Encode an image (H, W, 3) and return the bytes of the JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
     return np.frombuffer(buffer.getvalue(), np.uint8)
@@ -46,7 +46,7 @@ def write_act(path: Path, dtype: type = np.float32, qvel: bool = True, dim: int 
 def write_act_plus_plus(path: Path) -> None:
     """Write a file in act-plus-plus' format, with padded JPEGs."""
     write_act(path)
-    # OpenCV takes the array for BGR: the red of the JPEG is the array's last channel.
+    # OpenCV reads the array as BGR: the red of the JPEG is the array's last channel.
     jpegs = [encode_jpeg(image[..., ::-1]) for image in smooth_images()]
     max_length = max(map(len, jpegs))
     padded = np.stack([np.pad(jpeg, (0, max_length - len(jpeg))) for jpeg in jpegs])

@@ -1,7 +1,7 @@
-"""The transfer task with faults at certain seeds, for tests of how rollouts handle them.
+"""The transfer task with faults at certain seeds.
 
-`task.env_id=tests.helpers.faulty_envs:tests/FaultyTransfer-v0` imports this module wherever the
-env is made, also in rollout actors.
+`task.env_id=tests.helpers.faulty_envs:tests/FaultyTransfer-v0` imports this module in every process
+that makes the env, such as a rollout actor.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from imf_ray.sim.tasks.transfer import SimTransferEnv
 ENV_ID = "tests.helpers.faulty_envs:tests/FaultyTransfer-v0"
 NEVER_MADE = "tests.helpers.faulty_envs:tests/NeverMade-v0"
 RAISES, RETURNS_NAN, REWARDS_NAN, DIES, HANGS = range(9000, 9005)
+"""Seeds of the episodes with a fault."""
 FAULTY_STEP = 3
 
 
 class FaultyTransferEnv(SimTransferEnv):
-    """A task that fails at step `FAULTY_STEP` of episodes with one of the seeds above."""
+    """A task that fails at environment step `FAULTY_STEP` for each of the seeds above."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         self._seed, self._steps = seed, 0

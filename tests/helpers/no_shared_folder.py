@@ -1,7 +1,7 @@
-"""Trains on two local nodes; they and the driver share no folder.
+"""Trains on two local nodes that share no folder with each other or with the driver.
 
-`python -m tests.helpers.no_shared_folder URL DATA CACHES`: the run is URL/run; the local copies are
-in CACHES/{head,node,driver}.
+`python -m tests.helpers.no_shared_folder URL DATA CACHES`: the run folder is URL/run. Its local
+copies are in CACHES/{head,node,driver}.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Trains on three local nodes, one per pool, and prints which processes ran on each.
 
-`python -m tests.helpers.node_pools RUN_DIR DATA`: the last line is JSON with the titles of the
+`python -m tests.helpers.node_pools RUN_DIR DATA` prints JSON as its last line: the titles of the
 processes of each pool.
 """
 

@@ -10,11 +10,15 @@ import numpy as np
 from gymnasium import spaces
 
 NEAR = 0.15
+"""Distance to the target below which the point has reached it."""
 IMAGE_SIZE = (12, 16)
 
 
 class PointEnv(gymnasium.Env[Any, np.ndarray]):
-    """With `flat`, an observation is only the position. `depth` is an invalid image for tests."""
+    """A point that moves by its action.
+
+    With `flat`, an observation is only the position. `depth` is an invalid image.
+    """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
 

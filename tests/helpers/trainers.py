@@ -19,13 +19,13 @@ MakeTrainer = Callable[..., TrainState]
 
 
 def config_of(*overrides: str) -> Config:
-    """The smallest configuration, without data."""
+    """Load the smallest configuration, without a data set."""
     return load_config(["agent=resnet_imf_attnres", *TINY_AGENT, *TINY_TRAINING, *overrides])
 
 
 @pytest.fixture
 def make_trainer() -> MakeTrainer:
-    """Makes the train state of `config_of(*overrides)` with invented statistics."""
+    """Return a function that makes the train state of `config_of(*overrides)`."""
 
     def make(*overrides: str) -> TrainState:
         config = config_of(*overrides)
@@ -47,7 +47,7 @@ def _vector_statistics(dim: int) -> VectorStatistics:
 
 @pytest.fixture
 def batch() -> dict[str, Any]:
-    """A batch for agents with the three cameras; half of its samples end in padding."""
+    """A batch for agents with three cameras. Half of its samples end in padding."""
     generator = torch.Generator().manual_seed(1)
     is_pad = torch.zeros(BATCH_SIZE, 16, dtype=torch.bool)
     is_pad[::2, -3:] = True
@@ -68,10 +68,10 @@ def batch() -> dict[str, Any]:
 
 
 def gradients(state: TrainState, part: str = "") -> torch.Tensor:
-    """The gradients of an agent, or of one of its modules, as one vector."""
+    """Return the gradients of an agent, or of the module named `part`, as one vector."""
     named = state.agent.named_parameters()
-    parts = [p.grad for name, p in named if name.startswith(part) and p.grad is not None]
-    return torch.cat([part.flatten() for part in parts])
+    grads = [p.grad for name, p in named if name.startswith(part) and p.grad is not None]
+    return torch.cat([grad.flatten() for grad in grads])
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ COMPILED_KINDS = {
 def check_compiled_updates(
     make_trainer: MakeTrainer, batch: dict[str, Any], kind: tuple[str, ...]
 ) -> None:
-    """Check that three compiled updates equal eager ones, with DDP around the compiled agent."""
+    """Check that three compiled updates equal eager ones. DDP wraps the compiled agent."""
     options = (*kind, "agent.head.n_layer=1", "train.gradient_accumulation_steps=2")
     eager = make_trainer(*options)
     compiled = make_trainer(*options, "train.compile=true")

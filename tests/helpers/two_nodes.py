@@ -1,7 +1,8 @@
 """Trains on two local nodes, one of which is lost or added during the run.
 
-`python -m tests.helpers.two_nodes RUN_DIR DATA killed|drained|added` kills the second node at a
-step, drains it first (as a cloud does with a spot instance), or adds it at that step.
+`python -m tests.helpers.two_nodes RUN_DIR DATA killed|drained|added` changes the second node after
+`CHANGE_AT` updates. `killed` kills it. `drained` first drains it, as a cloud does with a spot
+instance. `added` adds it.
 """
 
 from __future__ import annotations
@@ -26,40 +27,42 @@ from tests.helpers.configs import tiny_config
 NODE = {"num_cpus": 2, "num_gpus": 2}
 RESOURCES = RunResources(2, 4, 0.2, 1.0, RolloutResources(1, 0.1))
 CHANGE_AT, NOTICE_S = 5, 30
+"""Updates before the change, and seconds between the drain and the end of the node."""
 STEPS = {"killed": 80, "drained": 400, "added": 100_000}
 SAVE_FREQ = {"killed": 3, "drained": 1000, "added": 20}
-"""If a node is drained, only the notice leads to a checkpoint."""
+"""Updates between checkpoints. In `drained`, only the notice of the drain leads to a checkpoint."""
 STEPS_AFTER_ADDED = 20
 """Updates after the restart with the added node; then the run is stopped."""
 RAY = str(Path(sys.executable).parent / "ray")
 
 
-def wait_for_step(run_dir: Path, step: int, starts: int) -> None:
-    """Wait until the run has had this many starts, and this many steps since the last."""
+def wait_for_updates(run_dir: Path, num_updates: int, launches: int) -> None:
+    """Wait until the run was launched this many times and has made updates since the last one."""
     while True:
         lines = RunDir(run_dir).read_metrics()
-        start_steps = [line["step"] for line in lines if RESTARTS in line]
-        if len(start_steps) >= starts and lines[-1]["step"] >= start_steps[starts - 1] + step:
+        first_steps = [line["step"] for line in lines if RESTARTS in line]
+        launched = len(first_steps) >= launches
+        if launched and lines[-1]["step"] >= first_steps[launches - 1] + num_updates:
             return
         time.sleep(0.05)
 
 
 def add_node(cluster: Cluster, run_dir: Path, at_the_end: contextlib.ExitStack) -> None:
-    """Add a node at a step, and stop the run some steps after it uses the node."""
-    wait_for_step(run_dir, CHANGE_AT, starts=1)
+    """Add a node during the run, and stop the run some updates after it uses the node."""
+    wait_for_updates(run_dir, CHANGE_AT, launches=1)
     # `Cluster.add_node` handles signals, which only the main thread may do.
     options = [f"--{key.replace('_', '-')}={value}" for key, value in NODE.items()]
     command = [RAY, "start", f"--address={cluster.address}", "--block", *options]
     node = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     at_the_end.callback(node.wait)
     at_the_end.callback(node.terminate)
-    wait_for_step(run_dir, STEPS_AFTER_ADDED, starts=2)
+    wait_for_updates(run_dir, STEPS_AFTER_ADDED, launches=2)
     RunDir(run_dir).request_stop()
 
 
 def remove_node(cluster: Cluster, node: object, run_dir: Path, drain: bool) -> None:
-    """Drain the node at a step if `drain` is set, and kill it."""
-    wait_for_step(run_dir, CHANGE_AT, starts=1)
+    """Kill a node during the run. If `drain` is set, drain it before."""
+    wait_for_updates(run_dir, CHANGE_AT, launches=1)
     if drain:
         options = {
             "address": cluster.address,

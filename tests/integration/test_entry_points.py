@@ -1,4 +1,4 @@
-"""Commands as users type them."""
+"""Commands run as a user runs them, and their error messages."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from tests.helpers.commands import command_environment, run_command
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 
 
-def test_train_then_evaluate_with_relative_paths(demonstrations: Path, tmp_path: Path) -> None:
-    """A small form of RoboIMI's smoke line. Relative paths start at the working directory; a bad
-    file is skipped and counted."""
+def test_train_and_evaluate_accept_relative_paths(demonstrations: Path, tmp_path: Path) -> None:
+    """A small form of RoboIMI's smoke test.
+
+    Relative paths start at the working directory. An invalid file is skipped and counted.
+    """
     (tmp_path / "demos").mkdir()
     for path in demonstrations.glob("*.hdf5"):
         (tmp_path / "demos" / path.name).symlink_to(path)
@@ -167,7 +169,7 @@ def test_missing_gpus_end_in_one_message(demonstrations: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("module", ["imf_ray.dataset", "imf_ray.data", "imf_ray"])
-def test_the_dataset_command_under_each_name(module: str, tmp_path: Path) -> None:
+def test_the_dataset_command_runs_under_each_name(module: str, tmp_path: Path) -> None:
     arguments = ["dataset"] if module == "imf_ray" else []
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments, "check", "nowhere"],

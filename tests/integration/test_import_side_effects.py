@@ -1,4 +1,4 @@
-"""Modules that the package loads on import, tested in a fresh process."""
+"""Modules that imports of the package load, tested in a new process."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from tests.helpers import REPO_ROOT
 
 
 def _modules_after(statement: str) -> set[str]:
+    """Run a statement in a new process and return the names of the modules loaded then."""
     code = f"import sys; {statement}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=REPO_ROOT
@@ -25,7 +26,7 @@ def test_loading_a_policy_needs_neither_ray_nor_mujoco_nor_hdf5() -> None:
 
 
 def test_benchmarks_can_be_imported() -> None:
-    """An API that a benchmark uses may have changed."""
+    """The benchmarks have no other test that notices a changed API."""
     files = (REPO_ROOT / "benchmarks").glob("*.py")
     names = {path.stem for path in files} - {"__init__", "lerobot_loader"}  # LeRobot is missing
     statement = "; ".join(f"import benchmarks.{name}" for name in sorted(names))

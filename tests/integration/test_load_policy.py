@@ -1,4 +1,4 @@
-"""`imf_ray.load_policy` in a process of its own: what it imports."""
+"""Modules that `imf_ray.load_policy` imports, tested in a new process."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The policies in the repository are small and work without training."""
+"""The released policies in `policies`: small, and successful without training."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ POLICIES = REPO_ROOT / "policies"
 MAX_BYTES = 8_000_000
 
 
-def test_transfer_policy_succeeds(tmp_path: Path) -> None:
+def test_the_released_transfer_policy_succeeds(tmp_path: Path) -> None:
     policy = POLICIES / "sim_transfer"
     assert sum(path.stat().st_size for path in policy.iterdir()) < MAX_BYTES
     process = run_command(
@@ -23,5 +23,5 @@ def test_transfer_policy_succeeds(tmp_path: Path) -> None:
     )
     assert process.returncode == 0, process.stderr
     records = read_records(tmp_path / EPISODES_FILE)
-    # Less than its average success rate, since rounding differs between processors.
+    # Fewer than its average success rate would give, because rounding differs between processors.
     assert len(records) == 4 and sum(record.success for record in records) >= 3

@@ -1,4 +1,4 @@
-"""The private parts of Ray that need a cluster."""
+"""The functions of `ray_internals` that need a cluster."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from imf_ray import ray_internals
 TIMEOUT_S = 30.0
 
 
-def test_log_folder_and_dashboard(ray_cluster: None) -> None:
+def test_the_log_folder_and_the_dashboard_are_found(ray_cluster: None) -> None:
     assert list(ray_internals.node_log_dir().glob("raylet*"))
     url = ray_internals.dashboard_url()
     assert url is None or ":" in url
 
 
-def test_placement_groups_name_their_creators(ray_cluster: None) -> None:
+def test_the_creator_of_a_placement_group_is_known(ray_cluster: None) -> None:
     @ray.remote(num_cpus=0)
     class Creator:
         def create(self) -> str:

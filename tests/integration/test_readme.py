@@ -1,4 +1,4 @@
-"""The README and the guide: the snippet runs as it stands; named files and options exist."""
+"""The README and the guide: the snippet runs unchanged, and files and options in them exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs under a URL; a local S3 server stands for all remote file systems."""
+"""Runs whose storage is a URL. A local S3 server represents all remote file systems."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AGENT = "resnet_imf_attnres_multitoken"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The address of the server."""
+    """The address of a local S3 server."""
     s3_server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     s3_server.start()
     host, port = s3_server.get_host_and_port()
@@ -43,7 +43,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """The URL of a new folder; this process and its children can reach it."""
+    """The URL of a new folder that this process and its children can access."""
     for name, value in {
         "AWS_ENDPOINT_URL": server,
         "AWS_ACCESS_KEY_ID": "test",
@@ -57,16 +57,16 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 
 
 def use_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Use the local copies of a machine that has none yet."""
+    """Use the cache of another machine, which has no local copies yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
 
 
 class _BackendError(Exception):
-    """Like botocore's exceptions, which derive from none of Python's own."""
+    """An exception like botocore's, which do not derive from `OSError`."""
 
 
 def test_an_outage_is_not_a_missing_file(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unlike with fsspec's own `isfile`."""
+    """fsspec's own `isfile` returns False during an outage."""
     run_dir = local_dir(bucket) / "run"
     checks = (
         lambda folder: RunDir(folder).stop_requested(retry=False),
@@ -93,11 +93,8 @@ def test_a_local_path_encodes_its_url(
     run_dir = local_dir(bucket + "/") / "run"
     assert str(remote_path(run_dir)) == display_path(run_dir) == f"{bucket}/run"
     assert local_dir(f"{bucket}/run") == run_dir
-    assert (
-        remote_path(tmp_path) is None
-        and display_path(tmp_path) == str(tmp_path)
-        and to_local(tmp_path) == tmp_path
-    )
+    assert remote_path(tmp_path) is None
+    assert display_path(tmp_path) == str(tmp_path) and to_local(tmp_path) == tmp_path
     use_another_machine(monkeypatch, tmp_path)
     other = local_dir(bucket) / "run"
     assert other != run_dir and to_local(run_dir) == other == to_local(other)
@@ -129,17 +126,17 @@ def test_files_of_one_machine_reach_another(
     upload(copy)
     delete(run_dir)
     assert not run_dir.exists() and not (UPath(bucket) / "run").exists()
-    download(copy / "nothing")  # not an error
+    download(copy / "nothing")  # a missing folder is not an error
     delete(copy / "nothing")
 
 
-def test_a_missing_bucket(bucket: str) -> None:
+def test_a_missing_bucket_is_an_error(bucket: str) -> None:
     with pytest.raises(UserError, match=r"s3://no-such/run/a cannot be written"):
         write_atomically(local_dir("s3://no-such") / "run" / "a", "a")
 
 
 @pytest.mark.slow
-def test_nodes_without_a_shared_folder(
+def test_nodes_train_without_a_shared_folder(
     bucket: str, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caches = tmp_path / "caches"
@@ -195,9 +192,9 @@ def test_a_sweep_resumes_on_another_machine(
     assert f"Resuming {bucket}/sweep" in again.stdout
     second = json.loads((remote / "sweep.json").read_text())
     success = "rollout/success_rate"
-    for one, other in zip(first["trials"], second["trials"], strict=True):
-        assert one["params"] == other["params"]
-        assert one["metrics"][success] == other["metrics"][success]
+    for trial_before, trial_after in zip(first["trials"], second["trials"], strict=True):
+        assert trial_before["params"] == trial_after["params"]
+        assert trial_before["metrics"][success] == trial_after["metrics"][success]
     table = run_command("report", f"storage_path={bucket}", "run_name=sweep", cwd=tmp_path)
     assert table.returncode == 0 and "untrained" in table.stdout
     best = f"{bucket}/sweep/trials/{trial.name}/checkpoint_00000004"
@@ -216,7 +213,7 @@ def test_a_sweep_resumes_on_another_machine(
 def test_a_run_resumes_on_another_machine(
     bucket: str, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The commands are those of a user; the machine is lost between them."""
+    """Run the commands of a user. The machine is lost between them."""
     options = [
         f"agent={AGENT}",
         *TINY_AGENT,

@@ -1,4 +1,4 @@
-"""A built wheel works without the checkout."""
+"""A wheel built from the checkout works without it."""
 
 import os
 import shutil
@@ -19,9 +19,9 @@ POLICY = "policies/sim_transfer"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder into which a freshly built wheel was installed, without its dependencies."""
+    """Build a wheel, install it into a folder without its dependencies, and return the folder."""
     root = tmp_path_factory.mktemp("wheel")
-    # Built from a copy: setuptools leaves a `build` folder and metadata in its sources.
+    # The wheel is built from a copy, because setuptools writes into its source folder.
     for name in (*SOURCES, POLICY):
         source, copy = REPO_ROOT / name, root / "source" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def _run(
 
 def _run_installed(installed: Path, cwd: Path, *arguments: str) -> str:
     """Run Python with the wheel and the environment's packages, but without the checkout."""
-    # -S skips `site`, and with it the path hook of an editable installation.
+    # -S skips `site` and thus the path hook of an editable installation.
     packages = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     path = os.pathsep.join([str(installed), *sorted(packages)])
     env = os.environ | {"PYTHONPATH": path}

@@ -1,4 +1,4 @@
-"""The released transfer policy against its published records."""
+"""The released transfer policy reproduces its published records."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from tests.helpers.commands import run_command
 
 PUBLISHED = REPO_ROOT / "docs" / "results" / "time_samplers" / "pictures-corner.jsonl.gz"
 FIRST_SEED, NUM_EPISODES = 900_000, 50
-MIN_EQUAL = 0.9
-"""Least share of equal records. On the processor of the published records all are equal; others
-round differently."""
+MIN_EQUAL_FRACTION = 0.9
+"""Minimum fraction of equal records. On the processor of the published records all are equal.
+Other processors round differently."""
 
 pytestmark = pytest.mark.slow
 
 
 def _comparable(record: EpisodeRecord) -> dict[str, Any]:
+    """Return the part of a record that does not change between machines and versions."""
     settings = {key: value for key, value in record.settings.items() if key != "version"}
     return {**record.without_timing(), "settings": settings}
 
@@ -44,4 +45,4 @@ def test_released_policy_repeats_its_published_episodes(tmp_path: Path) -> None:
     for key in ("seed", "policy", "settings", "num_stages"):
         assert [record[key] for record in records] == [record[key] for record in published]
     num_equal = sum(a == b for a, b in zip(records, published, strict=True))
-    assert num_equal >= MIN_EQUAL * NUM_EPISODES, f"only {num_equal} records are equal"
+    assert num_equal >= MIN_EQUAL_FRACTION * NUM_EPISODES, f"only {num_equal} records are equal"

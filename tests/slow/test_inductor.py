@@ -1,4 +1,4 @@
-"""Compiled updates with inductor's machine code; the unit tests stop at its graphs."""
+"""Compiled updates with inductor's machine code. The unit tests only compile graphs."""
 
 from typing import Any
 

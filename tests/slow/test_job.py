@@ -67,7 +67,7 @@ class Head:
 
 
 def _free_port() -> int:
-    """Return a free port outside of Ray's range for workers (10002-19999)."""
+    """Return a free port outside of the range of Ray's workers (10002-19999)."""
     for port in range(21000 + os.getpid() % 5000, 32000):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
@@ -77,7 +77,7 @@ def _free_port() -> int:
 
 @pytest.fixture
 def head() -> Iterator[Head]:
-    """Start a head node with two CPUs; stop it by its process id."""
+    """A head node with two CPUs. It is stopped by its process id."""
     port = _free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -121,7 +121,7 @@ def _wait_for_dashboard(head: Head) -> None:
 
 
 def _submit(head: Head, *command: str) -> subprocess.CompletedProcess[str]:
-    """Submit a job and wait for it; submit again while Ray reports that it is not ready."""
+    """Submit a job and wait for its end. Submit again while Ray reports that it is not ready."""
     options = ["--submission-id=sweep", "--runtime-env=runtime_env.yaml", "--working-dir=."]
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
@@ -174,9 +174,9 @@ def test_a_submitted_sweep_runs_and_is_shown_on_the_dashboard(
     assert [job["status"] for job in jobs if job["submission_id"] == "sweep"] == ["SUCCEEDED"]
     runs = head.get("/api/train/v2/runs/v1")["train_runs"]
     assert [(run["name"], run["status"]) for run in runs] == [(TRIAL, "FINISHED")]
-    start_gauges = {"restarts", "skipped_episodes", "invalid_checkpoints_skipped"}
+    launch_gauges = {"restarts", "skipped_episodes", "invalid_checkpoints_skipped"}
     training_gauges = {"loss", "samples_per_s", "data_wait_frac"}
-    assert any({*start_gauges, *training_gauges} <= names for names in scraped)  # in one scrape
+    assert any({*launch_gauges, *training_gauges} <= names for names in scraped)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         head.get("/api/jobs/", token=False)
     list_jobs = [RAY, "job", "list", f"--address={head.url}"]

@@ -1,4 +1,4 @@
-"""Lost, drained and added nodes, and node pools."""
+"""Runs whose nodes are lost, drained or added, and runs with node pools."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from tests.helpers.two_nodes import STEPS
 
 
 def run_script(name: str, *arguments: str) -> str:
-    """The output of a script of `tests/helpers`."""
+    """Run a script of `tests/helpers` and return its output."""
     done = subprocess.run(
         [sys.executable, "-m", f"tests.helpers.{name}", *arguments],
         cwd=REPO_ROOT,
@@ -39,17 +39,19 @@ def run_script(name: str, *arguments: str) -> str:
         pytest.param("added", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_continues_on_the_nodes_that_are_left(
+def test_a_run_continues_when_its_nodes_change(
     demonstrations: Path, tmp_path: Path, mode: str
 ) -> None:
     run_dir = tmp_path / "run"
     run_script("two_nodes", str(run_dir), str(demonstrations), mode)
     metrics = RunDir(run_dir).read_metrics()
-    first, second = (line["step"] for line in metrics if RESTARTS in line)
+    launched_at, restarted_at = (line["step"] for line in metrics if RESTARTS in line)
     end = max(line["step"] for line in metrics)
-    assert first == 0 < second < end
-    if mode == "drained":  # only the notice leads to a checkpoint
-        assert second in [checkpoint.step for checkpoint in RunDir(run_dir).list_checkpoints()]
+    assert launched_at == 0 < restarted_at < end
+    if mode == "drained":  # only the notice of the drain leads to a checkpoint
+        assert restarted_at in [
+            checkpoint.step for checkpoint in RunDir(run_dir).list_checkpoints()
+        ]
     if mode != "added":
         assert end == STEPS[mode]
     assert RunDir(run_dir).list_checkpoints()[-1].step == end
@@ -63,7 +65,7 @@ def test_a_run_continues_on_the_nodes_that_are_left(
     before, after = (2, 4) if mode == "added" else (4, 2)
     for step in range(end):
         lines = [[entry["samples"] for entry in log if entry["step"] == step] for log in logs]
-        num_ranks, attempt = (before, 0) if step < second else (after, -1)
+        num_ranks, attempt = (before, 0) if step < restarted_at else (after, -1)
         samples = [attempts[attempt] for attempts in lines[:num_ranks]]
         assert sorted(itertools.chain(*samples)) == sorted(plan.global_batch(step).tolist())
 
@@ -73,6 +75,10 @@ def test_each_kind_of_process_stays_in_its_pool(demonstrations: Path, tmp_path: 
     titles_by_pool = json.loads(
         run_script("node_pools", str(tmp_path / "run"), str(demonstrations)).splitlines()[-1]
     )
-    for title, own in (("RayTrainWorker", "train"), ("RolloutActor", "sim"), ("Read", "data")):
+    for title, expected_pool in (
+        ("RayTrainWorker", "train"),
+        ("RolloutActor", "sim"),
+        ("Read", "data"),
+    ):
         pools = [pool for pool, titles in titles_by_pool.items() if any(title in t for t in titles)]
-        assert pools == [own], titles_by_pool
+        assert pools == [expected_pool], titles_by_pool

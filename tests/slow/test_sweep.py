@@ -1,4 +1,4 @@
-"""Sweeps by command: Ctrl-C, a killed driver, a resume, a failing trial, a growing cluster."""
+"""The command `tune`: Ctrl-C, a killed driver, a resume, a failed trial, a growing cluster."""
 
 from __future__ import annotations
 
@@ -46,22 +46,26 @@ grid:
 
 
 def read_logs(sweep_dir: Path) -> list[list[dict[str, Any]]]:
-    """The metrics of each trial that has logged any."""
+    """Read the metrics of each trial that has logged any."""
     logs = [trial.read_metrics() for trial in SweepDir(sweep_dir).trials()]
     return [log for log in logs if log]
 
 
-def wait_for_steps(steps: Sequence[int], sweep_dir: Path, command: subprocess.Popen[str]) -> None:
-    """Wait until each trial has made that many updates."""
-    made: list[int] = []
-    while len(made) < len(steps) or any(m < s for m, s in zip(made, steps, strict=True)):
+def wait_for_steps(
+    min_steps: Sequence[int], sweep_dir: Path, command: subprocess.Popen[str]
+) -> None:
+    """Wait until each trial has made at least its number of `min_steps` updates."""
+    steps: list[int] = []
+    while len(steps) < len(min_steps) or any(
+        step < minimum for step, minimum in zip(steps, min_steps, strict=True)
+    ):
         assert command.poll() is None
         time.sleep(0.1)
-        made = [max((line["step"] for line in log), default=0) for log in read_logs(sweep_dir)]
+        steps = [max((line["step"] for line in log), default=0) for log in read_logs(sweep_dir)]
 
 
 def newest_steps(sweep_dir: Path) -> list[int]:
-    """The step of each trial's newest valid checkpoint, 0 without one."""
+    """Return the step of each trial's newest valid checkpoint, or 0 if it has none."""
     checkpoints = [run.newest_checkpoint() for run in find_runs(sweep_dir)]
     return [0 if checkpoint is None else checkpoint.step for checkpoint in checkpoints]
 
@@ -69,7 +73,7 @@ def newest_steps(sweep_dir: Path) -> list[int]:
 def test_a_sweep_is_interrupted_killed_resumed_and_reported(
     demonstrations: Path, tmp_path: Path
 ) -> None:
-    """The command as a user types it, with Ctrl-C and a killed driver; then status and report."""
+    """Run the commands as a user does: Ctrl-C, a killed driver, a resume, status and report."""
     (tmp_path / "tiny.yaml").write_text(SPACE)
     varied = ("agent.head.n_emb", "agent.head.n_layer", "agent.head.n_head", "train.max_steps")
     options = [o for o in (*TINY_AGENT, *TINY_TRAINING) if not o.startswith(varied)]
@@ -102,16 +106,16 @@ def test_a_sweep_is_interrupted_killed_resumed_and_reported(
     workers = [worker["pid"] for run in find_runs(folder) for worker in run.read_workers()]
     while any(map(is_alive, workers)):
         time.sleep(0.1)
-    starts = [saved, newest_steps(folder)]
+    resumed_at = [saved, newest_steps(folder)]
 
     done = run_command("tune", "resume=auto", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"Resuming {folder}" in done.stdout
     assert "2 trials, 2 at a time" in done.stdout and "SwanLab: offline" in done.stdout
-    for trial, log in enumerate(read_logs(folder)):  # no update before a checkpoint is repeated
+    for trial, log in enumerate(read_logs(folder)):  # saved updates are not repeated
         assert {line["step"] for line in log if "loss" in line} == set(range(1, 201))
-        start_steps = [line["step"] for line in log if "restarts" in line]
-        assert start_steps == [0, *(steps[trial] for steps in starts)]
+        launch_steps = [line["step"] for line in log if "restarts" in line]
+        assert launch_steps == [0, *(steps[trial] for steps in resumed_at)]
     content = json.loads((folder / "sweep.json").read_text())
     for baseline in ("expert", "untrained"):
         assert content["baselines"][baseline]["rollout/episodes"] == 2
@@ -136,12 +140,12 @@ def test_a_sweep_is_interrupted_killed_resumed_and_reported(
 
     status = run_command("status", "runs/sweep", cwd=tmp_path)
     assert status.returncode == 0 and status.stdout.count("finished") == 2
-    one, other = find_runs(folder)
-    one.delete_record()
-    log = one.path / "metrics.jsonl"
+    trained_run, pending_run = find_runs(folder)
+    trained_run.delete_record()
+    log = trained_run.path / "metrics.jsonl"
     log.write_text(log.read_text() + '{"step": 1, "lo')  # a line that is still being written
-    other.delete_record()
-    (other.path / "metrics.jsonl").unlink()
+    pending_run.delete_record()
+    (pending_run.path / "metrics.jsonl").unlink()
     trained, pending = read_all(folder)
     assert trained.state == "trained" and trained.step == trained.checkpoint == trained.max_steps
     assert pending.state == "pending" and pending.step == 0 and pending.age_s is None
@@ -150,7 +154,7 @@ def test_a_sweep_is_interrupted_killed_resumed_and_reported(
     assert changed.returncode == 2 and "started with other settings" in changed.stderr
 
 
-def test_a_failed_trial_is_reported_and_tried_again(demonstrations: Path, tmp_path: Path) -> None:
+def test_a_failed_trial_is_reported_and_retried(demonstrations: Path, tmp_path: Path) -> None:
     (tmp_path / "failing.yaml").write_text(FAILING_SPACE)
     options = [o for o in (*TINY_AGENT, *TINY_TRAINING) if not o.startswith("agent.head.n_head")]
     options += ["search_space=failing.yaml", f"data.dataset_dir={demonstrations}"]
@@ -163,8 +167,8 @@ def test_a_failed_trial_is_reported_and_tried_again(demonstrations: Path, tmp_pa
         assert (good["status"], bad["status"]) == ("finished", "failed")
         assert "The gradient norm is" in bad["error"] and bad["error"] in done.stdout
         assert "1 of 2 trials failed" in done.stderr and "resume=auto" in done.stderr
-        starts = [sum("restarts" in line for line in log) for log in read_logs(folder)]
-        assert starts == [1, attempt]  # a diverged run is not restarted within a session
+        launches = [sum("restarts" in line for line in log) for log in read_logs(folder)]
+        assert launches == [1, attempt]  # only a resume of the sweep retries a diverged run
     assert bad["error"] in run_command("status", str(folder), cwd=tmp_path).stdout
 
 

@@ -1,4 +1,4 @@
-"""Changed and malicious files: content hashes, external data, and checks that hang or die."""
+"""Changed and malicious files: content hashes, values in other files, checks that hang or die."""
 
 import errno
 import os
@@ -142,7 +142,7 @@ def _huge(file: h5py.File) -> None:
         (_huge, "/observations/qpos declares .* bytes, but only 0 are stored"),
     ],
 )
-def test_a_file_must_hold_its_own_values(
+def test_a_file_whose_values_are_stored_elsewhere_is_refused(
     own_demonstrations: Path, change: Callable[[h5py.File], None], reason: str
 ) -> None:
     path = episode_path(own_demonstrations, 0)
@@ -163,22 +163,21 @@ def test_a_file_whose_check_dies_or_hangs_is_invalid(
     os.kill(child._process.pid, signal.SIGSTOP)
     monkeypatch.setattr(check_pool, "MIN_TIMEOUT_S", 0.2)
     monkeypatch.setattr(check_pool, "MIN_BYTES_PER_S", 1e12)
-    hung = child.check(paths[0])
-    assert "takes more than" in str(hung)
+    assert "takes more than" in str(child.check(paths[0]))
     monkeypatch.undo()
-    assert isinstance(child.check(paths[1]), EpisodeMetadata)  # by a new process
+    assert isinstance(child.check(paths[1]), EpisodeMetadata)  # a new process checks it
     os.kill(child._process.pid, signal.SIGSTOP)
     timer = threading.Timer(0.2, os.kill, (child._process.pid, signal.SIGKILL))
     timer.start()
     assert "killed the reader (exit code -9)" in str(child.check(paths[1]))
     assert isinstance(child.check(paths[0]), EpisodeMetadata)
     os.kill(child._process.pid, signal.SIGKILL)
-    child._process.wait()  # it died while idle
+    child._process.wait()  # the process died while idle
     assert isinstance(child.check(paths[1]), EpisodeMetadata)
     child.close()
 
 
-def test_leaving_early_does_not_wait_for_a_file_that_hangs(own_demonstrations: Path) -> None:
+def test_closing_the_check_does_not_wait_for_a_file_that_hangs(own_demonstrations: Path) -> None:
     paths = [episode_path(own_demonstrations, number % 3) for number in range(200)]
     results = check_pool.check_files(paths, "auto")
     next(results)
@@ -190,7 +189,7 @@ def test_leaving_early_does_not_wait_for_a_file_that_hangs(own_demonstrations: P
     assert time.monotonic() - start < check_pool.MIN_TIMEOUT_S
 
 
-def test_a_foreign_file_must_be_the_indexed_one(tmp_path: Path) -> None:
+def test_a_foreign_file_that_differs_from_the_index_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "episode_0.hdf5"
     write_act(path)
     assert isinstance(check_dataset(tmp_path, [path], "auto")[path], EpisodeMetadata)
@@ -210,7 +209,7 @@ def test_a_foreign_file_must_be_the_indexed_one(tmp_path: Path) -> None:
 
 
 def test_training_refuses_a_changed_file(own_demonstrations: Path, tmp_path: Path) -> None:
-    """Even one of the same length that carries the hash of its original contents."""
+    """This includes a file of the same length with the hash of its original contents."""
     foreign, ours = tmp_path / "episode_0.hdf5", episode_path(own_demonstrations, 0)
     write_act(foreign)
     for path, change in product((foreign, ours), (_edit, _replace)):
@@ -224,10 +223,10 @@ def test_training_refuses_a_changed_file(own_demonstrations: Path, tmp_path: Pat
         ):
             read()
         path.write_bytes(content)
-        read()  # a copy may have another time
+        read()  # a copy may have another modification time
 
 
-def test_reading_waits_for_a_shared_folder(
+def test_reading_is_retried_if_a_shared_folder_fails(
     own_demonstrations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref = check_episode(episode_path(own_demonstrations, 0), "auto").ref
@@ -237,12 +236,12 @@ def test_reading_waits_for_a_shared_folder(
         OSError("Can't read data (file read failed: errno = 5, error message = 'I/O error')"),
     ]
     delays: list[float] = []
-    open_again = episodes.open_hdf5
+    original_open = episodes.open_hdf5
 
     def open_hdf5(path: str) -> AbstractContextManager[h5py.File]:
         if errors:
             raise errors.pop()
-        return open_again(path)
+        return original_open(path)
 
     monkeypatch.setattr(episodes, "open_hdf5", open_hdf5)
     monkeypatch.setattr("imf_ray.files.time.sleep", delays.append)
@@ -301,7 +300,7 @@ def test_a_file_of_another_format_cannot_replace_an_indexed_one(
         write_act(foreign)
 
 
-def test_our_files_may_be_recorded_again(own_demonstrations: Path) -> None:
+def test_files_of_our_format_may_be_recorded_again(own_demonstrations: Path) -> None:
     first, second = (episode_path(own_demonstrations, number) for number in range(2))
     check_dataset(own_demonstrations, [first], "auto")
     shutil.copy(second, first)

@@ -46,7 +46,7 @@ def test_inspect_shows_the_valid_files(own_demonstrations: Path, tmp_path: Path)
     assert video.shape == (400, TILE_SIZE, 3 * TILE_SIZE, 3)
 
 
-def test_the_episode_table(demonstrations: Path) -> None:
+def test_the_episode_table_has_one_row_per_episode(demonstrations: Path) -> None:
     episodes = [check_episode(episode_path(demonstrations, n)) for n in range(DEMONSTRATIONS)]
     table = episode_table(episodes)
     columns = {str(column.header): list(column.cells) for column in table.columns}

@@ -1,4 +1,4 @@
-"""A few files of each kind with each mutation (benchmarks.fuzz_episodes checks a thousand)."""
+"""A few damaged files of each kind. `benchmarks.fuzz_episodes` checks a thousand."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The index of recorded demonstrations: cache, damaged files, contradictions with the config."""
+"""The index of a data set: its cache, damaged files, and contradictions with the configuration."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from tests.helpers.configs import DEMONSTRATIONS, tiny_config
 from tests.helpers.episode_files import LENGTH, write_act, write_roboimi
 
 
-def test_layout_and_attributes(demonstrations: Path) -> None:
+def test_an_episode_file_has_the_documented_layout(demonstrations: Path) -> None:
     with h5py.File(episode_path(demonstrations, 0)) as file:
         length = len(file["action"])
         assert file["observations/images/top"].shape == (length, 48, 48, 3)
@@ -32,7 +32,9 @@ def test_layout_and_attributes(demonstrations: Path) -> None:
     assert attributes["task"] == "imf_ray/SimTransfer-v0" and attributes["seed"] == 0
 
 
-def test_gzip_images_saves_space(demonstrations: Path, tmp_path: Path) -> None:
+def test_compressed_images_need_less_than_half_the_space(
+    demonstrations: Path, tmp_path: Path
+) -> None:
     raw, compressed = episode_path(demonstrations, 0), episode_path(tmp_path, 0)
     config = tiny_config(demonstrations)
     episode = DemoRecorder(config.task, config.data.camera_names).record(seed=0)
@@ -153,7 +155,7 @@ def _dangling_link(path: Path) -> None:
         (_group_for_camera, "not a dataset"),
     ],
 )
-def test_bad_files_are_named_or_skipped(own_demonstrations: Path, damage, reason: str) -> None:
+def test_invalid_files_are_named_or_skipped(own_demonstrations: Path, damage, reason: str) -> None:
     damage(episode_path(own_demonstrations, 2))
     with pytest.raises(UserError, match=f"episode_2.hdf5.*{reason}"):
         build_index(tiny_config(own_demonstrations))
@@ -196,7 +198,7 @@ def test_files_with_other_names_are_reported(
     assert "2 file(s)" in caplog.text and "demo_3.hdf5, episode_4.h5" in caplog.text
 
 
-def test_missing_and_empty_folders(tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not exist.*imf_ray.collect"):
         build_index(tiny_config(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"has no episode_.*imf_ray.collect"):
@@ -223,7 +225,7 @@ def test_unused_datasets_are_reported(tmp_path: Path, caplog: pytest.LogCaptureF
     write_act(tmp_path / "episode_0.hdf5", dim=16)
     with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
         file["base_action"] = np.zeros((LENGTH, 2))
-    for _ in range(2):  # the second time from the cache
+    for _ in range(2):  # the second index comes from the cache
         caplog.clear()
         build_index(tiny_config(tmp_path, *FOREIGN_OPTIONS, "data.resize_images=true"))
         expected = f"Training does not use /base_action of the episodes in {tmp_path}"
@@ -237,7 +239,7 @@ def test_the_action_space_must_be_recorded(tmp_path: Path) -> None:
         build_index(tiny_config(tmp_path, *options))
     index = build_index(tiny_config(tmp_path, *options, "task.action_space=ee"))
     assert len(index.episodes) == 1
-    # Another format is another check, whatever the cache holds.
+    # The cache is per format, so the file is checked again.
     index = build_index(tiny_config(tmp_path, *options, "data.format=act"))
     assert index.episodes[0].format == "act"
 

@@ -1,4 +1,7 @@
-"""Segments as rows of a Ray dataset."""
+"""The Ray Data pipeline: slices of episodes as rows of a dataset, and batches of windows.
+
+A row contains one slice: the images, states and actions of a segment, i.e. of consecutive steps.
+"""
 
 import dataclasses
 import sys
@@ -38,7 +41,7 @@ def _slice(frames: int, actions: int) -> EpisodeSlice:
 
 
 @given(frames=st.integers(1, 9), actions=st.integers(1, 9))
-def test_rows_keep_their_slices(frames: int, actions: int) -> None:
+def test_a_row_contains_its_slice_unchanged(frames: int, actions: int) -> None:
     source = _slice(frames, actions)
     ((epoch, segment, received),) = _read_tables([_to_table(5, 7, source)])
     assert (epoch, segment) == (5, 7)
@@ -51,7 +54,7 @@ def test_rows_keep_their_slices(frames: int, actions: int) -> None:
     np.testing.assert_array_equal(received.action, source.action)
 
 
-def test_one_batch_is_prefetched_and_no_more() -> None:
+def test_exactly_one_batch_is_prefetched() -> None:
     made = []
     batches = _prefetch_one(made.append(n) or {"action": np.array([n])} for n in range(6))
     for number, batch in enumerate(batches):
@@ -60,7 +63,7 @@ def test_one_batch_is_prefetched_and_no_more() -> None:
     assert len(made) == 6
 
 
-def test_an_error_while_prefetching_is_raised_in_its_turn() -> None:
+def test_an_error_while_prefetching_is_raised_after_earlier_batches() -> None:
     def broken() -> Iterator[Batch]:
         yield {"action": np.zeros(1)}
         raise RuntimeError("no more rows")
@@ -73,7 +76,7 @@ def test_an_error_while_prefetching_is_raised_in_its_turn() -> None:
 
 @dataclass(frozen=True)
 class _CountingSpec(WindowSpec):
-    """Creates a file for each row that is read, and fails if a row is read twice."""
+    """A spec that creates a file for each row it reads, and fails if a row is read twice."""
 
     folder: str = ""
 
@@ -83,7 +86,7 @@ class _CountingSpec(WindowSpec):
 
 
 @pytest.mark.parametrize("cameras", [("top",), ()], ids=["a camera", "states only"])
-def test_reading_waits_for_a_slow_training(
+def test_reading_pauses_while_training_is_slow(
     demonstrations: Path, tmp_path: Path, ray_cluster: None, cameras: tuple[str, ...]
 ) -> None:
     paths = [episode_path(demonstrations, number) for number in range(3)]
@@ -99,14 +102,14 @@ def test_reading_waits_for_a_slow_training(
     )
     batches = dataset.batches(dataset.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
     next(batches)
-    read, before = len(list(tmp_path.iterdir())), 0
-    while read > before:
+    num_read, num_before = len(list(tmp_path.iterdir())), 0
+    while num_read > num_before:
         time.sleep(SETTLED_S)
-        before, read = read, len(list(tmp_path.iterdir()))
+        num_before, num_read = num_read, len(list(tmp_path.iterdir()))
     if cameras:
-        # The limit counts rows that wait; tasks read ahead as a whole, and some rows are used up.
-        assert read <= 4 * dataset.prefetch_rows(0, 1) < rows // 3
-    else:  # rows without images take no memory, so that all of them are read ahead
+        # The limit counts waiting rows. A task reads all its rows, and some rows are consumed.
+        assert num_read <= 4 * dataset.prefetch_rows(0, 1) < rows // 3
+    else:  # rows without images need little memory, so all of them are read ahead
         while len(list(tmp_path.iterdir())) < rows:
             time.sleep(SETTLED_S)
     assert sum(1 for _ in batches) == plan.steps_per_epoch - 1
@@ -119,5 +122,5 @@ def test_a_deleted_row_releases_its_images() -> None:
     before = sys.getrefcount(images)
     table = _to_table(0, 0, source)
     del table
-    after = sys.getrefcount(images)  # outside of the assertion, which would hold references
+    after = sys.getrefcount(images)  # outside of the assertion, which would keep references
     assert after == before

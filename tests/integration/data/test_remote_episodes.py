@@ -1,4 +1,4 @@
-"""Data sets under a URL; a local web server stands for all remote file systems."""
+"""Data sets under a URL. A local web server represents all remote file systems."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tests.helpers.configs import DEMONSTRATIONS, LOGICAL_CPUS, tiny_config
 
 
 class _Ranges(SimpleHTTPRequestHandler):
-    """Answers `Range: bytes=A-B`, as every object store does, and records the sizes."""
+    """A file server that answers `Range: bytes=A-B` like an object store and records part sizes."""
 
     served: list[int] = []  # noqa: RUF012  (each test sets its own)
     down: list[str] = []  # noqa: RUF012
-    """Requests of paths that contain one of these words fail."""
+    """Words in the paths of requests that fail."""
     flaky: list[str] = []  # noqa: RUF012
-    """The first request `METHOD path` of each of these fails."""
+    """Requests `METHOD path` that fail once."""
 
     def do_HEAD(self) -> None:
         if not self._is_down() and not self._is_flaky():
@@ -104,7 +104,7 @@ def served(
     server.server_close()
 
 
-def test_the_index_of_a_url_is_that_of_its_folder(
+def test_the_index_of_a_url_equals_that_of_its_folder(
     served: tuple[str, list[int]], own_demonstrations: Path
 ) -> None:
     url, sizes = served
@@ -114,19 +114,19 @@ def test_the_index_of_a_url_is_that_of_its_folder(
         f"{url}/episode_{number}.hdf5" for number in range(len(local.episodes))
     ]
     for episode, expected in zip(remote.episodes, local.episodes, strict=True):
-        where = {"path": expected.path, "fingerprint": expected.fingerprint}
-        assert dataclasses.replace(episode, **where) == expected
+        local_file = {"path": expected.path, "fingerprint": expected.fingerprint}
+        assert dataclasses.replace(episode, **local_file) == expected
     assert (cache_folder(parse_path(url)) / "index.json").is_file()
 
-    num_reads = len(sizes)  # indexed files are not read again,
+    num_reads = len(sizes)  # indexed files are not read again
     assert build_index(tiny_config(url)) == remote and len(sizes) == num_reads
-    with h5py.File(episode_path(own_demonstrations, 1), "r+") as file:  # unless they changed
+    with h5py.File(episode_path(own_demonstrations, 1), "r+") as file:  # unless they have changed
         file["action"][3, 2] += 1.0
     with pytest.raises(UserError, match=r"http://.*/episode_1.hdf5: .*do not match"):
         build_index(tiny_config(url))
 
 
-def test_batches_of_a_url_are_those_of_its_folder(
+def test_batches_of_a_url_equal_those_of_its_folder(
     served: tuple[str, list[int]], own_demonstrations: Path, ray_cluster: None
 ) -> None:
     url, sizes = served
@@ -164,7 +164,7 @@ def _batches(episodes: tuple[EpisodeRef, ...]) -> Iterator[Batch]:
     yield from dataset.batches(dataset.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
 
 
-def test_errors_of_a_server_name_the_url(served: tuple[str, list[int]]) -> None:
+def test_errors_of_a_server_contain_the_url(served: tuple[str, list[int]]) -> None:
     url, _ = served
     _Ranges.down.append("episode_1")
     with pytest.raises(UserError, match=r"http://.*/episode_1.hdf5 cannot be read: "):

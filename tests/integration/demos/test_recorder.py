@@ -1,4 +1,4 @@
-"""Recorded episodes: replaying the actions open-loop reproduces the recorded states."""
+"""Recorded episodes: they can be replayed and recorded again without a difference."""
 
 from __future__ import annotations
 

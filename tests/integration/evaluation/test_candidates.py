@@ -1,4 +1,4 @@
-"""Candidates of an evaluation: their settings, their records, and what is refused."""
+"""Candidates of an evaluation: settings, records, selection, and refused options."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUICK = ("task.max_episode_steps=24",)
 
 @pytest.fixture(scope="module")
 def run_dir(demonstrations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with three checkpoints of agents with fresh weights."""
+    """A run folder with three checkpoints of untrained agents."""
     folder = tmp_path_factory.mktemp("run")
     config = tiny_config(demonstrations)
     for step in (1, 2, 3):
@@ -77,14 +77,14 @@ def test_settings_come_from_the_checkpoint_and_the_command_line(
         ("data.camera_names=[top]", r"data.camera_names=\['top'\] \(trained with"),
     ],
 )
-def test_task_that_a_checkpoint_was_not_trained_for_is_refused(
+def test_a_task_that_differs_from_the_training_task_is_refused(
     run_dir: Path, tmp_path: Path, option: str, reason: str
 ) -> None:
     with pytest.raises(UserError, match=f"{reason}.*evaluate.allow_task_mismatch=true"):
         resolve_candidate(checkpoint(run_dir), load_config([option]), [option], 0, tmp_path)
 
 
-def test_mismatch_can_be_allowed(run_dir: Path, tmp_path: Path) -> None:
+def test_a_different_task_can_be_allowed(run_dir: Path, tmp_path: Path) -> None:
     overrides = ["task.shadows=true", "evaluate.allow_task_mismatch=true"]
     candidate = resolve_candidate(
         checkpoint(run_dir), load_config(overrides), overrides, 0, tmp_path
@@ -92,7 +92,7 @@ def test_mismatch_can_be_allowed(run_dir: Path, tmp_path: Path) -> None:
     assert candidate.evaluation.metadata.settings["task"]["shadows"] is True
 
 
-def test_policy_that_cannot_be_evaluated_is_refused(run_dir: Path, tmp_path: Path) -> None:
+def test_a_policy_that_does_not_fit_the_task_is_refused(run_dir: Path, tmp_path: Path) -> None:
     blind = ["data.camera_names=[top]", "evaluate.allow_task_mismatch=true"]
     with pytest.raises(UserError, match=r"asks for \['r_vis', 'front'\]"):
         resolve_candidate(checkpoint(run_dir), load_config(blind), blind, 0, tmp_path)
@@ -106,7 +106,7 @@ def test_policy_that_cannot_be_evaluated_is_refused(run_dir: Path, tmp_path: Pat
         resolve_candidate(PolicySpec.parse(str(tmp_path)), load_config(), [], 0, tmp_path)
 
 
-def test_corrupted_checkpoint_is_refused(run_dir: Path, tmp_path: Path) -> None:
+def test_a_corrupted_checkpoint_is_refused(run_dir: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(checkpoint(run_dir).path, tmp_path / "checkpoint_00000001"))
     weights = damaged / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -116,7 +116,7 @@ def test_corrupted_checkpoint_is_refused(run_dir: Path, tmp_path: Path) -> None:
         resolve_candidate(PolicySpec.parse(str(damaged)), load_config(), [], 0, tmp_path)
 
 
-def test_comparison_has_baselines(run_dir: Path, tmp_path: Path) -> None:
+def test_a_comparison_includes_the_baselines(run_dir: Path, tmp_path: Path) -> None:
     policies = [checkpoint(run_dir, 1).path, checkpoint(run_dir, 2).path]
     candidates = resolve_candidates(policies, load_config(QUICK), QUICK, tmp_path)
     one, two, expert, untrained = (candidate.name for candidate in candidates)
@@ -137,14 +137,14 @@ def _record(seed: int, success: bool) -> EpisodeRecord:
     return EpisodeRecord(seed, success, 4 if success else 0, 4, 1.0, 24, {}, "p", {})
 
 
-def test_best_checkpoint_is_selected_on_other_seeds(run_dir: Path) -> None:
+def test_the_best_checkpoint_is_selected_on_separate_seeds(run_dir: Path) -> None:
     config = load_config([*QUICK, "evaluate.selection_episodes=4"])
     candidates = []
 
     def evaluate(candidate: Candidate) -> list[EpisodeRecord]:
         candidates.append(candidate)
-        number = int(candidate.name[-1])
-        return [_record(seed, seed < {1: 1, 2: 3, 3: 2}[number]) for seed in range(4)]
+        num_successes = {1: 1, 2: 3, 3: 2}[int(candidate.name[-1])]
+        return [_record(seed, seed < num_successes) for seed in range(4)]
 
     best, results = select_checkpoint(run_dir, config, QUICK, evaluate)
     assert best.name == "checkpoint_00000002" and len(results) == 3
@@ -159,7 +159,9 @@ def test_best_checkpoint_is_selected_on_other_seeds(run_dir: Path) -> None:
         select_checkpoint(run_dir / "nowhere", config, QUICK, evaluate)
 
 
-def test_action_error_decides_between_equal_success_rates(run_dir: Path, tmp_path: Path) -> None:
+def test_the_action_error_decides_between_equal_success_rates(
+    run_dir: Path, tmp_path: Path
+) -> None:
     own = Path(shutil.copytree(run_dir, tmp_path / "own"))
     for step, error in ((1, 0.2), (2, 0.1), (3, 0.3)):
         write_validation(Path(checkpoint(own, step).path), {"action_error": error})

@@ -1,4 +1,4 @@
-"""A small agent to roll out."""
+"""Fixtures of the rollout tests: a small agent and its rollout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.configs import fresh_agent, tiny_config
 
 @pytest.fixture(scope="session")
 def agent_folder(demonstrations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of an agent with fresh weights."""
+    """The folder of an untrained agent."""
     folder, config = tmp_path_factory.mktemp("agent"), tiny_config(demonstrations)
     save_agent(folder, fresh_agent(config), config, ema=None)
     return folder
@@ -23,7 +23,7 @@ def agent_folder(demonstrations: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def spec(demonstrations: Path, agent_folder: Path) -> RolloutSpec:
-    """The agent in episodes of 24 steps, i.e. three chunks."""
+    """A rollout of the agent in episodes of 24 environment steps, that is, three chunks."""
     config = agent_rollout_config(
         tiny_config(demonstrations, "task.max_episode_steps=24"), noise_seed=1
     )

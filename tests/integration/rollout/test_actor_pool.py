@@ -1,4 +1,4 @@
-"""Rollouts on Ray: records do not depend on actors and envs, nor on actors that die."""
+"""Rollouts on Ray actors: reproducible records, faulty envs, and errors of policies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def outcomes(results: Iterable[EpisodeResult]) -> list[dict[str, Any]]:
 
 
 def test_records_do_not_depend_on_actors_and_envs(spec: RolloutSpec) -> None:
-    """24 seeds on 1 x 1, 1 x 8 and 2 x 4 actors x envs, and with a killed actor."""
+    """Run 24 seeds on 1 x 1, 1 x 8 and 2 x 4 actors x envs, and with a killed actor."""
     one = outcomes(run_episodes(replace(spec, envs_per_actor=1), SEEDS, ONE_ACTOR))
     assert [record["seed"] for record in one] == list(SEEDS)
     assert len({str(record["initial_poses"]) for record in one}) == len(SEEDS)
@@ -44,7 +44,7 @@ def test_records_do_not_depend_on_actors_and_envs(spec: RolloutSpec) -> None:
 
 
 def _actor_pids() -> list[int]:
-    """Process ids of the live rollout actors of this session's cluster."""
+    """Return the process ids of the live rollout actors of this session's cluster."""
     from ray._private.state import actors
 
     return [
@@ -54,8 +54,10 @@ def _actor_pids() -> list[int]:
     ]
 
 
-def test_env_that_kills_or_blocks_its_actor_fails_its_own_episode(spec: RolloutSpec) -> None:
-    """Its episode has a record with an error; episodes that shared its actor are repeated."""
+def test_an_env_that_kills_or_blocks_its_actor_fails_only_its_own_episode(
+    spec: RolloutSpec,
+) -> None:
+    """Episodes that shared its actor are repeated."""
     task = replace(spec.config.task, env_id=faulty_envs.ENV_ID)
     config = replace(spec.config, task=task, episode_timeout_s=2.0)
     faulty = replace(spec, config=config, envs_per_actor=2)
@@ -70,8 +72,8 @@ def test_env_that_kills_or_blocks_its_actor_fails_its_own_episode(spec: RolloutS
     assert records[faulty_envs.DIES].policy == records[700].policy
 
 
-def test_slow_consumer_does_not_count_against_time_limits(spec: RolloutSpec) -> None:
-    """It may take longer than the limit of calls that have returned in the meantime."""
+def test_a_slow_consumer_does_not_count_against_time_limits(spec: RolloutSpec) -> None:
+    """The consumer may take longer than the time limit while actors have finished their calls."""
     limit_s = 5.0
     slow = replace(spec, config=replace(spec.config, episode_timeout_s=limit_s), envs_per_actor=1)
     errors = []
@@ -82,13 +84,13 @@ def test_slow_consumer_does_not_count_against_time_limits(spec: RolloutSpec) -> 
     assert errors == [None] * 12
 
 
-def test_policy_that_cannot_be_loaded_ends_the_rollout(spec: RolloutSpec) -> None:
+def test_a_policy_that_cannot_be_loaded_ends_the_rollout(spec: RolloutSpec) -> None:
     missing = replace(spec, policy=PolicySpec.parse("/nowhere"))
     with pytest.raises(UserError, match="nowhere is not a checkpoint"):
         list(run_episodes(missing, SEEDS, TWO_ACTORS))
 
 
-def test_metadata_are_those_of_the_records(spec: RolloutSpec) -> None:
+def test_rollout_metadata_equal_those_of_the_records(spec: RolloutSpec) -> None:
     metadata = rollout_metadata(spec)
     (result,) = run_episodes(spec, [700], ONE_ACTOR)
     assert (metadata.policy, metadata.num_stages) == (result.record.policy, 4)

@@ -131,7 +131,7 @@ def test_rendering_on_demand_changes_no_action(spec: RolloutSpec) -> None:
     for policy in (lazy, eager):
         run(policy, spec.config, [700])
     assert np.array_equal(np.stack(lazy.actions), np.stack(eager.actions))
-    # Images of the environment steps 0, 7, 8, 15, 16 and 23: two before each prediction.
+    # Images of environment steps 0, 7, 8, 15, 16 and 23, the observations of the predictions.
     assert (lazy.num_images, eager.num_images) == (6, 24)
 
 

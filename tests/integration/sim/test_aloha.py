@@ -1,4 +1,4 @@
-"""gym-aloha's transfer of a cube as a `SimEnv`, and its scripted expert (the extra `aloha`)."""
+"""gym-aloha's cube transfer as a `SimEnv`, and its scripted expert. Needs the extra `aloha`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,19 +48,19 @@ def _sim_env(env: gymnasium.Env[Any, Any]) -> Any:
 
 
 def _play(envs: Sequence[gymnasium.Env[Any, Any]], seeds: Sequence[int], steps: int) -> list[Any]:
-    """Step the envs in turn; return the observations, the physics state and the images of each."""
+    """Step the envs in turn; return the states, the physics state and the images of each."""
     experts = [make_expert("gym_aloha/AlohaTransferCube-v0", _sim_env(env)) for env in envs]
-    states: list[list[Any]] = []
+    states_of_envs: list[list[Any]] = []
     for env, expert, seed in zip(envs, experts, seeds, strict=True):
-        states.append([env.reset(seed=seed)[0]["qpos"]])
+        states_of_envs.append([env.reset(seed=seed)[0]["qpos"]])
         expert.reset()
     for _ in range(steps):
-        for env, expert, observations in zip(envs, experts, states, strict=True):
-            observations.append(env.step(expert.act()[0])[0]["qpos"])
+        for env, expert, states in zip(envs, experts, states_of_envs, strict=True):
+            states.append(env.step(expert.act()[0])[0]["qpos"])
     sim_envs = [_sim_env(env) for env in envs]
     return [
-        (np.stack(observations), env.data.qpos.copy(), env.render_cameras())
-        for observations, env in zip(states, sim_envs, strict=True)
+        (np.stack(states), env.data.qpos.copy(), env.render_cameras())
+        for states, env in zip(states_of_envs, sim_envs, strict=True)
     ]
 
 
@@ -106,7 +106,9 @@ def test_actions_are_joint_angles_and_episodes_have_400_steps(make: Make) -> Non
     target = HOLD + np.tile([1.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5], 2)  # outside Box(-1, 1)
     for step in range(400):
         observation, _, over, truncated, _ = env.step(target)
-        assert not over and truncated == (step == 399)  # it was registered with 300
+        assert not over and truncated == (
+            step == 399
+        )  # gym-aloha registers the env with a limit of 300
     np.testing.assert_allclose(observation["qpos"], target, atol=0.03)
 
 
@@ -127,8 +129,8 @@ def test_the_expert_succeeds(make: Make, seed: int) -> None:
     assert info["success"] and stages[-1] == 4 and len(stages) == 400
     assert {1, 2} <= set(stages[: stages.index(4)])
     tools, cube = sim_env.ee_poses(), info["poses"]["cube"]
-    assert np.linalg.norm(tools[0, :3] - cube[:3]) < 0.03  # in the left hand,
-    assert np.linalg.norm(tools[1, :3] - cube[:3]) > 0.15  # the right one is away
+    assert np.linalg.norm(tools[0, :3] - cube[:3]) < 0.03  # the left hand has the cube
+    assert np.linalg.norm(tools[1, :3] - cube[:3]) > 0.15  # the right hand is away
     speed = np.abs(np.diff(actions, axis=0)).max(axis=0) * sim_env.control_hz
     assert speed.reshape(2, 7)[:, :6].max() < 4  # rad/s: no wrist flips
 

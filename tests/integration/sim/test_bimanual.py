@@ -1,4 +1,4 @@
-"""Behaviour of every bimanual task: determinism, observations, actions, images, errors."""
+"""All bimanual tasks: determinism, observations, actions, images, errors."""
 
 import gymnasium
 import numpy as np
@@ -52,7 +52,7 @@ def test_rendering_on_demand_gives_the_pixels_of_the_observation(make_env):
         assert np.array_equal(image, eager.render_cameras()[name])
 
 
-def test_no_renderer_before_the_first_image(make_env, monkeypatch):
+def test_no_renderer_is_made_before_the_first_image(make_env, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("a renderer was made")
 
@@ -95,7 +95,7 @@ def test_a_point_behind_the_camera_is_projected_to_nan(make_env):
     assert np.isnan(pixels).tolist() == [[True, True], [False, False]]
 
 
-def test_observation_starts_at_the_ready_pose_and_follows_the_targets(make_env, kind):
+def test_the_arms_start_at_the_ready_pose_and_follow_the_targets(make_env, kind):
     env = make_env(kind)
     observation, info = env.reset(seed=0)
     assert np.array_equal(observation["qpos"], HOLD_STILL)
@@ -108,7 +108,7 @@ def test_observation_starts_at_the_ready_pose_and_follows_the_targets(make_env, 
     assert np.allclose(observation["qpos"], target, atol=0.01)
 
 
-def test_ee_action_of_the_current_pose_holds_still(make_env):
+def test_an_ee_action_of_the_current_pose_keeps_the_arms_still(make_env):
     env = make_env(action_space="ee")
     env.reset(seed=0)
     start = env.ee_poses()
@@ -129,7 +129,7 @@ def test_targets_outside_the_limits_are_clipped(make_env, action_space):
     assert (env.data.ctrl >= low).all() and (env.data.ctrl <= high).all()
 
 
-def test_the_option_poses_sets_start_poses(make_env):
+def test_the_reset_option_poses_sets_the_start_poses(make_env):
     env = make_env()
     pose = np.array([0.1, 0.05, CUBE_HALF_SIZE, 1.0, 0.0, 0.0, 0.0])
     _, info = env.reset(seed=0, options={"poses": {"cube": pose}})

@@ -1,4 +1,4 @@
-"""Kinematics of the arm: known poses, and inverse against forward kinematics."""
+"""Kinematics of the Diana arm: known poses, and inverse against forward kinematics."""
 
 import mujoco
 import numpy as np
@@ -17,14 +17,14 @@ def arms():
     return {side: arm_kinematics(model, side) for side in SIDES}
 
 
-def test_tool_at_the_manufacturers_home_pose(arms):
+def test_the_tool_pose_at_home_is_the_manufacturers(arms):
     home = [0, -np.pi / 4, 0, np.pi / 2, 0, np.pi / 4, 0]
     flange, tool_length = (0.836, 0.006, 0.369), 0.15
     tool = np.add(arms["left"].tool_pose(home)[:3], (BASE_DISTANCE, 0, 0))
     assert np.allclose(tool, np.add(flange, (tool_length, 0, 0)), atol=1e-3)
 
 
-def test_the_arms_are_equal_up_to_a_half_turn(arms):
+def test_the_arms_differ_by_a_half_turn(arms):
     joints = [0.3, -0.2, 0.1, 1.5, -0.4, 0.2, 0.5]
     left, right = (arms[side].tool_pose(joints)[:3] for side in SIDES)
     assert np.allclose(left * [-1, -1, 1], right)

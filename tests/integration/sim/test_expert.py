@@ -1,4 +1,4 @@
-"""Scripted experts: success, smooth motion, replay of recorded actions."""
+"""Scripted experts: success, smooth motion, and replay of their actions."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def play(env, seed, action_space="joint"):
 
 @pytest.mark.parametrize("action_space", ["joint", "ee"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_expert_succeeds(make_env, kind, seed, action_space):
+def test_the_expert_succeeds(make_env, kind, seed, action_space):
     _, stages, info = play(make_env(kind, action_space=action_space), seed, action_space)
     assert info["success"] is True and info["max_stage"] == kind.num_stages
     assert np.array_equal(np.unique(stages), np.arange(kind.num_stages + 1))
@@ -65,7 +65,7 @@ def test_motion_is_smooth_and_within_the_speed_limits(make_env, kind, seed):
     assert np.abs(acceleration).max() < 6  # rad/s^2
 
 
-def test_expert_is_a_function_of_the_objects_poses(make_env, kind):
+def test_the_expert_is_a_function_of_the_objects_poses(make_env, kind):
     env = make_env(kind)
     _, info = env.reset(seed=11)
     planned = plan(env)

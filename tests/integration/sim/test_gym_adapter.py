@@ -46,7 +46,7 @@ def _sim_env(env: gymnasium.Env[Any, Any]) -> SimEnv:
 
 
 def _towards(observation: dict[str, Any]) -> np.ndarray:
-    """Return the action, scaled to -1 to 1, that moves to the target."""
+    """Return the action, scaled to [-1, 1], that moves the point to the target."""
     step = observation["qpos"][:2] - observation["qpos"][2:4]
     return np.clip([step[0] / SPEED, step[1] / SPEED - 1], -1.0, 1.0)
 
@@ -56,10 +56,10 @@ def test_a_yaml_file_adapts_the_env(tmp_path: Path) -> None:
     observation, info = env.reset(seed=3)
     assert env.observation_space.contains(observation)
     assert info == {"stage": 0, "max_stage": 0, "success": False, "poses": {}}
-    observation, *_ = env.step(np.array([1.0, -1.0]))  # the largest and the smallest of its Box
+    observation, *_ = env.step(np.array([1.0, -1.0]))  # upper and lower bound of its Box
     np.testing.assert_allclose(observation["qpos"][2:], [SPEED, 0.0, 1.0], atol=1e-7)
     np.testing.assert_allclose(observation["qvel"], [SPEED, 0.0], atol=1e-7)
-    # One of 16 columns is bright, a quarter of the first of four.
+    # One of 16 columns is bright, which is a quarter of the first of the four resized columns.
     assert observation["images"]["wide"].shape == (4, 4, 3)
     assert (observation["images"]["wide"][:, 0] == 62).all()
     assert not observation["images"]["wide"][:, 1:].any()
@@ -79,11 +79,11 @@ def test_success_is_the_last_stage_and_ends_the_episode(tmp_path: Path) -> None:
 def test_only_the_time_limit_of_the_task_applies(tmp_path: Path) -> None:
     env = _make(tmp_path, "task.adapter.ignore_termination=true")
     observation, _ = env.reset(seed=0)
-    for step in range(20):  # it was registered with 5
+    for step in range(20):  # the env is registered with a limit of 5
         towards = _towards(observation) if step < 10 else [-1.0, 1.0]
         observation, _, over, truncated, info = env.step(towards)
         assert not over and truncated == (step == 19)
-    assert info["stage"] == 0 and info["max_stage"] == 1 and info["success"]  # sticky
+    assert info["stage"] == 0 and info["max_stage"] == 1 and info["success"]  # it stays set
 
 
 def test_the_stage_counts_the_thresholds_reached(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_seed_determines_the_episode_and_images_are_rendered_on_demand(tmp_pat
     np.testing.assert_array_equal(images["wide"], with_images["images"]["wide"])
 
 
-def test_an_array_observation_and_images_from_render(tmp_path: Path) -> None:
+def test_array_observations_and_images_from_render_are_adapted(tmp_path: Path) -> None:
     options = (
         "task.adapter.kwargs={flat: true, render_mode: rgb_array}",
         "task.adapter.cameras={wide: render()}",
@@ -132,7 +132,7 @@ def test_an_array_observation_and_images_from_render(tmp_path: Path) -> None:
     np.testing.assert_allclose(observation["qpos"], [0.0, SPEED])
 
 
-def test_an_environment_of_gymnasium_needs_no_code(tmp_path: Path) -> None:
+def test_an_env_of_gymnasium_needs_no_code(tmp_path: Path) -> None:
     path = tmp_path / "reacher.yaml"
     path.write_text(
         "{env_id: Reacher-v5, image_size: 32, adapter: {cameras: {top: render()}, qpos: [.],"
@@ -147,7 +147,7 @@ def test_an_environment_of_gymnasium_needs_no_code(tmp_path: Path) -> None:
     assert observation["images"]["top"].std() > 1 and not info["success"]
 
 
-def test_the_overview_is_fitted_and_unknown_cameras_raise(tmp_path: Path) -> None:
+def test_the_overview_has_a_fixed_size_and_projection_is_not_implemented(tmp_path: Path) -> None:
     env = _make(tmp_path)
     env.reset(seed=0)
     env.step(np.zeros(2))
@@ -188,7 +188,7 @@ def test_cameras_of_the_data_must_be_in_the_yaml(tmp_path: Path) -> None:
         _make(tmp_path, camera="top")
 
 
-def test_errors_found_while_running_name_the_key(tmp_path: Path) -> None:
+def test_errors_in_an_episode_name_the_key(tmp_path: Path) -> None:
     env = _make(tmp_path, "task.adapter.cameras={wide: camera.depth}")
     with pytest.raises(ValueError, match=r"'camera.depth' is float32\(12, 16\), not uint8"):
         env.reset(seed=0)

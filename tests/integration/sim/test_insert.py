@@ -1,4 +1,4 @@
-"""The insertion task: start poses, the geometry of the hole, and the stages."""
+"""The insertion task: the geometry of the hole, start poses, and stages."""
 
 import mujoco
 import numpy as np
@@ -20,8 +20,8 @@ from imf_ray.sim.tasks.insert import (
 )
 
 HALF_LENGTH, HALF_THICKNESS = BAR_HALF_SIZE[0], RING_HALF_SIZE[2]
-AIR = 0.25  # m, a height at which both hands reach each other
-FACING = (np.sqrt(0.5), 0.0, -np.sqrt(0.5), 0.0)  # wxyz of a ring whose hole goes along x
+AIR = 0.25  # m, a height at which the hands can meet
+FACING = (np.sqrt(0.5), 0.0, -np.sqrt(0.5), 0.0)  # wxyz of a ring whose hole points along x
 STRAIGHT = (1.0, 0.0, 0.0, 0.0)
 HANDS_OPEN = np.column_stack([READY_JOINTS, np.ones(2)])  # (2, 8)
 RING = tool_pose((-0.05, 0.0, AIR), FACING)
@@ -49,21 +49,24 @@ OUTSIDE = bar_with_tip_at(FAR_FACE - 0.02, y=RING_HALF_SIZE[1] + BAR_HALF_SIZE[1
     [
         (THROUGH, 1.0),
         (bar_with_tip_at(FAR_FACE - 0.02, yaw=0.2), 1.0),
-        (bar_with_tip_at(NEAR_FACE - 2 * HALF_LENGTH + 0.001), 1.0),  # its rear is still in front
-        (bar_with_tip_at(FAR_FACE - 2 * HALF_LENGTH - 0.001), 0.0),  # it is past the hole
+        (
+            bar_with_tip_at(NEAR_FACE - 2 * HALF_LENGTH + 0.001),
+            1.0,
+        ),  # its rear end is still before the ring
+        (bar_with_tip_at(FAR_FACE - 2 * HALF_LENGTH - 0.001), 0.0),  # it has left the hole
         (HALFWAY, 0.5),
         (IN_FRONT, 0.0),
         (OUTSIDE, 0.0),
         (bar_with_tip_at(FAR_FACE - 0.02, y=HOLE_HALF_WIDTH - 0.001), 1.0),
         (bar_with_tip_at(FAR_FACE - 0.02, y=HOLE_HALF_WIDTH + 0.001), 0.0),
-        (bar_with_tip_at(FAR_FACE, y=-0.015, yaw=1.2), 0.0),  # comes in through a wall
-        (tool_pose(RING[:3], FACING), 0.0),  # in the plane of the ring, across the hole
+        (bar_with_tip_at(FAR_FACE, y=-0.015, yaw=1.2), 0.0),  # it would enter through a wall
+        (tool_pose(RING[:3], FACING), 0.0),  # it lies in the plane of the ring, across the hole
     ],
 )
-def test_insertion_fraction(bar, fraction):
+def test_the_insertion_fraction_is_the_part_of_the_hole_that_the_bar_fills(bar, fraction):
     assert insertion_fraction(RING, bar) == pytest.approx(fraction, abs=1e-9)
-    end_for_end = tool_pose(bar[:3], rotate(bar[3:], by=(0.0, 0.0, 0.0, 1.0)))
-    assert insertion_fraction(RING, end_for_end) == pytest.approx(fraction, abs=1e-9)
+    reversed_bar = tool_pose(bar[:3], rotate(bar[3:], by=(0.0, 0.0, 0.0, 1.0)))
+    assert insertion_fraction(RING, reversed_bar) == pytest.approx(fraction, abs=1e-9)
 
 
 def test_the_fraction_depends_only_on_relative_poses():
@@ -84,7 +87,7 @@ def test_the_fraction_depends_only_on_relative_poses():
 # Episodes ----------------------------------------------------------------------------------------
 
 
-def test_objects_start_flat_and_anywhere_in_their_areas(make_env):
+def test_objects_start_flat_and_at_all_positions_of_their_areas(make_env):
     env = make_env(SimAirInsertEnv)
     starts = [env.reset(seed=seed)[1]["poses"] for seed in range(200)]
     for name, area, height in (
@@ -173,7 +176,7 @@ def test_stages_of_objects_grasped_in_the_air(make_env, bar, stage):
 @pytest.mark.parametrize(
     ("holding", "stage"), [(("left",), 1), (("right",), 1), ((), 0), (("left", "right"), 5)]
 )
-def test_an_inserted_bar_counts_only_if_both_are_grasped(make_env, holding, stage):
+def test_an_inserted_bar_counts_only_if_both_objects_are_grasped(make_env, holding, stage):
     assert stage_when_grasped(make_env(SimAirInsertEnv), RING, THROUGH, holding) == stage
 
 
@@ -189,13 +192,13 @@ def test_an_inserted_bar_does_not_count_on_the_table(make_env):
     ("ring_above", "bar_above", "stage"),
     [(0, 0, 2), (AIR, 0, 2), (0, AIR, 2), (0.9 * LIFT_CLEARANCE, AIR, 2), (AIR, AIR, 3)],
 )
-def test_both_must_be_off_the_table(make_env, ring_above, bar_above, stage):
+def test_stage_3_needs_both_objects_off_the_table(make_env, ring_above, bar_above, stage):
     ring = tool_pose((-0.15, 0.0, HALF_THICKNESS + ring_above), STRAIGHT)
     bar = tool_pose((0.15, 0.0, BAR_HALF_SIZE[2] + bar_above), STRAIGHT)
     assert stage_when_grasped(make_env(SimAirInsertEnv), ring, bar) == stage
 
 
-def test_success_is_sticky(make_env):
+def test_success_stays_after_the_objects_are_released(make_env):
     env = make_env(SimAirInsertEnv)
     assert stage_when_grasped(env, RING, THROUGH) == 5
     open_hands = env.data.ctrl.reshape(2, 8).copy()

@@ -1,4 +1,4 @@
-"""Rendering in a process that also uses torchvision."""
+"""Rendering in a process that also imports torchvision."""
 
 import subprocess
 import sys
@@ -14,6 +14,6 @@ import torchvision
 
 
 def test_torchvision_can_be_imported_after_rendering():
-    """Mesa's LLVM crashes the process if triton's, which torchvision loads, comes second."""
+    """Without a workaround, Mesa's LLVM crashes the process if torchvision loads triton's later."""
     done = subprocess.run([sys.executable, "-c", RENDER_THEN_BUILD], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

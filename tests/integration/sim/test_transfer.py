@@ -1,4 +1,4 @@
-"""The transfer task: visibility of the cube, and the stages."""
+"""The transfer task: visibility of the cube, projection to pixels, and stages."""
 
 import numpy as np
 import pytest
@@ -29,10 +29,11 @@ def test_points_are_projected_to_their_pixels(make_env, x, y):
     env.reset(seed=0, options={"poses": {"cube": pose}})
     rows, columns = np.nonzero(red_pixels(env.render_overview()))
     signs = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T
-    corners = env.project_to_pixels(pose[:3] + CUBE_HALF_SIZE * signs)  # their bounding box
-    first, last = np.array([columns.min(), rows.min()]), np.array([columns.max(), rows.max()])
-    assert np.array_equal(np.ceil(corners.min(axis=0)), first)
-    assert np.array_equal(np.floor(corners.max(axis=0)), last)
+    corners = env.project_to_pixels(pose[:3] + CUBE_HALF_SIZE * signs)
+    top_left = np.array([columns.min(), rows.min()])
+    bottom_right = np.array([columns.max(), rows.max()])
+    assert np.array_equal(np.ceil(corners.min(axis=0)), top_left)
+    assert np.array_equal(np.floor(corners.max(axis=0)), bottom_right)
 
 
 def test_an_untouched_cube_in_the_air_has_stage_0(make_env):

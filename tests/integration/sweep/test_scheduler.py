@@ -1,4 +1,4 @@
-"""A sweep whose scheduler stops a trial, on a Ray cluster."""
+"""A sweep on a Ray cluster whose scheduler stops a trial."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TIMEOUT_S = 1200.0
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until a function returns something true."""
+    """Wait until a function returns a true value."""
     start = time.monotonic()
     while not condition():
         assert time.monotonic() - start < TIMEOUT_S
@@ -45,7 +45,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 def test_a_trial_that_falls_behind_is_stopped_and_frees_its_workers(
     demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Late validations reach the scheduler, and so do those of a trial that ended before.
+    """The scheduler gets validations that arrive late and those of an earlier, finished trial.
 
     Tune's own loop fails once and is restarted.
     """

@@ -1,4 +1,4 @@
-"""Checkpoint folders: the schedule, crashes and full disks, forged files, export."""
+"""Checkpoints: the schedule, crashes while saving, full disks, forged files, export."""
 
 import json
 import os
@@ -36,7 +36,7 @@ from tests.helpers.configs import fresh_agent, tiny_config
 
 
 def _steps(train: TrainConfig) -> tuple[list[int], list[int]]:
-    """The steps after which a checkpoint is saved, and those of them that are validated."""
+    """Return the steps with a checkpoint, and those with a validation."""
     schedule = CheckpointSchedule(train, steps_per_epoch=4)
     saved = [step for step in range(1, train.max_steps + 1) if schedule.should_save(step)]
     return saved, [step for step in saved if schedule.should_validate(step)]
@@ -47,7 +47,7 @@ def test_without_validation_checkpoints_follow_save_freq() -> None:
     assert _steps(train) == ([3, 6, 9, 10], [])
 
 
-def test_validation_by_epochs_adds_checkpoints_and_validates_the_last() -> None:
+def test_validation_by_epochs_adds_checkpoints_and_validates_the_last_one() -> None:
     train = TrainConfig(max_steps=10, save_freq=5, rollout_val_freq_epochs=2)
     assert _steps(train) == ([5, 8, 10], [8, 10])
 
@@ -76,7 +76,7 @@ def test_an_exported_policy_has_the_ema_weights_and_no_train_state(
 
 
 @pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_save_can_be_killed_at_any_moment(
+def test_a_process_killed_while_saving_leaves_valid_checkpoints(
     demonstrations: Path, tmp_path: Path, kills: int
 ) -> None:
     command = [sys.executable, "-m", "tests.helpers.crash_during_save", str(tmp_path)]
@@ -88,7 +88,7 @@ def test_a_save_can_be_killed_at_any_moment(
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > kills / 10  # enough kills hit a half-written checkpoint
+    assert int(done.stdout) > kills / 10  # enough kills left an incomplete checkpoint
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
     )
     if mount.returncode:
-        pytest.skip(f"no right to mount a file system: {mount.stderr.decode().strip()}")
+        pytest.skip(f"a file system cannot be mounted: {mount.stderr.decode().strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
@@ -137,13 +137,13 @@ def test_a_pickle_that_would_run_code_is_not_loaded(demonstrations: Path, tmp_pa
     del manifest[DIGEST_KEY]
     manifest[DIGEST_KEY] = _manifest_digest(manifest)
     (saved.path / MANIFEST_FILE).write_text(json.dumps(manifest))
-    assert RunDir(tmp_path / "run").newest_checkpoint() is not None  # all digests can be forged
+    assert RunDir(tmp_path / "run").newest_checkpoint() is not None  # all digests are forged
     with pytest.raises(UserError, match=r"trainer_state.pt cannot be loaded safely"):
         load_train_state(saved.path, "cpu")
     assert not marker.exists()
 
 
-def test_a_checkpoint_is_kept_for_its_second_validation(
+def test_a_checkpoint_is_kept_while_its_validation_is_retried(
     demonstrations: Path, tmp_path: Path
 ) -> None:
     config = tiny_config(demonstrations)

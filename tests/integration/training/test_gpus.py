@@ -1,4 +1,4 @@
-"""GPUs of workers: own ones, and shared ones."""
+"""GPU ids of training workers, one GPU each or shared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_each_worker_of_a_trial_gets_its_own_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_trials_share_a_gpu_at_a_half(tmp_path: Path) -> None:
+def test_two_trials_with_half_a_gpu_each_share_a_gpu(tmp_path: Path) -> None:
     """Four trials with half a GPU each run in parallel on two logical GPUs."""
     resources = RunResources(1, 1, 0.5, 0.5, RolloutResources(1, 0.5))
     barrier = tmp_path / "barrier"
@@ -45,7 +45,7 @@ def test_two_trials_share_a_gpu_at_a_half(tmp_path: Path) -> None:
 def _gpus_of_workers(
     resources: RunResources, folder: Path, name: str, barrier: str | None = None
 ) -> list[list[str]]:
-    """The GPU ids that Ray gave to each worker; a `barrier` folder waits for four workers."""
+    """Return the GPU ids of each worker. With a `barrier` folder, four workers synchronize."""
 
     def loop(train_loop_config: dict[str, Any]) -> list[list[str]]:
         import time

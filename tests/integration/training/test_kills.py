@@ -1,4 +1,4 @@
-"""Killed workers: the resumed run has the same samples and the same weights."""
+"""Runs with killed workers: samples and weights equal those of an undisturbed run."""
 
 import contextlib
 import json
@@ -47,29 +47,32 @@ def clean(
 
 
 def samples_of(run_dir: Path, rank: int) -> dict[int, list[int]]:
-    """The sample ids of each step; a repeated step must have the same ones."""
+    """Read the sample ids of each training step. A repeated step must have the same ids."""
     path = run_dir / f"samples_rank_{rank}.jsonl"
     samples: dict[int, list[int]] = {}
     text = path.read_text() if path.exists() else ""
-    for line in text[: text.rfind("\n") + 1].splitlines():  # the last one may be incomplete
+    for line in text[: text.rfind("\n") + 1].splitlines():  # the last line may be incomplete
         entry = json.loads(line)
         assert samples.setdefault(entry["step"], entry["samples"]) == entry["samples"]
     return samples
 
 
-def kill_at(run_dir: Path, kills: list[tuple[int, int]], done: list[int]) -> None:
-    """Kill the worker of a rank once it has started a step, for each (step, rank) in turn."""
+def kill_at(run_dir: Path, kills: list[tuple[int, int]], killed: list[int]) -> None:
+    """For each (step, rank) in turn, kill the worker of the rank once it has started the step.
+
+    The process ids of the killed workers are appended to `killed`.
+    """
     for step, rank in kills:
         record = run_dir / WORKERS_DIR / f"rank_{rank}.json"
         until = time.monotonic() + TIMEOUT_S
         while time.monotonic() < until:
             if max(samples_of(run_dir, rank), default=-1) >= step and record.exists():
                 pid = json.loads(record.read_text())["pid"]
-                if pid not in done:
+                if pid not in killed:
                     # The record may belong to a worker that ended with a killed one.
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                        done.append(pid)
+                        killed.append(pid)
                         break
             time.sleep(0.01)
 
@@ -80,7 +83,7 @@ def test_killed_workers_resume_with_the_next_sample(
 ) -> None:
     rng = np.random.default_rng(0)
     steps = sorted(rng.choice(np.arange(1, STEPS - 1), count, replace=False).tolist())
-    kills = [(step, number % RANKS) for number, step in enumerate(steps)]
+    kills = [(step, index % RANKS) for index, step in enumerate(steps)]
     killed: list[int] = []
     killer = threading.Thread(target=kill_at, args=(tmp_path / "killed", kills, killed))
     failures = f"train.max_failures={count + 1}"

@@ -1,4 +1,4 @@
-"""Without a cluster: an agent overfits two episodes, and a saved agent predicts bitwise."""
+"""Training without a cluster: an agent overfits two episodes and is saved without a change."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ def test_an_agent_overfits_two_episodes(demonstrations: Path, tmp_path: Path) ->
 
 
 def _batches(run: PreparedRun, config: Config) -> Iterator[Batch]:
-    """The run's batches, read in this process."""
+    """Read the batches of a run in this process."""
     spec, plan = window_spec_from_config(config), run.plan
 
     def segments() -> Iterator[tuple[int, int, EpisodeSlice]]:
-        for epoch, numbers in plan.rank_segments(0, 1, 0, config.train.max_steps):
+        for epoch, indices in plan.rank_segments(0, 1, 0, config.train.max_steps):
             epoch_plan = plan.epoch(epoch)
-            for number in numbers:
-                episode = run.train.episodes[epoch_plan.episode[number]]
-                start, stop = int(epoch_plan.start[number]), int(epoch_plan.stop[number])
-                yield epoch, int(number), spec.read(episode.ref, start, stop)
+            for index in indices:
+                episode = run.train.episodes[epoch_plan.episode[index]]
+                start, stop = int(epoch_plan.start[index]), int(epoch_plan.stop[index])
+                yield epoch, int(index), spec.read(episode.ref, start, stop)
 
     return WindowBatcher(plan, spec, 0, 1).batches(segments(), 0, config.train.max_steps)
 
@@ -98,7 +98,7 @@ print(actions.numpy().tobytes().hex())
 def _assert_same_in_a_new_process(
     agent: VLAAgent, folder: Path, episodes: list[EpisodeRef]
 ) -> None:
-    """Check that a new process which loads the saved agent predicts the same bits."""
+    """Check that a new process loads the saved agent and predicts bitwise the same actions."""
     command = [
         sys.executable,
         "-c",

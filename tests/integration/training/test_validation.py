@@ -1,4 +1,4 @@
-"""Waiting for the action error task, many times in one process."""
+"""The Ray task that computes the action error: repeated waits, and a timeout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _waiting_task(*_: Any) -> float:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _wait_many_times(rounds: int) -> float:
-    """Runs in a worker of its own, as validation does: the fault kills the process that waits."""
+    """Wait for tasks in a separate worker, because the fault kills the process that waits."""
     validation._action_error_task = _quick_task  # type: ignore[assignment]
     config, total = load_config(), 0.0
     for _ in range(rounds):
@@ -35,9 +35,9 @@ def _wait_many_times(rounds: int) -> float:
 
 @pytest.mark.parametrize("rounds", [1500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_waiting_for_many_action_errors_kills_no_process(ray_cluster: None, rounds: int) -> None:
-    """A forced `ray.cancel` of each finished task killed the process after about 400 rounds.
+    """A forced `ray.cancel` of each finished task once killed the process after about 400 rounds.
 
-    Ray 2.60 ended it with "Check failed: it != submissible_tasks_.end()".
+    Ray 2.60 aborted it with "Check failed: it != submissible_tasks_.end()".
     """
     assert ray.get(_wait_many_times.remote(rounds)) == 0.5
 
