@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import TrialScheduler
 
 from imf_ray.allocation import DRIVER_CPUS, RunResources
 from imf_ray.errors import UserError
@@ -60,11 +59,11 @@ def run_sweep(sweep: Sweep, resources: RunResources, concurrent_trials: int) -> 
 
     def make_tuner() -> tune.Tuner:
         return tune.Tuner(
-            tune.with_resources(trainable, _trial_bundles(resources)),
+            tune.with_resources(trainable, _trial_placement_group(resources)),
             param_space={"trial": tune.grid_search(list(trials))},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=concurrent_trials,
-                scheduler=_scheduler(sweep),
+                scheduler=make_scheduler(sweep.space.scheduler, sweep.max_steps, sweep.trial_dirs),
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
             ),
@@ -106,7 +105,7 @@ def safe_to_kill_sweep(sweep: Sweep) -> bool:
     )
 
 
-def _trial_bundles(resources: RunResources) -> tune.PlacementGroupFactory:
+def _trial_placement_group(resources: RunResources) -> tune.PlacementGroupFactory:
     """Return the placement group of a trial: a bundle for its driver and one per rollout actor.
 
     Tune schedules all descendants of the driver in this placement group. They include the rollout
@@ -200,10 +199,6 @@ def _read_record(sweep: Sweep, name: str, error: str | None) -> TrialRecord:
         workers=trial_dir.read_workers(),
         error=error or "The trial's driver ended without an error message.",
     )
-
-
-def _scheduler(sweep: Sweep) -> TrialScheduler | None:
-    return make_scheduler(sweep.space.scheduler, sweep.max_steps, sweep.trial_dirs)
 
 
 def _trial_name(trial: Any) -> str:

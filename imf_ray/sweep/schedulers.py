@@ -52,7 +52,7 @@ def check_scheduler(spec: Any, max_steps: int | None = None) -> None:
         if not isinstance(options, dict) or set(options) - allowed:
             raise UserError(f"The scheduler {name} has the options {', '.join(sorted(allowed))}.")
         if max_steps is not None:
-            _inner_scheduler(name, options, max_steps)
+            _make_inner_scheduler(name, options, max_steps)
 
 
 def make_scheduler(
@@ -71,12 +71,12 @@ def make_scheduler(
         UserError: the options of the scheduler are invalid.
     """
     for name, options in spec.items():
-        inner = _inner_scheduler(name, options, max_steps)
+        inner = _make_inner_scheduler(name, options, max_steps)
         return CooperativeScheduler(inner, max_steps, trial_dirs)
     return None
 
 
-def _inner_scheduler(name: str, options: Mapping[str, Any], max_steps: int) -> TrialScheduler:
+def _make_inner_scheduler(name: str, options: Mapping[str, Any], max_steps: int) -> TrialScheduler:
     horizon = {"max_t": max_steps} if name == "asha" else {}
     try:
         return SCHEDULERS[name](

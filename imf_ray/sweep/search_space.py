@@ -125,11 +125,11 @@ def load_search_space(name: str) -> SearchSpace:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     space = SearchSpace(path.stem, **fields)
-    _check(path, space)
+    _check_space(path, space)
     return space
 
 
-def _check(path: Path, space: SearchSpace) -> None:
+def _check_space(path: Path, space: SearchSpace) -> None:
     if not space.varied:
         raise UserError(
             f"{path} is not a search space: it varies no option by `grid:` or `sample:`."

@@ -59,7 +59,7 @@ def read_status(run_dir: RunDir, now: float) -> RunStatus:
     max_steps = int(run_dir.read_config()["train"]["max_steps"])
     return RunStatus(
         name=run_dir.name,
-        state=_state(lines, age_s, trained=metrics["step"] >= max_steps),
+        state=_run_state(lines, age_s, trained=metrics["step"] >= max_steps),
         step=int(metrics["step"]),
         max_steps=max_steps,
         checkpoint=run_dir.newest_step(),
@@ -69,7 +69,7 @@ def read_status(run_dir: RunDir, now: float) -> RunStatus:
     )
 
 
-def _state(lines: Sequence[dict[str, Any]], age_s: float | None, trained: bool) -> str:
+def _run_state(lines: Sequence[dict[str, Any]], age_s: float | None, trained: bool) -> str:
     if age_s is None:
         return PENDING
     if trained:
@@ -138,22 +138,22 @@ def status_table(runs: Sequence[RunStatus]) -> Table:
             run.state,
             f"{run.step}/{run.max_steps}",
             "" if run.checkpoint is None else str(run.checkpoint),
-            _number(run, "loss", "{:.4f}"),
-            _number(run, "samples_per_s", "{:.0f}"),
+            _metric_cell(run, "loss", "{:.4f}"),
+            _metric_cell(run, "samples_per_s", "{:.0f}"),
             describe_success(run.metrics) or "",
-            _number(run, NUM_EPISODES_METRIC, "{:.0f}"),
-            _number(run, "action_error", "{:.4f}"),
-            _number(run, "restarts", "{:.0f}"),
-            "" if run.age_s is None else f"{_duration(run.age_s)} ago",
+            _metric_cell(run, NUM_EPISODES_METRIC, "{:.0f}"),
+            _metric_cell(run, "action_error", "{:.4f}"),
+            _metric_cell(run, "restarts", "{:.0f}"),
+            "" if run.age_s is None else f"{_format_duration(run.age_s)} ago",
         )
     return table
 
 
-def _number(run: RunStatus, name: str, format_string: str) -> str:
+def _metric_cell(run: RunStatus, name: str, format_string: str) -> str:
     return format_string.format(run.metrics[name]) if name in run.metrics else ""
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     for unit, unit_s in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * unit_s:
             return f"{seconds / unit_s:.0f} {unit}"

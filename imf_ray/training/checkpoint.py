@@ -1,4 +1,4 @@
-"""One checkpoint folder: weights, configuration, train state and a manifest that seals them.
+"""One checkpoint folder: weights, configuration, train state and a manifest with their digests.
 
     model.safetensors, model_ema.safetensors, config.yaml    see `agents/pretrained.py`
     trainer_state.pt     optimizer, learning rate schedule and position in the sample plan

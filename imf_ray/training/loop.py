@@ -33,7 +33,7 @@ from imf_ray.training.tracking import SampleLog, Tracker, make_worker_record
 from imf_ray.training.train_state import TrainState, split_microbatches, to_tensors
 
 WORKER_CONFIG_KEY = "worker_config"
-"""The only key of `train_loop_config`."""
+"""The only key of `train_loop_config`. Its value is a `WorkerConfig`."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         loss, grad_norm = state.update(tensors)
         grad_norms.add(grad_norm)
 
-        step, progress = state.step, state.step / plan.steps_per_epoch
+        step, num_epochs = state.step, state.step / plan.steps_per_epoch
         node_draining, stop_requested = stop_monitor.poll()
         save = schedule.should_save(step) or node_draining or stop_requested
         log_now = _is_due(step, train.log_freq) or step == train.max_steps
@@ -106,7 +106,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
             metrics |= {"lr": float(state.schedule.get_last_lr()[0])}
             metrics |= {"data_wait_frac": timer.fraction(), **grad_norms.metrics()}
             if tracker is not None:
-                tracker.log(step, {"epoch": progress, **metrics})
+                tracker.log(step, {"epoch": num_epochs, **metrics})
             reporter.collect_validations()
         if tracker is not None and _is_due(step, train.diagnostics_freq):
             microbatch = split_microbatches(tensors, train.gradient_accumulation_steps)[0]
@@ -114,7 +114,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         if save:
             saved = None
             if tracker is not None:
-                saved = state.save(run_dir, {"epoch": progress, **metrics}, plan)
+                saved = state.save(run_dir, {"epoch": num_epochs, **metrics}, plan)
             reporter.report(step, saved)
         if stop_requested:
             break

@@ -84,7 +84,7 @@ class WorkerRecord:
     pid: int
     host: str
     gpu_ids: list[str]
-    """GPU ids as Ray names them: mostly numbers, sometimes UUIDs."""
+    """GPU ids as reported by Ray: usually numbers, sometimes UUIDs."""
     log_path: str
     placement_group: str
     """Hex id of the placement group of all ranks."""
@@ -97,7 +97,7 @@ class DataManifest:
     episodes: list[list[Any]]
     """File name, length and content hash of each training episode."""
     virtual_shards: int
-    """The number at the first launch. It stays the same when the number of workers changes."""
+    """Number of virtual shards (see `data/sampling.py`), fixed at the first launch of the run."""
     val_episodes: list[EpisodeRef]
     """Episodes held out for validation."""
 
@@ -134,12 +134,12 @@ class RunDir(StoppableDir):
 
     @property
     def config_file(self) -> Path:
-        """The resolved configuration."""
+        """The file with the resolved configuration."""
         return self.path / CONFIG_FILE
 
     @property
     def trial_file(self) -> Path:
-        """The trial's result, see `sweep/trial_record.py`."""
+        """The file with the trial's result, see `sweep/trial_record.py`."""
         return self.path / TRIAL_FILE
 
     @property

@@ -41,7 +41,7 @@ class StoppableDir:
         return str(self.path)
 
     def __str__(self) -> str:
-        """The path as the user wrote it: the URL if it has one."""
+        """Return the path as the user wrote it: the URL if the folder has one."""
         return display_path(self.path)
 
     @property

@@ -224,7 +224,7 @@ def _start_swanlab(run_dir: RunDir, config: Config) -> Any:
     import swanlab
 
     run_dir.swanlab_dir.mkdir(parents=True, exist_ok=True)
-    start = functools.partial(
+    init = functools.partial(
         swanlab.init,
         project=config.train.swanlab_project,
         name=run_dir.name,
@@ -233,10 +233,10 @@ def _start_swanlab(run_dir: RunDir, config: Config) -> Any:
     )
     mode = swanlab_mode(config)
     if mode != "online":
-        return start(mode=mode)
+        return init(mode=mode)
     try:
-        return start(mode=mode, id=run_dir.swanlab_run_id(), resume="allow")
+        return init(mode=mode, id=run_dir.swanlab_run_id(), resume="allow")
     except Exception as error:  # any failure, usually of the network: training continues
         reason = f"{type(error).__name__}: {error}"
         log.warning("SwanLab cannot start online, so this launch is logged offline: %s", reason)
-        return start(mode="offline", reinit=True)
+        return init(mode="offline", reinit=True)

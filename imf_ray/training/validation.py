@@ -85,9 +85,9 @@ def _run_rollouts(
     A result remains in `metrics` if its records cannot be stored.
     """
     checkpoint, first_seed = run_dir.checkpoint(step), config.train.rollout_seed
-    settings = agent_rollout_config(config, noise_seed=first_seed)
+    rollout_config = agent_rollout_config(config, noise_seed=first_seed)
     policy = PolicySpec(PolicyKind.CHECKPOINT, str(checkpoint))
-    spec = RolloutSpec(policy, settings, config.evaluate.envs_per_actor)
+    spec = RolloutSpec(policy, rollout_config, config.evaluate.envs_per_actor)
     seeds = range(first_seed, first_seed + config.train.rollout_num_episodes)
     artifacts = {first_seed: ArtifactRequest(video=config.train.rollout_video)}
     started_at, records, videos = time.perf_counter(), [], []
