@@ -1,4 +1,4 @@
-"""Consumes the batches of a loader under test; needs only the standard library.
+"""Consumes the batches of a loader under test, with the standard library only.
 
 A loader is a process that makes batches and passes them to `consume`. `benchmarks.data` measures it
 from outside, between two files that mark the start and the end of the measurement.
@@ -16,7 +16,7 @@ from typing import Any
 
 BATCH = 32
 OBSERVED_STEPS, ACTION_STEPS = range(-1, 1), range(-1, 15)
-"""Steps of a window, relative to the window's own step."""
+"""Environment steps of a window, relative to the step of its newest observation."""
 WARM_UP_S = 10.0
 READ_BYTES = 1 << 23
 BEGIN, END = "begin", "end.json"

@@ -5,9 +5,9 @@
 Starts two local nodes, collects a few demonstrations, and runs the same sweep twice. During the
 second run, faults are injected as training progresses: processes are killed, a node is lost, the
 newest checkpoint is corrupted, an episode is truncated, the disk is filled. A driver that ended is
-started again with `resume=auto`. In the end both sweeps must have used the same samples and have
+restarted with `resume=auto`. In the end both sweeps must have used the same samples and have
 the same weights, and no driver or trial may have ended without a fault that ends it. Filling the
-disk requires permission to mount a file system; without it that fault is skipped.
+disk requires permission to mount a file system. Without permission that fault is skipped.
 """
 
 # ruff: noqa: E402  (the environment is set before Ray is imported)
@@ -52,7 +52,7 @@ from imf_ray.training.tracking import RESTARTS
 from testing_support.configs import TINY_AGENT
 
 ROLLOUT_STEPS = 60
-"""Steps per validation episode. Whole episodes would take longer than the trainings."""
+"""Environment steps per validation episode. Whole episodes would take longer than training."""
 DISK_BYTES = 256 * 2**20
 RANKS = 2
 LAST_FAULT = 0.9
@@ -89,11 +89,11 @@ class Report:
 
     page: str
     failures: list[str]
-    """Names of the results that are not as required."""
+    """Names of the results that miss their requirement."""
 
 
 def run_sweep(sweep: Sweep, faults: Faults | None, count: int, rng: Any) -> list[dict[str, Any]]:
-    """Run a sweep to its end and inject faults; return them with their times."""
+    """Run a sweep to its end and inject faults; return the faults with their times."""
     kinds = {} if faults is None else faults.kinds()
     waiting = list(itertools.islice(_shuffled_rounds(list(kinds), rng), count)) if kinds else []
     gap = LAST_FAULT * len(SEEDS) * STEPS / (count + 1)
@@ -137,7 +137,7 @@ def _num_validations(sweep: Sweep) -> int:
 
 
 def _shuffled_rounds(kinds: list[str], rng: Any) -> Iterator[str]:
-    """Yield every kind once in random order, then again, forever."""
+    """Yield all kinds in random order, again and again."""
     while True:
         yield from rng.permutation(kinds).tolist()
 
@@ -159,7 +159,10 @@ def lost_steps(sweep: Sweep) -> int:
 
 
 def samples_of(trial: Path) -> dict[tuple[str, int], list[list[int]]]:
-    """Return all records of the samples of an update, by (file of the rank, step)."""
+    """Return the logged sample ids of each update, by (file of the rank, training step).
+
+    An update that was repeated has several lists.
+    """
     samples: dict[tuple[str, int], list[list[int]]] = {}
     for path in sorted(trial.glob("samples_rank_*.jsonl")):
         for line in read_lines(path):

@@ -24,13 +24,14 @@ NODE = {"num_cpus": 2}
 DRIVER_KILLED, CTRL_C = "driver killed", "Ctrl-C"
 NODE_TRIES = 5
 BROKEN_S = 15.0
-"""Seconds that the disk stays full, or an episode truncated after new workers started."""
+"""Seconds that the disk stays full. Also the seconds that an episode stays truncated after new
+workers have started."""
 MAX_WORKER_WAIT_S = 180.0
-"""Seconds to wait for new workers after an episode was truncated."""
+"""Maximum seconds to wait for new workers after an episode was truncated."""
 
 
 class Faults:
-    """Faults to inject; each returns a description, or None if it is not possible now."""
+    """Faults to inject. Each returns a description, or None if the fault is impossible now."""
 
     def __init__(
         self, cluster: Cluster, sweep: Sweep, data: Path, disk: Path | None, rng: Any
@@ -57,7 +58,7 @@ class Faults:
         return faults
 
     def _add_node(self) -> Any:
-        """Add a node; retry, because Ray waits only 30 s for it, too short on busy cores."""
+        """Add a node. Retry, because Ray waits only 30 s for it, too short on busy cores."""
         for _ in range(NODE_TRIES):
             before = set(psutil.Process().children())
             try:

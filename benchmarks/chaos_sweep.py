@@ -31,7 +31,7 @@ class Sweep:
     failures: set[str] = field(default_factory=set)
     """Trials that had failed when a driver ended, with their errors."""
     commits: set[tuple[Path, int]] = field(default_factory=set)
-    """Every observed checkpoint; a checkpoint that is written again counts as another one."""
+    """All observed checkpoints. One that is written again counts as another checkpoint."""
     broken: set[tuple[Path, int]] = field(default_factory=set)
     """Checkpoints that a fault corrupted."""
 
@@ -41,7 +41,7 @@ class Sweep:
         return [trial.path for trial in SweepDir(self.sweep_dir).trials()]
 
     def start(self) -> None:
-        """Start the driver, as a user does after it died."""
+        """Start the driver with the command that a user would run after a crash."""
         if len(self.codes) > MAX_DRIVERS:
             raise RuntimeError(f"The sweep does not finish; see {self.log}")
         with self.log.open("ab") as log:
@@ -60,7 +60,7 @@ class Sweep:
         return True
 
     def steps(self) -> int:
-        """Return the number of updates of all trials together."""
+        """Return the total number of updates of all trials."""
         total = 0
         for trial in self.trials:
             steps = [line["step"] for line in RunDir(trial).read_metrics() if "loss" in line]

@@ -70,12 +70,12 @@ class Result:
 
     windows_per_s: float
     cpu_ms_per_window: float
-    """Of all processes of the case, after the warm-up."""
+    """CPU time of all processes of the case, after the warm-up."""
     peak_pss_gib: float
 
 
 def cases(sizes: Sequence[int], episodes: Sequence[int], lerobot: bool) -> Iterator[Case]:
-    """Yield all cases; those that are compared follow each other.
+    """Yield all cases. Cases that are compared follow each other.
 
     LeRobot compresses its images and videos itself, so it is compared only with raw files.
     """

@@ -4,9 +4,8 @@
 
 Trains the same trunk, head, data, updates and seed under three objectives (improved MeanFlow, flow
 matching, DDPM) with `imf_ray.train`. Evaluates each at several numbers of network calls with
-`imf_ray.evaluate` on the same episodes. After each row it rewrites the page
-`docs/results/one_step/RECIPE.md` and the raw records next to it. Finished rows are skipped, so that
-the same command resumes.
+`imf_ray.evaluate` on the same episodes. Rewrites the page `docs/results/one_step/RECIPE.md` and the
+raw records after each row. Skips finished rows, so that the same command resumes.
 
 Further `key=value` options are passed to every training. `--trained iMF=policies/sim_transfer`
 evaluates that checkpoint instead of training one for the objective.
@@ -48,9 +47,9 @@ OBJECTIVES = {
     ),
     "flow": ("agent.objective=flow", "agent.time_sampler=uniform", "agent.inference_steps=10"),
 }
-"""Options of each training that differ from the recipe, which is one for iMF."""
+"""Options of each training that differ from the recipe. Recipes are written for iMF."""
 FIRST_SEED = 800_000
-"""First evaluation seed; these seeds are used for nothing else."""
+"""First evaluation seed. These seeds have no other use."""
 TIMED_CALLS, WARM_UP_CALLS = 40, 3
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "one_step"
 
@@ -87,10 +86,10 @@ ORDER = sorted(
         row.steps,
     ),
 )
-"""Order of training and evaluation: the reference, then the rows of the main comparison, and the
-longest last. An unfinished page then already answers the question."""
+"""Rows in the order of training and evaluation: the reference, the main comparison, the longest.
+An unfinished page thus already has the main comparison."""
 MAX_LOSS, MIN_REFERENCE = 0.05, 0.7
-"""Target: one step loses at most this much success, and the reference has at least this much."""
+"""Target: maximum loss of success rate by one step, and minimum success rate of the reference."""
 MAX_HEAD_RATIO = 0.12
 
 
@@ -108,7 +107,7 @@ def command(module: str, *options: str) -> None:
 
 
 def train(objective: str, output: Path, recipe: str, options: Sequence[str]) -> Path:
-    """Return the last checkpoint of an objective's run; train it if it does not exist."""
+    """Return the last checkpoint of an objective's run. Train the run if it does not exist."""
     command(
         "train",
         f"recipe={recipe}",
@@ -141,7 +140,7 @@ def read_trained(given: Sequence[str]) -> dict[str, Path]:
 
 
 def evaluate(row: Row, checkpoint: Path, output: Path, episodes: int) -> list[EpisodeRecord]:
-    """Return the records of a row; run the episodes that do not exist."""
+    """Return the records of a row. Run the episodes whose records do not exist."""
     folder = output / "records" / row.name
     command(
         "evaluate",
@@ -264,9 +263,9 @@ def describe_target(records_by_row: Mapping[str, Sequence[EpisodeRecord]]) -> st
     one = versus_reference("iMF-1", records_by_row)
     reference = summarize(records_by_row[REFERENCE.name])
     met = one.low >= -MAX_LOSS and reference.success_rate >= MIN_REFERENCE
-    return f"""* One-step iMF minus {REFERENCE.name}: {one.difference:+.3f}, 95 % interval \
-[{one.low:+.3f}, {one.high:+.3f}] (Bonett and Price, paired on {one.episodes} episodes), exact \
-McNemar p = {one.p_value:.3g}. The target, a lower bound of at least {-MAX_LOSS} with \
+    return f"""* One-step iMF minus {REFERENCE.name}: {one.difference:+.3f}, 95 % confidence \
+interval [{one.low:+.3f}, {one.high:+.3f}] (Bonett and Price, paired on {one.episodes} episodes), \
+exact McNemar p = {one.p_value:.3g}. The target, a lower bound of at least {-MAX_LOSS} with \
 {REFERENCE.name} at {MIN_REFERENCE} or more, is {"met" if met else "missed"} \
 ({REFERENCE.name}: {reference.success_rate:.3f})."""
 
@@ -288,7 +287,7 @@ def write_results(
     recipe: str,
     description: str,
 ) -> Path:
-    """Write the page of the evaluated rows and the raw records (JSON lines, gzip) next to it."""
+    """Write the page of the evaluated rows and the raw records (JSON lines, gzip)."""
     records_by_row = {
         row.name: records_by_row[row.name] for row in ROWS if row.name in records_by_row
     }

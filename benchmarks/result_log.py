@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 def commit() -> str:
-    """Return the current commit; `-dirty` is appended if files differ from it."""
+    """Return the current commit, with `-dirty` appended if files differ from it."""
     command = ["git", "describe", "--always", "--dirty"]
     root = Path(__file__).parents[1]
     return subprocess.check_output(command, text=True, cwd=root).strip()

@@ -56,7 +56,7 @@ SIMULATED_ACTORS, SIMULATED_EPISODES = (2, 8, 64), 512
 
 
 class Meter:
-    """CPU seconds of this process, all its threads, by activity."""
+    """CPU seconds of all threads of this process, by activity."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -72,7 +72,7 @@ METER = Meter()
 
 
 class MeteredTransferEnv(SimTransferEnv):
-    """The transfer task with its CPU time metered; `info` of a step has the totals so far."""
+    """The transfer task with metered CPU time. The `info` of a step has the totals so far."""
 
     def step(self, action: Any) -> Any:
         rendering = METER.seconds[RENDERING]
@@ -120,7 +120,7 @@ def make_runner(spec: RolloutSpec) -> EpisodeRunner:
 
 
 def run_episodes(runner: EpisodeRunner, num_envs: int, seeds: Sequence[int]) -> list[Any]:
-    """Run all episodes; a free env starts the next seed at once."""
+    """Run all episodes. A free env starts the next seed at once."""
     waiting, records = list(seeds), []
     for seed in waiting[:num_envs]:
         runner.start(seed)
@@ -137,7 +137,7 @@ def run_episodes(runner: EpisodeRunner, num_envs: int, seeds: Sequence[int]) -> 
 
 
 def imf_ray_runner(spec: RolloutSpec, episodes: int) -> dict[str, float]:
-    """Run several envs in this process; images are rendered only when the policy needs them."""
+    """Run several envs in this process and render images only when the policy needs them."""
     runner = make_runner(spec)
     seeds = range(FIRST_SEED, FIRST_SEED + episodes)
     return _timed(lambda: sum(r.steps for r in run_episodes(runner, spec.envs_per_actor, seeds)))
