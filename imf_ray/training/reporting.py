@@ -106,7 +106,7 @@ class CheckpointReporter:
         """Report the checkpoints on disk whose report or validation was lost.
 
         Args:
-            step: the step from which this rank resumes.
+            step: the training step from which this rank resumes.
 
         Raises:
             RuntimeError: rank 0 resumes from a different step, so the ranks would deadlock.
@@ -117,9 +117,11 @@ class CheckpointReporter:
             saved = {checkpoint.step: checkpoint for checkpoint in self._run_dir.list_checkpoints()}
             reported = {Path(entry.checkpoint.path).name for entry in _reported_checkpoints()}
             unreported = [s for s, c in saved.items() if c.path.name not in reported]
-        first_step, unreported = ray.train.collective.broadcast_from_rank_zero((step, unreported))
-        if step != first_step:
-            raise RuntimeError(f"Rank 0 resumes from step {first_step}, this rank from {step}.")
+        rank0_step, unreported = ray.train.collective.broadcast_from_rank_zero((step, unreported))
+        if step != rank0_step:
+            raise RuntimeError(
+                f"Rank 0 resumes from step {rank0_step}, this rank from step {step}."
+            )
         for saved_step in set(unreported) & saved.keys():  # first, because `report` prunes
             checkpoint = saved[saved_step]
             failed = checkpoint.has_validation and not checkpoint.validation_succeeded

@@ -31,6 +31,7 @@ from imf_ray.video import decode_video, encode_gif
 RESTARTS = "restarts"
 """Metric: number of times the run was resumed; in the first line of each launch."""
 INVALID_CHECKPOINTS, SKIPPED_EPISODES = "invalid_checkpoints_skipped", "skipped_episodes"
+"""Metrics: see `Tracker`."""
 VALIDATED = "validated"
 """Metric: marks a line with the result of a validation, successful or failed; always 1."""
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class SampleLog:
         self._file = run_dir.open_sample_log(rank)
 
     def log(self, step: int, sample_ids: np.ndarray) -> None:
-        """Log the sample ids (n,) of the update after `step` updates."""
+        """Log the sample ids (n,) of the update that follows the first `step` updates."""
         self._file.append(json.dumps({"step": step, "samples": sample_ids.tolist()}))
 
     def close(self) -> None:
@@ -80,7 +81,8 @@ class Tracker:
     * `skipped_episodes`: number of invalid episode files that were skipped.
 
     Args:
-        start_step: number of updates at this launch.
+        start_step: training step from which this launch starts.
+        num_skipped_episodes: number of invalid episode files that were skipped.
     """
 
     def __init__(

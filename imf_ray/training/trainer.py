@@ -71,7 +71,7 @@ class PreparedRun:
         return (
             f"{len(self.train.episodes)} episodes for training, {len(self.val.episodes)} for "
             f"validation{skipped}; {self.plan.num_samples} samples, {self.plan.steps_per_epoch} "
-            f"steps per epoch, {self.config.train.max_steps} steps = {epochs:.1f} epochs"
+            f"training steps per epoch; {self.config.train.max_steps} steps = {epochs:.1f} epochs"
         )
 
 

@@ -71,7 +71,7 @@ def test_an_exported_policy_has_the_ema_weights_and_no_train_state(
     assert settings.agent == config.agent and settings.task == config.task
     for name, value in agent.state_dict().items():
         assert torch.equal(value, ema[name]), name
-    with pytest.raises(UserError, match="exists: remove it"):
+    with pytest.raises(UserError, match=r"exists\. Remove it"):
         export_policy(saved.path, policy.path)
 
 
