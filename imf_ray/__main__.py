@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imf_ray.cli import EXIT_USER_ERROR, run_command
+from imf_ray.cli import EXIT_USER_ERROR, print_text, run_command
 from imf_ray.command import Command
 from imf_ray.config import suggest
 from imf_ray.schema import COMMANDS
@@ -20,12 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     program = "python -m imf_ray" if Path(sys.argv[0]).name == "__main__.py" else "imf-ray"
-    if name in ("--help", "-h"):
-        print(overview(program))
+    if name in ("--help", "-h", "--help-all"):
+        print_text(overview(program))
         return 0
     if name not in COMMANDS:
         print(
-            f"Error: Unknown command {name}{suggest(name, COMMANDS)} Commands: "
+            f"Error: Unknown command {name}{suggest(name, COMMANDS)} Commands are: "
             f"{', '.join(COMMANDS)}.",
             file=sys.stderr,
         )

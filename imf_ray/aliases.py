@@ -1,7 +1,7 @@
-"""Names that earlier versions wrote to disk or accepted on the command line.
+"""Old names that earlier versions wrote to disk or accepted on the command line.
 
-This is the only table of old names. Readers of configurations, records and metrics translate
-through it; everything that is written carries the new names.
+These are the only tables of old names. Readers of configurations, records and metrics use them to
+translate old names. Writers use only the new names.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from imf_ray.errors import UserError
 
 Notify = Callable[[str, str], None]
-"""Called with the old and the new name of what was translated."""
+"""Callback that gets the old and the new name of each translated option or value."""
 
 OPTIONS = {
     "agent.condition": "agent.conditioning",
@@ -52,7 +52,7 @@ OPTIONS = {
     "train.log_samples": "train.log_sample_ids",
     "tune.cpus_per_trial": "tune.min_cpus_per_trial",
 }
-"""Dotted option names, old to new."""
+"""Dotted names of options: old to new."""
 
 VALUES: dict[str, dict[str, str]] = {
     "agent.time_sampler": {"corner": "endpoint_mix"},
@@ -62,7 +62,7 @@ VALUES: dict[str, dict[str, str]] = {
     },
     "train.encoder_precision": {"none": "fp32"},
 }
-"""Values by the new option name, old to new."""
+"""Values of options, by the option's new name: old to new."""
 
 METRICS = {
     "bad_episodes": "skipped_episodes",
@@ -102,36 +102,40 @@ DATA_STATE_KEYS = {
     "chunk_steps": "read_block_steps",
     "pool_chunks": "shuffle_buffer_blocks",
 }
-"""Keys of the position in the data that a checkpoint holds, old to new."""
+"""Keys of the data position that a checkpoint stores, old to new."""
 
 STATE_DICT_PREFIXES = {"pose_readout.": "pose_head."}
 """Prefixes of a checkpoint's weights, old to new."""
 
 
 def rename_keys(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A copy of `values` with the keys of `names` renamed; other keys stay.
+    """Return a copy of `values` with renamed keys; keys that are not in `names` are unchanged.
+
+    Args:
+        names: old keys and their new names.
 
     Raises:
-        ValueError: a key is given under its old and its new name.
+        ValueError: a key is given under both its old and its new name.
     """
     renamed = {names.get(key, key): value for key, value in values.items()}
     if len(renamed) < len(values):
-        twice = sorted(old for old, new in names.items() if old in values and new in values)
-        raise ValueError(f"given under both the old and the new name: {', '.join(twice)}")
+        duplicates = sorted(old for old, new in names.items() if old in values and new in values)
+        raise ValueError(f"given under both the old and the new name: {', '.join(duplicates)}")
     return renamed
 
 
 def rename_options(
     values: Mapping[str, Any], notify: Notify | None = None, prefix: str = ""
 ) -> dict[str, Any]:
-    """A copy of options under their current names and with current values.
+    """Return a copy of options under their current names and with their current values.
 
     Args:
-        values: nested sections, or dotted names, or both.
-        prefix: dotted name of the section that `values` is, with a dot at its end.
+        values: options as nested sections, under dotted names, or both.
+        notify: called for each translated name or value.
+        prefix: dotted name of the section `values`, with a dot at its end; empty at the top level.
 
     Raises:
-        UserError: an option is given under its old and its new name.
+        UserError: an option is given under both its old and its new name.
     """
     renamed: dict[str, Any] = {}
     for name, value in values.items():
@@ -139,7 +143,7 @@ def rename_options(
         new = rename_option(key, notify)
         new_name = new.removeprefix(prefix)
         if new != key and new_name in values:
-            raise UserError(f"{new} is given under its old name too: remove {key}.")
+            raise UserError(f"{new} is also given under its old name. Remove {key}.")
         if new in VALUES:
             value = rename_value(new, value, notify)
         elif isinstance(value, Mapping):
@@ -149,25 +153,31 @@ def rename_options(
 
 
 def rename_overrides(overrides: Iterable[str], notify: Notify | None = None) -> list[str]:
-    """`key=value` options under their current names and with current values.
+    """Return `key=value` overrides under their current names and with their current values.
 
     Raises:
-        UserError: an option is given under its old and its new name.
+        UserError: an option is given under both its old and its new name.
     """
     overrides = list(overrides)
-    given = {item.partition("=")[0] for item in overrides}
+    keys = {item.partition("=")[0] for item in overrides}
     renamed = []
     for item in overrides:
         key, separator, value = item.partition("=")
-        new = rename_option(key, notify)
-        if new != key and new in given:
-            raise UserError(f"{new} is given under its old name too: remove {key}.")
-        renamed.append(f"{new}{separator}{rename_value(new, value, notify)}")
+        new = rename_option(key)
+        if new != key and new in keys:
+            raise UserError(f"{new} is also given under its old name. Remove {key}.")
+        plain = value.strip().strip("'\"")  # as YAML reads it
+        current = rename_value(new, plain)
+        if current != plain:
+            value = current
+        renamed.append(f"{new}{separator}{value}")
+        if notify is not None and renamed[-1] != item:
+            notify(*((item, renamed[-1]) if current != plain else (key, new)))
     return renamed
 
 
 def rename_option(key: str, notify: Notify | None = None) -> str:
-    """The current name of an option."""
+    """Return the current name of an option."""
     new = OPTIONS.get(key, key)
     if new != key and notify is not None:
         notify(key, new)
@@ -175,7 +185,7 @@ def rename_option(key: str, notify: Notify | None = None) -> str:
 
 
 def rename_value(key: str, value: Any, notify: Notify | None = None) -> Any:
-    """The current value of the option `key`; lists and mappings are translated inside."""
+    """Return the current value of the option `key`. Lists and mappings are translated by item."""
     if isinstance(value, Mapping):
         return {name: rename_value(key, item, notify) for name, item in value.items()}
     if isinstance(value, list):

@@ -1,10 +1,14 @@
-"""Configurations: the schema's defaults, YAML groups, recipes, files and command-line overrides.
+"""Composes the configuration of a command.
 
-A configuration is composed of the defaults of `imf_ray.schema`, the chosen YAML groups
-(`agent=NAME`, `task=NAME`, `cluster=NAME` in `imf_ray/conf/`), the options of a recipe
-(`recipe=NAME`) and `key=value` overrides, in this order. `config=FILE.yaml` takes a saved
-configuration in place of the groups. Unknown keys, wrong types and impossible combinations raise
-`UserError` before anything starts.
+The parts are applied in this order, and later ones override earlier ones:
+
+1. the defaults of `imf_ray.schema`
+2. YAML groups in `imf_ray/conf/` (`agent=NAME`, `task=NAME`, `cluster=NAME`), or a saved
+   configuration (`config=FILE.yaml`) in place of them
+3. a recipe (`recipe=NAME`): a YAML file with options for a whole run
+4. `key=value` overrides of the command line
+
+Unknown keys, wrong types and impossible combinations raise `UserError` before anything starts.
 """
 
 from __future__ import annotations
@@ -30,29 +34,28 @@ from imf_ray.schema import Config, all_options
 CONF_DIR = Path(__file__).parent / "conf"
 RECIPE, CONFIG = "recipe", "config"
 GROUPS = {"agent": "resnet_imf_attnres", "task": "sim_transfer", "cluster": "local"}
-"""Sections whose values may come from a YAML file, and the file taken by default."""
+"""Sections whose values may come from a YAML group file, and the default file of each."""
 WORKER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
-"""`cluster.num_workers=2..8` sets the least and the largest number of workers."""
+"""Form of `cluster.num_workers=2..8`: the minimum and the maximum number of workers."""
 RUN_OPTIONS = ("run_name", "resume", "checkpoint", "search_space")
-"""Options of a saved configuration that name its own run or sweep; `config=FILE` ignores them."""
-FOLLOWING_CAMERAS = (
+"""Options that identify one run or sweep. `config=FILE` does not take them from the file."""
+CAMERA_DEFAULTS = (
     ("agent.vision_backbone.camera_names", "agent.camera_names"),
     ("agent.camera_names", "data.camera_names"),
 )
-"""Camera options and the options whose value they take by default."""
+"""Camera options, each with the option whose value it takes by default."""
 
 
 def load_config(overrides: Iterable[str] = ()) -> Config:
     """Compose the configuration from defaults, groups and `key=value` overrides.
 
-    Later overrides win. `agent=NAME` selects that group's YAML file wherever it stands among the
-    overrides; `task=mine.yaml` selects any file. `recipe=NAME` stands for the options in its file,
-    `config=FILE.yaml` for a saved configuration; all other overrides win over both. Old names of
-    options are accepted, with a notice.
+    The order of groups, recipe and saved configuration among the overrides does not matter. Of two
+    overrides of the same key, the later one is used. A group may be any YAML file, as in
+    `task=mine.yaml`. Old names of options are accepted, with a notice on stderr.
 
     Raises:
-        UserError: an override is not `key=value`; a key or group is unknown (the message names the
-            nearest known one); a value has the wrong type; a combination is impossible.
+        UserError: an override is not `key=value`; a key or group is unknown (the message suggests
+            the most similar one); a value has the wrong type; a combination is impossible.
     """
     base_file, items = _split_config_file(rename_overrides(overrides, announce_rename))
     groups, values = _split_groups(_expand_recipe(items, base_file))
@@ -72,16 +75,16 @@ def load_config(overrides: Iterable[str] = ()) -> Config:
     except UserError as error:
         if base_file is None:
             raise
-        raise UserError(f"{error} The base is {CONFIG}={base_file}.") from error
+        raise UserError(f"{error} Other options come from {CONFIG}={base_file}.") from error
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
     """Rebuild a configuration from `config_to_dict`'s output or a checkpoint's config file.
 
-    Configurations of earlier versions are translated; options that they lack get their defaults.
+    Configurations of earlier versions are translated. Options that are missing get their defaults.
 
     Raises:
-        UserError: keys or types that this version does not know.
+        UserError: a key or a type is unknown to this version.
     """
     config = OmegaConf.structured(Config)
     _merge(config, rename_options(values), "This configuration does not fit this version")
@@ -89,15 +92,15 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as plain nested dictionaries, with every interpolation resolved."""
+    """Return the configuration as nested dictionaries, with all interpolations resolved."""
     return dataclasses.asdict(config)
 
 
 def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
-    """A copy of a configuration with `key=value` overrides applied.
+    """Return a copy of a configuration with `key=value` overrides applied.
 
     Raises:
-        UserError: as `load_config`.
+        UserError: an override is invalid; see `load_config`.
     """
     merged = OmegaConf.structured(config)
     _merge_overrides(merged, rename_overrides(overrides, announce_rename))
@@ -105,23 +108,23 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
 
 
 def dedupe_overrides(overrides: Iterable[str]) -> list[str]:
-    """The overrides under current names, only the last one of each key."""
+    """Return the overrides under their current names, and only the last one of each key."""
     current = [item for override in overrides for item in rename_overrides([override])]
     return list({item.partition("=")[0]: item for item in current}.values())
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML."""
+    """Return the resolved configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config)))
 
 
 def to_override(key: str, value: Any) -> str:
-    """The option as `key=value` on a command line; values are JSON, which is also YAML."""
+    """Return `key=value` for a command line. A value that is not a string is written as JSON."""
     return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def default_overrides() -> dict[str, str]:
-    """For each option, `key=value` with its default, for `--help`."""
+    """Return `key=value` with the default value of each option, by key, for `--help`."""
     config = OmegaConf.structured(Config)
     for group, choice in GROUPS.items():
         config.merge_with({group: _read_group(group, choice)})
@@ -131,34 +134,34 @@ def default_overrides() -> dict[str, str]:
 
 
 def group_choices(group: str) -> list[str]:
-    """The names that `group=NAME`, or `recipe=NAME`, accepts."""
+    """Return the names that `group=NAME` or `recipe=NAME` accepts."""
     return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
 
 
-@cache  # one notice for each name
+@cache  # print one notice per name
 def announce_rename(old: str, new: str) -> None:
-    """Tell the user on stderr that an option or a value has a new name."""
+    """Print on stderr that an option or a value has a new name."""
     print(f"{old} is now called {new}.", file=sys.stderr)
 
 
 def _split_config_file(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The file of `config=FILE`, or None, and the other overrides."""
+    """Return the file of `config=FILE` (None if it is not given) and the other overrides."""
     files = [item.partition("=")[2] for item in overrides if item.startswith(f"{CONFIG}=")]
     if len(files) > 1:
-        raise UserError(f"Two configurations are given, {' and '.join(files)}: choose one.")
+        raise UserError(f"Two configurations are given: {' and '.join(files)}. Choose one.")
     return files[0] if files else None, [i for i in overrides if not i.startswith(f"{CONFIG}=")]
 
 
 def _expand_recipe(overrides: list[str], base_file: str | None) -> list[str]:
-    """The overrides with the options of their recipe, if they name one, in front."""
+    """Replace `recipe=NAME`, if given, by the recipe's options, in front of the other overrides."""
     names = [item.partition("=")[2] for item in overrides if item.startswith(f"{RECIPE}=")]
     if not names:
         return overrides
     if len(names) > 1:
-        raise UserError(f"Two recipes are given, {' and '.join(names)}: choose one.")
+        raise UserError(f"Two recipes are given: {' and '.join(names)}. Choose one.")
     if base_file is not None:
         raise UserError(
-            f"{CONFIG}={base_file} and {RECIPE}={names[0]} both set the options of a run: choose "
+            f"{CONFIG}={base_file} and {RECIPE}={names[0]} both set the options of a run. Choose "
             "one of them."
         )
     options = rename_options(_read_group(RECIPE, names[0]), announce_rename)
@@ -167,40 +170,45 @@ def _expand_recipe(overrides: list[str], base_file: str | None) -> list[str]:
 
 
 def _split_groups(overrides: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """The chosen groups and the other overrides, with worker ranges written as two options."""
+    """Split overrides into the chosen groups and the others.
+
+    `cluster.num_workers=2..8` is replaced by two options.
+    """
     groups: dict[str, str] = {}
     values: list[str] = []
     for item in overrides:
         key, separator, value = item.partition("=")
         if not separator or not key:
-            raise UserError(f"{item!r} is not an option: write key=value (see --help).")
+            raise UserError(f"{item!r} is not an option. Options have the form key=value (--help).")
         if key in GROUPS:
             groups[key] = value
-        elif key == "cluster.num_workers" and (ends := WORKER_RANGE.fullmatch(value)):
-            values += [f"cluster.min_workers={ends[1]}", f"{key}={ends[2]}"]
+        elif key == "cluster.num_workers" and (match := WORKER_RANGE.fullmatch(value)):
+            values += [f"cluster.min_workers={match[1]}", f"{key}={match[2]}"]
         else:
             values.append(item)
     return groups, values
 
 
 def _read_base(file: str) -> dict[str, Any]:
-    """The sections of a saved configuration, without the options that name its run.
+    """Read the sections of a saved configuration, without `RUN_OPTIONS`.
 
-    Cameras that equal the ones they follow by default keep following them.
+    A camera option that equals its default (`CAMERA_DEFAULTS`) is left out, so that it still
+    follows the other option if an override changes that.
     """
     path = Path(file).expanduser().absolute()
     base = rename_options(_read_mapping(path, f"{CONFIG}={file}"))
     for key in RUN_OPTIONS:
         base.pop(key, None)
-    for key, source in FOLLOWING_CAMERAS:
+    for key, source in CAMERA_DEFAULTS:
         section, name = key.rsplit(".", 1)
         with_cameras = _get_nested(base, section)
-        if with_cameras and with_cameras.get(name) == _get_nested(base, source):
+        if isinstance(with_cameras, dict) and with_cameras.get(name) == _get_nested(base, source):
             with_cameras.pop(name, None)
     return base
 
 
 def _read_group(group: str, choice: str) -> dict[str, Any]:
+    """Read the YAML file of `group=choice`."""
     if choice.endswith((".yaml", ".yml")):
         path = Path(choice).expanduser().absolute()
     else:
@@ -208,13 +216,14 @@ def _read_group(group: str, choice: str) -> dict[str, Any]:
         if not path.is_file():
             names = group_choices(group)
             raise UserError(
-                f"{group}={choice} is unknown{suggest(choice, names)} Known: {', '.join(names)}, "
-                "or a YAML file's path."
+                f"{group}={choice} is unknown{suggest(choice, names)} Use {', '.join(names)} or "
+                "the path of a YAML file."
             )
     return _read_mapping(path, f"{group}={choice}")
 
 
 def _read_mapping(path: Path, option: str) -> dict[str, Any]:
+    """Read a YAML file whose content is a mapping; `option` is named in errors."""
     if not path.is_file():
         raise UserError(f"{option}: there is no file {path}.")
     try:
@@ -222,23 +231,24 @@ def _read_mapping(path: Path, option: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{option}: {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{option}: {path} is not a list of options, `key: value`.")
+        raise UserError(f"{option}: {path} is not a list of options of the form `key: value`.")
     return {str(key): value for key, value in content.items()}
 
 
 def _merge_overrides(config: Any, overrides: Iterable[str]) -> None:
+    """Merge `key=value` overrides into a structured configuration, in order."""
     for item in overrides:
         key = item.partition("=")[0]
         _check_key(key)
         try:
             values = OmegaConf.from_dotlist([item])
-        except YAMLError as error:
-            raise UserError(f"{item} is not valid YAML after the equals sign.") from error
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"The value in {item} is not valid YAML.") from error
         _merge(config, values)
 
 
 def _merge(config: Any, values: Any, source: str | None = None) -> None:
-    """Merge values into a structured configuration; errors name the source and the key."""
+    """Merge values into a structured configuration. Errors name the source and the key."""
     try:
         config.merge_with(values)
     except OmegaConfBaseException as error:
@@ -248,6 +258,7 @@ def _merge(config: Any, values: Any, source: str | None = None) -> None:
 
 
 def _to_object(config: Any) -> Config:
+    """Make the `Config`, which checks all values, from a structured configuration."""
     try:
         return cast(Config, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
@@ -255,24 +266,27 @@ def _to_object(config: Any) -> Config:
 
 
 def _check_key(key: str) -> None:
+    """Raise a `UserError` if there is no option of this name."""
     options = all_options()
     if key in options:
         return
-    inside = [option for option in options if option.startswith(f"{key}.")]
-    if inside:
-        raise UserError(f"{key} is a section: set one of its options, such as {inside[0]}.")
+    section_options = [option for option in options if option.startswith(f"{key}.")]
+    if section_options:
+        raise UserError(
+            f"{key} is a section. Set one of its options instead, such as {section_options[0]}."
+        )
     raise UserError(
         f"Unknown option {key}{suggest(key, list(options))} --help-all lists all options."
     )
 
 
 def suggest(word: str, names: Sequence[str]) -> str:
-    """The end of a sentence about an unknown word: the question for the nearest of the names."""
+    """Return ': did you mean NAME?' with the most similar name, for a message about `word`."""
     return f": did you mean {difflib.get_close_matches(word, names, n=1, cutoff=0.0)[0]}?"
 
 
 def _get_nested(tree: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key; None if a section is missing."""
+    """Return the value of a dotted key; None if it or one of its sections is missing."""
     value: Any = tree
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

@@ -1,7 +1,7 @@
-"""The typed schema of every run: sections of options, with their defaults and rules.
+"""The typed schema of all configurations: sections of options, with their defaults and rules.
 
-A value that breaks its option's rules, or an impossible combination, raises `UserError` when the
-section is made.
+Creating a section raises `UserError` if a value breaks its option's rules or if options exclude
+each other.
 """
 
 from __future__ import annotations
@@ -53,28 +53,36 @@ __all__ = [
     "training_task_options",
 ]
 
-TRAINING = ("train", "tune")
-ROLLOUTS = ("evaluate", "compare")
-WITH_TASK = (*ROLLOUT_COMMANDS, "collect")
-"""Commands that simulate the task, and so take rollout actors from a cluster."""
+TRAINING_COMMANDS = ("train", "tune")
+EVALUATION_COMMANDS = ("evaluate", "compare")
+SIMULATION_COMMANDS = (*ROLLOUT_COMMANDS, "collect")
+"""Commands that simulate the task, and so need rollout actors on a cluster."""
 
 
 @dataclass
 class Config:
-    """Everything a command depends on."""
+    """All options of all commands."""
 
-    agent: AgentConfig = section(AgentConfig, commands=TRAINING, resumable=False, sweepable=True)
-    data: DataConfig = section(DataConfig, commands=TRAINING, resumable=False, sweepable=True)
-    task: TaskConfig = section(TaskConfig, commands=WITH_TASK, resumable=False, sweepable=False)
-    train: TrainConfig = section(TrainConfig, commands=TRAINING, resumable=False, sweepable=True)
+    agent: AgentConfig = section(
+        AgentConfig, commands=TRAINING_COMMANDS, resumable=False, sweepable=True
+    )
+    data: DataConfig = section(
+        DataConfig, commands=TRAINING_COMMANDS, resumable=False, sweepable=True
+    )
+    task: TaskConfig = section(
+        TaskConfig, commands=SIMULATION_COMMANDS, resumable=False, sweepable=False
+    )
+    train: TrainConfig = section(
+        TrainConfig, commands=TRAINING_COMMANDS, resumable=False, sweepable=True
+    )
     cluster: ClusterConfig = section(
-        ClusterConfig, commands=WITH_TASK, resumable=True, sweepable=False
+        ClusterConfig, commands=SIMULATION_COMMANDS, resumable=True, sweepable=False
     )
     collect: CollectConfig = section(
         CollectConfig, commands=("collect",), resumable=True, sweepable=False
     )
     evaluate: EvaluateConfig = section(
-        EvaluateConfig, commands=ROLLOUTS, resumable=True, sweepable=False
+        EvaluateConfig, commands=EVALUATION_COMMANDS, resumable=True, sweepable=False
     )
     compare: CompareConfig = section(
         CompareConfig, commands=("compare",), resumable=True, sweepable=False
@@ -82,34 +90,35 @@ class Config:
     tune: TuneConfig = section(TuneConfig, commands=("tune",), resumable=True, sweepable=False)
     search_space: str = option(
         "n_emb_n_layer",
-        "Search space: a name in search_spaces/ or the path of a YAML file.",
+        "Search space: the name of a file in search_spaces/ or the path of a YAML file.",
         commands=("tune",),
     )
     checkpoint: str | None = option(
         None,
-        "Policy: a checkpoint folder; for evaluate also expert, untrained:CHECKPOINT, "
-        "replay:EPISODES, or a run with evaluate.checkpoint_selection.",
+        "Policy: a checkpoint folder. For evaluate it may also be expert, untrained:CHECKPOINT, "
+        "replay:EPISODES or, with evaluate.checkpoint_selection, the folder of a run.",
         commands=("evaluate", "export"),
     )
     run_name: str | None = option(
         None,
-        "Folder of the run or sweep in storage_path; train resumes an existing run of that name. "
-        "null makes a name of the agent or search space and the time.",
+        "Name of the run or sweep, which is its folder in storage_path. train and tune resume an "
+        "existing one of that name, and null makes a new name from the agent or search space and "
+        "the time. report needs a name.",
         commands=("train", "tune", "report"),
     )
     resume: str | None = option(
         None,
-        "auto resumes the sweep run_name or, without a run_name, the newest unfinished sweep in "
-        "storage_path, with the options it was started with. If there is none, a new one starts. "
-        "null starts a new one.",
+        "auto resumes the sweep run_name with its original options. Without a run_name, it "
+        "resumes the newest unfinished sweep in storage_path. If there is no such sweep, auto "
+        "starts a new one. null starts a new sweep, unless run_name exists.",
         choices=("auto",),
         commands=("tune",),
     )
     storage_path: str = option(
         "runs",
-        "Parent folder of runs, sweeps and comparisons: a folder that every node reaches, or an "
-        "fsspec URL (s3://bucket/runs), of which each machine keeps a local copy.",
-        commands=(*TRAINING, *ROLLOUTS, "dataset", "report"),
+        "Parent folder of runs, sweeps and comparisons: a folder that all nodes share, or an "
+        "fsspec URL (s3://bucket/runs). Each machine keeps a local copy of a URL.",
+        commands=(*TRAINING_COMMANDS, *EVALUATION_COMMANDS, "dataset", "report"),
     )
     debug: bool = option(False, "Show tracebacks and the workers' output.", commands=COMMANDS)
 
@@ -118,8 +127,8 @@ class Config:
         missing = [c for c in self.agent.camera_names if c not in self.data.camera_names]
         if missing:
             raise UserError(
-                f"agent.camera_names asks for {missing}, which data.camera_names="
-                f"{self.data.camera_names} does not read: add them there."
+                f"agent.camera_names asks for {missing}, but data.camera_names="
+                f"{self.data.camera_names} does not contain them. Add them there."
             )
         crop = self.agent.vision_backbone.crop_size
         if crop is not None and not 1 <= crop <= self.task.image_size:
@@ -137,14 +146,16 @@ class Config:
             raise UserError(
                 f"train.gradient_accumulation_steps={steps} does not divide a worker's share of a "
                 f"batch: train.batch_size={self.train.batch_size} over cluster.num_workers="
-                f"{workers}. Choose a multiple of {steps * workers}, or fewer steps."
+                f"{workers}. Set train.batch_size to a multiple of {steps * workers}, or lower "
+                "train.gradient_accumulation_steps."
             )
 
     def _check_compile(self) -> None:
         for key in ("p_drop_emb", "p_drop_attn"):
             if getattr(self.agent.head, key) > 0.0:
                 raise UserError(
-                    f"train.compile=true cannot repeat dropout masks as iMF needs them: set "
+                    "train.compile=true does not support dropout, because iMF needs the same "
+                    "dropout masks in two passes. Set "
                     f"agent.head.{key}=0 (it is {getattr(self.agent.head, key)}) or "
                     "train.compile=false."
                 )
@@ -152,37 +163,37 @@ class Config:
 
 @cache
 def all_options() -> dict[str, Option]:
-    """Every option by its dotted name, in the order of the schema."""
+    """Return all options by their dotted names, in the order of the schema."""
     top_level = Option(resumable=True, sweepable=False, commands=())
     return dict(walk_options(Config, top_level))
 
 
 def section_help(name: str) -> str:
-    """The sentence that describes a section, such as `agent` or `agent.head`."""
-    root: type = Config
+    """Return the description of a section, such as `agent` or `agent.head`."""
+    section_class: type = Config
     for part in name.split("."):
-        root = sections(root)[part]
-    return " ".join((root.__doc__ or "").split())
+        section_class = sections(section_class)[part]
+    return " ".join((section_class.__doc__ or "").split())
 
 
 def command_options(command: str) -> dict[str, Option]:
-    """The options that a command uses."""
+    """Return the options that a command uses, by their dotted names."""
     return {key: rules for key, rules in all_options().items() if command in (rules.commands or ())}
 
 
 @cache
 def resumable_options() -> frozenset[str]:
-    """Options that may change when a run resumes.
+    """Return the dotted names of the options that may change when a run resumes.
 
-    They do not affect what the run computes, except for the rounding that depends on how a batch
-    is divided among workers and micro-batches.
+    They do not affect the result of the run, except for rounding errors. These depend on how a
+    batch is divided among workers and micro-batches.
     """
     return frozenset(key for key, rules in all_options().items() if rules.resumable)
 
 
 @cache
 def training_task_options() -> tuple[str, ...]:
-    """Names of the options of `task` that evaluation must share with training."""
+    """Return the names of the `task` options that must be the same in evaluation and training."""
     return tuple(
         key.removeprefix("task.") for key, rules in all_options().items() if rules.match_training
     )

@@ -1,4 +1,4 @@
-"""Options as dataclass fields that carry their own rules and their own sentence for `--help`."""
+"""Declares options: dataclass fields with rules (bounds, choices) and a text for `--help`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMANDS = (
     "compare",
     "export",
 )
-"""The commands of the package, in the order of a project."""
+"""All commands of the package, in the order in which a project uses them."""
 
 METADATA_KEY = "option"
 
@@ -32,37 +32,38 @@ class Option:
     """The rules of one option, or of all options of a section."""
 
     help: str = ""
-    """Sentences for `--help`: meaning, unit, and what null stands for."""
+    """Sentences for `--help`: meaning, unit, and meaning of null."""
     min: float | None = None
-    """Least value."""
+    """Minimum; the value must be greater than or equal to it."""
     above: float | None = None
-    """Bound that a value must exceed."""
+    """Lower bound; the value must be greater than it."""
     below: float | None = None
-    """Bound that a value must stay under."""
+    """Upper bound; the value must be less than it."""
     reason: str = ""
-    """Why the bounds are there, for the error message."""
+    """Reason for the bounds, for the error message."""
     choices: Sequence[str] | str = ()
-    """Allowed values, or `module:NAME` of a registry whose keys are allowed next to the default.
-    The registry is imported when another value is checked, and for `--help`."""
+    """Allowed values, or `module:NAME` of a registry. Then the registry's keys and the default are
+    allowed. The registry is imported only for `--help` and to check a value other than the
+    default."""
     resumable: bool | None = None
-    """True if the value may change when a run resumes; None takes the section's rule."""
+    """True if the value may change when a run resumes; None uses the section's rule."""
     sweepable: bool | None = None
-    """True if a search space may vary the option; None takes the section's rule."""
+    """True if a search space may vary the option; None uses the section's rule."""
     match_training: bool = False
-    """True if evaluating a policy requires the value that it was trained with."""
+    """True if a policy must be evaluated with the value that it was trained with."""
     commands: Sequence[str] | None = None
-    """The commands that use the option; None takes the section's."""
+    """Commands that use the option; None uses the section's rule."""
     default: Any = None
-    """The default, set by `option`."""
+    """Default value; set by `option`."""
 
     def choice_names(self) -> tuple[str, ...]:
-        """The allowed values; empty if any value of the type is allowed."""
+        """Return the allowed values; empty if any value of the type is allowed."""
         if not isinstance(self.choices, str):
             return tuple(self.choices)
         return tuple(dict.fromkeys([self.default, *load_registry(self.choices)]))
 
     def check(self, key: str, value: Any) -> None:
-        """Check a value against bounds and choices.
+        """Check a value of the option `key` against bounds and choices.
 
         Raises:
             UserError: the value breaks a rule.
@@ -70,15 +71,16 @@ class Option:
         if value is None or value == self.default:
             return
         if self.choices and value not in (names := self.choice_names()):
-            raise UserError(f"{key}={value!r} is unknown: choose one of {', '.join(names)}.")
+            raise UserError(f"{key}={value!r} is unknown. Choose one of {', '.join(names)}.")
         problem = self._bound_problem(value)
         if problem:
             raise UserError(f"{key}={value} {problem}{self.reason and f': {self.reason}'}.")
 
     def _bound_problem(self, value: Any) -> str | None:
+        """Return the bound that the value breaks, such as 'must be positive', or None."""
         if self.min is not None and self.below is not None:
-            inside = self.min <= value < self.below
-            return None if inside else f"must lie in [{self.min:g}, {self.below:g})"
+            in_range = self.min <= value < self.below
+            return None if in_range else f"must lie in [{self.min:g}, {self.below:g})"
         if self.min is not None and value < self.min:
             return f"must be at least {self.min:g}"
         if self.above is not None and value <= self.above:
@@ -88,7 +90,7 @@ class Option:
         return None
 
     def within(self, section: Option) -> Option:
-        """This option with the rules that it leaves to its section filled in."""
+        """Return a copy of this option with the rules that it inherits from its section."""
         inherited = {
             rule: getattr(section, rule)
             for rule in ("resumable", "sweepable", "commands")
@@ -98,7 +100,10 @@ class Option:
 
 
 def load_registry(name: str) -> Any:
-    """Import the registry `module:NAME`, whose package the schema must not depend on."""
+    """Import and return the registry `module:NAME`.
+
+    The import is at run time, because the schema must not depend on the registry's package.
+    """
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -107,7 +112,7 @@ def option(default: Any, help: str, **rules: Any) -> Any:
     """Declare a dataclass field that is an option.
 
     Args:
-        default: the default; a list or a dict is copied for each instance.
+        default: the default value; a list or a dict is copied for each instance.
         help: see `Option.help`.
         rules: other fields of `Option`.
     """
@@ -118,13 +123,22 @@ def option(default: Any, help: str, **rules: Any) -> Any:
 
 
 def section(kind: type, **rules: Any) -> Any:
-    """Declare a dataclass field that is a section of options; `rules` hold for all of them."""
+    """Declare a dataclass field that is a section of options.
+
+    Args:
+        kind: the dataclass of the section.
+        rules: fields of `Option` that all options of the section inherit.
+    """
     help = (kind.__doc__ or "").partition("\n\n")[0]
     return field(default_factory=kind, metadata={METADATA_KEY: Option(help, **rules)})
 
 
 def check_options(name: str, values: Any) -> None:
-    """Check the values of one section, called `name`, against the rules of its options.
+    """Check the values of one section against the rules of its options.
+
+    Args:
+        name: dotted name of the section; empty at the top level.
+        values: the dataclass instance of the section.
 
     Raises:
         UserError: a value breaks a rule.
@@ -137,10 +151,12 @@ def check_options(name: str, values: Any) -> None:
 
 
 def walk_options(root: type, rules: Option, prefix: str = "") -> Iterator[tuple[str, Option]]:
-    """Pairs of dotted name and option of a dataclass and its sections, in order.
+    """Yield the dotted name and the option of each field of a dataclass and its sections.
 
     Args:
+        root: the dataclass of a section.
         rules: the rules that the options of `root` inherit.
+        prefix: dotted name of the section `root`, with a dot at its end; empty at the top level.
     """
     nested = sections(root)
     for item in fields(root):
@@ -152,7 +168,7 @@ def walk_options(root: type, rules: Option, prefix: str = "") -> Iterator[tuple[
 
 
 def sections(root: type) -> dict[str, type]:
-    """The fields of a dataclass that are sections, possibly optional ones, and their classes."""
+    """Return the classes of the fields that are sections, by name, including optional sections."""
     hints = get_type_hints(root).items()
     return {
         name: kind
