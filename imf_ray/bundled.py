@@ -32,6 +32,11 @@ def policy_path(path: str | Path) -> Path:
     return released_policy if is_released and not path.exists() else path
 
 
+def is_in_wheel(path: Path) -> bool:
+    """True if a file is shipped inside the installed package, where nothing may be written."""
+    return path.is_relative_to(PACKAGE_DIR / "_bundled")
+
+
 def _bundled_dir() -> Path:
     """Return the folder of the shipped files."""
     wheel_dir = PACKAGE_DIR / "_bundled"

@@ -61,7 +61,7 @@ COMMAND = Command(
     "compare",
     main,
     examples=(
-        "policies/sim_transfer policies/sim_transfer_flow evaluate.num_episodes=200",
+        "policies/sim_transfer runs/mine/checkpoint_00006000 evaluate.num_episodes=200",
         "runs/a/checkpoint_00001000 runs/b/checkpoint_00001000 compare.baselines=false",
     ),
     positional="POLICY POLICY ...",

@@ -42,12 +42,15 @@ class ProgressBars:
         ]
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._bars: dict[str, TaskID] = {}
+        self._printed: dict[str, int] = {}
 
     def update(self, name: str, completed: int, total: int, text: str = "") -> None:
         """Show that `completed` of `total` steps of the bar `name` are done."""
         if not self._console.is_terminal:
             interval = 1 if self._lines is None else max(1, total // self._lines)
-            if completed % interval == 0 or completed == total:
+            is_new = self._lines is None or self._printed.get(name) != completed
+            if is_new and (completed % interval == 0 or completed == total):
+                self._printed[name] = completed
                 line = f"{name}: {completed}/{total}" + (f", {text}" if text else "")
                 self._console.print(line, soft_wrap=True)
             return

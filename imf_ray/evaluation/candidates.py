@@ -9,6 +9,7 @@ from pathlib import Path
 
 from imf_ray.agents.pretrained import load_policy_config
 from imf_ray.allocation import RolloutResources
+from imf_ray.bundled import is_in_wheel
 from imf_ray.config import GROUPS, apply_overrides
 from imf_ray.errors import UserError
 from imf_ray.rollout.actor_pool import RolloutSpec, rollout_metadata
@@ -89,7 +90,8 @@ def resolve_candidate(
         spec: the policy, resolved.
         config: the command line's configuration, for what is not part of a checkpoint.
         overrides: the command line's overrides, which also apply to a checkpoint's evaluation.
-        records_root: parent folder of the records of the expert and of replays.
+        records_root: parent folder of the records of the expert, of replays and of policies in a
+            wheel.
         output_dir: the folder of the records; None is the usual one.
 
     Raises:
@@ -102,7 +104,8 @@ def resolve_candidate(
         download(folder)
         config = _evaluation_config(folder, _load_complete_checkpoint(folder), config, overrides)
         rollout_config = _rollout_config(config, overrides, noise_seed)
-        label, records_root = f"{folder.parent.name}/{name}", folder.parent
+        label = f"{folder.parent.name}/{name}"
+        records_root = records_root if is_in_wheel(folder) else folder.parent
     else:
         rollout_config = scripted_rollout_config(
             config.task,

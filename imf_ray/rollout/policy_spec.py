@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from imf_ray.bundled import policy_path
 from imf_ray.errors import UserError
 from imf_ray.storage import is_remote, local_dir, to_local
 
@@ -63,6 +64,8 @@ class PolicySpec:
     def resolve(self) -> PolicySpec:
         """Return the same policy with an absolute local path.
 
+        `policies/NAME` is the policy shipped with the package, unless there is such a folder here.
+
         Raises:
             UserError: the policy is a replay of a URL.
         """
@@ -70,7 +73,8 @@ class PolicySpec:
             return self
         if self.kind == PolicyKind.REPLAY and is_remote(self.path):
             raise UserError(f"{self} is a URL, but a replay needs episodes in a local folder.")
-        return replace(self, path=str(local_dir(self.path)))
+        path = policy_path(self.path) if self.is_agent and not is_remote(self.path) else self.path
+        return replace(self, path=str(local_dir(str(path))))
 
 
 EXPERT = PolicySpec(PolicyKind.EXPERT)

@@ -138,3 +138,11 @@ def test_names_and_values_inside_search_space_sections() -> None:
     sample = {"train.autocast": {"choice": ["none", "bf16"]}}
     assert rename_options(sample) == {"train.encoder_precision": {"choice": ["fp32", "bf16"]}}
     assert rename_overrides(["train.lr=1", "DIR"]) == ["train.lr=1", "DIR"]
+
+
+@pytest.mark.parametrize("text", ["none", '"none"', " none", "'none'"])
+def test_old_values_are_translated_however_they_are_quoted(text: str) -> None:
+    notices: list[tuple[str, str]] = []
+    renamed = rename_overrides([f"train.autocast={text}"], lambda *names: notices.append(names))
+    assert renamed == ["train.encoder_precision=fp32"]
+    assert notices == [(f"train.autocast={text}", renamed[0])]

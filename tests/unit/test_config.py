@@ -225,3 +225,15 @@ class TestConfigFile:
         path.write_text(content)
         with pytest.raises(UserError, match=message):
             load_config([f"config={path}", *options])
+
+
+@pytest.mark.parametrize("value", ["${", "${data.dataset_dir", "[top"])
+def test_a_malformed_value_is_named(value: str) -> None:
+    with pytest.raises(UserError, match="is not valid YAML"):
+        load_config([f"agent.name={value}"])
+
+
+def test_a_section_of_the_wrong_type_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("agent: 3\n")
+    with pytest.raises(UserError, match="AgentConfig"):
+        load_config([f"config={tmp_path / 'bad.yaml'}"])
