@@ -1,4 +1,4 @@
-"""Exit codes of interrupted commands, and the state that they leave."""
+"""Exit codes of interrupted commands, and the files that they leave."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ sys.exit(run_command(Command("endless", main, examples=()), options))
 """
 
 
-def test_work_left_running_does_not_change_the_exit_code() -> None:
-    """A thread that uses Ray after its shutdown would give another code or start a new cluster."""
+def test_a_thread_that_still_uses_ray_does_not_change_the_exit_code() -> None:
+    """A thread that uses Ray after its shutdown could change the code or start a new cluster."""
     done = subprocess.run(
         [sys.executable, "-c", ENDLESS],
         env=command_environment(),
@@ -65,10 +65,10 @@ def test_work_left_running_does_not_change_the_exit_code() -> None:
     assert done.stderr.endswith("Interrupted. Resume with:\n  the command\n")
 
 
-def test_training_stops_with_a_checkpoint_or_at_once(
+def test_ctrl_c_stops_training_with_a_checkpoint_and_twice_at_once(
     demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C once, then the command that it prints, then Ctrl-C twice; storage is a URL."""
+    """Press Ctrl-C once, run the command that it prints, press Ctrl-C twice. Storage is a URL."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     url = f"file://{tmp_path}/bucket"
     (tmp_path / "bucket").mkdir()
@@ -92,7 +92,7 @@ def test_training_stops_with_a_checkpoint_or_at_once(
     second = begin_command("train", *arguments, cwd=tmp_path)
     _wait_for_step(saved.step + 1, run_dir, second)
     worker_pid = RunDir(run_dir).read_workers()[0]["pid"]
-    os.kill(worker_pid, signal.SIGSTOP)  # a stopped worker cannot write one more checkpoint
+    os.kill(worker_pid, signal.SIGSTOP)  # a stopped worker cannot save a checkpoint
     second.send_signal(signal.SIGINT)
     while not RunDir(run_dir).stop_requested():
         time.sleep(0.1)
@@ -102,7 +102,7 @@ def test_training_stops_with_a_checkpoint_or_at_once(
     assert second.returncode == 130, errors
     assert errors.endswith(f"Resume with:\n{resume}\n")
     assert RunDir(run_dir).newest_checkpoint() == saved
-    while is_alive(worker_pid):  # it ends with its cluster, stopped or not
+    while is_alive(worker_pid):  # the end of its cluster also ends a stopped worker
         time.sleep(0.1)
 
 

@@ -1,4 +1,7 @@
-"""A sweep by command: Ctrl-C, a resume, a failed trial, the table. tests/slow has long forms."""
+"""The command `tune`: Ctrl-C, a resume, a failed trial, the table.
+
+tests/slow/test_sweep.py tests longer sweeps.
+"""
 
 from __future__ import annotations
 
@@ -82,9 +85,11 @@ def test_a_sweep_is_interrupted_resumed_and_reports_a_failed_trial(
 
 
 def _metrics(sweep_dir: Path, trial: int) -> list[dict[str, float]]:
+    """Read the metrics of a trial, which may not have started yet."""
     trials = sorted(SweepDir(sweep_dir).trials(), key=lambda run: run.name)
     return trials[trial].read_metrics() if len(trials) > trial else []
 
 
 def _updates(sweep_dir: Path, trial: int) -> list[int]:
+    """Return the logged training steps of a trial."""
     return [int(line["step"]) for line in _metrics(sweep_dir, trial) if "loss" in line]

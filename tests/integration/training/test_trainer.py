@@ -1,4 +1,4 @@
-"""Training on a real Ray cluster: resume, failures, gradients over ranks, resources."""
+"""Training on a Ray cluster: resume, failures, gradients of several ranks, checkpoints."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_a_run_trains_validates_and_resumes_bitwise(demonstrations: Path, tmp_pa
     (records,) = tmp_path.glob("whole/evaluations/checkpoint_00000004-*/episodes.jsonl")
     assert records.read_text().count("\n") == 2
 
-    # The same run, killed after its first checkpoint was written and before Ray learned of it: the
-    # resumed run reports that checkpoint, too.
+    # The state of a run that was killed after it wrote its first checkpoint and before it reported
+    # the checkpoint to Ray. The resumed run reports that checkpoint, too.
     half = tmp_path / "half"
     half.mkdir()
     shutil.copytree(tmp_path / "whole/checkpoint_00000002", half / "checkpoint_00000002")
@@ -104,7 +104,7 @@ def test_a_run_trains_validates_and_resumes_bitwise(demonstrations: Path, tmp_pa
     init_or_verify_run_dir(prepare_run(config), RunDir(half))
 
 
-def test_a_run_waits_for_resources_without_a_limit(
+def test_a_run_waits_for_resources_without_a_time_limit(
     demonstrations: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -121,11 +121,11 @@ def test_a_run_waits_for_resources_without_a_limit(
             time.sleep(0.1)
         remove_placement_group(reserved)
 
-    waiting = threading.Thread(target=release_late)
-    waiting.start()
+    releaser = threading.Thread(target=release_late)
+    releaser.start()
     config = tiny_config(demonstrations, "train.max_steps=1", "train.max_failures=0")
     fit(prepare_run(config), RunDir(tmp_path / "run"), allocate_run(config, SIZE))
-    waiting.join()
+    releaser.join()
     assert caplog.text.count("waits for resources") >= 2
 
 
@@ -133,7 +133,7 @@ def test_a_run_waits_for_resources_without_a_limit(
 def test_a_process_that_dies_while_workers_start_leaks_no_placement_group(
     demonstrations: Path, tmp_path: Path, victim: str
 ) -> None:
-    killed = str(tmp_path / "killed")
+    kill_marker = str(tmp_path / "killed")
 
     class Kill(WorkerGroupCallback):
         def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
@@ -145,8 +145,8 @@ def test_a_process_that_dies_while_workers_start_leaks_no_placement_group(
             self._kill("controller", os.getpid())
 
         def _kill(self, role: str, pid: int) -> None:
-            if role == victim and not Path(killed).exists():
-                Path(killed).touch()
+            if role == victim and not Path(kill_marker).exists():
+                Path(kill_marker).touch()
                 os.kill(pid, signal.SIGKILL)
 
     def placement_groups() -> set[str]:
@@ -156,7 +156,7 @@ def test_a_process_that_dies_while_workers_start_leaks_no_placement_group(
     before = placement_groups()
     config = tiny_config(demonstrations, "train.max_steps=2", "train.max_failures=1")
     fit(prepare_run(config), RunDir(tmp_path / "run"), allocate_run(config, SIZE), [Kill()])
-    assert Path(killed).exists()
+    assert Path(kill_marker).exists()
     assert placement_groups() == before
 
 
@@ -166,12 +166,12 @@ def test_a_process_that_dies_while_workers_start_leaks_no_placement_group(
 def test_failures_of_rollout_actors_do_not_stop_training(
     demonstrations: Path, tmp_path: Path, env_id: str
 ) -> None:
-    """An actor that raises, dies or hangs loses its episode; without any, validation fails."""
+    """An actor that raises, dies or hangs loses its episode. Without actors, validation fails."""
     data = tmp_path / "data"
     data.mkdir()
     for source in demonstrations.glob("*.hdf5"):
         shutil.copy(source, data)
-        with h5py.File(data / source.name, "r+") as file:  # the attributes name another task
+        with h5py.File(data / source.name, "r+") as file:  # their task is not the faulty one
             for name in list(file.attrs):
                 del file.attrs[name]
     config = tiny_config(
@@ -220,10 +220,10 @@ def test_gradients_are_averaged_over_ranks(demonstrations: Path, tmp_path: Path)
     one, two = (
         _first_gradients(
             tiny_config(demonstrations, *options, f"train.gradient_accumulation_steps={steps}"),
-            workers,
+            num_workers,
             tmp_path,
         )
-        for workers, steps in ((1, 1), (2, 2))
+        for num_workers, steps in ((1, 1), (2, 2))
     )
     assert one.keys() == two.keys() and len(one) > 20
     scale = max(float(g.abs().max()) for g in one.values())
@@ -233,15 +233,15 @@ def test_gradients_are_averaged_over_ranks(demonstrations: Path, tmp_path: Path)
     assert difference <= 1e-5 * sum(float(g.square().sum()) for g in one.values()) ** 0.5
 
 
-def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, torch.Tensor]:
-    """Gradients of the first global batch, computed by this many workers with Ray Train."""
+def _first_gradients(config: Config, num_workers: int, folder: Path) -> dict[str, torch.Tensor]:
+    """Compute the gradients of the first global batch with Ray Train and this many workers."""
     run = prepare_run(dataclasses.replace(config))
     spec = window_spec_from_config(config)
     episodes = tuple(episode.ref for episode in run.train.episodes)
     frame_bytes = len(spec.fields.cameras) * 3 * config.task.image_size**2
     dataset = TrainDataset(run.plan, spec, episodes, frame_bytes, max_steps=1, read_concurrency=1)
     statistics = compute_statistics(run.train.episodes, spec.fields)
-    target = str(folder / f"gradients_{workers}.pt")
+    gradients_path = str(folder / f"gradients_{num_workers}.pt")
 
     def loop(train_loop_config: dict[str, Any]) -> None:
         import ray.train
@@ -257,20 +257,20 @@ def _first_gradients(config: Config, workers: int, folder: Path) -> dict[str, to
             gradients = {
                 name: p.grad for name, p in state.agent.named_parameters() if p.grad is not None
             }
-            torch.save(gradients, target)
+            torch.save(gradients, gradients_path)
 
     TorchTrainer(
         loop,
         train_loop_config={},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=scaling_config(
-            RunResources(workers, workers, 0.5, 0.0, RolloutResources(1, 0.5))
+            RunResources(num_workers, num_workers, 0.5, 0.0, RolloutResources(1, 0.5))
         ),
-        run_config=RunConfig(name=f"gradients_{workers}", storage_path=str(folder)),
+        run_config=RunConfig(name=f"gradients_{num_workers}", storage_path=str(folder)),
         datasets={DATASET_NAME: dataset},
         dataset_config=PerRankDataConfig(lambda: 0),
     ).fit()
-    return torch.load(target, weights_only=True)
+    return torch.load(gradients_path, weights_only=True)
 
 
 def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
@@ -286,8 +286,8 @@ def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
     assert weights.read_bytes() == original
     lines = RunDir(tmp_path).read_metrics()
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 2]
-    starts = [line for line in lines if "restarts" in line]
-    assert [line["invalid_checkpoints_skipped"] for line in starts] == [0, 1]
+    launches = [line for line in lines if "restarts" in line]
+    assert [line["invalid_checkpoints_skipped"] for line in launches] == [0, 1]
 
 
 def test_a_damaged_checkpoint_is_skipped(
@@ -343,23 +343,26 @@ def test_pruning_keeps_the_newest_the_best_and_the_pending(
     assert [checkpoint.step for checkpoint in RunDir(tmp_path).list_checkpoints()] == [1, 4, 5]
 
 
-def test_a_checkpoint_has_its_position_in_the_data(demonstrations: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_contains_its_position_in_the_data(
+    demonstrations: Path, tmp_path: Path
+) -> None:
     state, plan = _local_state(tiny_config(demonstrations))
     state.step = plan.steps_per_epoch + 2
     saved = state.save(RunDir(tmp_path), {}, plan)
     position = load_train_state(saved.path, "cpu")["position"]
     assert (position["epoch"], position["batch"]) == (1, 2)
     state.restore(saved, plan)
-    for other in (
+    for other_plan in (
         dataclasses.replace(plan, virtual_shards=1),
         dataclasses.replace(plan, lengths=(plan.lengths[0] + 1, *plan.lengths[1:])),
     ):
-        assert other != plan
+        assert other_plan != plan
         with pytest.raises(UserError, match=f"{saved.path.name} was saved at .* of two runs"):
-            state.restore(saved, other)
+            state.restore(saved, other_plan)
 
 
 def _local_state(config: Config) -> tuple[TrainState, SamplePlan]:
+    """Make the train state and the sample plan of a run in this process."""
     run = prepare_run(config)
     statistics = compute_statistics(run.train.episodes, EpisodeFields())
     return TrainState(config, statistics, torch.device("cpu")), run.plan
