@@ -1,4 +1,4 @@
-"""Resolves policies to candidates: their settings, checks, and the folders of their records."""
+"""Resolves policies to candidates: checks them and finds their settings and records folders."""
 
 from __future__ import annotations
 
@@ -39,31 +39,34 @@ CAMERAS_OPTION = "data.camera_names="
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy to evaluate, under a name for tables."""
+    """A policy that is ready to be evaluated."""
 
     name: str
+    """Name in tables."""
     config: Config
-    """A checkpoint's own configuration, with the command line's options for its evaluation."""
+    """The configuration: an agent's own one with the command line's evaluation options, or the
+    command line's."""
     evaluation: Evaluation
+    """Runs the episodes and stores their records."""
     checkpoint: Path | None = None
     """The folder of the checkpoint; None for an untrained agent, the expert and replays."""
 
     def run(
         self, seeds: Sequence[int], resources: RolloutResources, on_record: OnRecord
     ) -> list[EpisodeRecord]:
-        """Return the records of these seeds, after running the episodes without one."""
+        """Run the episodes that have no record yet, and return the records of all seeds."""
         save_trajectories = self.config.evaluate.save_trajectories
         return self.evaluation.run(seeds, resources, on_record, save_trajectories)
 
 
 def require_settable(overrides: Sequence[str], command: str) -> None:
-    """Refuse options that belong to a checkpoint, or that the command would ignore.
+    """Check that the command uses all overrides.
 
     Args:
         command: `evaluate` or `compare`.
 
     Raises:
-        UserError: an override is such an option.
+        UserError: an override belongs to a checkpoint, or the command would ignore it.
     """
     settable, options = command_options(command), all_options()
     for item in overrides:
@@ -72,8 +75,8 @@ def require_settable(overrides: Sequence[str], command: str) -> None:
         if key in settable or is_group:
             continue
         if key in options and options[key].resumable:
-            raise UserError(f"{item} has no effect on this command: leave it out.")
-        raise UserError(f"{item} cannot be set here: it is part of the checkpoint.")
+            raise UserError(f"{item} has no effect on this command. Remove it.")
+        raise UserError(f"{item} cannot be set here, because it is part of the checkpoint.")
 
 
 def resolve_candidate(
@@ -84,19 +87,21 @@ def resolve_candidate(
     records_root: Path,
     output_dir: str | None = None,
 ) -> Candidate:
-    """Check a policy and its task, and find its records.
+    """Check a policy and its task, and make its candidate.
 
     Args:
-        spec: the policy, resolved.
-        config: the command line's configuration, for what is not part of a checkpoint.
-        overrides: the command line's overrides, which also apply to a checkpoint's evaluation.
+        spec: the resolved policy; see `PolicySpec.resolve`.
+        config: the command line's configuration, for options that are not part of a checkpoint.
+        overrides: the command line's overrides. Those of `evaluate` and `task` also replace a
+            checkpoint's options.
+        noise_seed: seed of the noise from which an agent generates its chunks.
         records_root: parent folder of the records of the expert, of replays and of policies in a
             wheel.
-        output_dir: the folder of the records; None is the usual one.
+        output_dir: the folder of the records; None uses `evaluation_dir`.
 
     Raises:
         UserError: the policy does not exist, is damaged or was trained for another task, or
-            `output_dir` holds records of another evaluation.
+            `output_dir` has records of another evaluation.
     """
     name = _records_name(spec)
     if spec.is_agent:
@@ -135,16 +140,18 @@ def resolve_candidate(
 def resolve_candidates(
     policies: Sequence[str], config: Config, overrides: Sequence[str], records_root: Path
 ) -> list[Candidate]:
-    """Resolve the policies of a comparison, then the baselines that `compare.baselines` adds.
+    """Make the candidates of a comparison: the given policies, then the baselines.
 
-    The expert and replays act in the task of the first checkpoint.
+    `compare.baselines` adds the baselines. The expert and replays act in the task of the first
+    agent.
 
     Raises:
-        UserError: see `resolve_candidate`; a policy is named twice, or the tasks differ.
+        UserError: a policy is given twice, the tasks differ, or a policy is invalid; see
+            `resolve_candidate`.
     """
     specs = [PolicySpec.parse(policy).resolve() for policy in policies]
     if len(set(specs)) < len(specs):
-        raise UserError(f"A policy is named twice: {', '.join(policies)}.")
+        raise UserError(f"A policy is given twice: {', '.join(policies)}.")
     resolve = partial(
         resolve_candidate,
         overrides=overrides,
@@ -161,9 +168,9 @@ def resolve_candidates(
     candidates = [resolved[spec] for spec in specs]
     env_ids = sorted({candidate.config.task.env_id for candidate in candidates})
     if len(env_ids) > 1:
-        raise UserError(f"These policies act in different tasks: {', '.join(env_ids)}.")
+        raise UserError(f"The policies act in different tasks: {', '.join(env_ids)}.")
     if len({candidate.name for candidate in candidates}) < len(candidates):
-        # Runs of the same name in different folders: use the full paths as names.
+        # Runs in different folders have the same name: use the full paths as names.
         candidates = [
             replace(candidate, name=str(spec))
             for candidate, spec in zip(candidates, specs, strict=True)
@@ -177,18 +184,29 @@ def select_checkpoint(
     overrides: Sequence[str],
     evaluate: Callable[[Candidate], list[EpisodeRecord]],
 ) -> tuple[Path, list[tuple[str, list[EpisodeRecord]]]]:
-    """Find the best checkpoint of a run on the selection seeds; also return all their records.
+    """Select the best checkpoint of a run by its rollouts on the selection seeds.
 
-    Report its success on other seeds: the best of many checkpoints was also lucky.
+    The success rate of the best checkpoint on these seeds is too optimistic. So it must be
+    evaluated again on other seeds.
+
+    Args:
+        evaluate: called with the candidate of each checkpoint; returns its records on the
+            selection seeds.
+
+    Returns:
+        The folder of the best checkpoint, and the name and the records of every checkpoint.
 
     Raises:
-        UserError: the run has no valid checkpoint, or the two sets of seeds overlap.
+        UserError: the run has no valid checkpoint, or the selection seeds overlap with those of
+            the evaluation.
     """
     noise_seed = selection_seeds(config.evaluate)[0]
     download(run_dir)
     checkpoints = RunDir(run_dir).list_checkpoints()
     if not checkpoints:
-        raise UserError(f"{run_dir} is not a run: it has no valid checkpoint.")
+        raise UserError(
+            f"{run_dir} is not the folder of a run, because it has no valid checkpoint."
+        )
     results, scores = [], []
     for checkpoint in checkpoints:
         spec = PolicySpec(PolicyKind.CHECKPOINT, str(checkpoint.path))
@@ -200,27 +218,28 @@ def select_checkpoint(
 
 
 def selection_seeds(evaluate: EvaluateConfig) -> range:
-    """Return the seeds on which a checkpoint is selected.
+    """Return the seeds on which checkpoints are compared for selection.
 
     Raises:
-        UserError: a checkpoint is selected, and some of them are also seeds of the report.
+        UserError: `evaluate.checkpoint_selection` is set, and some of these seeds are also seeds
+            of the evaluation.
     """
     selection = range(
         evaluate.selection_seed, evaluate.selection_seed + evaluate.selection_episodes
     )
-    report = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
-    overlap = selection[0] <= report[-1] and report[0] <= selection[-1]
+    evaluation = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
+    overlap = selection[0] <= evaluation[-1] and evaluation[0] <= selection[-1]
     if evaluate.checkpoint_selection is not None and overlap:
         raise UserError(
-            f"Checkpoints would be selected on seeds {selection[0]}-{selection[-1]} and reported "
-            f"on {report[0]}-{report[-1]}: set evaluate.selection_seed or evaluate.seed so that "
-            "they do not overlap."
+            f"Checkpoints would be selected on seeds {selection[0]}-{selection[-1]} and evaluated "
+            f"on {evaluation[0]}-{evaluation[-1]}. Set evaluate.selection_seed or evaluate.seed so "
+            "that the seeds do not overlap."
         )
     return selection
 
 
 def _records_name(spec: PolicySpec) -> str:
-    """The name of a policy's records folder, before the hash of its settings."""
+    """Return the name of a policy's records folder, without the hash of its settings."""
     if spec.kind == PolicyKind.EXPERT:
         return str(spec)
     path = Path(spec.path)
@@ -230,13 +249,16 @@ def _records_name(spec: PolicySpec) -> str:
 
 
 def _baselines(agents: Sequence[PolicySpec], task: TaskConfig) -> list[PolicySpec]:
-    """The upper and the lower baseline: the task's expert, and the first agent untrained."""
+    """Return the task's expert (upper baseline) and the untrained first agent (lower baseline).
+
+    A baseline is left out if the task has no expert or if there is no agent.
+    """
     upper = [EXPERT] if task.env_id in TASKS else []
     return [*upper, *(replace(agent, kind=PolicyKind.UNTRAINED) for agent in agents[:1])]
 
 
 def _load_complete_checkpoint(folder: Path) -> Config:
-    """The configuration of a checkpoint, whose files are all there and undamaged."""
+    """Check that all files of a checkpoint exist and are intact; return its configuration."""
     config = load_policy_config(folder)
     read_checkpoint(folder)
     return config
@@ -245,7 +267,11 @@ def _load_complete_checkpoint(folder: Path) -> Config:
 def _evaluation_config(
     folder: Path, trained: Config, config: Config, overrides: Sequence[str]
 ) -> Config:
-    """A checkpoint's configuration with the command line's options for its evaluation."""
+    """Return a checkpoint's configuration with the command line's evaluation and task options.
+
+    Raises:
+        UserError: the task differs from training, and `evaluate.allow_task_mismatch` is false.
+    """
     own_overrides = [item for item in overrides if item.startswith(("evaluate.", "task."))]
     evaluated = apply_overrides(trained, own_overrides)
     if any(item.startswith("task=") for item in overrides):
@@ -262,13 +288,13 @@ def _evaluation_config(
     if mismatches and not config.evaluate.allow_task_mismatch:
         raise UserError(
             f"{folder} would be evaluated with settings that it was not trained for: "
-            f"{', '.join(mismatches)}. Leave them out, or set evaluate.allow_task_mismatch=true."
+            f"{', '.join(mismatches)}. Remove them, or set evaluate.allow_task_mismatch=true."
         )
     return evaluated
 
 
 def _rollout_config(config: Config, overrides: Sequence[str], noise_seed: int) -> RolloutConfig:
-    """The rollout config of an agent, whose cameras the command line may set."""
+    """Make the rollout config of an agent; the command line may set the cameras to render."""
     cameras = [item for item in overrides if item.startswith(CAMERAS_OPTION)]
     if not cameras:
         return agent_rollout_config(config, noise_seed)

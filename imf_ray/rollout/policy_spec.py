@@ -64,7 +64,8 @@ class PolicySpec:
     def resolve(self) -> PolicySpec:
         """Return the same policy with an absolute local path.
 
-        `policies/NAME` is the policy shipped with the package, unless there is such a folder here.
+        `policies/NAME` is a policy shipped with the package, unless this folder exists in the
+        working directory.
 
         Raises:
             UserError: the policy is a replay of a URL.

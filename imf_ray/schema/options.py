@@ -71,7 +71,7 @@ class Option:
         if value is None or value == self.default:
             return
         if self.choices and value not in (names := self.choice_names()):
-            raise UserError(f"{key}={value!r} is unknown. Choose one of {', '.join(names)}.")
+            raise UserError(f"{key}={value!r} is unknown; choose one of {', '.join(names)}.")
         problem = self._bound_problem(value)
         if problem:
             raise UserError(f"{key}={value} {problem}{self.reason and f': {self.reason}'}.")

@@ -89,7 +89,7 @@ def test_task_may_be_a_yaml_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert config_from_dict(config_to_dict(config)) == config
     for override, message in (
         ("task.adapter.stage_thresholds=[2,1]", "must increase"),
-        ("task.adapter.action_scaling=twice", "Choose one of none, box"),
+        ("task.adapter.action_scaling=twice", "choose one of none, box"),
         ("task.adapter.progress_signa=reward", "did you mean task.adapter.progress_signal"),
     ):
         with pytest.raises(UserError, match=message):
@@ -124,8 +124,8 @@ def test_defaults_for_the_help_include_optional_sections() -> None:
         ("agent.head.n_head=7", "agent.head.n_emb=384 is not divisible"),
         ("agent.num_action_steps=16", "must lie between 1 and"),
         ("agent.camera_names=[left]", "data.camera_names"),
-        ("train.device=tpu", "Choose one of cpu, cuda"),
-        ("task.action_space=torque", "Choose one of joint, ee"),
+        ("train.device=tpu", "choose one of cpu, cuda"),
+        ("task.action_space=torque", "choose one of joint, ee"),
         ("train.keep_last_k=1", "at least 2"),
         ("train.betas=[0.9]", "two numbers"),
         ("config=nowhere.yaml", "there is no file .*nowhere.yaml"),

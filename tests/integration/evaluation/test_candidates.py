@@ -129,7 +129,7 @@ def test_a_comparison_includes_the_baselines(run_dir: Path, tmp_path: Path) -> N
     assert task["image_size"] == 48  # the expert acts in the checkpoint's task
     without = load_config([*QUICK, "compare.baselines=false"])
     assert len(resolve_candidates(policies, without, QUICK, tmp_path)) == 2
-    with pytest.raises(UserError, match="named twice"):
+    with pytest.raises(UserError, match="given twice"):
         resolve_candidates([policies[0], policies[0]], without, QUICK, tmp_path)
 
 
@@ -153,7 +153,7 @@ def test_the_best_checkpoint_is_selected_on_separate_seeds(run_dir: Path) -> Non
     overlapping = load_config(
         ["evaluate.checkpoint_selection=best-of-run", "evaluate.selection_seed=500049"]
     )
-    with pytest.raises(UserError, match="500049-500068 and reported on 500000-500049"):
+    with pytest.raises(UserError, match="500049-500068 and evaluated on 500000-500049"):
         select_checkpoint(run_dir, overlapping, [], evaluate)
     with pytest.raises(UserError, match="no valid checkpoint"):
         select_checkpoint(run_dir / "nowhere", config, QUICK, evaluate)

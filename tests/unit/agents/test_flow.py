@@ -111,7 +111,7 @@ def test_gradients_reach_every_parameter_of_the_head(
 def test_impossible_options_are_refused(make_flow: Callable[..., FlowVLAAgent]) -> None:
     with pytest.raises(ValueError, match="'endpoint_mix' is unknown; choose one of uniform"):
         make_flow(time_sampler="endpoint_mix")
-    with pytest.raises(UserError, match=r"belongs to agent\.objective=imf, not flow"):
+    with pytest.raises(UserError, match=r"requires agent\.objective=imf, but it is flow"):
         load_config(["agent=resnet_flow_attnres", "agent.aux_v_head=true"])
 
 
