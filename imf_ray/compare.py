@@ -32,7 +32,7 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
     require_settable(overrides, "compare")
     if len(policies) < 2:
         raise UserError(
-            f"At least two policies are needed, but {len(policies)} given. Usage: "
+            f"At least two policies are needed, but {len(policies)} were given. Usage: "
             "imf-ray compare POLICY POLICY ..."
         )
     storage_dir, evaluate = local_dir(config.storage_path), config.evaluate

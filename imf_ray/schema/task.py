@@ -151,7 +151,7 @@ class TaskConfig:
     multisampling: bool = option(False, "Render with anti-aliasing.", match_training=True)
     control_hz: int = option(
         50,
-        "Number of environment steps per second. Demonstrations and rollouts must have the same.",
+        "Number of environment steps per second. Demonstrations and rollouts must agree.",
         min=1,
         match_training=True,
     )

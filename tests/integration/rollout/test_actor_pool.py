@@ -67,7 +67,7 @@ def test_an_env_that_kills_or_blocks_its_actor_fails_only_its_own_episode(
     }
     assert sorted(records) == sorted(seeds)
     assert "rollout actor was lost" in str(records[faulty_envs.DIES].error)
-    assert "did not come back in time" in str(records[faulty_envs.HANGS].error)
+    assert "its call exceeded the time limit" in str(records[faulty_envs.HANGS].error)
     assert records[700].error is None and records[701].error is None
     assert records[faulty_envs.DIES].policy == records[700].policy
 
