@@ -36,7 +36,7 @@ class ActionQueue:
         self._actions: deque[Tensor] = deque()
 
     def reset(self) -> None:
-        """Clear history and actions; the next observation is the first of an episode."""
+        """Clear history and actions. The next observation starts an episode."""
         self._history.clear()
         self._actions.clear()
 

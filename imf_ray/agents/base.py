@@ -32,7 +32,7 @@ EE_ACTION_DIM = 16
 class ObjectiveInputs(NamedTuple):
     """The arguments of `VLAAgent.objective_loss`.
 
-    N = B * noise_samples_per_obs; the noise samples of an observation are consecutive rows.
+    N = B * noise_samples_per_obs. The noise samples of an observation are consecutive rows.
     """
 
     actions: Tensor
@@ -87,13 +87,13 @@ class VLAAgent(nn.Module, ABC):
             objective is evaluated. The images of an observation are encoded only once.
         vision_encoder: arguments of `MultiViewResNetEncoder` other than the cameras.
         head: arguments of the head other than its widths and lengths, which the agent computes.
-        head_factory: builds the head; called with `IMFTransformer1D`'s argument names.
+        head_factory: function or class that builds the head from `IMFTransformer1D`'s arguments.
         conditioning: one of `CONDITIONING_MODES`.
         normalization_type: one of `normalization.NORMALIZATION_TYPES`, for states and actions.
         action_space: one of `ACTION_SPACES`. "joint": joint targets (rad) and grippers. "ee": twice
-            xyz (m), quaternion wxyz, gripper; the state is qpos in both.
-        stats: {"qpos": ..., "action": ..., "object_poses": {name: ...}}, each as `Normalizer` takes
-            them; None if a state dict is loaded later.
+            xyz (m), quaternion wxyz, gripper. The state contains qpos in both.
+        stats: {"qpos": ..., "action": ..., "object_poses": {name: ...}}, each in the form of
+            `Normalizer`'s `stats`. None if a state dict is loaded later.
 
     Raises:
         ValueError: an impossible combination of options.

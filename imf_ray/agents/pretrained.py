@@ -40,7 +40,7 @@ WEIGHTS_FILE, EMA_WEIGHTS_FILE, CONFIG_FILE = (
 POLICY_FILES = ("*.safetensors", "*.yaml")
 """Patterns of the files of a checkpoint that are needed to run its policy."""
 POLICY_SECTIONS = ("agent", "data", "task")
-"""Sections of a configuration that describe a policy; the others describe its training run."""
+"""Sections of a configuration that describe a policy. The others describe its training run."""
 UNTRAINED_SEED = 0
 """Seed of the weights of `make_untrained_agent`."""
 Stats = Mapping[str, Mapping[str, Any]]

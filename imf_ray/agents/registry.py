@@ -44,4 +44,4 @@ OBJECTIVES = {
         needs_time_interval=False,
     ),
 }
-"""All objectives; the keys are the values of `agent.objective`."""
+"""All objectives. The keys are the values of `agent.objective`."""

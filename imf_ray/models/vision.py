@@ -38,7 +38,7 @@ class ResNetTrunk(nn.Module):
     (`torchvision.ops.FrozenBatchNorm2d`).
 
     Args:
-        stage_widths: channels of the four stages; the stem has as many as the first stage.
+        stage_widths: channels of the four stages. The stem has as many as the first stage.
         blocks_per_stage: basic blocks of the four stages.
         stage_strides: strides of the four stages. A last stride of 1 doubles the size of the
             feature maps, so that keypoints of small images are located more precisely.
@@ -271,7 +271,7 @@ class MultiViewResNetEncoder(nn.Module):
         """Crop images to squares of `crop_size`; return them unchanged if it is None.
 
         Args:
-            images: (B, T, H, W, C); the T images of a row get the same crop.
+            images: (B, T, H, W, C). The T images of a row get the same crop.
             offsets: (B, 2) in [0, 1): vertical and horizontal position of the crop, from the top
                 left (0) to the bottom right (1); None takes the central crop.
 
