@@ -394,7 +394,7 @@ def _unused_datasets(file: h5py.File, used: set[str]) -> tuple[str, ...]:
 
 
 def _check_vector(dataset: h5py.Dataset, length: int) -> RunningStats:
-    """Check that a dataset holds one finite vector per step, and return their statistics."""
+    """Check that a dataset has one finite vector per step, and return their statistics."""
     if dataset.ndim != 2 or dataset.shape[0] != length or dataset.dtype.kind != "f":
         raise UserError(
             f"{dataset.name} is {dataset.dtype}{dataset.shape}, not float ({length}, D)"

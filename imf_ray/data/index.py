@@ -172,8 +172,8 @@ def _reject_replaced(
 ) -> CheckResult:
     """Return the result of a check, or an error if the contents have changed since indexing.
 
-    The contents may change if the file had a content hash as attribute when it was indexed, and has
-    one now: then the file was replaced on purpose.
+    A file with a content hash as attribute may be replaced by another such file. Both were written
+    on purpose, because their contents match their hashes.
     """
     if isinstance(result, str) or indexed is None or indexed["content_hash"] == result.content_hash:
         return result

@@ -1,7 +1,7 @@
 """Random numbers of a training sample, a function of (seed, epoch, sample id).
 
 Every sample has its own stream of a counter-based generator (Philox). Its random numbers therefore
-do not depend on the rank, on the batch, or on how often the run was resumed.
+do not depend on the rank, on the batch, or on the number of resumes.
 """
 
 from __future__ import annotations

@@ -338,7 +338,7 @@ def _action_box(kind: str, arms: list[ArmKinematics]) -> spaces.Box:
 def _check_choice(option: str, names: Iterable[str], choices: Iterable[str]) -> None:
     for name in names:
         if name not in choices:
-            raise ValueError(f"unknown {option} {name!r}; known are: {', '.join(choices)}")
+            raise ValueError(f"unknown {option} {name!r}; the choices are: {', '.join(choices)}")
 
 
 def _height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -139,7 +139,7 @@ def test_the_reset_option_poses_sets_the_start_poses(make_env):
 @pytest.mark.parametrize(
     ("poses", "message"),
     [
-        ({"ball": np.ones(7)}, "unknown object 'ball'; known are: cube"),
+        ({"ball": np.ones(7)}, "unknown object 'ball'; the choices are: cube"),
         ({"cube": np.ones(3)}, r"pose of cube must have shape \(7,\)"),
         ({"cube": np.zeros(7)}, "quaternion must not be zero"),
     ],
@@ -163,8 +163,8 @@ def test_gymnasium_accepts_the_env(task):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"camera_names": ["wrist"]}, "unknown camera 'wrist'; known are: r_vis, top, front"),
-        ({"action_space": "torque"}, "unknown action_space 'torque'; known are: joint, ee"),
+        ({"camera_names": ["wrist"]}, "unknown camera 'wrist'; the choices are: r_vis, top, front"),
+        ({"action_space": "torque"}, "unknown action_space 'torque'; the choices are: joint, ee"),
         ({"render_mode": "human"}, "unknown render_mode 'human'"),
         ({"image_size": 0}, "image_size"),
         ({"image_size": (96, 96, 3)}, "image_size"),
