@@ -293,7 +293,7 @@ class RolloutActorPool:
             initial_poses={},
             policy=self._metadata.policy,
             settings=self._metadata.settings,
-            error=f"the rollout actor of this episode was lost: {reason}",
+            error=f"the episode's rollout actor was lost: {reason}",
         )
 
     def _start_actor(self) -> _ActorSlot:

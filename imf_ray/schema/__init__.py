@@ -155,9 +155,8 @@ class Config:
             if getattr(self.agent.head, key) > 0.0:
                 raise UserError(
                     "train.compile=true does not support dropout, because iMF needs the same "
-                    "dropout masks in two passes. Set "
-                    f"agent.head.{key}=0 (it is {getattr(self.agent.head, key)}) or "
-                    "train.compile=false."
+                    f"dropout masks in two passes. Set agent.head.{key}=0 (it is "
+                    f"{getattr(self.agent.head, key)}) or train.compile=false."
                 )
 
 

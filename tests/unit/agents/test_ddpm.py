@@ -358,7 +358,7 @@ def test_invalid_inference_steps_are_refused_when_set() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["agent.head.backbone_type=transformer"], "set agent.objective=ddpm"),
+        (["agent.head.backbone_type=transformer"], "Set agent.objective=ddpm"),
         (["agent=resnet_transformer", "agent.objective=flow"], "objective=flow .* r and t"),
         (["agent.head.backbone_type=unet"], "choose one of attnres_full, transformer"),
         (["agent.objective=score"], "choose one of imf, flow, ddpm"),

@@ -81,7 +81,7 @@ def test_compiled_updates_equal_eager_ones(
 def test_compilation_is_refused_if_it_cannot_work(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match=r"set agent.head.p_drop_attn=0 \(it is 0.1\)"):
+    with pytest.raises(UserError, match=r"Set agent.head.p_drop_attn=0 \(it is 0.1\)"):
         config_of("train.compile=true", "agent.head.p_drop_attn=0.1")
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"no-such-compiler\. Install it"):
