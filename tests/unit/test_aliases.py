@@ -116,9 +116,9 @@ def test_task_files_and_recipes_give_notices(
 
 
 def test_both_names_are_an_error() -> None:
-    with pytest.raises(UserError, match=r"evaluate\.num_episodes is also given .*Remove evaluate\.ep"):
+    with pytest.raises(UserError, match=r"num_episodes is also given .*Remove evaluate\.ep"):
         load_config(["evaluate.episodes=3", "evaluate.num_episodes=4"])
-    with pytest.raises(UserError, match=r"train\.keep_last_k is also given .*Remove train\.keep_last\."):
+    with pytest.raises(UserError, match=r"keep_last_k is also given .*Remove train\.keep_last\."):
         config_from_dict({"train": {"keep_last": 3, "keep_last_k": 3}})
 
 
