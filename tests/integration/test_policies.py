@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from imf_ray.rollout.record_store import EPISODES_FILE, read_records
 from tests.helpers import REPO_ROOT
 from tests.helpers.commands import run_command
@@ -10,6 +12,7 @@ POLICIES = REPO_ROOT / "policies"
 MAX_BYTES = 8_000_000
 
 
+@pytest.mark.slow
 def test_the_released_transfer_policy_succeeds(tmp_path: Path) -> None:
     policy = POLICIES / "sim_transfer"
     assert sum(path.stat().st_size for path in policy.iterdir()) < MAX_BYTES

@@ -145,6 +145,7 @@ def test_batches_of_a_url_equal_those_of_its_folder(
     assert 0 < sum(sizes) < total_size / 2  # only the needed parts were fetched
 
 
+@pytest.mark.slow
 def test_a_run_trains_from_a_url(
     served: tuple[str, list[int]], tmp_path: Path, ray_cluster: None
 ) -> None:
@@ -206,7 +207,7 @@ def test_training_waits_for_a_server(
 
 
 def test_collecting_into_a_url_is_refused() -> None:
-    with pytest.raises(UserError, match=r"s3://demos is a URL.*Collect into a folder"):
+    with pytest.raises(UserError, match=r"s3://demos is a URL.*to a local folder"):
         collect(tiny_config("s3://demos"), [])
 
 

@@ -72,6 +72,7 @@ def test_an_env_that_kills_or_blocks_its_actor_fails_only_its_own_episode(
     assert records[faulty_envs.DIES].policy == records[700].policy
 
 
+@pytest.mark.slow
 def test_a_slow_consumer_does_not_count_against_time_limits(spec: RolloutSpec) -> None:
     """The consumer may take longer than the time limit while actors have finished their calls."""
     limit_s = 5.0

@@ -41,6 +41,7 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_trial_that_falls_behind_is_stopped_and_frees_its_workers(
     demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

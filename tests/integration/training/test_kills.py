@@ -107,7 +107,8 @@ def test_killed_workers_resume_with_the_next_sample(
         assert all(torch.equal(expected_weights[key], weights[key]) for key in weights)
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 3])
 def test_global_batches_do_not_depend_on_the_number_of_workers(
     ray_cluster: None, demonstrations: Path, tmp_path: Path, workers: int
 ) -> None:

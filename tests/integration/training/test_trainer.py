@@ -104,6 +104,7 @@ def test_a_run_trains_validates_and_resumes_bitwise(demonstrations: Path, tmp_pa
     init_or_verify_run_dir(prepare_run(config), RunDir(half))
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_resources_without_a_time_limit(
     demonstrations: Path,
     tmp_path: Path,
@@ -129,7 +130,14 @@ def test_a_run_waits_for_resources_without_a_time_limit(
     assert caplog.text.count("waits for resources") >= 2
 
 
-@pytest.mark.parametrize("victim", ["worker", "controller", "controller before its workers"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "worker",
+        pytest.param("controller", marks=pytest.mark.slow),
+        pytest.param("controller before its workers", marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_that_dies_while_workers_start_leaks_no_placement_group(
     demonstrations: Path, tmp_path: Path, victim: str
 ) -> None:
@@ -160,9 +168,8 @@ def test_a_process_that_dies_while_workers_start_leaks_no_placement_group(
     assert placement_groups() == before
 
 
-@pytest.mark.parametrize(
-    "env_id", [pytest.param(faulty_envs.ENV_ID, marks=pytest.mark.slow), faulty_envs.NEVER_MADE]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", [faulty_envs.ENV_ID, faulty_envs.NEVER_MADE])
 def test_failures_of_rollout_actors_do_not_stop_training(
     demonstrations: Path, tmp_path: Path, env_id: str
 ) -> None:
@@ -273,6 +280,7 @@ def _first_gradients(config: Config, num_workers: int, folder: Path) -> dict[str
     return torch.load(gradients_path, weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
     demonstrations: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,65 @@
+"""A validation that fails, in part or as a whole, leaves a result and a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.train
+
+from imf_ray.allocation import RolloutResources
+from imf_ray.config import load_config
+from imf_ray.errors import StorageError
+from imf_ray.rollout.episode_runner import EpisodeResult
+from imf_ray.rollout.records import EpisodeRecord
+from imf_ray.training import validation
+from imf_ray.training.checkpoint import VALIDATED_STEP, VALIDATION_ERROR
+from imf_ray.training.run_dir import RunDir
+
+RECORD = EpisodeRecord(
+    seed=400_000,
+    success=True,
+    max_stage=4,
+    num_stages=4,
+    episode_return=1.0,
+    steps=10,
+    initial_poses={},
+    policy="p",
+    settings={},
+)
+
+
+def validate(run_dir: RunDir) -> dict[str, Any]:
+    checkpoint = run_dir.checkpoint(2)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").touch()
+    reported = ray.train.Checkpoint(str(checkpoint))
+    return validation.validate(reported, run_dir, load_config(), [], RolloutResources(1, 0.5))
+
+
+def test_the_reason_of_a_failure_is_a_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the scene is missing")
+
+    monkeypatch.setattr(validation, "run_episodes", fail)
+    metrics = validate(RunDir(tmp_path))
+    assert metrics == {VALIDATION_ERROR: "RuntimeError: the scene is missing"}
+    (stored,) = RunDir(tmp_path).read_validations()
+    assert stored == {VALIDATED_STEP: 2, **metrics}
+
+
+def test_a_result_remains_if_its_records_cannot_be_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr("imf_ray.files.RETRY_DELAYS_S", ())
+    monkeypatch.setattr(validation, "run_episodes", lambda *_: [EpisodeResult(RECORD, {})])
+    monkeypatch.setattr(validation, "store_records", fail)
+    metrics = validate(RunDir(tmp_path))
+    assert metrics["rollout/success_rate"] == 1.0
+    assert "the disk is full" in metrics[VALIDATION_ERROR]
