@@ -18,9 +18,10 @@ from imf_ray.terminal import console
 def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> None:
     """Compare two or more policies on the same seeds.
 
-    Prints the success rates. For each pair, prints an exact paired test, the 95 % confidence
-    interval of the difference, and about how many more episodes would make it significant. Episodes
-    that are already recorded are not repeated.
+    Prints the success rates, with the expert and the first policy untrained as baselines. For each
+    pair of policies, prints the p value of McNemar's exact test, the 95 % confidence interval of
+    the difference, and an estimate of the episodes that a significant difference still needs.
+    Recorded episodes are not repeated.
 
     A policy is a checkpoint folder, expert, untrained:CHECKPOINT or replay:EPISODES.
     """

@@ -124,11 +124,13 @@ def to_override(key: str, value: Any) -> str:
 
 
 def default_overrides() -> dict[str, str]:
-    """Return `key=value` with the default value of each option, by key, for `--help`."""
+    """Map the key of each option to its `key=default`, for `--help`."""
     config = OmegaConf.structured(Config)
     for group, choice in GROUPS.items():
         config.merge_with({group: _read_group(group, choice)})
-    config.merge_with({"task": {"adapter": {}}})  # None by default; its options have defaults
+    config.merge_with(
+        {"task": {"adapter": {}}}
+    )  # by default there is no adapter, and no help for it
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     return {key: to_override(key, _get_nested(plain, key)) for key in all_options()}
 
@@ -192,8 +194,8 @@ def _split_groups(overrides: Iterable[str]) -> tuple[dict[str, str], list[str]]:
 def _read_base(file: str) -> dict[str, Any]:
     """Read the sections of a saved configuration, without `RUN_OPTIONS`.
 
-    A camera option that equals its default (`CAMERA_DEFAULTS`) is left out, so that it still
-    follows the other option if an override changes that.
+    A camera option that equals its source (`CAMERA_DEFAULTS`) is left out, so that an override of
+    the source changes both.
     """
     path = Path(file).expanduser().absolute()
     base = rename_options(_read_mapping(path, f"{CONFIG}={file}"))
@@ -201,9 +203,11 @@ def _read_base(file: str) -> dict[str, Any]:
         base.pop(key, None)
     for key, source in CAMERA_DEFAULTS:
         section, name = key.rsplit(".", 1)
-        with_cameras = _get_nested(base, section)
-        if isinstance(with_cameras, dict) and with_cameras.get(name) == _get_nested(base, source):
-            with_cameras.pop(name, None)
+        section_values = _get_nested(base, section)
+        if isinstance(section_values, dict) and section_values.get(name) == _get_nested(
+            base, source
+        ):
+            section_values.pop(name, None)
     return base
 
 
@@ -231,7 +235,7 @@ def _read_mapping(path: Path, option: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{option}: {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{option}: {path} is not a list of options of the form `key: value`.")
+        raise UserError(f"{option}: {path} is not a mapping with lines `key: value`.")
     return {str(key): value for key, value in content.items()}
 
 

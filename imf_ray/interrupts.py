@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class ForcedExit(KeyboardInterrupt):
-    """Raised by an interruption while a background thread still uses Ray."""
+    """The work was interrupted, but its thread still runs; exit without waiting for it."""
 
 
 def run_interruptibly(
@@ -43,7 +43,8 @@ def run_interruptibly(
     Raises:
         KeyboardInterrupt: the work was interrupted. The message contains the resume command.
     """
-    # In the main thread, Ray Train and Tune would handle Ctrl-C in their own ways.
+    # The work gets a thread of its own: in the main thread, Ray Train and Tune handle Ctrl-C
+    # themselves.
     outcome: Future[Result] = Future()
 
     def run_work() -> None:

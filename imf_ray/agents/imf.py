@@ -45,10 +45,10 @@ def sample_times_logit_normal(uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample_times_meanflow_v1(uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two different logit-normal times, sorted, as in MeanFlow (arXiv 2505.13447).
+    """Return times of two logit-normal distributions, sorted, as in MeanFlow (arXiv 2505.13447).
 
-    As in its better CIFAR run, they are sigmoid(N(-4, 1.6^2)) and sigmoid(N(-0.6, 1.6^2)).
-    P(t - r > 0.8) is 8.1 %, P(r = t) is 0.
+    The distributions are sigmoid(N(-4, 1.6^2)) and sigmoid(N(-0.6, 1.6^2)), as in the better of
+    that paper's runs on CIFAR. P(t - r > 0.8) is 8.1 %, P(r = t) is 0.
     """
     (mean_r, std_r), (mean_t, std_t) = MEANFLOW_V1_R, MEANFLOW_V1_T
     first = (torch.special.ndtri(uniforms[:, 0]) * std_r + mean_r).sigmoid()
@@ -61,9 +61,10 @@ def sample_times_endpoint_mix(uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
     The third uniform picks one of four equally likely cases:
 
-    * r = t, uniform. This case trains the instantaneous velocity, the direction of du/dt.
-    * r = 0, t uniform. Along a path of the flow d/dt [t u(z_t, 0, t)] is the compound velocity V.
-      The error of one step is therefore the mean over t of V's errors at r = 0.
+    * r = t, uniform. This case trains the instantaneous velocity, along which du/dt is computed.
+    * r = 0, t uniform. At r = 0 the compound velocity V (see `objective_loss`) is
+      d/dt [t u(z_t, 0, t)] along a path of the flow. The error of one step is therefore the mean
+      over t of V's errors, and its square is at most the mean of their squares.
     * r = 0, t = 1: the interval of one-step inference.
     * two sorted uniforms: all other intervals.
 
@@ -73,9 +74,11 @@ def sample_times_endpoint_mix(uniforms: Tensor) -> tuple[Tensor, Tensor]:
     r, t = torch.minimum(first, second), torch.maximum(first, second)
     equal = choice < ENDPOINT_MIX_P_EQUAL
     equal_or_r_zero = choice < ENDPOINT_MIX_P_EQUAL + ENDPOINT_MIX_P_R_ZERO
-    not_uniform = choice < ENDPOINT_MIX_P_EQUAL + ENDPOINT_MIX_P_R_ZERO + ENDPOINT_MIX_P_ENDPOINT
-    r = torch.where(equal, first, torch.where(not_uniform, 0.0, r))
-    return r, torch.where(equal_or_r_zero, first, torch.where(not_uniform, 1.0, t))
+    not_two_uniforms = (
+        choice < ENDPOINT_MIX_P_EQUAL + ENDPOINT_MIX_P_R_ZERO + ENDPOINT_MIX_P_ENDPOINT
+    )
+    r = torch.where(equal, first, torch.where(not_two_uniforms, 0.0, r))
+    return r, torch.where(equal_or_r_zero, first, torch.where(not_two_uniforms, 1.0, t))
 
 
 TIME_SAMPLERS: dict[str, TimeSampler] = {
@@ -92,8 +95,8 @@ class IMFVLAAgent(VelocityAgent):
 
     Args:
         aux_v_head: add a second output to the network and train it, with the same loss, to be the
-            instantaneous velocity v(z_t, t). It gives du/dt its direction and is not used in
-            inference. Without it, v is u(z_t, t, t). The paper describes both forms.
+            instantaneous velocity v(z_t, t), along which du/dt is computed. Inference does not use
+            it. Without it, v is u(z_t, t, t). The paper describes both forms.
         kwargs: see `VelocityAgent`. Of four time samplers, the default was the best with one
             inference step (docs/results/time_samplers.md).
 
@@ -121,8 +124,8 @@ class IMFVLAAgent(VelocityAgent):
     ) -> Tensor:
         """Compute the iMF loss (arXiv 2512.02012), rho(V - v*).
 
-        V = u + (t - r) sg(du/dt), u = u(z_t, r, t), z_t = (1 - t) x + t e, and v* = e - x. rho is
-        `loss_type`, and sg stops the gradient. du/dt is the derivative along (v, 0, 1) with
+        V = u + (t - r) sg(du/dt), u = u(z_t, r, t), z_t = (1 - t) x + t e, and v* = e - x, with
+        actions x and noise e. rho is `loss_type`, and sg stops the gradient. du/dt is the derivative along (v, 0, 1) with
         v = u(z_t, t, t). With an auxiliary head, that head predicts v, and rho(v - v*) is added.
         """
         r, t = self.time_samplers[self.time_sampler](uniforms)

@@ -10,7 +10,7 @@ NORMALIZATION_TYPES = ("min_max", "mean_std", "identity")
 MIN_RANGE = 1e-4
 """Range (max - min) below which a dimension counts as constant and is not scaled."""
 EE_QUATERNION_SLICES = (slice(3, 7), slice(11, 15))
-"""Quaternions in an end-effector action: twice xyz, quaternion wxyz, gripper."""
+"""Quaternions in an end-effector action. Each of two arms has xyz (3), wxyz (4), gripper (1)."""
 POSE_DIM = 7
 """Width of a pose: xyz (m) and quaternion wxyz."""
 _STATISTICS = ("min", "max", "mean", "std")
@@ -25,16 +25,16 @@ class Normalizer(nn.Module):
     "identity" does not scale. A dimension whose range is below `MIN_RANGE` is only centred.
 
     Quaternions (wxyz) keep their scale in every mode. `normalize` flips them to the hemisphere of
-    their mean, because q and -q are the same rotation. A fixed hemisphere (w > 0) would split
-    rotations with w near 0, such as those of a tool that points down. It is used only if there are
-    no statistics.
+    their mean, because q and -q are the same rotation. In a fixed hemisphere (w > 0), similar
+    rotations with w near 0, such as those of a tool that points down, could get opposite signs. The
+    fixed hemisphere is used only without statistics.
     `unnormalize` returns quaternions of unit length.
 
     Args:
         dim: number of dimensions D.
         mode: one of `NORMALIZATION_TYPES`.
-        stats: "min", "max", "mean" and "std", each (D,). If None, the map is the identity until a
-            state dict is loaded.
+        stats: "min", "max", "mean" and "std", each (D,). If None, nothing is scaled until a state
+            dict is loaded.
         quaternions: slices of the vector that hold quaternions.
 
     Raises:

@@ -12,7 +12,7 @@ INIT_STD = 0.02
 
 
 class Transformer1D(nn.Module):
-    """The transformer of "Diffusion Policy" (arXiv 2303.04137), for one timestep per action chunk.
+    """The transformer of "Diffusion Policy" (arXiv 2303.04137), with one timestep per action chunk.
 
     Layout, initialization and state-dict keys match Diffusion Policy's transformer, so that its
     weights load. An encoder reads the timestep's sinusoidal embedding and the condition tokens. A
@@ -28,11 +28,11 @@ class Transformer1D(nn.Module):
         n_layer, n_head, n_emb: decoder layers, attention heads and width.
         p_drop_emb, p_drop_attn: dropout of the embeddings, and inside the layers.
         causal_attn: let action i attend only to actions 0 ... i, the timestep, and condition tokens
-            0 ... i. It requires one condition token per observation step, the first at the step of
-            action 0.
+            0 ... i. Condition token i must then belong to the same environment step as action i, so
+            there must be one token per observation step.
         time_as_cond: pass the timestep as a condition token; must be True for this head.
-        obs_as_cond: ignored; accepted for compatibility with Diffusion Policy. cond_dim > 0 has
-            its effect.
+        obs_as_cond: ignored, and accepted for compatibility with Diffusion Policy. Observations
+            are a condition if cond_dim > 0.
         n_cond_layers: self-attention layers of the encoder; 0 uses Linear-Mish-Linear per token.
 
     Raises:

@@ -208,8 +208,8 @@ def _expert_actions(expert: ScriptedExpert) -> Iterator[np.ndarray]:
 class ReplayPolicy(OpenLoopPolicy):
     """Replays recorded actions, and then repeats the last one until the episode ends.
 
-    A seed that was recorded replays its own recording, which checks the recording. Any other seed
-    replays the recording at index (seed mod number of recordings). This shows the success rate
+    An episode whose seed was recorded replays that recording, which checks that it still succeeds.
+    Any other episode replays the recording at index (seed mod number of recordings). This shows the success rate
     without feedback from observations.
 
     Raises:
@@ -235,8 +235,8 @@ class ReplayPolicy(OpenLoopPolicy):
         self.name = f"replay-{digest.hexdigest()[:16]}"
 
     def start_episode(self, env: SimEnv, seed: int) -> OpenLoopEpisode:
-        other_seed = self._recordings[seed % len(self._recordings)]
-        actions = self._recording_by_seed.get(seed, other_seed)
+        unrelated = self._recordings[seed % len(self._recordings)]
+        actions = self._recording_by_seed.get(seed, unrelated)
         return OpenLoopEpisode(itertools.chain(actions, itertools.repeat(actions[-1])))
 
 
@@ -253,8 +253,8 @@ def make_policy(spec: PolicySpec, config: RolloutConfig) -> Policy:
         return ReplayPolicy(folder, config.data_format, config.task.action_space)
     download(folder, *POLICY_FILES)
     if spec.kind == PolicyKind.UNTRAINED:
-        agent, trained = make_untrained_agent(folder, config.device)
-        name = _untrained_name(trained)
+        agent, trained_config = make_untrained_agent(folder, config.device)
+        name = _untrained_name(trained_config)
     else:
         agent, _ = load_agent(folder, ema=config.use_ema_weights, device=config.device)
         name = weights_digest(folder, ema=config.use_ema_weights)

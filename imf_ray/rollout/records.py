@@ -48,8 +48,8 @@ class EpisodeRecord:
     error: str | None = None
     """Why the episode did not reach its end; None if it did. An error counts as a failure."""
     timing: Mapping[str, float] = field(default_factory=dict)
-    """Milliseconds per environment step (means), under RoboIMI's names. The time of a policy call
-    for several episodes is divided among them. `inference_ms_p50` and `inference_ms_p95` are
+    """Mean milliseconds per environment step, unless said otherwise; the names are RoboIMI's. The
+    time of a policy call for several episodes is divided among them. `inference_ms_p50` and `inference_ms_p95` are
     percentiles of whole calls: the latency of predicting a chunk. `wall_s` is the episode's own
     computing time in seconds."""
 
@@ -65,7 +65,7 @@ class RolloutSummary:
     episodes: int
     successes: int
     failed: int
-    """Number of episodes that ended in an error; they count as failures."""
+    """Number of episodes that ended in an error. They count as unsuccessful, like others."""
     success_rate: float
     success_ci_low: float
     success_ci_high: float

@@ -42,8 +42,8 @@ class RolloutConfig:
     use_ema_weights: bool = True
     """Use the averaged (EMA) weights if the checkpoint has them."""
     inference_batch_size: int = 1
-    """Number of rows of every call of the policy. Kernels depend on it, and so do an action's last
-    bits."""
+    """Batch size of every call of the policy. Kernels differ between batch sizes, so changing it
+    changes actions by rounding errors."""
     device: str = "cpu"
     stop_on_success: bool = False
     episode_timeout_s: float = EvaluateConfig.episode_timeout_s
@@ -62,7 +62,7 @@ def agent_rollout_config(
 
     Raises:
         UserError: the agent's chunks have fewer actions than `evaluate.num_action_steps`, its
-            objective refuses `evaluate.inference_steps`, or a camera is not rendered.
+            objective does not support `evaluate.inference_steps`, or a camera is not rendered.
     """
     evaluate, agent = config.evaluate, config.agent
     num_action_steps = evaluate.num_action_steps or agent.num_action_steps

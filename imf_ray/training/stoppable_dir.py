@@ -25,8 +25,9 @@ class StoppableDir:
 
         stop_requested    exists from the request to stop until the run has saved its checkpoint
 
-    Paths are local. If the folder has a URL, `path` is this machine's local copy of it: pickling
-    maps the path to the machine that unpickles it.
+    `path` is always local. If the folder is kept at a URL, `path` is this machine's copy of it.
+    Unpickling on another machine gives the path of that machine's copy. Requests to stop are
+    written to the URL itself.
     """
 
     path: Path
