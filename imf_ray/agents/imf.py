@@ -125,8 +125,9 @@ class IMFVLAAgent(VelocityAgent):
         """Compute the iMF loss (arXiv 2512.02012), rho(V - v*).
 
         V = u + (t - r) sg(du/dt), u = u(z_t, r, t), z_t = (1 - t) x + t e, and v* = e - x, with
-        actions x and noise e. rho is `loss_type`, and sg stops the gradient. du/dt is the derivative along (v, 0, 1) with
-        v = u(z_t, t, t). With an auxiliary head, that head predicts v, and rho(v - v*) is added.
+        actions x and noise e. rho is `loss_type`, and sg stops the gradient. du/dt is the
+        derivative along (v, 0, 1) with v = u(z_t, t, t). With an auxiliary head, that head predicts
+        v, and rho(v - v*) is added.
         """
         r, t = self.time_samplers[self.time_sampler](uniforms)
         noise_fraction = t[:, None, None]

@@ -209,8 +209,8 @@ class ReplayPolicy(OpenLoopPolicy):
     """Replays recorded actions, and then repeats the last one until the episode ends.
 
     An episode whose seed was recorded replays that recording, which checks that it still succeeds.
-    Any other episode replays the recording at index (seed mod number of recordings). This shows the success rate
-    without feedback from observations.
+    Any other episode replays the recording at index (seed mod number of recordings). This shows the
+    success rate without feedback from observations.
 
     Raises:
         UserError: there is no episode at `path`, or an episode is invalid or lacks actions in the

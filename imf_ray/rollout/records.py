@@ -49,9 +49,9 @@ class EpisodeRecord:
     """Why the episode did not reach its end; None if it did. An error counts as a failure."""
     timing: Mapping[str, float] = field(default_factory=dict)
     """Mean milliseconds per environment step, unless said otherwise; the names are RoboIMI's. The
-    time of a policy call for several episodes is divided among them. `inference_ms_p50` and `inference_ms_p95` are
-    percentiles of whole calls: the latency of predicting a chunk. `wall_s` is the episode's own
-    computing time in seconds."""
+    time of a policy call for several episodes is divided among them. `inference_ms_p50` and
+    `inference_ms_p95` are percentiles of whole calls: the latency of predicting a chunk. `wall_s`
+    is the episode's own computing time in seconds."""
 
     def without_timing(self) -> dict[str, Any]:
         """Return the record as a dictionary without its timing."""
