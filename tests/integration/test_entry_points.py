@@ -157,6 +157,7 @@ def test_bad_input_ends_in_one_message_before_ray_starts(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_missing_gpus_end_in_one_message(demonstrations: Path, tmp_path: Path) -> None:
     gpus = ["train.device=cuda", "cluster.num_workers=64", "train.batch_size=64"]
     options = [*TINY_AGENT, *TINY_TRAINING, "agent=resnet_imf_attnres", *gpus]

@@ -153,6 +153,7 @@ def test_2_validation_metrics_do_not_reach_tune(tmp_path: Path) -> None:
     assert result.metrics["a"] == 1 and "success" not in result.metrics
 
 
+@pytest.mark.slow
 def test_3_a_killed_validation_ends_training(tmp_path: Path) -> None:
     """It does so with any `max_failures`.
 

@@ -27,7 +27,7 @@ from imf_ray.training.trainer import PreparedRun, prepare_run
 from imf_ray.training.validation import action_error
 from tests.helpers.configs import tiny_config
 
-STEPS = 600
+STEPS = 300
 
 
 def test_an_agent_overfits_two_episodes(demonstrations: Path, tmp_path: Path) -> None:
