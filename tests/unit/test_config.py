@@ -214,7 +214,7 @@ class TestConfigFile:
             ([], "train: {lrr: 1}", r"config\.yaml: train\.lrr"),
             ([], "train: {batch_size: many}", r"config\.yaml: train\.batch_size"),
             ([], "train: {batch_size: 0}", r"train\.batch_size=0 must be .*config\.yaml"),
-            ([], "[1, 2]", r"config\.yaml is not a list of options"),
+            ([], "[1, 2]", r"config\.yaml is not a mapping"),
             ([], "train: {keep_last: 3, keep_last_k: 4}", r"train\.keep_last_k.*old name"),
         ],
     )
