@@ -6,8 +6,6 @@ import gzip
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from imf_ray.rollout.record_store import EPISODES_FILE, parse_record, read_records
 from imf_ray.rollout.records import EpisodeRecord
 from tests.helpers import REPO_ROOT
@@ -18,8 +16,6 @@ FIRST_SEED, NUM_EPISODES = 900_000, 50
 MIN_EQUAL_FRACTION = 0.9
 """Minimum fraction of equal records. On the processor of the published records all are equal.
 Other processors round differently."""
-
-pytestmark = pytest.mark.slow
 
 
 def _comparable(record: EpisodeRecord) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from tests.helpers.trainers import (
 )
 
 __all__ = ["batch", "make_trainer", "one_rank"]
-pytestmark = pytest.mark.slow
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -25,7 +25,6 @@ from tests.helpers import REPO_ROOT
 from tests.helpers.commands import COMMAND_TIMEOUT_S
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 
-pytestmark = pytest.mark.slow
 RAY = str(Path(sys.executable).parent / "ray")
 START_TIMEOUT_S = 600
 GAUGE, TRIAL = "ray_imf_ray_", "00000-n_emb_16"

@@ -31,14 +31,7 @@ def run_script(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        "killed",
-        pytest.param("drained", marks=pytest.mark.slow),
-        pytest.param("added", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("mode", ["killed", "drained", "added"])
 def test_a_run_continues_when_its_nodes_change(
     demonstrations: Path, tmp_path: Path, mode: str
 ) -> None:
@@ -70,7 +63,6 @@ def test_a_run_continues_when_its_nodes_change(
         assert sorted(itertools.chain(*samples)) == sorted(plan.global_batch(step).tolist())
 
 
-@pytest.mark.slow
 def test_each_kind_of_process_stays_in_its_pool(demonstrations: Path, tmp_path: Path) -> None:
     titles_by_pool = json.loads(
         run_script("node_pools", str(tmp_path / "run"), str(demonstrations)).splitlines()[-1]

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from imf_ray.sweep.status import find_runs, read_all
 from imf_ray.sweep.sweep_dir import SweepDir
 from testing_support.processes import is_alive
@@ -26,7 +24,6 @@ from tests.helpers.commands import (
 )
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 
-pytestmark = pytest.mark.slow
 SPACE = """
 fixed:
   agent: resnet_imf_attnres_multitoken
