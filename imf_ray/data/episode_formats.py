@@ -136,22 +136,6 @@ def format_name(file: h5py.File, requested: str) -> str:
     return next(name for name, format in FORMATS.items() if format.matches(file))
 
 
-def center_crop_resize(frames: np.ndarray, size: int) -> np.ndarray:
-    """Crop images (n, H, W, 3) to their central square and scale it to (n, size, size, 3).
-
-    MuJoCo defines the field of view vertically, so a square image rendered by the same camera shows
-    the same part of the scene. Images that already have this size are returned unchanged.
-    """
-    height, width = frames.shape[1:3]
-    if (height, width) == (size, size):
-        return frames
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    squares = frames[:, top : top + side, left : left + side]
-    scaled = [Image.fromarray(f).resize((size, size), Image.Resampling.BILINEAR) for f in squares]
-    return np.stack([np.asarray(image) for image in scaled])
-
-
 class _JpegFrames:
     """Decodes a dataset of padded JPEGs (T, max_length) uint8 to images (T, H, W, 3)."""
 

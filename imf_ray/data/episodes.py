@@ -37,13 +37,13 @@ from imf_ray.data.episode_formats import (
     IMF_RAY,
     EpisodeFormat,
     Frames,
-    center_crop_resize,
     format_name,
 )
 from imf_ray.data.hdf5 import fingerprint, open_hdf5
 from imf_ray.data.running_stats import RunningStats
 from imf_ray.errors import UserError
 from imf_ray.files import atomic_rename, retry_io
+from imf_ray.images import center_crop_resize
 from imf_ray.storage import AnyPath, is_remote, is_transient, parse_path
 
 SUFFIX = ".hdf5"

@@ -36,6 +36,7 @@ LEAVES = {
     "env_vars",
     "errors",
     "files",
+    "images",
     "interrupts",
     "schema",
     "storage",
@@ -60,6 +61,7 @@ PACKAGES: dict[str, set[str]] = {
     "sweep": LEAVES | RAY_LEAVES | {"evaluation", "rollout", "training"},
 }
 LIBRARIES: dict[str, set[str]] = {
+    "images": {"numpy", "PIL"},
     "models": {"torch", "torchvision"},
     "agents": {"diffusers", "numpy", "omegaconf", "safetensors", "torch"},
     "policy": {"numpy", "torch"},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imf_ray.config import load_config
-from imf_ray.data.episode_formats import AUTO, FORMATS, center_crop_resize
+from imf_ray.data.episode_formats import AUTO, FORMATS
 from imf_ray.data.episodes import EpisodeFields, check_episode, read_slice
 from imf_ray.errors import UserError
 from testing_support.episode_fuzzer import write_ours
@@ -94,14 +94,6 @@ def test_images_are_scaled_when_read(tmp_path: Path) -> None:
     fields = EpisodeFields(("top",), image_size=16)
     part = read_slice(check_episode(path).ref, fields, (0, 3), (0, 1))
     assert part.images["top"].shape == (3, 16, 16, 3)
-
-
-def test_images_are_cropped_to_the_central_square() -> None:
-    frames = np.zeros((2, 8, 12, 3), np.uint8)
-    frames[:, :, 2:10] = 200  # the central square is bright, the rest is black
-    assert (center_crop_resize(frames, 4) == 200).all()
-    square = frames[:, :, 2:10]
-    assert center_crop_resize(square, 8) is square
 
 
 def _cut_jpeg(file: h5py.File) -> None:
