@@ -44,9 +44,9 @@ from benchmarks.chaos_faults import CTRL_C, DRIVER_KILLED, NODE, Faults
 from benchmarks.chaos_sweep import POLL_S, SAVE_FREQ, SEEDS, STEPS, Sweep
 from benchmarks.result_log import commit
 from imf_ray.agents.pretrained import EMA_WEIGHTS_FILE, WEIGHTS_FILE
+from imf_ray.checkpoint_dir import checkpoint_step
 from imf_ray.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from imf_ray.files import read_lines, write_atomically
-from imf_ray.training.checkpoint import checkpoint_step
 from imf_ray.training.run_dir import VALIDATIONS_FILE, RunDir
 from imf_ray.training.tracking import RESTARTS
 from testing_support.configs import TINY_AGENT

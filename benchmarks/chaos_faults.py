@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from benchmarks.chaos_sweep import SAVE_FREQ, STEPS, Sweep, checkpoint_id
 from benchmarks.process_stats import process_tree
 from imf_ray.agents.pretrained import WEIGHTS_FILE
-from imf_ray.training.checkpoint import MANIFEST_FILE, TRAIN_STATE_FILE
+from imf_ray.checkpoint_dir import MANIFEST_FILE, TRAIN_STATE_FILE
 from imf_ray.training.run_dir import RunDir
 from testing_support.processes import is_alive
 

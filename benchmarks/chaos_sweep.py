@@ -8,9 +8,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from imf_ray.checkpoint_dir import CHECKPOINT_GLOB, MANIFEST_FILE
 from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.sweep.trial_record import FAILED, FINISHED, TrialDir
-from imf_ray.training.checkpoint import CHECKPOINT_GLOB, MANIFEST_FILE
 from imf_ray.training.run_dir import RunDir
 from testing_support.processes import is_alive
 

@@ -26,17 +26,13 @@ from torch import nn
 from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.registry import OBJECTIVES
 from imf_ray.aliases import STATE_DICT_PREFIXES
+from imf_ray.checkpoint_dir import CONFIG_FILE, EMA_WEIGHTS_FILE, WEIGHTS_FILE
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
 from imf_ray.errors import UserError
 from imf_ray.models.imf_transformer import IMFTransformer1D
 from imf_ray.models.transformer1d import Transformer1D
 from imf_ray.schema import AgentConfig, Config, HeadConfig
 
-WEIGHTS_FILE, EMA_WEIGHTS_FILE, CONFIG_FILE = (
-    "model.safetensors",
-    "model_ema.safetensors",
-    "config.yaml",
-)
 POLICY_FILES = ("*.safetensors", "*.yaml")
 """Patterns of the files of a checkpoint that are needed to run its policy."""
 POLICY_SECTIONS = ("agent", "data", "task")

@@ -10,6 +10,7 @@ from pathlib import Path
 from imf_ray.agents.pretrained import load_policy_config
 from imf_ray.allocation import RolloutResources
 from imf_ray.bundled import is_in_wheel
+from imf_ray.checkpoint_dir import checkpoint_rank_key, read_checkpoint
 from imf_ray.config import GROUPS, apply_overrides
 from imf_ray.errors import UserError
 from imf_ray.rollout.actor_pool import RolloutSpec, rollout_metadata
@@ -31,7 +32,6 @@ from imf_ray.schema import (
 )
 from imf_ray.sim.tasks import TASKS
 from imf_ray.storage import download
-from imf_ray.training.checkpoint import checkpoint_rank_key, read_checkpoint
 from imf_ray.training.run_dir import RunDir
 
 CAMERAS_OPTION = "data.camera_names="

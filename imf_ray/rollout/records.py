@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from imf_ray.checkpoint_dir import SUCCESS_RATE
 from imf_ray.rollout.confidence_intervals import wilson_interval
 
 NUM_EPISODES_METRIC = "rollout/episodes"
-SUCCESS_RATE, STAGE_METRIC = "rollout/success_rate", "rollout/stage_"
+STAGE_METRIC = "rollout/stage_"
 
 
 class RolloutMetadata(NamedTuple):

@@ -14,6 +14,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from imf_ray.checkpoint_dir import VALIDATION_ERROR, checkpoint_rank_key
 from imf_ray.rollout.policy_spec import PolicyKind
 from imf_ray.rollout.records import (
     NUM_EPISODES_METRIC,
@@ -24,7 +25,6 @@ from imf_ray.rollout.records import (
 from imf_ray.sweep.search_space import SearchSpace, short_names
 from imf_ray.sweep.sweep_dir import Baselines, SweepDir
 from imf_ray.sweep.trial_record import STOPPED, TrialRecord
-from imf_ray.training.checkpoint import VALIDATION_ERROR, checkpoint_rank_key
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,10 +15,10 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
+from imf_ray.checkpoint_dir import VALIDATED_STEP
 from imf_ray.errors import StorageError, UserError
 from imf_ray.rollout.records import SUCCESS_RATE
 from imf_ray.sweep.trial_record import TrialDir
-from imf_ray.training.checkpoint import VALIDATED_STEP
 
 SCHEDULERS: Mapping[str, type[TrialScheduler]] = {
     "asha": ASHAScheduler,

@@ -16,11 +16,11 @@ from typing import Any
 
 from rich.table import Table
 
+from imf_ray.checkpoint_dir import VALIDATION_ERROR
 from imf_ray.errors import UserError
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
 from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.sweep.trial_record import TrialDir
-from imf_ray.training.checkpoint import VALIDATION_ERROR
 from imf_ray.training.run_dir import RunDir
 from imf_ray.training.tracking import RESTARTS, merge_metrics
 

@@ -11,15 +11,11 @@ manifest is not a checkpoint. A run resumes from the newest folder whose manifes
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
-import logging
 import pickle
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,74 +23,27 @@ import torch
 
 from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.pretrained import save_agent, save_inference_policy
-from imf_ray.aliases import METRICS, rename_keys
+from imf_ray.checkpoint_dir import (
+    DIGEST_KEY,
+    MANIFEST_FILE,
+    PARTIAL_PREFIX,
+    TRAIN_STATE_FILE,
+    VALIDATION_FILE,
+    SavedCheckpoint,
+    checkpoint_name,
+    file_digest,
+    manifest_digest,
+    read_checkpoint,
+)
 from imf_ray.errors import StorageError, UserError
 from imf_ray.files import atomic_rename, fsync_path, retrying, write_atomically
-from imf_ray.rollout.records import SUCCESS_RATE
 from imf_ray.schema import Config
-from imf_ray.storage import delete, is_transient, upload
+from imf_ray.storage import delete, upload
 
-PREFIX, PARTIAL_PREFIX = "checkpoint_", ".partial_"
-CHECKPOINT_GLOB = f"{PREFIX}[0-9]*"  # does not match Ray's checkpoint_manager_snapshot.json
-MANIFEST_FILE, TRAIN_STATE_FILE = "manifest.json", "trainer_state.pt"
-VALIDATION_FILE = "validation.json"
-DIGEST_KEY = "digest"
-"""Key of a manifest: SHA-256 digest of the manifest without this key."""
-VALIDATED_STEP = "validated_step"
-"""Metric: step of the checkpoint that was validated."""
-VALIDATION_ERROR = "validation_error"
-"""Metric: reason why the validation of a checkpoint failed."""
 DISK_FULL_PATTERN = re.compile(
     "PytorchStreamWriter|unexpected pos|No space left|os error|I/O error"
 )
 """Matches errors of torch and safetensors, which have their own exceptions for a full disk."""
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SavedCheckpoint:
-    """A complete checkpoint on disk."""
-
-    path: Path
-    metrics: Mapping[str, Any]
-    """Step and training metrics, and validation metrics if the checkpoint was validated."""
-
-    @property
-    def step(self) -> int:
-        """Number of updates before the checkpoint was saved."""
-        return int(self.metrics["step"])
-
-    @property
-    def has_validation(self) -> bool:
-        """True if the checkpoint's validation has ended, successfully or not."""
-        return (self.path / VALIDATION_FILE).is_file()
-
-    @property
-    def validation_succeeded(self) -> bool:
-        """True if the checkpoint's validation has ended without an error."""
-        return self.has_validation and VALIDATION_ERROR not in self.metrics
-
-
-def checkpoint_rank_key(metrics: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Return a sort key of a checkpoint's metrics; the best checkpoint sorts first.
-
-    Checkpoints are compared by success rate, then by action error, then by step (later is better).
-    """
-    return (
-        -metrics.get(SUCCESS_RATE, -1.0),
-        metrics.get("action_error", float("inf")),
-        -metrics["step"],
-    )
-
-
-def checkpoint_name(step: int) -> str:
-    """Return the folder name of the checkpoint after `step` updates."""
-    return f"{PREFIX}{step:08d}"
-
-
-def checkpoint_step(checkpoint: Path) -> int:
-    """Return the step in a checkpoint folder's name."""
-    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def save_checkpoint(
@@ -160,9 +109,9 @@ def _write_with_manifest(
     try:
         partial.mkdir(parents=True)
         write(partial)
-        digests = {file.name: _file_digest(file) for file in sorted(partial.iterdir())}
+        digests = {file.name: file_digest(file) for file in sorted(partial.iterdir())}
         manifest: dict[str, Any] = {"metrics": dict(metrics), "files": digests}
-        manifest[DIGEST_KEY] = _manifest_digest(manifest)
+        manifest[DIGEST_KEY] = manifest_digest(manifest)
         (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
         for file in partial.iterdir():
             fsync_path(file)
@@ -216,33 +165,6 @@ def clear_validation(checkpoint: SavedCheckpoint) -> SavedCheckpoint:
     return read_checkpoint(checkpoint.path)
 
 
-def read_checkpoint(path: Path) -> SavedCheckpoint:
-    """Read a checkpoint folder and verify its files against its manifest.
-
-    Raises:
-        UserError: the folder has no manifest, or a file does not match the manifest.
-        StorageError: a disk or network file system failed; a later call may succeed.
-    """
-    try:
-        manifest = json.loads((path / MANIFEST_FILE).read_text())
-        digest = manifest.pop(DIGEST_KEY, None)  # earlier versions wrote none
-        if digest is not None and digest != _manifest_digest(manifest):
-            raise UserError(f"{path} is not a valid checkpoint: {MANIFEST_FILE} was changed.")
-        for name, digest in manifest["files"].items():
-            if _file_digest(path / name) != digest:
-                raise UserError(f"{path} is not a valid checkpoint: {name} was changed.")
-        metrics = dict(manifest["metrics"])
-        if (path / VALIDATION_FILE).is_file():
-            metrics |= json.loads((path / VALIDATION_FILE).read_text())
-        return SavedCheckpoint(path, rename_keys(metrics, METRICS))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        if isinstance(error, OSError) and is_transient(error):
-            raise StorageError(f"{path} cannot be read: {error}") from error
-        raise UserError(f"{path} is not a valid checkpoint: {error}.") from error
-
-
 def load_train_state(checkpoint: Path, device: str) -> dict[str, Any]:
     """Load optimizer, schedule and position in the sample plan without running pickled code.
 
@@ -255,19 +177,3 @@ def load_train_state(checkpoint: Path, device: str) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} cannot be loaded safely: {reason}") from error
-
-
-def _manifest_digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    status = path.stat()
-    return _cached_digest(path, status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-@functools.lru_cache(maxsize=256)
-def _cached_digest(path: Path, *_version: int) -> str:
-    """Hash each version of a file once: every pruning verifies all checkpoints of a run."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

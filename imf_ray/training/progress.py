@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
+from imf_ray.checkpoint_dir import VALIDATION_ERROR
 from imf_ray.errors import UserError
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
 from imf_ray.terminal import ProgressBars
-from imf_ray.training.checkpoint import VALIDATION_ERROR
 from imf_ray.training.run_dir import RunDir
 from imf_ray.training.tracking import INVALID_CHECKPOINTS, RESTARTS, merge_metrics
 

@@ -17,6 +17,18 @@ from omegaconf import OmegaConf
 
 from imf_ray.agents.pretrained import CONFIG_FILE
 from imf_ray.aliases import METRICS, rename_keys
+from imf_ray.checkpoint_dir import (
+    CHECKPOINT_GLOB,
+    MANIFEST_FILE,
+    PARTIAL_PREFIX,
+    VALIDATED_STEP,
+    VALIDATION_FILE,
+    SavedCheckpoint,
+    checkpoint_name,
+    checkpoint_rank_key,
+    checkpoint_step,
+    read_checkpoint,
+)
 from imf_ray.data.episodes import EpisodeRef
 from imf_ray.errors import StorageError, UserError
 from imf_ray.files import (
@@ -42,17 +54,7 @@ from imf_ray.storage import (
     upload,
 )
 from imf_ray.training.checkpoint import (
-    CHECKPOINT_GLOB,
-    MANIFEST_FILE,
-    PARTIAL_PREFIX,
-    VALIDATED_STEP,
-    VALIDATION_FILE,
-    SavedCheckpoint,
-    checkpoint_name,
-    checkpoint_rank_key,
-    checkpoint_step,
     delete_checkpoint,
-    read_checkpoint,
     save_checkpoint,
     upload_checkpoint,
     write_validation,

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import ray
 
+from imf_ray.checkpoint_dir import VALIDATED_STEP, VALIDATION_ERROR
 from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
 from imf_ray.ray_internals import node_log_dir
 from imf_ray.schema import Config
-from imf_ray.training.checkpoint import VALIDATED_STEP, VALIDATION_ERROR
 from imf_ray.training.gauges import Gauges
 from imf_ray.training.run_dir import RunDir, WorkerRecord
 from imf_ray.video import decode_video, encode_gif

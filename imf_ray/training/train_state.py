@@ -21,6 +21,7 @@ from imf_ray.agents.pretrained import (
     make_agent,
 )
 from imf_ray.aliases import DATA_STATE_KEYS, rename_keys
+from imf_ray.checkpoint_dir import SavedCheckpoint
 from imf_ray.data.sample_rng import crop_offsets, sample_noise_and_uniforms
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.statistics import Statistics
@@ -28,7 +29,7 @@ from imf_ray.data.windows import Batch
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.training.acceleration import check_bf16_support, compile_loss
-from imf_ray.training.checkpoint import SavedCheckpoint, load_train_state
+from imf_ray.training.checkpoint import load_train_state
 from imf_ray.training.ema import EMA
 from imf_ray.training.optimizer import make_optimizer, make_schedule
 from imf_ray.training.run_dir import RunDir

@@ -20,6 +20,7 @@ import torch
 
 from imf_ray.agents.pretrained import POLICY_FILES, load_agent
 from imf_ray.allocation import RolloutResources
+from imf_ray.checkpoint_dir import VALIDATION_ERROR, checkpoint_step
 from imf_ray.data.episodes import EpisodeRef
 from imf_ray.data.windows import sample_windows, window_spec_from_config
 from imf_ray.files import retry_io
@@ -31,7 +32,6 @@ from imf_ray.rollout.rollout_config import agent_rollout_config
 from imf_ray.rollout.seed_evaluation import store_records
 from imf_ray.schema import Config
 from imf_ray.storage import download, to_local
-from imf_ray.training.checkpoint import VALIDATION_ERROR, checkpoint_step
 from imf_ray.training.run_dir import RunDir
 
 ACTION_ERROR_WINDOWS, ACTION_ERROR_BATCH = 256, 32

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from imf_ray.agents.pretrained import load_agent, make_agent
-from imf_ray.training.checkpoint import PARTIAL_PREFIX, load_train_state, save_checkpoint
+from imf_ray.checkpoint_dir import PARTIAL_PREFIX
+from imf_ray.training.checkpoint import load_train_state, save_checkpoint
 from imf_ray.training.run_dir import RunDir
 from tests.helpers.configs import tiny_config
 

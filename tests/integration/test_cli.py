@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from imf_ray.checkpoint_dir import MANIFEST_FILE
 from imf_ray.storage import local_dir
-from imf_ray.training.checkpoint import MANIFEST_FILE
 from imf_ray.training.run_dir import RunDir
 from testing_support.processes import is_alive
 from tests.helpers.commands import COMMAND_TIMEOUT_S, begin_command, command_environment

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from upath import UPath
 
 from imf_ray.agents.pretrained import EMA_WEIGHTS_FILE, WEIGHTS_FILE
+from imf_ray.checkpoint_dir import CHECKPOINT_GLOB, checkpoint_step
 from imf_ray.errors import StorageError, UserError
 from imf_ray.files import JsonlWriter, write_atomically
 from imf_ray.storage import delete, display_path, download, local_dir, remote_path, to_local, upload
 from imf_ray.sweep.trial_record import TrialDir
-from imf_ray.training.checkpoint import CHECKPOINT_GLOB, checkpoint_step
 from imf_ray.training.run_dir import RunDir
 from tests.helpers import REPO_ROOT
 from tests.helpers.commands import COMMAND_TIMEOUT_S, command_environment, run_command

@@ -32,6 +32,7 @@ COMMAND_LINE = {"__main__", "cli", "command", *ENTRY_POINTS}
 LEAVES = {
     "aliases",
     "bundled",
+    "checkpoint_dir",
     "config",
     "env_vars",
     "errors",

@@ -12,20 +12,22 @@ import pytest
 import torch
 
 from imf_ray.agents.pretrained import load_agent
-from imf_ray.errors import UserError
-from imf_ray.schema import TrainConfig
-from imf_ray.training.checkpoint import (
+from imf_ray.checkpoint_dir import (
     DIGEST_KEY,
     MANIFEST_FILE,
     PARTIAL_PREFIX,
     TRAIN_STATE_FILE,
     VALIDATION_FILE,
-    _file_digest,
-    _manifest_digest,
+    file_digest,
+    manifest_digest,
+    read_checkpoint,
+)
+from imf_ray.errors import UserError
+from imf_ray.schema import TrainConfig
+from imf_ray.training.checkpoint import (
     clear_validation,
     export_policy,
     load_train_state,
-    read_checkpoint,
     save_checkpoint,
     write_validation,
 )
@@ -131,11 +133,11 @@ def test_a_pickle_that_would_run_code_is_not_loaded(demonstrations: Path, tmp_pa
     (saved.path / TRAIN_STATE_FILE).write_bytes(pickle.dumps(Harmful(), protocol=2))
     assert RunDir(tmp_path / "run").newest_checkpoint() is None  # its digest differs
     manifest = json.loads((saved.path / MANIFEST_FILE).read_text())
-    manifest["files"][TRAIN_STATE_FILE] = _file_digest(saved.path / TRAIN_STATE_FILE)
+    manifest["files"][TRAIN_STATE_FILE] = file_digest(saved.path / TRAIN_STATE_FILE)
     (saved.path / MANIFEST_FILE).write_text(json.dumps(manifest))
     assert RunDir(tmp_path / "run").newest_checkpoint() is None  # the manifest's own digest differs
     del manifest[DIGEST_KEY]
-    manifest[DIGEST_KEY] = _manifest_digest(manifest)
+    manifest[DIGEST_KEY] = manifest_digest(manifest)
     (saved.path / MANIFEST_FILE).write_text(json.dumps(manifest))
     assert RunDir(tmp_path / "run").newest_checkpoint() is not None  # all digests are forged
     with pytest.raises(UserError, match=r"trainer_state.pt cannot be loaded safely"):

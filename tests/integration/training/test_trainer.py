@@ -23,8 +23,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
 
+from imf_ray import checkpoint_dir
 from imf_ray.agents.pretrained import CONFIG_FILE, EMA_WEIGHTS_FILE, WEIGHTS_FILE, load_agent
 from imf_ray.allocation import RolloutResources, RunResources, allocate_run
+from imf_ray.checkpoint_dir import VALIDATED_STEP, VALIDATION_ERROR
 from imf_ray.cluster import ClusterSize
 from imf_ray.data.episodes import EpisodeFields
 from imf_ray.data.pipeline import DATASET_NAME, PerRankDataConfig, TrainDataset
@@ -34,13 +36,7 @@ from imf_ray.data.windows import window_spec_from_config
 from imf_ray.errors import UserError
 from imf_ray.ray_internals import WorkerGroupCallback
 from imf_ray.schema import Config
-from imf_ray.training import checkpoint
-from imf_ray.training.checkpoint import (
-    VALIDATED_STEP,
-    VALIDATION_ERROR,
-    load_train_state,
-    write_validation,
-)
+from imf_ray.training.checkpoint import load_train_state, write_validation
 from imf_ray.training.run_dir import DEPTH_WEIGHTS_FILE, RunDir
 from imf_ray.training.train_state import TrainState, to_tensors
 from imf_ray.training.trainer import fit, init_or_verify_run_dir, prepare_run, scaling_config
@@ -320,14 +316,14 @@ def test_a_damaged_checkpoint_is_skipped(
     (tmp_path / "manifest.json").rename(tmp_path / "checkpoint_00000002" / "manifest.json")
 
     errors = [OSError(errno.EIO, "Input/output error")]
-    file_digest = checkpoint._file_digest
+    file_digest = checkpoint_dir.file_digest
 
     def failing_digest(path: Path) -> str:
         if errors:
             raise errors.pop()
         return file_digest(path)
 
-    monkeypatch.setattr(checkpoint, "_file_digest", failing_digest)
+    monkeypatch.setattr(checkpoint_dir, "file_digest", failing_digest)
     monkeypatch.setattr("imf_ray.files.RETRY_DELAYS_S", (0.0,))
     assert RunDir(tmp_path).newest_checkpoint().step == 2  # a disk error is retried
     (tmp_path / "checkpoint_00000002" / "manifest.json").unlink()

@@ -9,9 +9,9 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import ControllerError, FailureConfig, WorkerGroupError
 
 from imf_ray.allocation import RolloutResources, RunResources
+from imf_ray.checkpoint_dir import MANIFEST_FILE
 from imf_ray.errors import DivergenceError, StorageError, UserError
 from imf_ray.ray_internals import FailureDecision, WorkerGroupStartupTimeoutError
-from imf_ray.training.checkpoint import MANIFEST_FILE
 from imf_ray.training.fault_tolerance import (
     ProgressAwareFailurePolicy,
     error_summary,

@@ -9,12 +9,12 @@ import pytest
 import ray.train
 
 from imf_ray.allocation import RolloutResources
+from imf_ray.checkpoint_dir import VALIDATED_STEP, VALIDATION_ERROR
 from imf_ray.config import load_config
 from imf_ray.errors import StorageError
 from imf_ray.rollout.episode_runner import EpisodeResult
 from imf_ray.rollout.records import EpisodeRecord
 from imf_ray.training import validation
-from imf_ray.training.checkpoint import VALIDATED_STEP, VALIDATION_ERROR
 from imf_ray.training.run_dir import RunDir
 
 RECORD = EpisodeRecord(

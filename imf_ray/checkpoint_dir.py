@@ -1,0 +1,155 @@
+"""Reads checkpoint folders: their file names, their manifest and their metrics.
+
+`training/checkpoint.py` explains the files and writes them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imf_ray.aliases import METRICS, rename_keys
+from imf_ray.errors import StorageError, UserError
+from imf_ray.storage import AnyPath, is_transient
+
+PREFIX, PARTIAL_PREFIX = "checkpoint_", ".partial_"
+CHECKPOINT_GLOB = f"{PREFIX}[0-9]*"  # does not match Ray's checkpoint_manager_snapshot.json
+WEIGHTS_FILE, EMA_WEIGHTS_FILE = "model.safetensors", "model_ema.safetensors"
+CONFIG_FILE, MANIFEST_FILE = "config.yaml", "manifest.json"
+TRAIN_STATE_FILE, VALIDATION_FILE = "trainer_state.pt", "validation.json"
+DIGEST_KEY = "digest"
+"""Key of a manifest: SHA-256 digest of the manifest without this key."""
+SUCCESS_RATE = "rollout/success_rate"
+"""Metric: success rate of the rollouts of a validation."""
+VALIDATED_STEP = "validated_step"
+"""Metric: step of the checkpoint that was validated."""
+VALIDATION_ERROR = "validation_error"
+"""Metric: reason why the validation of a checkpoint failed."""
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    metrics: Mapping[str, Any]
+    """Step and training metrics, and validation metrics if the checkpoint was validated."""
+
+    @property
+    def step(self) -> int:
+        """Number of updates before the checkpoint was saved."""
+        return int(self.metrics["step"])
+
+    @property
+    def has_validation(self) -> bool:
+        """True if the checkpoint's validation has ended, successfully or not."""
+        return (self.path / VALIDATION_FILE).is_file()
+
+    @property
+    def validation_succeeded(self) -> bool:
+        """True if the checkpoint's validation has ended without an error."""
+        return self.has_validation and VALIDATION_ERROR not in self.metrics
+
+
+def checkpoint_rank_key(metrics: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Return a sort key of a checkpoint's metrics; the best checkpoint sorts first.
+
+    Checkpoints are compared by success rate, then by action error, then by step (later is better).
+    """
+    return (
+        -metrics.get(SUCCESS_RATE, -1.0),
+        metrics.get("action_error", float("inf")),
+        -metrics["step"],
+    )
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the folder name of the checkpoint after `step` updates."""
+    return f"{PREFIX}{step:08d}"
+
+
+def checkpoint_step(checkpoint: AnyPath) -> int:
+    """Return the step in a checkpoint folder's name."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def read_checkpoint(path: Path, *patterns: str) -> SavedCheckpoint:
+    """Read a checkpoint folder and verify its files against its manifest.
+
+    Args:
+        patterns: glob patterns; only files whose name matches one are verified. Without patterns,
+            all files are.
+
+    Raises:
+        UserError: the folder has no manifest, or a file does not match the manifest.
+        StorageError: a disk or network file system failed; a later call may succeed.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST_FILE).read_text())
+        digest = manifest.pop(DIGEST_KEY, None)  # earlier versions wrote none
+        if digest is not None and digest != manifest_digest(manifest):
+            raise UserError(f"{path} is not a valid checkpoint: {MANIFEST_FILE} was changed.")
+        for name, digest in manifest["files"].items():
+            file = path / name
+            is_verified = not patterns or any(file.match(pattern) for pattern in patterns)
+            if is_verified and file_digest(file) != digest:
+                raise UserError(
+                    f"{path} is not a valid checkpoint: {name} was changed or is damaged. Copy the "
+                    "folder again, or use another checkpoint."
+                )
+        return SavedCheckpoint(path, _metrics(path, manifest))
+    except FileNotFoundError as error:
+        name = Path(error.filename).name if error.filename else error
+        raise UserError(
+            f"{path} is not a valid checkpoint: {name} is missing. Copy the whole folder again, or "
+            "use another checkpoint."
+        ) from error
+    except OSError as error:
+        if is_transient(error):
+            raise StorageError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} is not a valid checkpoint: {error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path} is not a valid checkpoint: {MANIFEST_FILE} or {VALIDATION_FILE} is damaged "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def read_metrics(path: AnyPath) -> dict[str, Any] | None:
+    """Return a checkpoint's metrics without verifying its files; None if they are not readable."""
+    try:
+        return _metrics(path, json.loads((path / MANIFEST_FILE).read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _metrics(path: AnyPath, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = dict(manifest["metrics"])
+    if (path / VALIDATION_FILE).is_file():
+        metrics |= json.loads((path / VALIDATION_FILE).read_text())
+    return rename_keys(metrics, METRICS)
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """Return the digest of a manifest without its `DIGEST_KEY`."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 digest of a file."""
+    status = path.stat()
+    return _cached_digest(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@functools.lru_cache(maxsize=256)
+def _cached_digest(path: Path, *_version: int) -> str:
+    """Hash each version of a file once: every pruning verifies all checkpoints of a run."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
