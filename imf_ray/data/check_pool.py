@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from typing import Any
 
+from imf_ray.data.channel_order import StoredImages
 from imf_ray.data.episodes import EpisodeMetadata, bad_episode_error, check_episode
 from imf_ray.data.hdf5 import file_size
 from imf_ray.data.running_stats import RunningStats
@@ -79,7 +80,7 @@ def check_files(paths: Sequence[AnyPath], format: str) -> Iterator[tuple[AnyPath
 
 def metadata_from_dict(values: dict[str, Any]) -> EpisodeMetadata:
     """Make an `EpisodeMetadata` from its JSON form."""
-    cameras = {camera: tuple(size) for camera, size in values["cameras"].items()}
+    images = {camera: StoredImages(**fields) for camera, fields in values["images"].items()}
     tuples = {name: tuple(values[name]) for name in ("action_spaces", "objects", "unused_datasets")}
     stats = {
         name: RunningStats(
@@ -87,7 +88,7 @@ def metadata_from_dict(values: dict[str, Any]) -> EpisodeMetadata:
         )
         for name, part in values["stats"].items()
     }
-    return EpisodeMetadata(**{**values, **tuples, "cameras": cameras, "stats": stats})
+    return EpisodeMetadata(**{**values, **tuples, "images": images, "stats": stats})
 
 
 class _CheckerProcess:

@@ -29,16 +29,16 @@ import h5py
 import numpy as np
 
 from imf_ray.aliases import EPISODE_REF_FIELDS, rename_keys
+from imf_ray.data.channel_order import StoredImages
 from imf_ray.data.content_hash import HASH_ATTRIBUTE, hash_contents, reject_external_data
 from imf_ray.data.episode_formats import (
     AUTO,
     FORMATS,
     IMAGES,
     IMF_RAY,
-    EpisodeFormat,
-    Frames,
     format_name,
 )
+from imf_ray.data.frames import Frames, check_frames
 from imf_ray.data.hdf5 import fingerprint, open_hdf5
 from imf_ray.data.running_stats import RunningStats
 from imf_ray.errors import UserError
@@ -115,8 +115,8 @@ class EpisodeMetadata:
     path: str
     length: int
     """Number of environment steps."""
-    cameras: Mapping[str, tuple[int, int]]
-    """Image height and width by camera."""
+    images: Mapping[str, StoredImages]
+    """Images by camera."""
     state_dim: int
     action_dim: int
     format: str
@@ -137,6 +137,11 @@ class EpisodeMetadata:
     """Datasets that training never reads, such as the actions of a mobile base."""
 
     @property
+    def cameras(self) -> Mapping[str, tuple[int, int]]:
+        """Image height and width by camera."""
+        return {camera: (images.height, images.width) for camera, images in self.images.items()}
+
+    @property
     def ref(self) -> EpisodeRef:
         """Reference for reading the file again."""
         return EpisodeRef(self.path, self.length, self.format, self.fingerprint, self.content_hash)
@@ -153,6 +158,8 @@ class EpisodeFields:
     image_size: int | None = None
     """Side of the images in pixels. Images of another size are cropped to their central square and
     scaled. None keeps the recorded size."""
+    channel_order: str = AUTO
+    """Value of `data.channel_order`."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +300,11 @@ def _read_slice(
             frame_start=frames[0],
             action_start=actions[0],
             images={
-                camera: _read_images(format.open_frames(file, camera), frames, fields.image_size)
+                camera: _read_images(
+                    format.open_frames(file, camera, fields.channel_order),
+                    frames,
+                    fields.image_size,
+                )
                 for camera in fields.cameras
             },
             qpos=_read_vectors(file[QPOS], frames),
@@ -363,8 +374,9 @@ def _describe(
     for dataset in map(pose_dataset, objects):
         if file[dataset].shape[1] != POSE_DIM:
             raise UserError(f"/{dataset} is {file[dataset].shape[1]} wide, not {POSE_DIM}")
-    cameras = {
-        camera: _check_camera(file, format, camera, length) for camera in file.get(IMAGES) or ()
+    images = {
+        camera: check_frames(format.open_frames(file, camera), camera, length)
+        for camera in file.get(IMAGES) or ()
     }
     content_hash = hash_contents(file)  # reads all data, which also verifies the checksums
     if file.attrs.get(HASH_ATTRIBUTE, content_hash) != content_hash:
@@ -372,7 +384,7 @@ def _describe(
     return EpisodeMetadata(
         path=str(path),
         length=int(length),
-        cameras=cameras,
+        images=images,
         state_dim=int(file[QPOS].shape[1]),
         action_dim=int(action.shape[1]),
         format=name,
@@ -404,25 +416,6 @@ def _check_vector(dataset: h5py.Dataset, length: int) -> RunningStats:
     if not np.isfinite(values).all():
         raise UserError(f"{dataset.name} has NaN or infinite values")
     return RunningStats.from_array(values)
-
-
-def _check_camera(
-    file: h5py.File, format: EpisodeFormat, camera: str, length: int
-) -> tuple[int, int]:
-    """Check that all images of a camera can be read, and return their height and width."""
-    if not _is_dataset(file, f"{IMAGES}/{camera}"):
-        raise UserError(f"camera {camera} is not a dataset")
-    frames = format.open_frames(file, camera)
-    shape = tuple(frames.shape)
-    if len(shape) != 4 or shape[0] != length or shape[3] != 3:
-        raise UserError(f"camera {camera} has shape {shape}, not ({length}, H, W, 3)")
-    if frames.dtype != np.uint8:
-        raise UserError(f"camera {camera} is {frames.dtype}, not uint8")
-    # Computing the content hash reads raw images. Encoded images must be decoded to check them.
-    for step in range(0 if isinstance(frames, h5py.Dataset) else length):
-        if frames[step : step + 1].shape[1:] != shape[1:]:
-            raise UserError(f"the image size of camera {camera} changes at step {step}")
-    return int(shape[1]), int(shape[2])
 
 
 def _read_vectors(dataset: h5py.Dataset, steps: tuple[int, int]) -> np.ndarray:

@@ -28,7 +28,7 @@ from imf_ray.files import write_atomically
 from imf_ray.schema import Config
 from imf_ray.storage import AnyPath, is_remote, is_transient, parse_path, storage_errors
 
-CACHE_VERSION = 8
+CACHE_VERSION = 9
 """Version of `index.json`. A cache of another version is ignored."""
 HDF5_SUFFIXES = (".hdf5", ".h5")
 """Suffixes of files that are reported if they are not named like episodes."""

@@ -1,0 +1,117 @@
+"""Order of the color channels of stored images: rgb or bgr, and where the order is known from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import h5py
+
+from imf_ray.errors import UserError
+
+AUTO, RGB, BGR = "auto", "rgb", "bgr"
+"""Choices of `data.channel_order`."""
+ORDER_ATTRIBUTE = "channel_order"
+"""Attribute that records the order, of a camera's dataset or of the file."""
+RAW = "raw"
+"""`StoredImages.encoding` of images that are stored as arrays."""
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Description of the images of one camera, as a file stores them."""
+
+    height: int
+    width: int
+    encoding: str
+    """`RAW`, or the encodings of the images, for example `JPEG` or `JPEG, PNG`."""
+    has_color: bool
+    """False if all images are grey, so that the channel order makes no difference."""
+    channel_order: str | None
+    """`RGB` or `BGR` if the file or its format records the order, otherwise None."""
+
+    def read_order(self, option: str) -> str:
+        """Return `RGB` or `BGR`, the order that reading assigns to the stored channels."""
+        return resolve_order(option, self.channel_order, self.encoding != RAW)
+
+    def is_assumed(self, option: str) -> bool:
+        """Return True if neither the file nor the option `data.channel_order` states the order."""
+        return self.has_color and self.channel_order is None and option == AUTO
+
+    def contradicts(self, option: str) -> bool:
+        """Return True if the file states another order than the option `data.channel_order`."""
+        return self.has_color and self.channel_order not in (None, option) and option != AUTO
+
+    def describe(self, option: str) -> str:
+        """Return encoding and order in words, for example `JPEG, bgr (assumed)`."""
+        if not self.has_color:
+            return f"{self.encoding}, grey"
+        assumed = " (assumed)" if self.is_assumed(option) else ""
+        return f"{self.encoding}, {self.read_order(option)}{assumed}"
+
+
+def resolve_order(option: str, recorded: str | None, is_encoded: bool) -> str:
+    """Return the channel order, `RGB` or `BGR`, in which images are stored.
+
+    Without a record and without an option, arrays are taken for RGB, as ACT writes them. Encoded
+    images are taken for what act-plus-plus writes: OpenCV, which expects BGR, encodes RGB arrays.
+
+    Args:
+        option: value of `data.channel_order`.
+        recorded: see `StoredImages.channel_order`.
+        is_encoded: True for JPEG and PNG, False for arrays.
+    """
+    if recorded is not None:
+        return recorded
+    if option != AUTO:
+        return option
+    return BGR if is_encoded else RGB
+
+
+def recorded_order(dataset: h5py.Dataset) -> str | None:
+    """Return the order in the attribute `ORDER_ATTRIBUTE` of a dataset or of its file, or None.
+
+    Raises:
+        UserError: the attribute has another value than rgb or bgr.
+    """
+    for owner in (dataset, dataset.file):
+        if ORDER_ATTRIBUTE not in owner.attrs:
+            continue
+        value = owner.attrs[ORDER_ATTRIBUTE]
+        text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        order = text.strip().lower()
+        if order not in (RGB, BGR):
+            raise UserError(
+                f"the attribute {ORDER_ATTRIBUTE} of {owner.name} is {text!r}, not rgb or bgr"
+            )
+        return order
+    return None
+
+
+def assumption_warning(
+    episodes: Iterable[Mapping[str, StoredImages]], option: str, folder: object
+) -> str | None:
+    """Return a warning about encoded images whose channel order is assumed, or None.
+
+    Args:
+        episodes: for each episode, the images of each camera that is read.
+        option: value of `data.channel_order`.
+        folder: the data set.
+    """
+    cameras = sorted(
+        {
+            f"{camera} ({images.encoding})"
+            for episode in episodes
+            for camera, images in episode.items()
+            if images.is_assumed(option) and images.encoding != RAW
+        }
+    )
+    if not cameras:
+        return None
+    return (
+        f"The channel order of the encoded images in {folder} is not recorded: "
+        f"{', '.join(cameras)}. They are read as data.channel_order={BGR}, which swaps red and "
+        f"blue of a standard image, because act-plus-plus stores images so. Look at the colors "
+        f"with `imf-ray dataset inspect {folder}` and set data.channel_order={BGR} if they are "
+        f"right, or data.channel_order={RGB} if red and blue are swapped."
+    )

@@ -1,0 +1,148 @@
+"""Decodes JPEG and PNG images to RGB arrays, and names other contents by their first bytes."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from imf_ray.errors import UserError
+
+JPEG, PNG = "JPEG", "PNG"
+_SIGNATURES = {b"\xff\xd8\xff": JPEG, b"\x89PNG\r\n\x1a\n": PNG}
+_OTHER_SIGNATURES = {
+    "a WebP image": rb"RIFF....WEBP",
+    "a GIF image": rb"GIF8[79]a",
+    "a BMP image": rb"BM.{4}\0{4}",
+    "a TIFF image": rb"II\*\0|MM\0\*",
+    "an AVIF or HEIF image": rb".{4}ftyp(avi|hei|hev|mif|msf)",
+    "a JPEG 2000 image": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "a JPEG XL image": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "a PNM image": rb"P[1-7]\s",
+    "a QOI image": rb"qoif",
+    "an OpenEXR image": rb"v/1\x01",
+    "an MP4 video": rb".{4}ftyp",
+    "a Matroska or WebM video": rb"\x1a\x45\xdf\xa3",
+    "an AVI video": rb"RIFF....AVI ",
+    "an H.264 or H.265 video": rb"\0?\0\0\x01",
+    "a NumPy file": rb"\x93NUMPY|PK\x03\x04",
+    "a Python pickle": rb"\x80[\x02-\x05]",
+    "gzip data": rb"\x1f\x8b",
+    "zlib data": rb"\x78[\x01\x5e\x9c\xda]",
+    "base64 text": rb"/9j/|iVBORw0KGgo|data:image/",
+}
+"""Regular expressions of the first bytes of contents that are not read."""
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+"""A marker, and not one that occurs inside a JPEG's compressed data."""
+_JPEG_END_MARKER = b"\xd9"
+_PNG_BIT_DEPTH_OFFSET = 24
+
+
+class DecodedImage(NamedTuple):
+    """An image as an array."""
+
+    pixels: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    encoding: str
+    """`JPEG` or `PNG`."""
+    is_grey: bool
+
+
+def image_encoding(content: bytes) -> str | None:
+    """Return the encoding of an image, `JPEG` or `PNG`, or None for other contents."""
+    return next((name for start, name in _SIGNATURES.items() if content.startswith(start)), None)
+
+
+def describe_content(content: bytes) -> str:
+    """Return what `content` is, for example `a WebP image`, according to its first bytes."""
+    if not content.strip(b"\0"):
+        return "only zeros" if content else "empty"
+    for name, pattern in _OTHER_SIGNATURES.items():
+        if re.match(pattern, content, re.DOTALL):
+            return name
+    return f"{len(content)} bytes of unknown type that begin with {content[:4].hex(' ')}"
+
+
+def decode_image(content: bytes) -> DecodedImage:
+    """Decode a JPEG or PNG, as a picture viewer shows it.
+
+    An EXIF orientation is applied. An opaque alpha channel is dropped. Bytes after the end of the
+    image are ignored.
+
+    Args:
+        content: the image, possibly padded at its end.
+
+    Raises:
+        UserError: the content is another one, is damaged, or is an image that has no unique 8-bit
+            RGB form. The message completes the sentence "the image is ...".
+    """
+    encoding = image_encoding(content)
+    if encoding is None:
+        raise UserError(f"{describe_content(content)}, not a JPEG or PNG image")
+    end = _jpeg_end(content) if encoding == JPEG else _png_end(content)
+    if end is None:  # a decoder might fill in the missing part
+        raise UserError(f"a {encoding} that is cut off")
+    if encoding == PNG and content[_PNG_BIT_DEPTH_OFFSET] > 8:
+        raise UserError("a PNG with 16 bits per channel; images must have 8")
+    try:
+        image = Image.open(io.BytesIO(content[:end]), formats=[encoding])
+        image.load()
+        if "exif" in image.info:
+            ImageOps.exif_transpose(image, in_place=True)
+        pixels = _to_rgb(image)
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        raise UserError(f"a {encoding} that cannot be read ({error})") from error
+    return DecodedImage(pixels, encoding, image.mode in ("1", "L", "LA"))
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """Return the pixels (H, W, 3) of an image without losing information."""
+    if image.mode == "CMYK":
+        raise UserError(f"a {image.format} in CMYK colors; images must be RGB or grey")
+    if image.has_transparency_data:
+        rgba = np.asarray(image.convert("RGBA"))
+        if not is_opaque(rgba[..., 3]):
+            raise UserError(f"a {image.format} with transparent parts")
+        return rgba[..., :3]
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def is_opaque(alpha: np.ndarray) -> bool:
+    """Return True if an alpha channel uint8 of any shape is opaque everywhere."""
+    return bool((alpha == 255).all())
+
+
+def _jpeg_end(content: bytes) -> int | None:
+    """Return the length of the JPEG at the start of `content`, or None if its end is missing."""
+    position = 2  # after the marker of the start
+    while marker := _JPEG_MARKER.search(content, position):
+        if marker.group(1) == _JPEG_END_MARKER:
+            return marker.end()
+        # Segments are skipped, because a preview image in one of them has an end marker of its own.
+        position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
+    return None
+
+
+def _png_end(content: bytes) -> int | None:
+    """Return the length of the PNG at the start of `content`, or None if its end is missing.
+
+    Raises:
+        UserError: a part of it does not match its checksum. Pillow does not compare all of them.
+    """
+    position = 8  # after the signature
+    while position + 12 <= len(content):
+        data_end = position + 8 + int.from_bytes(content[position : position + 4])
+        checksum = content[data_end : data_end + 4]
+        if len(checksum) < 4:
+            return None
+        if zlib.crc32(content[position + 4 : data_end]) != int.from_bytes(checksum):
+            raise UserError("a PNG that is damaged (its checksum is wrong)")
+        if content[position + 4 : position + 8] == b"IEND":
+            return data_end + 4
+        position = data_end + 4
+    return None
