@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import h5py
@@ -15,6 +16,8 @@ ORDER_ATTRIBUTE = "channel_order"
 """Attribute that records the order, of a camera's dataset or of the file."""
 RAW = "raw"
 """`StoredImages.encoding` of images that are stored as arrays."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,30 +91,38 @@ def recorded_order(dataset: h5py.Dataset) -> str | None:
     return None
 
 
-def assumption_warning(
-    episodes: Iterable[Mapping[str, StoredImages]], option: str, folder: object
-) -> str | None:
-    """Return a warning about encoded images whose channel order is assumed, or None.
+def check_channel_order(
+    episodes: Mapping[str, Mapping[str, StoredImages]], option: str, folder: object
+) -> None:
+    """Check `data.channel_order` against a data set, and warn if an order has to be assumed.
+
+    There is at most one warning. It is about encoded images only, because arrays are nearly always
+    RGB.
 
     Args:
-        episodes: for each episode, the images of each camera that is read.
+        episodes: for each file, the images of the cameras that are read.
         option: value of `data.channel_order`.
         folder: the data set.
+
+    Raises:
+        UserError: a file records another order than the option states.
     """
-    cameras = sorted(
-        {
-            f"{camera} ({images.encoding})"
-            for episode in episodes
-            for camera, images in episode.items()
-            if images.is_assumed(option) and images.encoding != RAW
-        }
-    )
-    if not cameras:
-        return None
-    return (
-        f"The channel order of the encoded images in {folder} is not recorded: "
-        f"{', '.join(cameras)}. They are read as data.channel_order={BGR}, which swaps red and "
-        f"blue of a standard image, because act-plus-plus stores images so. Look at the colors "
-        f"with `imf-ray dataset inspect {folder}` and set data.channel_order={BGR} if they are "
-        f"right, or data.channel_order={RGB} if red and blue are swapped."
-    )
+    assumed = set()
+    for path, cameras in episodes.items():
+        for camera, images in cameras.items():
+            if images.contradicts(option):
+                raise UserError(
+                    f"data.channel_order={option} contradicts {path}, which has the images of "
+                    f"camera {camera} in {images.channel_order} order. Set data.channel_order="
+                    f"{AUTO}: it takes what each file records."
+                )
+            if images.is_assumed(option) and images.encoding != RAW:
+                assumed.add(f"{camera} ({images.encoding})")
+    if assumed:
+        log.warning(
+            "The channel order of the encoded images in %s is not recorded: %s. They are taken "
+            "for %s, as act-plus-plus stores them, so red and blue are swapped after decoding. "
+            "Look at the result with `imf-ray dataset inspect %s`. Then set data.channel_order=%s "
+            "if its colors are right, or data.channel_order=%s if red and blue are exchanged.",
+            *(folder, ", ".join(sorted(assumed)), BGR, folder, BGR, RGB),
+        )

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from imf_ray.data.channel_order import check_channel_order
 from imf_ray.data.check_pool import CheckResult, check_files, metadata_from_dict
 from imf_ray.data.content_hash import HASH_ATTRIBUTE
 from imf_ray.data.episode_formats import FORMATS
@@ -96,6 +97,11 @@ def build_index(config: Config) -> EpisodeIndex:
         raise UserError(
             f"All {len(files)} episodes in {folder} are bad. The first error: {first_error}"
         )
+    images = {
+        episode.path: {camera: episode.images[camera] for camera in config.data.camera_names}
+        for episode in episodes
+    }
+    check_channel_order(images, config.data.channel_order, folder)
     unused = sorted({f"/{name}" for episode in episodes for name in episode.unused_datasets})
     if unused:
         log.warning("Training does not use %s of the episodes in %s", ", ".join(unused), folder)

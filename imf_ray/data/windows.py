@@ -137,6 +137,7 @@ def window_spec_from_config(config: Config) -> WindowSpec:
         objects=config.agent.recorded_objects,
         action_space=config.task.action_space,
         image_size=config.task.image_size,
+        channel_order=config.data.channel_order,
     )
     return WindowSpec(
         fields,

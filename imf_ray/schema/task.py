@@ -39,6 +39,15 @@ class DataConfig:
         choices="imf_ray.data.episode_formats:FORMATS",
         commands=(*READERS, "dataset", "evaluate", "compare"),
     )
+    channel_order: str = option(
+        "auto",
+        "Order of the color channels in the episode files: rgb, or bgr (red and blue swapped). For "
+        "JPEG and PNG it is the order that a picture viewer shows. auto takes what a file records; "
+        "otherwise rgb for arrays, and for JPEG and PNG bgr with a warning, because act-plus-plus "
+        "stores them so (docs/formats.md). Images are always converted to rgb.",
+        choices=("auto", "rgb", "bgr"),
+        commands=("train", "tune", "dataset"),
+    )
     resize_images: bool = option(
         False,
         "Accept images of any size. The central square is cropped and scaled to task.image_size.",
