@@ -41,14 +41,19 @@ def check(config: Config, folder: AnyPath) -> None:
     """Print a line for each file: its format and length, or why it is invalid.
 
     Raises:
-        UserError: a file is invalid, or the folder has no episodes.
+        UserError: a file is invalid, the folder has no episodes, or `data.channel_order`
+            contradicts a file.
     """
+    from imf_ray.data.channel_order import check_channel_order
+    from imf_ray.data.episodes import EpisodeMetadata
     from imf_ray.data.index import check_dataset, require_episodes
     from imf_ray.data.visualize import check_table
 
     files = require_episodes(folder)
     results = check_dataset(folder, files, config.data.format, force=True)
     console.print(check_table(results))
+    images = {r.path: r.images for r in results.values() if isinstance(r, EpisodeMetadata)}
+    check_channel_order(images, config.data.channel_order, folder)
     num_invalid = sum(isinstance(result, str) for result in results.values())
     if num_invalid:
         raise UserError(f"{num_invalid} of {len(files)} files are invalid (see above).")
@@ -59,8 +64,9 @@ def inspect(config: Config, folder: AnyPath) -> None:
     """Print tables of the valid files, and write a contact sheet and a video.
 
     Raises:
-        UserError: there is no valid file.
+        UserError: there is no valid file, or `data.channel_order` contradicts one.
     """
+    from imf_ray.data.channel_order import check_channel_order
     from imf_ray.data.episodes import EpisodeMetadata
     from imf_ray.data.index import check_dataset, require_episodes
     from imf_ray.data.visualize import contact_sheet, episode_table, episode_video, statistics_table
@@ -74,7 +80,9 @@ def inspect(config: Config, folder: AnyPath) -> None:
             console.print(f"Skipped: {results[path]}", soft_wrap=True)
     if not episodes:
         raise UserError(f"None of the {len(files)} files in {folder} is valid (see above).")
-    console.print(episode_table(episodes))
+    order = config.data.channel_order
+    check_channel_order({e.path: e.images for e in episodes}, order, folder)
+    console.print(episode_table(episodes, order))
     # Episodes whose vectors have other names or widths get a separate table.
     for _, group in groupby(sorted(episodes, key=_vector_widths), key=_vector_widths):
         console.print(statistics_table(list(group)))
@@ -86,8 +94,8 @@ def inspect(config: Config, folder: AnyPath) -> None:
         return
     output = local_dir(config.storage_path) / "inspections" / folder.name
     video = f"{Path(episodes[0].path).stem}.mp4"
-    write_atomically(output / "contact_sheet.png", contact_sheet(episodes, cameras))
-    write_atomically(output / video, episode_video(episodes[0], cameras))
+    write_atomically(output / "contact_sheet.png", contact_sheet(episodes, cameras, order))
+    write_atomically(output / video, episode_video(episodes[0], cameras, order))
     for name in ("contact_sheet.png", video):
         console.print(display_path(output / name), soft_wrap=True)
 
