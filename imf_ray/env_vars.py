@@ -1,7 +1,7 @@
 """All environment variables that the package sets, with the reasons.
 
 The driver process sets them before it imports Ray, and passes `WORKER_ENV` to every Ray process of
-the job. A variable that the user's environment already sets keeps its value.
+the job. A variable that the user's environment already sets keeps its value, unless it is empty.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ WORKER_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Otherwise a worker's output is written to its log twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Keep compiled code for later runs. The default is in /tmp, which a reboot clears.
-    "TORCHINDUCTOR_CACHE_DIR": os.path.expanduser("~/.cache/imf_ray/inductor"),
     # By default, glibc returns freed images and batches (megabytes each) to the system at once.
     # Page faults of the next ones took up to half of the data path's time (docs/results/data.md).
     # 32 MiB is the largest threshold that glibc accepts. Up to 256 MiB stay at the end of a heap.
@@ -54,7 +52,7 @@ LOCAL_CLUSTER_ENV = {
 
 
 def prepare_environment(own_cluster: bool) -> dict[str, str]:
-    """Set all variables that this process does not have yet.
+    """Set all variables that this process does not have yet, or that are empty.
 
     Args:
         own_cluster: True if the command starts a cluster, False if it connects to one.
@@ -64,5 +62,5 @@ def prepare_environment(own_cluster: bool) -> dict[str, str]:
     """
     variables = {**DRIVER_ENV, **WORKER_ENV}
     for name, value in (variables | (LOCAL_CLUSTER_ENV if own_cluster else {})).items():
-        os.environ.setdefault(name, value)
+        os.environ[name] = os.environ.get(name) or value
     return {name: os.environ[name] for name in WORKER_ENV}

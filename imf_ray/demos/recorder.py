@@ -9,7 +9,6 @@ import numpy as np
 
 import imf_ray
 from imf_ray.data.episodes import Episode, RecordingMetadata
-from imf_ray.errors import UserError
 from imf_ray.schema import TaskConfig
 from imf_ray.sim.base import SimEnv
 from imf_ray.sim.factory import make_env, make_expert
@@ -28,12 +27,9 @@ class DemoRecorder:
     def __init__(self, task: TaskConfig, camera_names: Sequence[str]) -> None:
         self._task = task
         kwargs = task.env_kwargs(camera_names) | {"action_space": "joint"}
-        try:
-            self._env = make_env(task.env_id, **kwargs)
-            self._sim = cast(SimEnv, self._env.unwrapped)
-            self._expert = make_expert(task.env_id, self._sim)
-        except ValueError as error:
-            raise UserError(f"{error}.") from error
+        self._env = make_env(task.env_id, **kwargs)
+        self._sim = cast(SimEnv, self._env.unwrapped)
+        self._expert = make_expert(task.env_id, self._sim)
 
     def close(self) -> None:
         """Close the env."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from imf_ray.errors import UserError
 from imf_ray.rollout.artifacts import ArtifactRecorder, ArtifactRequest
 from imf_ray.rollout.policies import EpisodePolicy, Policy
 from imf_ray.rollout.records import EpisodeRecord, RolloutMetadata
@@ -92,7 +93,10 @@ def make_metadata(policy_name: str, config: RolloutConfig, env: Any) -> RolloutM
 
 
 class _Episode:
-    """A running episode. An exception raised by its env or policy ends it with an error."""
+    """A running episode. An exception raised by its env or policy ends it with an error.
+
+    A `UserError`, such as that no image can be rendered, concerns all episodes. It is raised.
+    """
 
     policy: EpisodePolicy
 
@@ -133,6 +137,8 @@ class _Episode:
                     self._step()
         except EpisodeError as error:
             self._fail(str(error))
+        except UserError:
+            raise
         except Exception as error:  # a broken env fails its own episode, not the evaluation
             log.exception("The episode of seed %d failed", self._seed)
             self._fail(f"{type(error).__name__}: {error}")

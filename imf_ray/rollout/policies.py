@@ -28,8 +28,7 @@ from imf_ray.rollout.rollout_config import RolloutConfig
 from imf_ray.rollout.timing import Timer
 from imf_ray.schema import Config
 from imf_ray.sim.base import ScriptedExpert, SimEnv
-from imf_ray.sim.factory import make_expert
-from imf_ray.sim.tasks import TASKS
+from imf_ray.sim.factory import check_has_expert, make_expert
 from imf_ray.storage import download
 
 
@@ -187,11 +186,7 @@ class ExpertPolicy(OpenLoopPolicy):
     name = str(EXPERT)
 
     def __init__(self, env_id: str) -> None:
-        if env_id not in TASKS:
-            raise UserError(
-                f"task.env_id={env_id} has no scripted expert; these tasks have one: "
-                f"{', '.join(TASKS)}."
-            )
+        check_has_expert(env_id)
         self._env_id = env_id
 
     def start_episode(self, env: SimEnv, seed: int) -> OpenLoopEpisode:

@@ -79,7 +79,7 @@ class BimanualEnv(SimEnv):
             ValueError: unknown action space, camera or render mode, or invalid image size.
         """
         _check_choice("action_space", [action_space], ACTION_SPACES)
-        _check_choice("camera", camera_names, CAMERAS)
+        _check_choice("camera in camera_names:", camera_names, CAMERAS)
         if render_mode is not None:
             _check_choice("render_mode", [render_mode], self.metadata["render_modes"])
         self.render_mode = render_mode

@@ -1,14 +1,17 @@
-"""Makes the envs and scripted experts of tasks, given environment ids."""
+"""Makes the envs and scripted experts of tasks, given environment ids.
+
+Importing this module does not import MuJoCo.
+"""
 
 import pkgutil
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 from gymnasium.wrappers import TimeLimit
 
+from imf_ray.errors import UserError
 from imf_ray.sim.base import ScriptedExpert, SimEnv
-from imf_ray.sim.gym_adapter import make_adapted_env
 from imf_ray.sim.tasks import TASKS
 
 
@@ -30,27 +33,35 @@ def make_env(
             `shadows`, `multisampling`, `render_images`.
 
     Raises:
-        ValueError: the env cannot be made with these arguments, or has another control rate.
+        UserError: the env cannot be made with these arguments, or has another control rate.
     """
     env: gymnasium.Env[dict[str, Any], Any]
-    if adapter is not None:
-        adapted = make_adapted_env(env_id, adapter, control_hz=control_hz, **kwargs)
-        env = TimeLimit(adapted, max_episode_steps)
-    else:
-        try:
+    needs = "An environment of another package needs task.adapter (docs/environments.md)."
+    try:
+        if adapter is not None:
+            from imf_ray.sim.gym_adapter import make_adapted_env
+
+            needs = "Check task.adapter (docs/environments.md)."
+            adapted = make_adapted_env(env_id, adapter, control_hz=control_hz, **kwargs)
+            env = TimeLimit(adapted, max_episode_steps)
+        else:
             env = gymnasium.make(
                 env_id, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs
             )
-        except (gymnasium.error.UnregisteredEnv, TypeError) as error:
-            raise ValueError(
-                f"task.env_id={env_id} cannot be made: {str(error).rstrip('.')}. An environment "
-                "of another package needs task.adapter (docs/environments.md)"
-            ) from error
-    env_hz = cast(SimEnv, env.unwrapped).control_hz
+    except UserError:
+        raise
+    except Exception as error:  # the code of another package may raise anything
+        reason = str(error).strip().rstrip(".") or "no reason given"
+        if not isinstance(error, ValueError | gymnasium.error.Error):
+            reason = f"{type(error).__name__}: {reason}"
+        raise UserError(f"task.env_id={env_id} cannot be made: {reason}. {needs}") from error
+    if not isinstance(env.unwrapped, SimEnv):
+        raise UserError(f"task.env_id={env_id} has no cameras and stages. {needs}")
+    env_hz = env.unwrapped.control_hz
     if env_hz != control_hz:
-        raise ValueError(
-            f"{env_id} runs at {env_hz} Hz, but task.control_hz={control_hz}: set "
-            f"task.control_hz={env_hz}"
+        raise UserError(
+            f"task.env_id={env_id} runs at {env_hz} Hz, but task.control_hz={control_hz}. Set "
+            f"task.control_hz={env_hz}."
         )
     return env
 
@@ -59,10 +70,16 @@ def make_expert(env_id: str, env: SimEnv) -> ScriptedExpert:
     """Make the scripted expert of the task `env_id` for its unwrapped env.
 
     Raises:
-        ValueError: the task has no expert.
+        UserError: the task has no expert.
     """
-    if env_id not in TASKS:
-        raise ValueError(
-            f"{env_id} has no scripted expert; these environments have one: {', '.join(TASKS)}"
-        )
+    check_has_expert(env_id)
     return pkgutil.resolve_name(TASKS[env_id].expert)(env)
+
+
+def check_has_expert(env_id: str) -> None:
+    """Raise a UserError if the task `env_id` has no scripted expert."""
+    if env_id not in TASKS:
+        raise UserError(
+            f"task.env_id={env_id} has no scripted expert; these tasks have one: "
+            f"{', '.join(TASKS)}."
+        )

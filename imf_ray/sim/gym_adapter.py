@@ -15,10 +15,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-# Other packages import MuJoCo too. It must be set up before that.
-from imf_ray.sim import headless  # noqa: F401
+from imf_ray.sim import headless
 from imf_ray.sim.array_types import FloatArray, Image
 from imf_ray.sim.base import OVERVIEW_SIZE, SimEnv
+from imf_ray.sim.rendering_errors import opengl_errors_explained
 
 RENDER = "render()"
 """Image source for the images of the env's `render`, which is called on demand."""
@@ -29,7 +29,15 @@ def make_adapted_env(env_id: str, adapter: Mapping[str, Any], **kwargs: Any) -> 
 
     Raises:
         ValueError: a module is missing, or the cause is one of those of `AdaptedEnv`.
+        RenderingError: the package loads OpenGL, which is missing.
     """
+    headless.load_llvm()  # packages may load OpenGL when they are imported
+    with opengl_errors_explained():
+        return _env_class(adapter)(env_id, adapter, **kwargs)
+
+
+def _env_class(adapter: Mapping[str, Any]) -> type["AdaptedEnv"]:
+    """Import the environment's module and the class that adapts it."""
     if adapter["module"]:
         _import("task.adapter.module", adapter["module"], adapter["install"])
     module, _, name = adapter["env_class"].partition(":")
@@ -39,7 +47,7 @@ def make_adapted_env(env_id: str, adapter: Mapping[str, Any], **kwargs: Any) -> 
             f"task.adapter.env_class={adapter['env_class']} must be a class derived from "
             "AdaptedEnv, written as module:Class"
         )
-    return env_class(env_id, adapter, **kwargs)
+    return env_class
 
 
 class AdaptedEnv(SimEnv):
@@ -88,7 +96,10 @@ class AdaptedEnv(SimEnv):
         for camera in self._render_settings["camera_names"]:
             if camera not in adapter["cameras"]:
                 cameras = ", ".join(adapter["cameras"])
-                raise ValueError(f"unknown camera {camera!r}; task.adapter.cameras has: {cameras}")
+                raise ValueError(
+                    f"unknown camera {camera!r} in data.camera_names; task.adapter.cameras has: "
+                    f"{cameras}"
+                )
 
         self._env = _make(env_id, adapter["kwargs"])
         self._on_env_created()
@@ -111,7 +122,8 @@ class AdaptedEnv(SimEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode at stage 0. `seed` and `options` are passed to the environment."""
-        self._last_observation, _ = self._env.reset(seed=seed, options=options)
+        with opengl_errors_explained():
+            self._last_observation, _ = self._env.reset(seed=seed, options=options)
         self._max_stage = 0
         return self._observation(), self._info(0)
 
@@ -122,7 +134,8 @@ class AdaptedEnv(SimEnv):
             ValueError: the action is not finite or has another shape than the action space, or
                 `progress_signal` is a path that the environment's `info` does not have.
         """
-        outcome = self._env.step(self._scale_action(action))
+        with opengl_errors_explained():
+            outcome = self._env.step(self._scale_action(action))
         self._last_observation, reward, terminated, truncated, info = outcome
         stage = self._stage({"reward": reward, "terminated": terminated, "info": info})
         self._max_stage = max(self._max_stage, stage)
@@ -182,12 +195,11 @@ class AdaptedEnv(SimEnv):
 
     def _image(self, source: str) -> Image:
         """Return the current image (H, W, 3) uint8 RGB from a source, in its original size."""
-        image: Any = (
-            self._env.render()
-            if source == RENDER
-            else _lookup("observation", self._last_observation, source)
-        )
-        image = np.asarray(image)
+        if source == RENDER:
+            with opengl_errors_explained():
+                image = np.asarray(self._env.render())
+        else:
+            image = np.asarray(_lookup("observation", self._last_observation, source))
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
                 f"the image {source!r} is {image.dtype}{image.shape}, not uint8 (H, W, 3)"

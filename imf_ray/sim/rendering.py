@@ -1,12 +1,14 @@
 """Renders the cameras of a model offscreen, and projects points into their images."""
 
 import threading
+import warnings
 import weakref
 
 import numpy as np
 
 from imf_ray.sim.array_types import FloatArray, Image
-from imf_ray.sim.headless import EGL_HELP, mujoco
+from imf_ray.sim.headless import load_opengl, mujoco
+from imf_ray.sim.rendering_errors import RenderingError, explain
 
 MULTISAMPLES = 4
 """Number of samples per pixel if multisampling is on."""
@@ -33,15 +35,12 @@ class CameraRenderer:
         This also sets the size of the offscreen buffer in `model`.
 
         Raises:
-            RuntimeError: no OpenGL context can be made.
+            RenderingError: no OpenGL context can be made.
         """
         height, width = image_size
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
         model.vis.quality.offsamples = MULTISAMPLES if multisampling else 0
-        try:
-            self._renderer = mujoco.Renderer(model, height, width)
-        except (ImportError, AttributeError) as error:
-            raise RuntimeError(EGL_HELP) from error
+        self._renderer = _make_mujoco_renderer(model, height, width)
         flags = self._renderer.scene.flags
         flags[int(mujoco.mjtRndFlag.mjRND_SHADOW)] = shadows
         flags[int(mujoco.mjtRndFlag.mjRND_REFLECTION)] = False
@@ -54,6 +53,23 @@ class CameraRenderer:
     def close(self) -> None:
         """Free the OpenGL context."""
         self._renderer.close()
+
+
+_failures: list[RenderingError] = []
+"""The error of the first renderer that could not be made in this process."""
+
+
+def _make_mujoco_renderer(model: mujoco.MjModel, height: int, width: int) -> mujoco.Renderer:
+    if _failures:  # a second attempt with GLFW would end the process
+        raise _failures[0]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # GLFW warns of what the error says
+            load_opengl()
+            return mujoco.Renderer(model, height, width)
+    except Exception as error:  # OpenGL libraries raise errors of many types
+        _failures.append(explain(error))
+        raise _failures[0] from error
 
 
 _shared: weakref.WeakValueDictionary[tuple[object, ...], CameraRenderer] = (

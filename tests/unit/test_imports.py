@@ -37,6 +37,7 @@ LEAVES = {
     "env_vars",
     "errors",
     "files",
+    "folders",
     "images",
     "interrupts",
     "schema",
@@ -51,7 +52,7 @@ RAY_LEAVES = {"allocation", "cluster", "ray_internals"}
 # Imports allowed between packages. `""` is the package itself, imported for its version.
 PACKAGES: dict[str, set[str]] = {
     "models": set(),
-    "sim": set(),
+    "sim": {"errors"},
     "agents": LEAVES | {"models"},
     "policy": LEAVES | {"agents", "models"},
     "data": LEAVES | {"ray_internals"},
@@ -64,7 +65,7 @@ PACKAGES: dict[str, set[str]] = {
 LIBRARIES: dict[str, set[str]] = {
     "images": {"numpy", "PIL"},
     "models": {"torch", "torchvision"},
-    "agents": {"diffusers", "numpy", "omegaconf", "safetensors", "torch"},
+    "agents": {"diffusers", "numpy", "omegaconf", "safetensors", "torch", "yaml"},
     "policy": {"numpy", "torch"},
     "sim": {"gymnasium", "mujoco", "numpy"},
     "data": {"h5py", "numpy", "PIL", "platformdirs", "pyarrow", "ray", "rich", "upath"},
