@@ -160,8 +160,8 @@ def _is_encoded(dataset: h5py.Dataset) -> bool:
     is_single_value = math.prod(row_shape) == 1
     if dtype.hasobject:  # of variable length
         element = h5py.check_vlen_dtype(dtype)
-        is_bytes = element is not None and element.itemsize == 1
-        return is_single_value and (is_bytes or h5py.check_string_dtype(dtype) is not None)
+        is_bytes = element in (str, bytes) or (element is not None and element.itemsize == 1)
+        return is_single_value and is_bytes
     if dtype.kind in "SV" and dtype.names is None and dtype.itemsize > 1:
         return is_single_value
     if dtype.itemsize != 1 or dtype.kind == "b" or len(row_shape) == 0:
@@ -188,14 +188,13 @@ def _channel_axis(dataset: h5py.Dataset) -> int | None:
             "a JPEG or PNG per step"
         )
     if dtype != np.uint8:
-        range = ""
+        details = ""
         if dtype.kind in "iuf" and len(dataset):
-            first = dataset[0]
-            range = f" with values from {first.min():g} to {first.max():g} at step 0"
-        depth = " (depth?)" if is_grey or shape[axis] == 1 else ""
+            first, is_depth = dataset[0], is_grey or shape[axis] == 1
+            details = f" with values from {first.min():g} to {first.max():g} at step 0"
+            details += ", perhaps depth" if is_depth else ""
         raise UserError(
-            f"{camera} has images of type {dtype}{range}{depth}. Convert them to uint8 from 0 to "
-            "255."
+            f"{camera} has images of type {dtype}{details}. Convert them to uint8 from 0 to 255."
         )
     return axis
 

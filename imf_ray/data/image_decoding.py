@@ -61,11 +61,11 @@ def image_encoding(content: bytes) -> str | None:
 def describe_content(content: bytes) -> str:
     """Return what `content` is, for example `a WebP image`, according to its first bytes."""
     if not content.strip(b"\0"):
-        return "only zeros" if content else "empty"
+        return "a row of zeros" if content else "empty"
     for name, pattern in _OTHER_SIGNATURES.items():
         if re.match(pattern, content, re.DOTALL):
             return name
-    return f"{len(content)} bytes of unknown type that begin with {content[:4].hex(' ')}"
+    return f"a row of {len(content)} bytes that begins with {content[:4].hex(' ')}"
 
 
 def decode_image(content: bytes) -> DecodedImage:
@@ -94,10 +94,9 @@ def decode_image(content: bytes) -> DecodedImage:
         image.load()
         if "exif" in image.info:
             ImageOps.exif_transpose(image, in_place=True)
-        pixels = _to_rgb(image)
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise UserError(f"a {encoding} that cannot be read ({error})") from error
-    return DecodedImage(pixels, encoding, image.mode in ("1", "L", "LA"))
+    return DecodedImage(_to_rgb(image), encoding, image.mode in ("1", "L", "LA"))
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
