@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from imf_ray.command import Command, help_text
 from imf_ray.config import announce_rename, to_yaml
 from imf_ray.env_vars import prepare_environment
 from imf_ray.errors import UserError
-from imf_ray.interrupts import ForcedExit
+from imf_ray.interrupts import ForcedExit, stop_at_once
+from imf_ray.terminal import STDERR, STDOUT, open_missing_streams
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -32,6 +32,7 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
         program: the words that call the command, such as `imf-ray train`, for its help; None uses
             `python -m imf_ray.NAME`.
     """
+    open_missing_streams()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("imf_ray").setLevel(logging.INFO)
     program = program or f"python -m imf_ray.{command.name}"
@@ -50,19 +51,20 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
             print_text(to_yaml(config), end="")
             return 0
         prepare_environment(own_cluster=cluster_address(config) is None)
-        command.run(config, overrides, *([positional] if command.positional else []))
+        with stop_at_once():
+            command.run(config, overrides, *([positional] if command.positional else []))
     except UserError as error:
         if "debug=true" in (override.lower() for override in overrides):
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {error}", file=STDERR)
         return EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
         hint = "To resume, repeat the command with the same run_name."
-        print(f"Interrupted. {interrupt.args[0] if interrupt.args else hint}", file=sys.stderr)
+        print(f"Interrupted. {interrupt.args[0] if interrupt.args else hint}", file=STDERR)
         if isinstance(interrupt, ForcedExit):
             # Exit without shutting Ray down: a thread that calls Ray after its shutdown would make
             # the process exit with code 1. A cluster that this process started ends with it.
-            sys.stderr.flush()
+            STDERR.flush()
             os._exit(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     return 0
@@ -70,11 +72,7 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
 
 def print_text(text: str, end: str = "\n") -> None:
     """Print a text, also into a pipe that is closed early, as `head` and `less` do."""
-    try:
-        print(text, end=end, flush=True)
-    except BrokenPipeError:
-        # Without this, Python would fail again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text, end=end, flush=True, file=STDOUT)
 
 
 def resume_command(module: str, overrides: Sequence[str], **options: str) -> str:

@@ -1,4 +1,8 @@
-"""Handles Ctrl-C and SIGTERM: the first stops a run after a checkpoint, the second immediately."""
+"""Handles requests to stop: Ctrl-C, SIGTERM from a cluster, SIGHUP from a terminal that closes.
+
+A run stops after one more checkpoint. Other work stops at once. A SIGHUP that the caller ignores,
+as `nohup` does, stays ignored.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,24 @@ from imf_ray.terminal import console
 POLL_INTERVAL_S = 0.2
 """Seconds between checks for Ctrl-C and for the end of the work."""
 Result = TypeVar("Result")
+Handler = Callable[[int, FrameType | None], None]
 
 
 class ForcedExit(KeyboardInterrupt):
     """The work was interrupted, but its thread still runs; exit without waiting for it."""
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Raise `KeyboardInterrupt` inside the `with` block for every request to stop."""
+
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP:  # a closing terminal sends it several times
+            signal.signal(signum, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    with _handling_signals(on_signal):
+        yield
 
 
 def run_interruptibly(
@@ -30,8 +48,9 @@ def run_interruptibly(
 ) -> Result:
     """Run `work` and return its result; stop it after a checkpoint when the user presses Ctrl-C.
 
-    The first Ctrl-C, or SIGTERM from a cluster, calls `request_stop` and waits until the work has
-    ended or `is_safe` returns True. The second one stops the wait.
+    The first Ctrl-C, SIGTERM or SIGHUP calls `request_stop` and waits until the work has ended or
+    `is_safe` returns True. A second Ctrl-C or SIGTERM stops the wait. SIGHUP does not count here,
+    because a closing terminal sends it several times.
 
     Args:
         work: called in a background thread.
@@ -54,11 +73,13 @@ def run_interruptibly(
             outcome.set_exception(error)
 
     resume_hint = f"Resume with:\n  {resume}"
-    stop_requested = threading.Event()
+    stop_requested, pressed = threading.Event(), threading.Event()
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
-        if stop_requested.is_set():
-            raise ForcedExit(resume_hint)
+        if signum != signal.SIGHUP:
+            if pressed.is_set():
+                raise ForcedExit(resume_hint)
+            pressed.set()
         stop_requested.set()
 
     def stop_accepted() -> bool:
@@ -80,6 +101,28 @@ def run_interruptibly(
     return outcome.result()
 
 
+@contextmanager
+def children_ignore_hangup() -> Iterator[None]:
+    """Start processes inside the `with` block that outlive the terminal.
+
+    A closing terminal sends SIGHUP to this process and to all that it has started. Ray's processes
+    must live until the last checkpoint is saved, so they ignore it. Afterwards this process has its
+    own handlers again, also that of SIGTERM, which `ray.init` replaces.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may change handlers
+        return
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGHUP, signal.SIGTERM)}
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # delivered after the block
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # child processes inherit that it is ignored
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
 def _wait(outcome: Future[Any], condition: Callable[[], bool]) -> None:
     """Wait until a condition returns True or the work ends.
 
@@ -93,11 +136,12 @@ def _wait(outcome: Future[Any], condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def _handling_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Install `handler` for SIGINT and SIGTERM inside the `with` block."""
-    previous_handlers = {
-        signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)
-    }
+def _handling_signals(handler: Handler) -> Iterator[None]:
+    """Install a handler inside the `with` block: for SIGINT, SIGTERM and SIGHUP if not ignored."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    previous_handlers = {signum: signal.signal(signum, handler) for signum in signals}
     try:
         yield
     finally:

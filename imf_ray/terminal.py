@@ -1,8 +1,16 @@
-"""Terminal output: the console and progress bars."""
+"""Terminal output: the standard streams, the console and progress bars.
+
+All output of the commands goes through `STDOUT`, `STDERR` or `console`, so that a terminal that is
+gone ends no run.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +27,87 @@ NON_TTY_WIDTH = 110
 """Maximum width of tables and messages in characters, if stdout is not a terminal."""
 BAR_WIDTH = 20
 """Width of a progress bar in characters."""
-console = Console(markup=False, width=None if sys.stdout.isatty() else NON_TTY_WIDTH)
+
+
+class StandardStream(io.TextIOBase):
+    """stdout or stderr without errors: text that nobody can receive is dropped.
+
+    Examples: the terminal is gone, a pipe is closed early (`| head`), the disk of a log file is
+    full. Characters that the stream's encoding lacks are written as backslash escapes.
+
+    Args:
+        name: "stdout" or "stderr". `sys` is asked for the stream at each call, as it may change.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def _stream(self) -> TextIO | None:
+        """The current stream; None if the process has none."""
+        stream = getattr(sys, self._name)
+        return getattr(stream, "rich_proxied_file", stream)  # rich's bars replace the stream
+
+    @property
+    def encoding(self) -> str:
+        """The stream's encoding."""
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        """Return True if the stream is a terminal."""
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except ValueError:  # the stream is closed
+            return False
+
+    def fileno(self) -> int:
+        """Return the stream's file descriptor.
+
+        Raises:
+            OSError: it has none.
+        """
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it."""
+        printable = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
+        self._attempt("write", printable)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, or drop it."""
+        self._attempt("flush")
+
+    def _attempt(self, method: str, *args: str) -> None:
+        try:
+            if self._stream is not None:
+                getattr(self._stream, method)(*args)
+        except ValueError:  # the stream is closed
+            pass
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk may recover
+                # Otherwise Python would fail again when it flushes the stream at exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+
+
+STDOUT = cast(TextIO, StandardStream("stdout"))
+STDERR = cast(TextIO, StandardStream("stderr"))
+console = Console(file=STDOUT, markup=False, width=None if STDOUT.isatty() else NON_TTY_WIDTH)
+
+
+def open_missing_streams() -> None:
+    """Open the null device in place of each standard stream that the caller has closed.
+
+    Otherwise the next opened file would get the number of the stream, and a program started by this
+    process would write its output into that file.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 class ProgressBars:
