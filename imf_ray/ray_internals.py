@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import importlib
 import logging
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import ray
 
@@ -35,6 +37,8 @@ PRIVATE_CLASSES = {
     "WorkerGroupStartupTimeoutError": f"{_TRAIN}.exceptions",
     # Subclassed to clean up before new workers start, and to mark lost workers.
     "WorkerGroupCallback": f"{_TRAIN}.execution.callback",
+    # Made for run folders whose names Ray does not accept as names of runs.
+    "StorageContext": f"{_TRAIN}.execution.storage",
     # Disabled, because it removes the placement groups of healthy workers.
     "PlacementGroupCleanerCallback": f"{_TRAIN}.callbacks.placement_group_callback",
 }
@@ -67,6 +71,14 @@ def check_ray_version() -> None:
             "install ray==%s.*",
             *(RAY_VERSION, ray.__version__, RAY_VERSION),
         )
+
+
+def metric_tag(name: str) -> str:
+    """Return a name as the tag of a metric, with other than ASCII characters as in URLs.
+
+    Ray raises a UnicodeEncodeError for a tag that is not ASCII (Ray 2.60).
+    """
+    return quote(name, safe=string.printable)
 
 
 def node_log_dir() -> Path:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
 
 import torch
+from platformdirs import user_cache_path
 
 from imf_ray.agents.base import VLAAgent
 from imf_ray.errors import UserError
+
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+"""Environment variable with the folder for compiled code."""
+log = logging.getLogger(__name__)
 
 
 def compile_loss(agent: VLAAgent, device: torch.device) -> None:
@@ -29,6 +35,7 @@ def compile_loss(agent: VLAAgent, device: torch.device) -> None:
         )
     from torch import _dynamo  # its import takes as long as that of torch
 
+    _keep_compiled_code()
     # By default, the graph is split at the ends of DDP's gradient buckets, which breaks the JVP.
     _dynamo.config.optimize_ddp = False
     functions: list[tuple[torch.nn.Module, str]] = [(agent, "objective_loss")]
@@ -37,6 +44,25 @@ def compile_loss(agent: VLAAgent, device: torch.device) -> None:
     for module, name in functions:
         compiled = torch.compile(getattr(module, name), fullgraph=True, dynamic=False)
         setattr(module, name, compiled)
+
+
+def _keep_compiled_code() -> None:
+    """Put compiled code into the user's cache folder for later runs, unless the user chose one.
+
+    PyTorch's own folder is in /tmp, which a reboot clears. It is used if the other is not writable.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    default = default_cache_dir()  # PyTorch sets the variable to it on import
+    if os.environ.get(CACHE_VARIABLE, default) != default:
+        return
+    folder = user_cache_path("imf_ray") / "inductor"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("Compiled code is kept in %s only, because of: %s", default, error)
+        return
+    os.environ[CACHE_VARIABLE] = str(folder)
 
 
 def check_bf16_support(device: torch.device) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
+from imf_ray.ray_internals import metric_tag
 from imf_ray.rollout.records import SUCCESS_RATE
 
 GAUGES = {
@@ -43,7 +44,7 @@ class Gauges:
         self._values: dict[str, float] = {}
         for metric, (name, description) in GAUGES.items():
             self._gauges[metric] = Gauge(name, description, tag_keys=(RUN_TAG,))
-            self._gauges[metric].set_default_tags({RUN_TAG: run})
+            self._gauges[metric].set_default_tags({RUN_TAG: metric_tag(run)})
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._export_loop, daemon=True)
         self._thread.start()
