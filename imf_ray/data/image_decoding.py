@@ -37,9 +37,8 @@ _OTHER_SIGNATURES = {
     "base64 text": rb"/9j/|iVBORw0KGgo|data:image/",
 }
 """Regular expressions of the first bytes of contents that are not read."""
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
-"""A marker, and not one that occurs inside a JPEG's compressed data."""
-_JPEG_END_MARKER = b"\xd9"
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+_JPEG_SCAN, _JPEG_END = b"\xda", b"\xff\xd9"
 _PNG_BIT_DEPTH_OFFSET = 24
 
 
@@ -120,9 +119,10 @@ def _jpeg_end(content: bytes) -> int | None:
     """Return the length of the JPEG at the start of `content`, or None if its end is missing."""
     position = 2  # after the marker of the start
     while marker := _JPEG_MARKER.search(content, position):
-        if marker.group(1) == _JPEG_END_MARKER:
-            return marker.end()
-        # Segments are skipped, because a preview image in one of them has an end marker of its own.
+        if marker.group(1) == _JPEG_SCAN:  # compressed data follow, which never contain the end
+            end = content.find(_JPEG_END, marker.end())
+            return None if end < 0 else end + len(_JPEG_END)
+        # Segments are skipped, because a preview image in one of them has an end of its own.
         position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
     return None
 
