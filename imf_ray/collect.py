@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from imf_ray.allocation import allocate_rollout_actors
+from imf_ray.claims import claim
 from imf_ray.cli import run_command
 from imf_ray.cluster import init_ray
 from imf_ray.command import Command
@@ -23,7 +24,8 @@ def main(config: Config, overrides: Sequence[str]) -> None:
 
     Adds episodes to data.dataset_dir until it has collect.num_episodes successful ones.
     """
-    from imf_ray.data.index import build_index, list_episodes
+    from imf_ray.data.episode_files import list_episodes
+    from imf_ray.data.index import build_index
     from imf_ray.demos.collect import CollectionState, collect_episodes
     from imf_ray.demos.recorder import DemoRecorder
 
@@ -34,28 +36,29 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         )
     folder = local_dir(config.data.dataset_dir)
     config.data.dataset_dir = str(folder)
-    if list_episodes(folder):  # existing episodes must have the configured cameras and shapes
-        build_index(config)
-    # If the task's env cannot be created, fail here, before Ray starts.
-    DemoRecorder(config.task, config.data.camera_names).close()
-    resources = allocate_rollout_actors(config, init_ray(config))
-    with ProgressBars(lines=PROGRESS_LINES) as bars:
+    with claim(folder, "choose another data.dataset_dir"):
+        if list_episodes(folder):  # existing episodes must have the configured cameras and shapes
+            build_index(config)
+        # If the task's env cannot be created, fail here, before Ray starts.
+        DemoRecorder(config.task, config.data.camera_names).close()
+        resources = allocate_rollout_actors(config, init_ray(config))
+        with ProgressBars(lines=PROGRESS_LINES) as bars:
 
-        def show(state: CollectionState) -> None:
-            failed = f"{len(state.failed)} failed"
-            bars.update("Demonstrations", len(state.seeds), config.collect.num_episodes, failed)
+            def show(state: CollectionState) -> None:
+                failed = f"{len(state.failed)} failed"
+                bars.update("Demonstrations", len(state.seeds), config.collect.num_episodes, failed)
 
-        state = collect_episodes(
-            folder,
-            config.collect.num_episodes,
-            config.collect.seed,
-            config.task,
-            config.data.camera_names,
-            workers=resources.num_actors,
-            options=resources.ray_options,
-            on_progress=show,
-            compress=config.collect.gzip_images,
-        )
+            state = collect_episodes(
+                folder,
+                config.collect.num_episodes,
+                config.collect.seed,
+                config.task,
+                config.data.camera_names,
+                workers=resources.num_actors,
+                options=resources.ray_options,
+                on_progress=show,
+                compress=config.collect.gzip_images,
+            )
     attempts = len(state.seeds) + len(state.failed)
     failed_seeds = f" (seeds {state.failed})" if state.failed else ""
     console.print(f"{folder} has {len(state.seeds)} successful episodes", soft_wrap=True)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> None:
     """Check or show the episodes of a data set.
 
-    check DIR reads every file and prints one line for each: valid, or why it is invalid. The exit
-    code is 2 if a file is invalid.
+    check DIR reads every file and prints one line for each: valid, or why no run can use it, and
+    its bad parts. The exit code is 2 if no run can use a file (docs/data.md).
 
     inspect DIR prints lengths, outcomes, seeds and value ranges of the valid files. It also writes
     a contact sheet of all of them and a video of the first one into storage_path/inspections.
@@ -38,46 +38,49 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
 
 
 def check(config: Config, folder: AnyPath) -> None:
-    """Print a line for each file: its format and length, or why it is invalid.
+    """Print a line for each file: its format and length, its bad parts, or why it is invalid.
 
     Raises:
-        UserError: a file is invalid, the folder has no episodes, or `data.channel_order`
-            contradicts a file.
+        UserError: no run can use a file, or `data.channel_order` contradicts a file.
     """
     from imf_ray.data.channel_order import check_channel_order
+    from imf_ray.data.check_pool import invalid_reason
+    from imf_ray.data.episode_files import require_episodes
     from imf_ray.data.episodes import EpisodeMetadata
-    from imf_ray.data.index import check_dataset, require_episodes
+    from imf_ray.data.index import check_dataset
     from imf_ray.data.visualize import check_table
 
-    files = require_episodes(folder)
-    results = check_dataset(folder, files, config.data.format, force=True)
+    results = check_dataset(folder, require_episodes(folder), config.data.format, force=True)
     console.print(check_table(results))
     images = {r.path: r.images for r in results.values() if isinstance(r, EpisodeMetadata)}
     check_channel_order(images, config.data.channel_order, folder)
-    num_invalid = sum(isinstance(result, str) for result in results.values())
+    num_invalid = sum(invalid_reason(result) is not None for result in results.values())
     if num_invalid:
-        raise UserError(f"{num_invalid} of {len(files)} files are invalid (see above).")
-    console.print(f"All {len(files)} files are valid.")
+        raise UserError(f"{num_invalid} of {len(results)} files are invalid (see above).")
+    console.print(f"All {len(results)} files are valid.")
 
 
 def inspect(config: Config, folder: AnyPath) -> None:
     """Print tables of the valid files, and write a contact sheet and a video.
 
     Raises:
-        UserError: there is no valid file, or `data.channel_order` contradicts one.
+        UserError: no run can use any file, or `data.channel_order` contradicts one.
     """
     from imf_ray.data.channel_order import check_channel_order
+    from imf_ray.data.check_pool import invalid_reason
+    from imf_ray.data.episode_files import require_episodes
     from imf_ray.data.episodes import EpisodeMetadata
-    from imf_ray.data.index import check_dataset, require_episodes
+    from imf_ray.data.index import check_dataset
     from imf_ray.data.visualize import contact_sheet, episode_table, episode_video, statistics_table
     from imf_ray.files import write_atomically
 
     files = require_episodes(folder)
-    results = check_dataset(folder, files, config.data.format)
-    episodes = [r for path in files if isinstance(r := results[path], EpisodeMetadata)]
-    for path in files:
-        if isinstance(results[path], str):
-            console.print(f"Skipped: {results[path]}", soft_wrap=True)
+    episodes: list[EpisodeMetadata] = []
+    for path, result in check_dataset(folder, files, config.data.format).items():
+        if isinstance(result, EpisodeMetadata) and invalid_reason(result) is None:
+            episodes.append(result)
+        else:
+            console.print(f"Skipped {path.name}: {invalid_reason(result)}", soft_wrap=True)
     if not episodes:
         raise UserError(f"None of the {len(files)} files in {folder} is valid (see above).")
     order = config.data.channel_order

@@ -32,6 +32,7 @@ from PIL import Image
 
 from imf_ray.config import load_config
 from imf_ray.data.check_pool import CheckResult
+from imf_ray.data.episode_check import check_episode
 from imf_ray.data.episode_formats import AUTO
 from imf_ray.data.episodes import (
     POSE_DIM,
@@ -41,7 +42,6 @@ from imf_ray.data.episodes import (
     EpisodeMetadata,
     EpisodeSlice,
     RecordingMetadata,
-    check_episode,
     episode_path,
     read_slice,
     write_episode,

@@ -21,7 +21,8 @@ from dataclasses import asdict
 from typing import Any
 
 from imf_ray.data.channel_order import StoredImages
-from imf_ray.data.episodes import EpisodeMetadata, bad_episode_error, check_episode
+from imf_ray.data.episode_check import check_episode, required_problem
+from imf_ray.data.episodes import EpisodeMetadata, bad_episode_error
 from imf_ray.data.hdf5 import file_size
 from imf_ray.data.running_stats import RunningStats
 from imf_ray.errors import StorageError, UserError
@@ -41,7 +42,7 @@ MEMORY_BYTES = 16 << 30
 READY_LINE = b"ready\n"
 """First line of a child process, written before its results."""
 CheckResult = EpisodeMetadata | str
-"""Description of a valid file, or an error message that says why the file is invalid."""
+"""Description of a file that can be read, or an error message that says why it cannot."""
 
 
 def check_files(paths: Sequence[AnyPath], format: str) -> Iterator[tuple[AnyPath, CheckResult]]:
@@ -76,6 +77,11 @@ def check_files(paths: Sequence[AnyPath], format: str) -> Iterator[tuple[AnyPath
         pool.shutdown(wait=True)
         for child in children:
             child.close()
+
+
+def invalid_reason(result: CheckResult) -> str | None:
+    """Return why no run can use a file, or None if some run can."""
+    return result if isinstance(result, str) else required_problem(result)
 
 
 def metadata_from_dict(values: dict[str, Any]) -> EpisodeMetadata:

@@ -1,14 +1,21 @@
-"""Content hash of an HDF5 file, and a check that the file contains all of its data."""
+"""Content hash of an HDF5 file, and the parts of the file whose values are not read.
+
+A part is a dataset, or a link. Values are read only from datasets that lie in the file itself.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import h5py
 import numpy as np
 
 from imf_ray.errors import UserError
+from imf_ray.storage import is_transient
 
 HASH_ATTRIBUTE = "digest"
 """Name of the root attribute that stores a file's content hash."""
@@ -17,70 +24,185 @@ MAX_COMPRESSION_RATIO = 1100
 
 gzip, the strongest compression in use, reaches 1032.
 """
+READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError)
+"""Exceptions that h5py raises for a damaged file."""
+MAX_LINKS = 16
+"""Maximum number of soft links on the way to a dataset."""
 _READ_BYTES = 1 << 24
 
 
+@dataclass(frozen=True)
+class FileContents:
+    """Result of reading all of a file."""
+
+    content_hash: str
+    """Hash of all parts (name, type, shape, values) and attributes, except `HASH_ATTRIBUTE`. It
+    depends on the contents and not on how they are stored, so a copy with other HDF5 chunks has the
+    same hash. Values that are not read are left out."""
+    parts: tuple[str, ...]
+    """Names of all datasets and links."""
+    problems: Mapping[str, str]
+    """For each part whose values were not read: the reason."""
+    damaged: bool
+    """True if values could not be read although they are in the file."""
+
+
 def hash_contents(file: h5py.File) -> str:
-    """Return a hash of all datasets (name, type, shape, values) and attributes of a file.
-
-    The attribute `HASH_ATTRIBUTE` is left out. The hash depends on the contents and not on how they
-    are stored, so a copy with other HDF5 chunks has the same hash.
-    """
-    content_hash = hashlib.blake2b(digest_size=16)
-    for name, item in _objects(file):
-        content_hash.update(name.encode())
-        for key in sorted(set(item.attrs) - {HASH_ATTRIBUTE}):
-            value = np.asarray(item.attrs[key])
-            description = f"\0{key}\0{value.dtype}\0{value.shape}\0{value.tolist()!r}"
-            content_hash.update(description.encode())
-        if isinstance(item, h5py.Dataset):
-            content_hash.update(f"\0{item.dtype.str}\0{item.shape}".encode())
-            for values in _read_in_parts(item):
-                if item.dtype.hasobject:  # for example strings
-                    content_hash.update(repr(values.tolist()).encode())
-                else:
-                    content_hash.update(np.ascontiguousarray(values).data)
-    return content_hash.hexdigest()
+    """Return the content hash of a file; see `FileContents`."""
+    return read_contents(file).content_hash
 
 
-def reject_external_data(file: h5py.File) -> None:
-    """Raise an error if a file does not contain all data that it declares.
+def read_contents(file: h5py.File) -> FileContents:
+    """Read all values in a file and hash them.
 
     Raises:
-        UserError: the file has a link or a dataset stored in another file, or a dataset declares
-            more data than its stored bytes can contain.
+        OSError: the disk or the server that holds the file failed.
     """
-    objects = dict(_objects(file))
+    content_hash = hashlib.blake2b(digest_size=16)
+    objects: dict[str, h5py.HLObject] = {}
+    problems: dict[str, str] = {}
+    parts: list[str] = []
+    damaged = False
+    for name in _object_names(file):
+        part_hash = content_hash.copy()
+        try:
+            item = objects[name] = file[name or "/"]
+            problem = _hash_object(part_hash, name, item)
+        except READ_ERRORS as error:
+            is_unknown_type = isinstance(error, TypeError)  # NumPy lacks some types of HDF5
+            if not is_unknown_type and may_recover(file, error):
+                raise
+            problem = f"cannot be read ({first_line(error)})"
+            damaged = damaged or not is_unknown_type
+            part_hash = content_hash.copy()
+            part_hash.update(f"{name}\0not read".encode())
+        content_hash = part_hash
+        if not isinstance(objects.get(name), h5py.Group):
+            parts.append(name)
+        if problem is not None:
+            problems[name or "/"] = problem
     for name, link in _links(file):
-        # `visit` lists an object once, so `objects` has no entry for a second hard link to it.
-        if not isinstance(link, h5py.HardLink) or name not in objects:
-            raise UserError(f"/{name} is a link")
-    for name, item in objects.items():
-        if not isinstance(item, h5py.Dataset):
-            continue
-        if item.size is None:
-            raise UserError(f"/{name} has no shape")
-        if item.external or item.is_virtual:
-            raise UserError(f"/{name} stores its values in another file")
-        declared, stored = item.size * item.dtype.itemsize, item.id.get_storage_size()
-        if declared > MAX_COMPRESSION_RATIO * stored:
-            raise UserError(f"/{name} declares {declared} bytes, but only {stored} are stored")
+        # `visit` lists an object once, under one of its hard links.
+        if name not in objects and name not in problems:
+            content_hash.update(f"{name}\0{_describe_link(file, name, link, objects)}".encode())
+            parts.append(name)
+            if isinstance(link, h5py.ExternalLink):
+                problems[name] = f"is a link to the file {link.filename}"
+    return FileContents(content_hash.hexdigest(), tuple(parts), problems, damaged)
 
 
-def _objects(file: h5py.File) -> Iterator[tuple[str, h5py.HLObject]]:
-    """Yield (name, object): the root group under the name "", then all objects sorted by name."""
+def find_dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
+    """Return a dataset that lies in the file itself, or None if there is no dataset of this name.
+
+    Links are followed inside the file.
+
+    Raises:
+        UserError: the name leads to another file, or the values are not in this file. The message
+            completes the sentence "/NAME ...".
+    """
+    item = find_object(file, name)
+    if not isinstance(item, h5py.Dataset):
+        return None
+    problem = _storage_problem(item)
+    if problem is not None:
+        raise UserError(problem)
+    return item
+
+
+def find_object(file: h5py.File, name: str, max_links: int = MAX_LINKS) -> h5py.HLObject | None:
+    """Return an object of the file itself, or None if there is none of this name.
+
+    Raises:
+        UserError: see `find_dataset`.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    group = file["/"]
+    for index, part in enumerate(parts):
+        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
+        if link is None:
+            return None
+        if isinstance(link, h5py.SoftLink):
+            if max_links == 0:
+                raise UserError("is a link that leads to itself")
+            target = posixpath.join("/", *parts[:index], link.path, *parts[index + 1 :])
+            return find_object(file, target, max_links - 1)
+        if not isinstance(link, h5py.HardLink):
+            raise UserError(f"is a link to the file {link.filename}")
+        group = group[part]
+    return group
+
+
+def may_recover(file: h5py.File, error: BaseException) -> bool:
+    """Return True if the network or the disk may be the cause, which says nothing about a file."""
+    return file.driver == "fileobj" or (isinstance(error, OSError) and is_transient(error))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or its type if it has none."""
+    return str(error).strip("'\"").partition("\n")[0] or type(error).__name__
+
+
+def _hash_object(content_hash: Any, name: str, item: h5py.HLObject) -> str | None:
+    """Hash a group, dataset or type; return why its values are not read, or None."""
+    content_hash.update(name.encode())
+    for key in sorted(set(item.attrs) - {HASH_ATTRIBUTE}):
+        value = np.asarray(item.attrs[key])
+        description = f"\0{key}\0{value.dtype}\0{value.shape}\0{value.tolist()!r}"
+        content_hash.update(description.encode())
+    if not isinstance(item, h5py.Dataset):
+        return None
+    content_hash.update(f"\0{item.dtype.str}\0{item.shape}".encode())
+    problem = _storage_problem(item)
+    if problem is not None:
+        return problem
+    for values in _read_in_parts(item):
+        if not item.dtype.hasobject:
+            content_hash.update(np.ascontiguousarray(values).data)
+        elif any(isinstance(value, np.ndarray) for value in values.flat):
+            for value in values.flat:  # arrays of different lengths
+                content_hash.update(f"\0{value.dtype.str}\0{value.shape}\0".encode())
+                content_hash.update(value.tobytes())
+        else:  # for example strings
+            content_hash.update(repr(values.tolist()).encode())
+    return None
+
+
+def _storage_problem(dataset: h5py.Dataset) -> str | None:
+    """Return why a dataset does not have all of its values in the file, or None."""
+    if dataset.size is None:
+        return "has no shape"
+    if dataset.external or dataset.is_virtual:
+        return "stores its values in another file"
+    declared, stored = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
+    if declared > MAX_COMPRESSION_RATIO * stored:
+        return f"declares {declared} bytes, but only {stored} are stored"
+    return None
+
+
+def _describe_link(
+    file: h5py.File, name: str, link: object, objects: Mapping[str, h5py.HLObject]
+) -> str:
+    """Return the target of a link, for the hash."""
+    if isinstance(link, h5py.ExternalLink):
+        return f"external\0{link.filename}\0{link.path}"
+    if isinstance(link, h5py.SoftLink):
+        return f"soft\0{link.path}"
+    same = file[name]
+    return f"hard\0{next((other for other, item in objects.items() if item == same), '')}"
+
+
+def _object_names(file: h5py.File) -> list[str]:
+    """Return the names of all objects: "" for the root group, then the others sorted by name."""
     names: list[str] = []
     file.visit(names.append)
-    yield "", file
-    for name in sorted(names):
-        yield name, file[name]
+    return ["", *sorted(names)]
 
 
 def _links(file: h5py.File) -> Iterator[tuple[str, object]]:
-    """Yield (name, link) for every link in the file."""
+    """Yield (name, link) for every link in the file, sorted by name."""
     links: list[tuple[str, object]] = []
     file.visititems_links(lambda name, link: links.append((name, link)))
-    return iter(links)
+    return iter(sorted(links, key=lambda item: item[0]))
 
 
 def _read_in_parts(dataset: h5py.Dataset) -> Iterator[np.ndarray]:

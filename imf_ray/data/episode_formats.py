@@ -7,7 +7,7 @@ how to add a format.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import h5py
@@ -22,6 +22,8 @@ IMAGES = "observations/images"
 """Group of the images, with one dataset per camera."""
 _UNIT_TOLERANCE = 1e-3  # of the length of a unit quaternion
 _EE_QUATERNION_SLICES = (slice(3, 7), slice(11, 15))
+OWN_ATTRIBUTES = frozenset({"max_reward", "multisampling", "shadows"})
+"""Root attributes that only this project writes."""
 
 
 class EpisodeFormat(Protocol):
@@ -55,8 +57,6 @@ class ActFormat:
 
     actions: Mapping[str, str] = {"joint": "action"}
     ignored_datasets: tuple[str, ...] = ()
-    channel_order: str | None = None
-    """Channel order of all files of the format. None if a file may record its own."""
 
     def matches(self, file: h5py.File) -> bool:
         return True
@@ -65,17 +65,24 @@ class ActFormat:
         dataset = file[f"{IMAGES}/{camera}"]
         if not isinstance(dataset, h5py.Dataset):
             raise UserError(f"camera {camera} is a group of {len(dataset)} items, not a dataset")
-        return open_frames(dataset, channel_order, self.channel_order or recorded_order(dataset))
+        return open_frames(dataset, channel_order, self.recorded_order(dataset))
+
+    def recorded_order(self, dataset: h5py.Dataset) -> str | None:
+        """Return the channel order that a file records, or None."""
+        return recorded_order(dataset)
 
 
 class ImfRayFormat(ActFormat):
     """Format of this project: ACT with root attributes, and optionally both action spaces."""
 
     actions: Mapping[str, str] = {"joint": "action", "ee": "action_ee"}
-    channel_order = RGB
 
     def matches(self, file: h5py.File) -> bool:
         return "action_space" in file.attrs
+
+    def recorded_order(self, dataset: h5py.Dataset) -> str | None:
+        # Another program may use the attribute of the format, but images in any order.
+        return RGB if is_own_recording(dataset.file.attrs) else super().recorded_order(dataset)
 
 
 class ActPlusPlusFormat(ActFormat):
@@ -123,6 +130,11 @@ FORMATS: dict[str, EpisodeFormat] = {
 
 `auto` uses the first format that matches. Specific formats therefore come before general ones.
 """
+
+
+def is_own_recording(attributes: Iterable[str]) -> bool:
+    """Return True if this project recorded a file, according to the names of its attributes."""
+    return not OWN_ATTRIBUTES.isdisjoint(attributes)
 
 
 def format_name(file: h5py.File, requested: str) -> str:

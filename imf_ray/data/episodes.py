@@ -1,4 +1,4 @@
-"""Episode files (HDF5, one per episode): writes our format, checks and reads all formats.
+"""Episode files (HDF5, one per episode): writes our format and reads all formats.
 
 Our format has the layout of ACT with some additions:
 
@@ -17,6 +17,7 @@ flags. The attribute `digest` is the hash of all other contents.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -30,21 +31,15 @@ import numpy as np
 
 from imf_ray.aliases import EPISODE_REF_FIELDS, rename_keys
 from imf_ray.data.channel_order import StoredImages
-from imf_ray.data.content_hash import HASH_ATTRIBUTE, hash_contents, reject_external_data
-from imf_ray.data.episode_formats import (
-    AUTO,
-    FORMATS,
-    IMAGES,
-    IMF_RAY,
-    format_name,
-)
-from imf_ray.data.frames import Frames, check_frames
+from imf_ray.data.content_hash import HASH_ATTRIBUTE, READ_ERRORS, hash_contents
+from imf_ray.data.episode_formats import AUTO, FORMATS, IMAGES
+from imf_ray.data.frames import Frames
 from imf_ray.data.hdf5 import fingerprint, open_hdf5
 from imf_ray.data.running_stats import RunningStats
 from imf_ray.errors import UserError
 from imf_ray.files import atomic_rename, retry_io
 from imf_ray.images import center_crop_resize
-from imf_ray.storage import AnyPath, is_remote, is_transient, parse_path
+from imf_ray.storage import AnyPath, is_remote, is_transient, parse_path, storage_errors
 
 SUFFIX = ".hdf5"
 POSES = "observations/poses"
@@ -53,8 +48,6 @@ POSE_DIM = 7
 QPOS, QVEL = "observations/qpos", "observations/qvel"
 DEFLATE_LEVEL = 4
 """gzip level of images. Higher levels take longer and save little (docs/results/data.md)."""
-_READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
-"""Exceptions that h5py raises for a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +103,17 @@ class EpisodeRef:
 
 @dataclass(frozen=True)
 class EpisodeMetadata:
-    """Description of a checked file, one entry of the index."""
+    """Description of a checked file, one entry of the index.
+
+    It is the same for all runs. Whether a part of the file that cannot be used matters, a run
+    decides: see `requirements`.
+    """
 
     path: str
     length: int
     """Number of environment steps."""
     images: Mapping[str, StoredImages]
     """Images by camera."""
-    state_dim: int
-    action_dim: int
     format: str
     """A name in `episode_formats.FORMATS`."""
     action_spaces: tuple[str, ...]
@@ -134,7 +129,12 @@ class EpisodeMetadata:
     attributes: Mapping[str, Any]
     """Root attributes as JSON values; empty for files without attributes."""
     unused_datasets: tuple[str, ...]
-    """Datasets that training never reads, such as the actions of a mobile base."""
+    """Datasets and links that training never reads, such as the actions of a mobile base."""
+    problems: Mapping[str, str]
+    """Datasets and links that cannot be used, with the reason. It completes "/NAME ...". The other
+    fields do not mention them, except `unused_datasets`."""
+    damaged: bool
+    """True if stored values could not be read. The file is then checked again by every run."""
 
     @property
     def cameras(self) -> Mapping[str, tuple[int, int]]:
@@ -199,58 +199,42 @@ def write_episode(path: Path, episode: Episode, compress: bool = False) -> None:
     Args:
         compress: compress the images with gzip, which is lossless and readable by every HDF5
             library.
-    """
-    gzip = {"compression": "gzip", "compression_opts": DEFLATE_LEVEL} if compress else {}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with h5py.File(partial, "w") as file:
-            for name, value in dataclasses.asdict(episode.attributes).items():
-                file.attrs[name] = json.dumps(value) if name == "camera_names" else value
-            for camera, frames in episode.images.items():
-                file.create_dataset(
-                    f"{IMAGES}/{camera}",
-                    data=frames,
-                    chunks=(1, *frames.shape[1:]),
-                    fletcher32=True,
-                    **gzip,
-                )
-            for name, values in (
-                (QPOS, episode.qpos),
-                (QVEL, episode.qvel),
-                ("action", episode.action),
-                ("action_ee", episode.action_ee),
-                *((pose_dataset(name), poses) for name, poses in episode.poses.items()),
-            ):
-                if values is not None:
-                    file.create_dataset(
-                        name, data=values.astype(np.float32), chunks=values.shape, fletcher32=True
-                    )
-            file.attrs[HASH_ATTRIBUTE] = hash_contents(file)
-        atomic_rename(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def check_episode(path: AnyPath, format: str = AUTO) -> EpisodeMetadata:
-    """Read a whole file once, check it, and return its description.
-
-    Args:
-        format: a name in `episode_formats.FORMATS`, or `auto` to recognize it by the contents.
 
     Raises:
-        UserError: the file cannot be read, or one of its shapes, dtypes, lengths or values is
-            wrong. The message contains the path and the reason.
+        StorageError: the file cannot be written, for example because the disk is full.
     """
-    try:
-        fingerprint_before = fingerprint(path)
-        with open_hdf5(path) as file:
-            reject_external_data(file)
-            return _describe(path, fingerprint_before, file, format)
-    except UserError as error:
-        raise bad_episode_error(path, str(error)) from error
-    except (*_READ_ERRORS, MemoryError) as error:
-        reason = str(error).strip("'\"").partition("\n")[0] or type(error).__name__
-        raise bad_episode_error(path, f"it cannot be read as an HDF5 episode ({reason})") from error
+    gzip = {"compression": "gzip", "compression_opts": DEFLATE_LEVEL} if compress else {}
+    content = io.BytesIO()  # on a full disk, HDF5 fails with unclear errors and may crash later
+    with h5py.File(content, "w") as file:
+        for name, value in dataclasses.asdict(episode.attributes).items():
+            file.attrs[name] = json.dumps(value) if name == "camera_names" else value
+        for camera, frames in episode.images.items():
+            file.create_dataset(
+                f"{IMAGES}/{camera}",
+                data=frames,
+                chunks=(1, *frames.shape[1:]),
+                fletcher32=True,
+                **gzip,
+            )
+        for name, values in (
+            (QPOS, episode.qpos),
+            (QVEL, episode.qvel),
+            ("action", episode.action),
+            ("action_ee", episode.action_ee),
+            *((pose_dataset(name), poses) for name, poses in episode.poses.items()),
+        ):
+            if values is not None:
+                file.create_dataset(
+                    name, data=values.astype(np.float32), chunks=values.shape, fletcher32=True
+                )
+        file.attrs[HASH_ATTRIBUTE] = hash_contents(file)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with storage_errors(path, "written"):
+        try:
+            partial.write_bytes(content.getbuffer())
+            atomic_rename(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def read_slice(
@@ -273,7 +257,7 @@ def read_slice(
 
     try:
         return retry_io(read)
-    except (*_READ_ERRORS, UserError) as error:
+    except (*READ_ERRORS, UserError) as error:
         raise UserError(
             f"Episode {episode.path} cannot be read as it was indexed ({error}). Restore the "
             "original file and repeat the command to resume, or start another run without the file."
@@ -319,7 +303,6 @@ def _read_slice(
 def _content_hash(path: str, fingerprint: str) -> str:
     """Return the hash of a file's contents, computed once per process and fingerprint."""
     with open_hdf5(path) as file:
-        reject_external_data(file)  # hashing a dataset that declares a huge size may never end
         return hash_contents(file)
 
 
@@ -332,7 +315,7 @@ def read_actions(path: AnyPath, format: str, action_space: str) -> np.ndarray:
     try:
         with open_hdf5(path) as file:
             return file[FORMATS[format].actions[action_space]][:].astype(np.float32)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         reason = f"its {action_space} actions cannot be read ({error})"
         raise bad_episode_error(path, reason) from error
 
@@ -345,79 +328,6 @@ def bad_episode_error(path: str | AnyPath, reason: str) -> UserError:
     )
 
 
-def _describe(
-    path: AnyPath, fingerprint: str, file: h5py.File, requested_format: str
-) -> EpisodeMetadata:
-    """Check all datasets of an open file and return its description."""
-    name = format_name(file, requested_format)
-    format = FORMATS[name]
-    action_datasets = {
-        space: dataset for space, dataset in format.actions.items() if _is_dataset(file, dataset)
-    }
-    required_actions = next(iter(format.actions.values()))
-    for required in (required_actions, QPOS):
-        if not _is_dataset(file, required):
-            raise UserError(f"it lacks the dataset /{required}")
-    known_attributes = {field.name for field in dataclasses.fields(RecordingMetadata)}
-    unknown_attributes = set(file.attrs) - known_attributes - {HASH_ATTRIBUTE}
-    if name == IMF_RAY and unknown_attributes:  # possibly the hash, if its name is damaged
-        raise UserError(f"it has an unknown attribute: {', '.join(sorted(unknown_attributes))}")
-    objects = tuple(file[POSES]) if POSES in file else ()
-    vectors = [*action_datasets.values(), QPOS, *map(pose_dataset, objects)]
-    if _is_dataset(file, QVEL):
-        vectors.append(QVEL)
-    action = file[required_actions]
-    length = len(action) if action.ndim else 0
-    if length == 0:
-        raise UserError(f"its {action.name} has no steps")
-    stats = {vector: _check_vector(file[vector], length) for vector in vectors}
-    for dataset in map(pose_dataset, objects):
-        if file[dataset].shape[1] != POSE_DIM:
-            raise UserError(f"/{dataset} is {file[dataset].shape[1]} wide, not {POSE_DIM}")
-    images = {
-        camera: check_frames(format.open_frames(file, camera), camera, length)
-        for camera in file.get(IMAGES) or ()
-    }
-    content_hash = hash_contents(file)  # reads all data, which also verifies the checksums
-    if file.attrs.get(HASH_ATTRIBUTE, content_hash) != content_hash:
-        raise UserError(f"its contents do not match its attribute '{HASH_ATTRIBUTE}'")
-    return EpisodeMetadata(
-        path=str(path),
-        length=int(length),
-        images=images,
-        state_dim=int(file[QPOS].shape[1]),
-        action_dim=int(action.shape[1]),
-        format=name,
-        action_spaces=tuple(action_datasets),
-        objects=objects,
-        stats=stats,
-        fingerprint=fingerprint,
-        content_hash=content_hash,
-        attributes={name: _plain(value) for name, value in file.attrs.items()},
-        unused_datasets=_unused_datasets(file, {*vectors, *format.ignored_datasets}),
-    )
-
-
-def _unused_datasets(file: h5py.File, used: set[str]) -> tuple[str, ...]:
-    """Return the names of all datasets except `used` and the images."""
-    names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if _is_dataset(file, name) else None)
-    return tuple(name for name in names if name not in used and not name.startswith(f"{IMAGES}/"))
-
-
-def _check_vector(dataset: h5py.Dataset, length: int) -> RunningStats:
-    """Check that a dataset has one finite vector per step, and return their statistics."""
-    if dataset.ndim != 2 or dataset.shape[0] != length or dataset.dtype.kind != "f":
-        raise UserError(
-            f"{dataset.name} is {dataset.dtype}{dataset.shape}, not float ({length}, D)"
-        )
-    with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite
-        values = dataset[:].astype(np.float32)
-    if not np.isfinite(values).all():
-        raise UserError(f"{dataset.name} has NaN or infinite values")
-    return RunningStats.from_array(values)
-
-
 def _read_vectors(dataset: h5py.Dataset, steps: tuple[int, int]) -> np.ndarray:
     return dataset[slice(*steps)].astype(np.float32)
 
@@ -425,18 +335,3 @@ def _read_vectors(dataset: h5py.Dataset, steps: tuple[int, int]) -> np.ndarray:
 def _read_images(frames: Frames, steps: tuple[int, int], size: int | None) -> np.ndarray:
     images = frames[slice(*steps)]
     return images if size is None else center_crop_resize(images, size)
-
-
-def _is_dataset(file: h5py.File, name: str) -> bool:
-    return isinstance(file.get(name), h5py.Dataset)
-
-
-def _plain(value: Any) -> Any:
-    """Return an attribute's value as a JSON value."""
-    if isinstance(value, (np.generic, np.ndarray)):
-        return _plain(value.tolist())
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return value if isinstance(value, (str, int, float)) else str(value)

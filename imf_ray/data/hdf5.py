@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,8 +85,17 @@ def file_size(path: AnyPath) -> int:
 
 def cache_folder(folder: AnyPath) -> Path:
     """Return the cache folder of a data set: inside it, or for a URL in the user's cache folder."""
-    if not is_remote(folder):
-        return Path(str(folder)) / CACHE_DIR
+    return _user_cache_folder(folder) if is_remote(folder) else Path(str(folder)) / CACHE_DIR
+
+
+def writable_cache_folder(folder: AnyPath) -> Path:
+    """Return `cache_folder`, or a folder in the user's cache folder if it cannot be written."""
+    cache = cache_folder(folder)
+    existing = next(path for path in (cache, *cache.parents) if path.exists())
+    return cache if os.access(existing, os.W_OK) else _user_cache_folder(folder)
+
+
+def _user_cache_folder(folder: AnyPath) -> Path:
     key = hashlib.sha256(str(folder).rstrip("/").encode()).hexdigest()[:16]
     return user_cache_path("imf_ray") / "data" / key
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
 from imf_ray.data.channel_order import BGR, RGB
-from imf_ray.data.check_pool import CheckResult
+from imf_ray.data.check_pool import CheckResult, invalid_reason
 from imf_ray.data.episodes import EpisodeFields, EpisodeMetadata, read_slice
 from imf_ray.data.running_stats import merge
 from imf_ray.storage import AnyPath
@@ -30,13 +30,17 @@ _OTHER_ORDER = {RGB: BGR, BGR: RGB}
 
 
 def check_table(results: Mapping[AnyPath, CheckResult]) -> Table:
-    """Return a table with one row per file: its format and length, or why it is invalid."""
+    """Return a table with one row per file: its format, its length, and what cannot be used."""
     table = Table("file", "format", "steps", "result", box=None)
     for path, result in results.items():
         if isinstance(result, str):
             table.add_row(path.name, "", "", result, style="red")
-        else:
-            table.add_row(path.name, result.format, str(result.length), "valid")
+            continue
+        problem = invalid_reason(result)
+        others = [other for other in result.problems.values() if other != problem]
+        text = "; ".join([problem or "valid", *(f"not usable: {other}" for other in others)])
+        style = None if problem is None else "red"
+        table.add_row(path.name, result.format, str(result.length), text, style=style)
     return table
 
 
@@ -62,7 +66,7 @@ def episode_table(episodes: Sequence[EpisodeMetadata], channel_order: str) -> Ta
             str(episode.attributes.get("seed", "-")),
             "; ".join(cameras) or "-",
             ", ".join(widths),
-            ", ".join(episode.unused_datasets) or "-",
+            ", ".join(dict.fromkeys([*episode.unused_datasets, *episode.problems])) or "-",
         )
     return table
 

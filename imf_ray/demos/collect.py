@@ -23,12 +23,12 @@ from typing import Any
 import h5py
 import ray
 
+from imf_ray.data.episode_files import list_episodes
 from imf_ray.data.episodes import SUFFIX, episode_path, write_episode
 from imf_ray.data.hdf5 import cache_folder
-from imf_ray.data.index import list_episodes
 from imf_ray.demos.recorder import DemoRecorder
 from imf_ray.errors import UserError
-from imf_ray.files import write_atomically
+from imf_ray.files import parse_json, write_atomically
 from imf_ray.schema import TaskConfig
 
 MAX_FAILURES = 100
@@ -73,6 +73,7 @@ def collect_episodes(
     Raises:
         UserError: the folder has episodes that are not of this collection, or the expert fails
             on `MAX_FAILURES` seeds in a row.
+        StorageError: an episode cannot be written. The episodes so far remain.
     """
     state = _read_state(folder, first_seed)
     pending = _make_pending_folder(folder)
@@ -95,7 +96,12 @@ def collect_episodes(
                 next_seed += 1
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
-                succeeded = ray.get(reference)
+                try:
+                    succeeded = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, UserError):  # for example, the disk is full
+                        raise error.cause from error
+                    raise
                 if succeeded is None:
                     raise UserError(
                         f"{pending} is gone, or a node does not reach it. Use a data.dataset_dir "
@@ -184,7 +190,7 @@ def _pending_path(pending: Path, seed: int) -> Path:
 def _read_state(folder: Path, first_seed: int) -> CollectionState:
     """Read the state of an earlier collection from its folder, which may be empty or missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    seeds = []
+    failed, seeds = _read_failed(folder), []
     for number, path in enumerate(list_episodes(folder)):
         try:
             with h5py.File(path, "r") as file:
@@ -194,17 +200,25 @@ def _read_state(folder: Path, first_seed: int) -> CollectionState:
                 f"{path} is not an episode of this collection ({error}). Collect into another "
                 "data.dataset_dir, or remove the file."
             ) from error
-        if path != episode_path(folder, number) or seed < first_seed:
+        previous = seeds[-1] if seeds else first_seed - 1
+        # The list of failed seeds may be missing in a copy of the data set.
+        has_gap = len(set(range(previous + 1, seed)).difference(failed)) > MAX_FAILURES
+        if path != episode_path(folder, number) or seed <= previous or has_gap:
             raise UserError(
-                f"{path} (seed {seed}) does not continue a collection from collect.seed="
-                f"{first_seed}. Collect into another data.dataset_dir."
+                f"{path} (seed {seed}, after seed {previous}) does not continue a collection from "
+                f"collect.seed={first_seed}. Other collections may have written to the folder. "
+                "Collect into another data.dataset_dir, or remove this file and those after it."
             )
         seeds.append(seed)
-    try:
-        failed = json.loads(_failed_path(folder).read_text())
-    except FileNotFoundError:
-        failed = []
     return CollectionState(seeds, failed)
+
+
+def _read_failed(folder: Path) -> list[int]:
+    path = _failed_path(folder)
+    if not path.is_file():
+        return []
+    way_out = "Delete it. Then the seeds that failed so far are not counted."
+    return parse_json(path.read_bytes(), lambda seeds: [int(seed) for seed in seeds], path, way_out)
 
 
 def _write_failed(folder: Path, failed: list[int]) -> None:

@@ -20,9 +20,11 @@ from imf_ray.agents.pretrained import (
     make_untrained_agent,
     weights_digest,
 )
+from imf_ray.data.episode_files import list_episodes
 from imf_ray.data.episodes import read_actions
-from imf_ray.data.index import check_dataset, list_episodes
+from imf_ray.data.index import check_dataset
 from imf_ray.errors import UserError
+from imf_ray.rollout.policy_fit import PolicyNeeds, agent_needs
 from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
 from imf_ray.rollout.rollout_config import RolloutConfig
 from imf_ray.rollout.timing import Timer
@@ -208,8 +210,8 @@ class ReplayPolicy(OpenLoopPolicy):
     success rate without feedback from observations.
 
     Raises:
-        UserError: there is no episode at `path`, or an episode is invalid or lacks actions in the
-            action space.
+        UserError: there is no episode at `path`, or an episode is invalid, lacks actions in the
+            action space, or has actions of another size than the first one.
     """
 
     def __init__(self, path: Path, format: str, action_space: str) -> None:
@@ -225,9 +227,17 @@ class ReplayPolicy(OpenLoopPolicy):
             actions = read_actions(file, info.format, action_space)
             digest.update(actions.tobytes())
             self._recordings.append(actions)
+            if actions.shape[1] != self._recordings[0].shape[1]:
+                raise UserError(
+                    f"{file} has actions of {actions.shape[1]} numbers, but {files[0]} of "
+                    f"{self._recordings[0].shape[1]}. Replay them separately."
+                )
             if "seed" in info.attributes:
                 self._recording_by_seed[int(info.attributes["seed"])] = actions
         self.name = f"replay-{digest.hexdigest()[:16]}"
+        self.needs = PolicyNeeds(
+            action_dim=self._recordings[0].shape[1], action_source=f"actions in {files[0]}"
+        )
 
     def start_episode(self, env: SimEnv, seed: int) -> OpenLoopEpisode:
         unrelated = self._recordings[seed % len(self._recordings)]
@@ -253,24 +263,28 @@ def make_policy(spec: PolicySpec, config: RolloutConfig) -> Policy:
     else:
         agent, _ = load_agent(folder, ema=config.use_ema_weights, device=config.device)
         name = weights_digest(folder, ema=config.use_ema_weights)
+    agent.image_size = config.task.image_size  # may differ with evaluate.allow_task_mismatch
     if config.inference_steps is not None:
         agent.inference_steps = config.inference_steps
     return AgentPolicy(agent, name, config)
 
 
-def policy_name(spec: PolicySpec, config: RolloutConfig) -> str:
-    """Return a policy's identifier in records without loading its agent.
+def describe_policy(spec: PolicySpec, config: RolloutConfig) -> tuple[str, PolicyNeeds]:
+    """Return a policy's identifier in records, and its needs, without loading its agent.
 
     The checkpoint folder of an agent must already be complete on this machine.
 
     Raises:
         UserError: the task has no expert, or there is no episode to replay.
     """
-    if spec.kind == PolicyKind.UNTRAINED:
-        return _untrained_name(load_policy_config(spec.local_path))
-    if spec.kind == PolicyKind.CHECKPOINT:
-        return weights_digest(spec.local_path, ema=config.use_ema_weights)
-    return make_policy(spec, config).name
+    if spec.is_agent:
+        trained = load_policy_config(spec.local_path)
+        if spec.kind == PolicyKind.UNTRAINED:
+            return _untrained_name(trained), agent_needs(trained)
+        digest = weights_digest(spec.local_path, ema=config.use_ema_weights)
+        return digest, agent_needs(trained)
+    policy = make_policy(spec, config)
+    return policy.name, policy.needs if isinstance(policy, ReplayPolicy) else PolicyNeeds()
 
 
 def _untrained_name(config: Config) -> str:

@@ -20,10 +20,10 @@ import pytest
 import imf_ray.data.episodes as episodes
 from imf_ray.data import check_pool
 from imf_ray.data.content_hash import HASH_ATTRIBUTE, hash_contents
+from imf_ray.data.episode_check import check_episode
 from imf_ray.data.episodes import (
     EpisodeFields,
     EpisodeMetadata,
-    check_episode,
     episode_path,
     read_slice,
 )

@@ -5,7 +5,8 @@ from pathlib import Path
 import h5py
 from PIL import Image
 
-from imf_ray.data.episodes import check_episode, episode_path
+from imf_ray.data.episode_check import check_episode
+from imf_ray.data.episodes import episode_path
 from imf_ray.data.visualize import CAPTION_HEIGHT, IMAGES_PER_CAMERA, TILE_SIZE, episode_table
 from imf_ray.video import decode_video
 from tests.helpers.commands import run_command

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from imf_ray.data.content_hash import HASH_ATTRIBUTE
-from imf_ray.data.episodes import EpisodeFields, check_episode, episode_path, write_episode
-from imf_ray.data.index import build_index, require_episodes
+from imf_ray.data.episode_check import check_episode
+from imf_ray.data.episode_files import require_episodes
+from imf_ray.data.episodes import EpisodeFields, episode_path, write_episode
+from imf_ray.data.index import build_index
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.demos.recorder import DemoRecorder
 from imf_ray.errors import UserError

@@ -7,7 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from imf_ray.data.episodes import EpisodeFields, EpisodeRef, check_episode, read_slice
+from imf_ray.data.episode_check import check_episode
+from imf_ray.data.episodes import EpisodeFields, EpisodeRef, read_slice
 from imf_ray.data.statistics import compute_statistics
 from testing_support.episode_fuzzer import LENGTH, OBJECT, SIZE, write_compressed, write_ours
 
@@ -21,9 +22,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_check_describes_the_file(path: Path) -> None:
     info = check_episode(path)
-    assert info.length == LENGTH and info.state_dim == info.action_dim == 16
+    assert info.length == LENGTH and info.problems == {} and not info.damaged
     assert info.cameras == {camera: (SIZE, SIZE) for camera in ("r_vis", "top")}
     assert info.objects == (OBJECT,) and info.action_spaces == ("joint", "ee")
+    assert len(info.stats["action"].mean) == len(info.stats["observations/qpos"].mean) == 16
     assert set(info.stats) == {
         *("observations/qpos", "observations/qvel", "observations/poses/cube"),
         *("action", "action_ee"),

@@ -1,0 +1,203 @@
+"""Which files of a folder or URL are episodes, and why a folder has none."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from upath import UPath
+
+from imf_ray.data.episodes import SUFFIX
+from imf_ray.errors import StorageError, UserError
+from imf_ray.storage import (
+    AnyPath,
+    exists,
+    is_connection_error,
+    is_remote,
+    storage_errors,
+)
+
+_EPISODE_NAME = re.compile(r"episode_?([0-9]+)\.(?:hdf5|hdf|h5)", re.IGNORECASE)
+_HDF5_NAME = re.compile(r"\.(?:hdf5|hdf|h5)(?![a-z0-9])", re.IGNORECASE)
+"""Also matches copies such as `episode_1.hdf5.bak`."""
+_ARCHIVE_NAME = re.compile(r"\.(?:zip|tar|tgz|tar\.[a-z0-9]+|7z|rar)$", re.IGNORECASE)
+NAME_RULE = f"an episode is a file named episode_NUMBER{SUFFIX} or .h5"
+MAX_LISTED_NAMES = 20
+"""Maximum number of file names in a message."""
+MAX_SEARCHED_FOLDERS = 50
+"""Maximum number of sub-folders that are searched for episodes."""
+log = logging.getLogger(__name__)
+
+
+class _Entry(NamedTuple):
+    """A file or folder in a folder."""
+
+    path: AnyPath
+    is_folder: bool
+
+    @property
+    def name(self) -> str:
+        """The name without the folder, with special characters as the user wrote them."""
+        name = self.path.name
+        return unquote(name) if is_remote(self.path) else name
+
+
+def episode_number(name: str) -> int | None:
+    """Return the number of an episode by its file name, or None if it is no episode's name."""
+    match = _EPISODE_NAME.fullmatch(name)
+    return None if match is None else int(match[1])
+
+
+def list_episodes(folder: AnyPath) -> list[AnyPath]:
+    """Return the episode files of a folder, sorted by number; a missing folder has none.
+
+    Raises:
+        UserError: the folder cannot be listed, or two files have the same number.
+    """
+    return _episodes(_list_folder(folder))
+
+
+def require_episodes(folder: AnyPath) -> list[AnyPath]:
+    """Return the episode files of a folder, and warn about other HDF5 files; there is at least one.
+
+    Raises:
+        UserError: see `list_episodes`, or the folder is missing or has no episodes. The message
+            names the files and folders that may be meant.
+    """
+    entries = _list_folder(folder)
+    episodes = _episodes(entries)
+    if not episodes:
+        raise UserError(f"data.dataset_dir={folder} {_explain_no_episodes(folder, entries)}")
+    left_out = _other_hdf5_names(entries)
+    if left_out:
+        log.warning(
+            "%d file(s) in %s are left out, because %s: %s",
+            *(len(left_out), folder, NAME_RULE, _enumerate(left_out)),
+        )
+    return episodes
+
+
+def _list_folder(folder: AnyPath) -> list[_Entry]:
+    """Return the entries of a folder, sorted by name; a missing folder or a file has none."""
+    with storage_errors(folder, "listed"):
+        if isinstance(folder, UPath) and is_remote(folder):
+            entries = _list_remote(folder)
+        else:
+            paths = folder.iterdir() if folder.is_dir() else ()
+            entries = [_Entry(path, path.is_dir()) for path in paths]
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _list_remote(folder: UPath) -> list[_Entry]:
+    try:
+        items = folder.fs.ls(folder.path, detail=True)
+    except FileNotFoundError as error:
+        if is_connection_error(error):
+            raise
+        return []
+    except NotADirectoryError:
+        return []
+    itself = folder.path.rstrip("/")  # some file systems list a file as its own content
+    return [
+        _Entry(folder / item["name"].rstrip("/").rpartition("/")[2], item["type"] == "directory")
+        for item in items
+        if item["name"].rstrip("/") != itself
+    ]
+
+
+def _episodes(entries: Iterable[_Entry]) -> list[AnyPath]:
+    by_number: dict[int, AnyPath] = {}
+    for entry in entries:
+        number = None if entry.is_folder else episode_number(entry.name)
+        if number is None:
+            continue
+        if number in by_number:
+            raise UserError(
+                f"{by_number[number]} and {entry.path} are both episode {number}. Remove or rename "
+                "one of them."
+            )
+        by_number[number] = entry.path
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def _other_hdf5_names(entries: Iterable[_Entry]) -> list[str]:
+    """Return the names that look like those of HDF5 files and are no episodes."""
+    return [
+        f"{entry.name}/" if entry.is_folder else entry.name
+        for entry in entries
+        if _HDF5_NAME.search(entry.name) and (entry.is_folder or episode_number(entry.name) is None)
+    ]
+
+
+def _explain_no_episodes(folder: AnyPath, entries: Sequence[_Entry]) -> str:
+    """Say why a folder has no episodes and what to do, as the end of a sentence about it."""
+    collect = f"Collect demonstrations with python -m imf_ray.collect data.dataset_dir={folder}"
+    if not exists(folder):
+        return (
+            "does not exist. If the data set was moved, set data.dataset_dir to its new place. "
+            f"{collect}"
+        )
+    if _is_file(folder, entries):
+        return f"is a file. {_explain_file(folder)}"
+    other_places = [*_subfolders_with_episodes(entries), *_parent_with_episodes(folder)]
+    if other_places:
+        places = ", ".join(f"data.dataset_dir={place}" for place in other_places)
+        return f"has no episodes itself. Set {places}"
+    others = _other_hdf5_names(entries)
+    if others:
+        return f"has no episodes, because {NAME_RULE}. Rename its HDF5 files: {_enumerate(others)}"
+    archives = [entry.name for entry in entries if _ARCHIVE_NAME.search(entry.name)]
+    if archives:
+        return f"has no episodes. Unpack {_enumerate(archives)}"
+    return f"has no episodes ({NAME_RULE}). {collect}"
+
+
+def _is_file(path: AnyPath, entries: Sequence[_Entry]) -> bool:
+    """Return True for a file. A web server does not say what a URL is, so its suffix decides."""
+    return not entries and (bool(path.suffix) if is_remote(path) else not path.is_dir())
+
+
+def _explain_file(path: AnyPath) -> str:
+    if _ARCHIVE_NAME.search(path.name):
+        return "Unpack it, and set data.dataset_dir to the folder of its episodes."
+    if _parent_with_episodes(path):
+        return f"Set data.dataset_dir={path.parent}, the folder of the episodes."
+    return f"Set data.dataset_dir to a folder of episodes; {NAME_RULE}."
+
+
+def _subfolders_with_episodes(entries: Iterable[_Entry]) -> list[AnyPath]:
+    """Return the folders with episodes one level below, or else two levels below."""
+    level = [entry.path for entry in entries if entry.is_folder]
+    for _ in range(2):
+        level = level[:MAX_SEARCHED_FOLDERS]
+        listed = [(path, _try_list(path)) for path in level]
+        holders = [path for path, below in listed if _has_episodes(below)]
+        if holders:
+            return holders[:MAX_LISTED_NAMES]
+        level = [entry.path for _, below in listed for entry in below if entry.is_folder]
+    return []
+
+
+def _parent_with_episodes(folder: AnyPath) -> list[AnyPath]:
+    return [folder.parent] if _has_episodes(_try_list(folder.parent)) else []
+
+
+def _has_episodes(entries: Iterable[_Entry]) -> bool:
+    return any(not entry.is_folder and episode_number(entry.name) is not None for entry in entries)
+
+
+def _try_list(folder: AnyPath) -> list[_Entry]:
+    """Return the entries of a folder, or none if it cannot be listed."""
+    with contextlib.suppress(StorageError):
+        return _list_folder(folder)
+    return []
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    """Return names separated by commas, shortened to `MAX_LISTED_NAMES`."""
+    more = len(names) - MAX_LISTED_NAMES
+    return ", ".join(names[:MAX_LISTED_NAMES]) + (f" and {more} more" if more > 0 else "")

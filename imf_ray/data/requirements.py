@@ -1,0 +1,189 @@
+"""Compares the episodes of a data set with the options of a run.
+
+A run uses the states, the actions of its action space, the images of its cameras and the poses of
+its objects. A mismatch is a part of an episode that the run cannot use with its options, because
+the part has a problem or because an option has another value. If all episodes mismatch in the same
+way, the option is wrong and not the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from imf_ray.data.episode_check import is_own_recording
+from imf_ray.data.episode_formats import FORMATS, IMAGES, IMF_RAY
+from imf_ray.data.episodes import QPOS, EpisodeMetadata, pose_dataset
+from imf_ray.errors import UserError
+from imf_ray.schema import Config
+from imf_ray.storage import AnyPath
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A part of an episode that a run cannot use with its options."""
+
+    reason: str
+    """The part and the option that contradict each other, as a clause."""
+    options: tuple[str, ...] = ()
+    """Assignments `option=value` that would fit; empty if no value would."""
+    is_damage: bool = False
+    """True if the part could not be used with any value, so that the file may be the cause."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.reason} ({' '.join(self.options)} would fit)" if self.options else self.reason
+        )
+
+
+def find_mismatches(info: EpisodeMetadata, config: Config) -> list[Mismatch]:
+    """Return why a run cannot use an episode; empty if it can."""
+    return [
+        *_vector_mismatches(info, config),
+        *_camera_mismatches(info, config),
+        *_object_mismatches(info, config),
+        *_recording_mismatches(info, config),
+    ]
+
+
+def require_fitting_options(folder: AnyPath, mismatches: Sequence[Sequence[Mismatch]]) -> None:
+    """Check that no option of a run is contradicted by all episodes of a data set.
+
+    Args:
+        mismatches: the mismatches of each episode.
+
+    Raises:
+        UserError: all episodes fit other values of the same options. The message names the values.
+    """
+    first, *others = mismatches or [()]
+    common = [
+        mismatch
+        for mismatch in first
+        if mismatch.options
+        and all(any(o.options == mismatch.options for o in other) for other in others)
+        and (others or not mismatch.is_damage)
+    ]
+    if common:
+        options = dict.fromkeys(option for mismatch in common for option in mismatch.options)
+        raise UserError(
+            f"The options do not fit the episodes in {folder}: "
+            f"{'; '.join(mismatch.reason for mismatch in common)}. Set {' '.join(options)}."
+        )
+
+
+def find_unread(info: EpisodeMetadata, config: Config) -> dict[str, str | None]:
+    """Return the parts of an episode that a run does not read, with the problem of each or None.
+
+    Parts without a problem that another run could read are left out.
+    """
+    actions = FORMATS[info.format].actions.get(config.task.action_space)
+    used = {QPOS, actions, *map(_image_dataset, config.agent.camera_names)}
+    used.update(map(pose_dataset, config.agent.recorded_objects))
+    problems = {name: problem for name, problem in info.problems.items() if name not in used}
+    return {**dict.fromkeys(info.unused_datasets), **problems}
+
+
+def _vector_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismatch]:
+    """Check the states, and the actions of the run's action space."""
+    space = config.task.action_space
+    actions = FORMATS[info.format].actions.get(space, "")
+    if space not in info.action_spaces and actions not in info.problems:
+        yield Mismatch(
+            f"files of format {info.format} have {' and '.join(info.action_spaces) or 'no'} "
+            f"actions here, not those of task.action_space={space}",
+            tuple(f"task.action_space={other}" for other in info.action_spaces[:1]),
+        )
+    recorded = info.attributes.get("action_space", "joint")
+    # The attribute describes /action. End-effector targets have a dataset of their own.
+    if info.format == IMF_RAY and recorded != "joint":
+        yield Mismatch(
+            f"the attribute action_space={recorded} says that /action has no joint targets",
+            ("data.format=roboimi", "task.action_space=ee") if recorded == "ee" else (),
+        )
+    for name, key in ((QPOS, "state_dim"), (actions, "action_dim")):
+        configured = getattr(config.agent, key)
+        if name in info.problems:
+            yield Mismatch(info.problems[name], is_damage=True)
+        elif name in info.stats and (width := len(info.stats[name].mean)) != configured:
+            yield Mismatch(
+                f"/{name} is {width} wide, but agent.{key}={configured}", (f"agent.{key}={width}",)
+            )
+
+
+def _camera_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismatch]:
+    cameras, size = config.agent.camera_names, config.task.image_size
+    unusable = [camera for camera in cameras if camera not in info.images]
+    if unusable:
+        present = [camera for camera in cameras if camera in info.images] or [*info.images]
+        follows_data = list(cameras) == list(config.data.camera_names)
+        option = "data.camera_names" if follows_data else "agent.camera_names"
+        problems = [info.problems.get(_image_dataset(camera)) for camera in unusable]
+        problems.append(info.problems.get(IMAGES))
+        reasons = [problem for problem in problems if problem is not None]
+        yield Mismatch(
+            f"{option}={list(cameras)} needs {', '.join(unusable)}, but the usable cameras are "
+            f"{', '.join(info.images) or 'none'}{''.join(f'; {reason}' for reason in reasons)}",
+            (f"{option}=[{','.join(present)}]",) if present else (),
+            is_damage=bool(reasons),
+        )
+    sizes = {camera: info.cameras[camera] for camera in cameras if camera in info.images}
+    others = {camera: shape for camera, shape in sizes.items() if shape != (size, size)}
+    if others and not config.data.resize_images:
+        recorded = ", ".join(
+            f"{camera} {height}x{width}" for camera, (height, width) in others.items()
+        )
+        (height, width), *differing = set(sizes.values())
+        is_one_square = height == width and not differing
+        yield Mismatch(
+            f"the images have another size (height x width: {recorded}) than task.image_size={size}"
+            ", to which data.resize_images=true scales them",
+            (f"task.image_size={height}" if is_one_square else "data.resize_images=true",),
+        )
+
+
+def _object_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismatch]:
+    for key in ("privileged_pose_objects", "aux_pose_objects"):
+        requested = getattr(config.agent, key)
+        unusable = [name for name in requested if name not in info.objects]
+        if unusable:
+            present = [name for name in requested if name in info.objects]
+            problems = [info.problems.get(pose_dataset(name)) for name in unusable]
+            reasons = [problem for problem in problems if problem is not None]
+            yield Mismatch(
+                f"agent.{key}={list(requested)} needs poses of {', '.join(unusable)}, but the "
+                f"objects with usable poses are {', '.join(info.objects) or 'none'}"
+                f"{''.join(f'; {reason}' for reason in reasons)}",
+                (f"agent.{key}=[{','.join(present)}]",),
+                is_damage=bool(reasons),
+            )
+
+
+def _recording_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismatch]:
+    """Compare root attributes with options. Other programs may use the same names differently."""
+    task = config.task
+    rate = info.attributes.get("control_hz")
+    if isinstance(rate, (int, float)) and not isinstance(rate, bool):
+        yield from _compare(info.attributes, "control_hz", "task.control_hz", task.control_hz)
+    if is_own_recording(info.attributes):
+        yield from _compare(info.attributes, "task", "task.env_id", task.env_id)
+        yield from _compare(info.attributes, "shadows", "task.shadows", task.shadows)
+        yield from _compare(
+            info.attributes, "multisampling", "task.multisampling", task.multisampling
+        )
+
+
+def _compare(
+    attributes: Mapping[str, Any], name: str, option: str, value: object
+) -> Iterable[Mismatch]:
+    recorded = attributes.get(name, value)
+    if recorded != value:
+        text = str(recorded).lower() if isinstance(recorded, bool) else recorded
+        yield Mismatch(
+            f"the episodes were recorded with {name}={recorded}, but the run has {option}={value}",
+            (f"{option}={text}",),
+        )
+
+
+def _image_dataset(camera: str) -> str:
+    return f"{IMAGES}/{camera}"
