@@ -5,19 +5,17 @@ In a checkout they are at the top of the repository. In a wheel they are in `imf
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from imf_ray.storage import is_remote, local_dir
 
 PACKAGE_DIR = Path(__file__).parent
 
 
-def search_space_path(name: str) -> Path:
-    """Return the path of a search space by its name. The file may not exist."""
-    return _bundled_dir() / "search_spaces" / f"{name}.yaml"
-
-
-def search_space_names() -> list[str]:
-    """Return the sorted names of the shipped search spaces."""
-    return sorted(path.stem for path in (_bundled_dir() / "search_spaces").glob("*.yaml"))
+def search_spaces_dir() -> Path:
+    """Return the folder of the shipped search spaces."""
+    return _bundled_dir() / "search_spaces"
 
 
 def policy_path(path: str | Path) -> Path:
@@ -30,6 +28,26 @@ def policy_path(path: str | Path) -> Path:
     is_name = len(path.parts) == 2 and path.parts[0] == "policies"
     is_released = is_name and released_policy.is_dir()
     return released_policy if is_released and not path.exists() else path
+
+
+def policy_dir(path: str | Path) -> Path:
+    """Return the absolute local folder of a policy's path, released name or URL.
+
+    For a URL it is the local copy, which may not exist yet. `~` is the home folder.
+
+    Raises:
+        UserError: see `imf_ray.storage.parse_path`.
+    """
+    if is_remote(path):
+        return local_dir(str(path))
+    # Without this, the name of a policy in records could be `..`.
+    return Path(os.path.abspath(local_dir(str(policy_path(path)))))
+
+
+def policy_names() -> list[str]:
+    """Return the sorted names of the released policies, in the form `policies/NAME`."""
+    configs = (_bundled_dir() / "policies").glob("*/config.yaml")
+    return sorted(f"policies/{config.parent.name}" for config in configs)
 
 
 def is_in_wheel(path: Path) -> bool:

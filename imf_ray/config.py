@@ -15,34 +15,32 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from imf_ray.aliases import rename_options, rename_overrides
-from imf_ray.errors import UserError
-from imf_ray.schema import Config, all_options
+from imf_ray.aliases import Notify, rename_options, rename_overrides
+from imf_ray.errors import UserError, error_source
+from imf_ray.schema import Config, all_options, section_names
+from imf_ray.schema.values import build, convert, parse_text
+from imf_ray.storage import expand_variables, parse_path
+from imf_ray.yaml_text import Scalar, dump_value, dump_yaml, plain, read_yaml
 
 CONF_DIR = Path(__file__).parent / "conf"
 RECIPE, CONFIG = "recipe", "config"
 GROUPS = {"agent": "resnet_imf_attnres", "task": "sim_transfer", "cluster": "local"}
 """Sections whose values may come from a YAML group file, and the default file of each."""
-WORKER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
-"""Form of `cluster.num_workers=2..8`: the minimum and the maximum number of workers."""
+WORKERS, WORKER_RANGE = "cluster.num_workers", re.compile(r"(\d+)\.\.(\d+)")
+"""Option of the form `cluster.num_workers=2..8`: the minimum and the maximum number of workers."""
 RUN_OPTIONS = ("run_name", "resume", "checkpoint", "search_space")
 """Options that identify one run or sweep. `config=FILE` does not take them from the file."""
-CAMERA_DEFAULTS = (
-    ("agent.vision_backbone.camera_names", "agent.camera_names"),
-    ("agent.camera_names", "data.camera_names"),
-)
+CAMERA_DEFAULTS = {
+    "agent.camera_names": "data.camera_names",
+    "agent.vision_backbone.camera_names": "agent.camera_names",
+}
 """Camera options, each with the option whose value it takes by default."""
 
 
@@ -51,27 +49,28 @@ def load_config(overrides: Iterable[str] = ()) -> Config:
 
     The order of groups, recipe and saved configuration among the overrides does not matter. Of two
     overrides of the same key, the later one is used. A group may be any YAML file, as in
-    `task=mine.yaml`. Old names of options are accepted, with a notice on stderr.
+    `task=mine.yaml`. Old names of options are accepted, with a notice on stderr. Environment
+    variables in paths are replaced.
 
     Raises:
         UserError: an override is not `key=value`; a key or group is unknown (the message suggests
             the most similar one); a value has the wrong type; a combination is impossible.
     """
     base_file, items = _split_config_file(rename_overrides(overrides, announce_rename))
-    groups, values = _split_groups(_expand_recipe(items, base_file))
-    config = OmegaConf.structured(Config)
-    if base_file is not None:
-        base = _read_base(base_file)
-        _merge(config, {k: v for k, v in base.items() if k not in groups}, base_file)
-        groups = {group: name for group, name in GROUPS.items() if group not in base} | groups
-    else:
-        groups = GROUPS | groups
-    for group, choice in groups.items():
-        section = rename_options({group: _read_group(group, choice)}, announce_rename)
-        _merge(config, section, f"{group}={choice}")
-    _merge_overrides(config, values)
+    choices, values = _split_choices(_expand_recipe(items, base_file))
+    options = {} if base_file is None else _read_base(base_file)
+    for group, default in GROUPS.items():
+        is_in_base = any(key.startswith(f"{group}.") for key in options)
+        if group in choices or not is_in_base:
+            options = {k: v for k, v in options.items() if not k.startswith(f"{group}.")}
+            _merge(options, _read_group(group, choices.get(group, default)))
+    for item in values:
+        _merge(options, _parse_override(item))
+    for key, rules in all_options().items():
+        if rules.is_path and isinstance(options.get(key), str):
+            options[key] = expand_variables(options[key], f"{key}={options[key]}")
     try:
-        return _to_object(config)
+        return _build(options)
     except UserError as error:
         if base_file is None:
             raise
@@ -86,13 +85,12 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     Raises:
         UserError: a key or a type is unknown to this version.
     """
-    config = OmegaConf.structured(Config)
-    _merge(config, rename_options(values), "This configuration does not fit this version")
-    return _to_object(config)
+    with error_source("This configuration does not fit this version"):
+        return _build(typed_options(values))
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """Return the configuration as nested dictionaries, with all interpolations resolved."""
+    """Return the configuration as nested dictionaries."""
     return dataclasses.asdict(config)
 
 
@@ -102,9 +100,10 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
     Raises:
         UserError: an override is invalid; see `load_config`.
     """
-    merged = OmegaConf.structured(config)
-    _merge_overrides(merged, rename_overrides(overrides, announce_rename))
-    return _to_object(merged)
+    options = typed_options(config_to_dict(config))
+    for item in rename_overrides(overrides, announce_rename):
+        _merge(options, _parse_override(item))
+    return _build(options)
 
 
 def dedupe_overrides(overrides: Iterable[str]) -> list[str]:
@@ -114,36 +113,100 @@ def dedupe_overrides(overrides: Iterable[str]) -> list[str]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the resolved configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config)))
+    """Return the configuration as YAML."""
+    return dump_yaml(config_to_dict(config))
 
 
 def to_override(key: str, value: Any) -> str:
-    """Return `key=value` for a command line. A value that is not a string is written as JSON."""
-    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+    """Return `key=value` for a command line, from which `load_config` reads the same value.
+
+    Text is written literally, and any other value as YAML on one line. For a shell, quote the whole
+    with `shlex.quote`.
+    """
+    return f"{key}={dump_value(value)}"
 
 
 def default_overrides() -> dict[str, str]:
     """Map the key of each option to its `key=default`, for `--help`."""
-    config = OmegaConf.structured(Config)
+    options = {key: rules.default for key, rules in all_options().items()}
     for group, choice in GROUPS.items():
-        config.merge_with({group: _read_group(group, choice)})
-    config.merge_with(
-        {"task": {"adapter": {}}}
-    )  # by default there is no adapter, and no help for it
-    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    return {key: to_override(key, _get_nested(plain, key)) for key in all_options()}
+        _merge(options, _read_group(group, choice))
+    return {key: to_override(key, value) for key, value in options.items()}
+
+
+def typed_options(
+    tree: Mapping[str, Any], choices: Collection[str] = (), notify: Notify | None = None
+) -> dict[str, Any]:
+    """Return options by their dotted names, with the types that the schema declares.
+
+    Args:
+        tree: options as nested sections, under dotted names, or both. The values are those of
+            `read_yaml`, or have their types already. Old names are translated.
+        choices: names under which `tree` may choose a file, as in `agent: resnet_imf_attnres`.
+        notify: called for each old name or value.
+
+    Raises:
+        UserError: an option is unknown, is given twice, or has a value of another type.
+    """
+    return _flatten(rename_options(tree, notify), choices)
+
+
+def find_yaml(option: str, choice: str, shipped_dir: Path) -> Path:
+    """Return the path of the YAML file that `option=choice` names.
+
+    Args:
+        choice: the path of a YAML file, or the name of one in `shipped_dir`.
+
+    Raises:
+        UserError: there is no such name.
+    """
+    if choice.endswith((".yaml", ".yml")):
+        return _local_path(choice, f"{option}={choice}")
+    path = shipped_dir / f"{choice}.yaml"
+    names = yaml_names(shipped_dir)
+    if choice not in names:
+        raise UserError(
+            f"{option}={choice} is unknown{suggest(choice, names)} Use {', '.join(names)} or the "
+            "path of a YAML file."
+        )
+    return path
+
+
+def yaml_names(folder: Path) -> list[str]:
+    """Return the sorted names of the YAML files in a folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def group_choices(group: str) -> list[str]:
     """Return the names that `group=NAME` or `recipe=NAME` accepts."""
-    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+    return yaml_names(CONF_DIR / group)
 
 
 @cache  # print one notice per name
 def announce_rename(old: str, new: str) -> None:
     """Print on stderr that an option or a value has a new name."""
     print(f"{old} is now called {new}.", file=sys.stderr)
+
+
+def check_option(key: str, item: str) -> None:
+    """Raise a `UserError` if `key` is no option; `item` is the `key=value` that sets it."""
+    options = all_options()
+    if key in options:
+        return
+    section_options = [option for option in options if option.startswith(f"{key}.")]
+    if section_options:
+        raise UserError(
+            f"{item}: {key} is a section. Set one of its options instead, such as "
+            f"{section_options[0]}."
+        )
+    raise UserError(
+        f"Unknown option {item}{suggest(key, list(options))} --help-all lists all options."
+    )
+
+
+def suggest(word: str, names: Sequence[str]) -> str:
+    """Return ': did you mean NAME?' with the most similar name, for a message about `word`."""
+    return f": did you mean {difflib.get_close_matches(word, names, n=1, cutoff=0.0)[0]}?"
 
 
 def _split_config_file(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -166,132 +229,124 @@ def _expand_recipe(overrides: list[str], base_file: str | None) -> list[str]:
             f"{CONFIG}={base_file} and {RECIPE}={names[0]} both set the options of a run. Choose "
             "one of them."
         )
-    options = rename_options(_read_group(RECIPE, names[0]), announce_rename)
+    path = find_yaml(RECIPE, names[0], CONF_DIR / RECIPE)
+    options = _read_options(path, f"{RECIPE}={names[0]}", choices=GROUPS)
     others = [item for item in overrides if not item.startswith(f"{RECIPE}=")]
     return [*(to_override(key, value) for key, value in options.items()), *others]
 
 
-def _split_groups(overrides: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Split overrides into the chosen groups and the others.
-
-    `cluster.num_workers=2..8` is replaced by two options.
-    """
-    groups: dict[str, str] = {}
+def _split_choices(overrides: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Split overrides into the chosen groups and the options."""
+    choices: dict[str, str] = {}
     values: list[str] = []
     for item in overrides:
         key, separator, value = item.partition("=")
         if not separator or not key:
-            raise UserError(f"{item!r} is not an option. Options have the form key=value (--help).")
+            raise UserError(
+                f"{item!r} is not an option. Options have the form key=value, without spaces "
+                "around = (--help)."
+            )
         if key in GROUPS:
-            groups[key] = value
-        elif key == "cluster.num_workers" and (match := WORKER_RANGE.fullmatch(value)):
-            values += [f"cluster.min_workers={match[1]}", f"{key}={match[2]}"]
+            choices[key] = value
         else:
             values.append(item)
-    return groups, values
+    return choices, values
 
 
 def _read_base(file: str) -> dict[str, Any]:
-    """Read the sections of a saved configuration, without `RUN_OPTIONS`.
+    """Read the options of a saved configuration, without `RUN_OPTIONS`.
 
     A camera option that equals its source (`CAMERA_DEFAULTS`) is left out, so that an override of
     the source changes both.
     """
-    path = Path(file).expanduser().absolute()
-    base = rename_options(_read_mapping(path, f"{CONFIG}={file}"))
+    source = f"{CONFIG}={file}"
+    base = _read_options(_local_path(file, source), source, notify=None)
     for key in RUN_OPTIONS:
         base.pop(key, None)
-    for key, source in CAMERA_DEFAULTS:
-        section, name = key.rsplit(".", 1)
-        section_values = _get_nested(base, section)
-        if isinstance(section_values, dict) and section_values.get(name) == _get_nested(
-            base, source
-        ):
-            section_values.pop(name, None)
+    for key, camera_source in reversed(CAMERA_DEFAULTS.items()):
+        if key in base and base[key] == base.get(camera_source):
+            del base[key]
     return base
 
 
 def _read_group(group: str, choice: str) -> dict[str, Any]:
-    """Read the YAML file of `group=choice`."""
-    if choice.endswith((".yaml", ".yml")):
-        path = Path(choice).expanduser().absolute()
-    else:
-        path = CONF_DIR / group / f"{choice}.yaml"
-        if not path.is_file():
-            names = group_choices(group)
-            raise UserError(
-                f"{group}={choice} is unknown{suggest(choice, names)} Use {', '.join(names)} or "
-                "the path of a YAML file."
-            )
-    return _read_mapping(path, f"{group}={choice}")
+    """Read the options of the YAML file of `group=choice`."""
+    path = find_yaml(group, choice, CONF_DIR / group)
+    return _read_options(path, f"{group}={choice}", section=group)
 
 
-def _read_mapping(path: Path, option: str) -> dict[str, Any]:
-    """Read a YAML file whose content is a mapping; `option` is named in errors."""
-    if not path.is_file():
-        raise UserError(f"{option}: there is no file {path}.")
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{option}: {path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{option}: {path} is not a mapping with lines `key: value`.")
-    return {str(key): value for key, value in content.items()}
+def _read_options(
+    path: Path,
+    source: str,
+    section: str | None = None,
+    choices: Collection[str] = (),
+    notify: Notify | None = announce_rename,
+) -> dict[str, Any]:
+    """Read the options of a YAML file; `section` is the section that the file describes."""
+    tree = read_yaml(path, source)
+    with error_source(source):
+        return typed_options({section: tree} if section else tree, choices, notify)
 
 
-def _merge_overrides(config: Any, overrides: Iterable[str]) -> None:
-    """Merge `key=value` overrides into a structured configuration, in order."""
-    for item in overrides:
-        key = item.partition("=")[0]
-        _check_key(key)
-        try:
-            values = OmegaConf.from_dotlist([item])
-        except (YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"The value in {item} is not valid YAML.") from error
-        _merge(config, values)
+def _local_path(file: str, source: str) -> Path:
+    """Return the absolute path of a file that an option names."""
+    path = parse_path(expand_variables(file, source))
+    if not isinstance(path, Path):
+        raise UserError(f"{source} is a URL. Copy the file to this machine.")
+    return path
 
 
-def _merge(config: Any, values: Any, source: str | None = None) -> None:
-    """Merge values into a structured configuration. Errors name the source and the key."""
-    try:
-        config.merge_with(values)
-    except OmegaConfBaseException as error:
-        key = error.full_key or "the configuration"
-        reason = str(error.msg or error).splitlines()[0]
-        raise UserError(f"{f'{source}: ' if source else ''}{key}: {reason}.") from error
+def _flatten(tree: Mapping[str, Any], choices: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """Return the options of a section by their dotted names; see `typed_options`."""
+    options: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        is_section = key in section_names()
+        if is_section and plain(value) is None:  # a heading without options
+            continue
+        if key in choices and isinstance(value, (str, Scalar)):
+            new = {key: dump_value(value)}
+        elif is_section and isinstance(value, Mapping):
+            new = _flatten(value, choices, f"{key}.")
+        else:
+            if key not in all_options():
+                check_option(key, to_override(key, value))
+            new = _typed(key, value)
+        if twice := options.keys() & new.keys():
+            raise UserError(f"{min(twice)} is given twice. Remove one of the values.")
+        options |= new
+    return options
 
 
-def _to_object(config: Any) -> Config:
-    """Make the `Config`, which checks all values, from a structured configuration."""
-    try:
-        return cast(Config, OmegaConf.to_object(config))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
+def _parse_override(item: str) -> dict[str, Any]:
+    """Return the options that a `key=value` of the command line sets."""
+    key, _, text = item.partition("=")
+    check_option(key, item)
+    return _typed(key, parse_text(key, all_options()[key].kind, text))
 
 
-def _check_key(key: str) -> None:
-    """Raise a `UserError` if there is no option of this name."""
-    options = all_options()
-    if key in options:
-        return
-    section_options = [option for option in options if option.startswith(f"{key}.")]
-    if section_options:
-        raise UserError(
-            f"{key} is a section. Set one of its options instead, such as {section_options[0]}."
-        )
-    raise UserError(
-        f"Unknown option {key}{suggest(key, list(options))} --help-all lists all options."
-    )
+def _typed(key: str, value: Any) -> dict[str, Any]:
+    """Return an option with its type. `WORKERS` with a range is replaced by two options."""
+    if key == WORKERS and (match := WORKER_RANGE.fullmatch(dump_value(value))):
+        return {"cluster.min_workers": int(match[1]), WORKERS: int(match[2])}
+    return {key: convert(key, all_options()[key].kind, value)}
 
 
-def suggest(word: str, names: Sequence[str]) -> str:
-    """Return ': did you mean NAME?' with the most similar name, for a message about `word`."""
-    return f": did you mean {difflib.get_close_matches(word, names, n=1, cutoff=0.0)[0]}?"
+def _merge(options: dict[str, Any], new: Mapping[str, Any]) -> None:
+    """Set options. The entries of a dictionary are added to those that it already has."""
+    for key, value in new.items():
+        if isinstance(value, Mapping):
+            entries = options.get(key)
+            options[key] = dict(entries) if isinstance(entries, Mapping) else {}
+            _merge(options[key], value)
+        else:
+            options[key] = value
 
 
-def _get_nested(tree: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a dotted key; None if it or one of its sections is missing."""
-    value: Any = tree
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+def _build(options: Mapping[str, Any]) -> Config:
+    """Make the `Config`, which checks all values."""
+    defaults = {key: rules.default for key, rules in all_options().items()}
+    options = dict(options)
+    for key, source in CAMERA_DEFAULTS.items():
+        options.setdefault(key, list(options.get(source, defaults[source])))
+    return build(Config, options)

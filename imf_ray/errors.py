@@ -1,11 +1,25 @@
 """Errors that a user can resolve, in contrast to bugs."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Invalid input. The message says what is wrong and how to fix it.
 
     Entry points print the message without a traceback, unless `debug=true`.
     """
+
+
+@contextmanager
+def error_source(source: str) -> Iterator[None]:
+    """Put the option or file that the block reads in front of the message of a `UserError`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
 
 
 class DivergenceError(UserError):

@@ -43,7 +43,10 @@ TRANSIENT_ERRNOS = frozenset(
 """Errors of disks and network file systems that may pass, since their cause is not the file.
 
 They are not complete for URLs, where any error may pass."""
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk: no space, no quota, or a limit of the size of files."""
 _SCHEME = quote("://", safe="")
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 
 
 def is_remote(text: str | AnyPath) -> bool:
@@ -58,13 +61,44 @@ def parse_path(text: str | AnyPath) -> AnyPath:
         UserError: the URL's file system is unknown or needs a package that is not installed.
     """
     if not is_remote(text):
-        return Path(str(text)).expanduser().absolute()
+        try:
+            return Path(str(text)).expanduser().absolute()
+        except RuntimeError as error:
+            name = str(text).partition("/")[0]
+            raise UserError(
+                f"{text}: the home folder of {name} is unknown. If that is a folder's name, write "
+                f"./{text}."
+            ) from error
     try:
         path = UPath(text)
         path.fs.invalidate_cache()  # cached listings may be outdated
     except (ImportError, ValueError) as error:
         raise UserError(f"{text} cannot be opened: {error}") from error
     return path
+
+
+def expand_variables(text: str, source: str) -> str:
+    """Replace `$NAME` and `${NAME}` by environment variables, unless the path exists as written.
+
+    Args:
+        source: the option that the path comes from, for the error message.
+
+    Raises:
+        UserError: a variable is not set.
+    """
+    if os.path.exists(os.path.expanduser(text)):
+        return text
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise UserError(
+                f"{source}: the environment variable {name} is not set, and there is no folder or "
+                f"file of this name. Set {name}, or write the path without it."
+            )
+        return os.environ[name]
+
+    return _VARIABLE.sub(value, text)
 
 
 def local_dir(text: str) -> Path:
@@ -120,6 +154,8 @@ def to_local(path: Path) -> Path:
 def upload(path: Path, upload_last: str = "") -> None:
     """Upload a file, or the files of a folder, from a local copy; do nothing for other paths.
 
+    Hidden files, which are temporary or belong to one machine, are not uploaded.
+
     Args:
         upload_last: name of the file that marks the folder as complete; it is uploaded last.
 
@@ -135,13 +171,13 @@ def upload(path: Path, upload_last: str = "") -> None:
         remote = remote_path(file)
         assert remote is not None
         with storage_errors(remote, "written"):
-            _put_file(file, remote)
+            put_file(file, remote)
 
 
 def download(path: Path, *patterns: str) -> None:
     """Download a file, or the files of a folder, that changed at its URL.
 
-    Paths without a URL are left alone.
+    Paths without a URL are left alone. As in `upload`, hidden files are not copied.
 
     Args:
         patterns: glob patterns for the end of a file's path; only matching files are downloaded.
@@ -161,6 +197,8 @@ def download(path: Path, *patterns: str) -> None:
         for name, info in entries.items():
             relative = PurePosixPath(name).relative_to(PurePosixPath(remote.path))
             file = path / relative
+            if file.name.startswith("."):
+                continue
             matches = not patterns or any(file.match(pattern) for pattern in patterns)
             size = info["size"] if "size" in info else remote.fs.size(name)
             if matches and not _is_up_to_date(file, int(size)):
@@ -206,12 +244,14 @@ def exists(path: AnyPath) -> bool:
 def read_text_or_none(path: AnyPath) -> str | None:
     """Return the text of a file; None if the file is missing.
 
+    Bytes that are not UTF-8 become replacement characters, so the reader finds them invalid.
+
     Raises:
         StorageError: the storage cannot be read.
     """
     with storage_errors(path, "read"):
         try:
-            return path.read_text()
+            return path.read_bytes().decode(errors="replace")
         except FileNotFoundError as error:
             if is_connection_error(error):
                 raise
@@ -242,7 +282,7 @@ def _is_up_to_date(file: Path, remote_size: int) -> bool:
     return size == remote_size and remote_size > ALWAYS_REFRESH_BELOW_BYTES
 
 
-def _put_file(file: Path, remote: UPath) -> None:
+def put_file(file: Path, remote: UPath) -> None:
     """Upload a file. Create missing folders if the file system has folders, but no buckets."""
     try:
         remote.fs.put_file(str(file), remote.path)
@@ -271,6 +311,8 @@ def _get_file(fs: Any, name: str, file: Path) -> None:
 def storage_errors(path: AnyPath, action: str) -> Iterator[None]:
     """Convert any exception of the block to a `StorageError` that names the path.
 
+    If the disk is full, the message also names the disk and the way out.
+
     Args:
         action: "read", "written", "listed" or "deleted".
 
@@ -280,4 +322,18 @@ def storage_errors(path: AnyPath, action: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each file system has its own exceptions
-        raise StorageError(f"{path} cannot be {action}: {type(error).__name__}: {error}") from error
+        message = f"{path} cannot be {action}: {type(error).__name__}: {error}"
+        if getattr(error, "errno", None) in DISK_FULL_ERRNOS and isinstance(path, Path):
+            message += f". {free_space_hint(path)}"
+        raise StorageError(message) from error
+
+
+def free_space_hint(path: Path) -> str:
+    """Return the sentences of an error message on the full disk of a local path."""
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    disk = next(part for part in (folder, *folder.parents) if part.is_mount())
+    free = shutil.disk_usage(folder).free / 2**20
+    return (
+        f"The disk {disk} has {free:.0f} MiB left. Free some space or raise the quota, and repeat "
+        "the command. It continues with what is already recorded."
+    )

@@ -50,6 +50,7 @@ __all__ = [
     "is_sweepable",
     "resumable_options",
     "section_help",
+    "section_names",
     "training_task_options",
 ]
 
@@ -97,13 +98,15 @@ class Config:
         None,
         "Policy: a checkpoint folder. For evaluate it may also be expert, untrained:CHECKPOINT, "
         "replay:EPISODES or, with evaluate.checkpoint_selection, the folder of a run.",
+        is_path=True,
         commands=("evaluate", "export"),
     )
     run_name: str | None = option(
         None,
-        "Name of the run or sweep, which is its folder in storage_path. train and tune resume an "
-        "existing one of that name, and null makes a new name from the agent or search space and "
-        "the time. report needs a name.",
+        "Name of the run or sweep, which is its folder in storage_path: text without / of at most "
+        "200 bytes. train and tune resume an existing one of that name, and null makes a new name "
+        "from the agent or search space and the time. report needs a name.",
+        is_folder_name=True,
         commands=("train", "tune", "report"),
     )
     resume: str | None = option(
@@ -118,6 +121,7 @@ class Config:
         "runs",
         "Parent folder of runs, sweeps and comparisons: a folder that all nodes share, or an "
         "fsspec URL (s3://bucket/runs). Each machine keeps a local copy of a URL.",
+        is_path=True,
         commands=(*TRAINING_COMMANDS, *EVALUATION_COMMANDS, "dataset", "report"),
     )
     debug: bool = option(False, "Show tracebacks and the workers' output.", commands=COMMANDS)
@@ -178,6 +182,16 @@ def section_help(name: str) -> str:
 def command_options(command: str) -> dict[str, Option]:
     """Return the options that a command uses, by their dotted names."""
     return {key: rules for key, rules in all_options().items() if command in (rules.commands or ())}
+
+
+@cache
+def section_names() -> frozenset[str]:
+    """Return the dotted names of the sections."""
+    return frozenset(
+        ".".join(parts[:depth])
+        for parts in (key.split(".") for key in all_options())
+        for depth in range(1, len(parts))
+    )
 
 
 @cache

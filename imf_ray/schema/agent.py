@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omegaconf import II, MISSING
-
 from imf_ray.errors import UserError
-from imf_ray.schema.options import check_options, load_registry, option, section
+from imf_ray.schema.options import (
+    DEFAULT_CAMERAS,
+    check_options,
+    load_registry,
+    option,
+    section,
+)
 
 OBJECTIVES = "imf_ray.agents.registry:OBJECTIVES"
-DATA_CAMERAS, AGENT_CAMERAS = II("data.camera_names"), II("agent.camera_names")
 
 
 @dataclass
@@ -90,7 +93,7 @@ class VisionBackboneConfig:
         True, "Use one encoder per camera. false shares one encoder among all cameras."
     )
     camera_names: list[str] = option(
-        AGENT_CAMERAS, "Cameras to encode. The default is agent.camera_names."
+        DEFAULT_CAMERAS, "Cameras to encode. The default is agent.camera_names."
     )
     num_keypoints: int = option(
         32, "Number of spatial softmax keypoints. A camera has twice as many features."
@@ -119,7 +122,7 @@ class VisionBackboneConfig:
 class AgentConfig:
     """The policy: its inputs, its outputs and its training objective."""
 
-    name: str = option(MISSING, "Name of the agent group, for records and run names.")
+    name: str = option("", "Name of the agent group, for records and run names.")
     objective: str = option(
         "imf",
         "Training objective: imf (improved MeanFlow), flow (flow matching) or ddpm (denoising "
@@ -154,7 +157,7 @@ class AgentConfig:
     )
     inference_steps: int = option(1, "Number of network calls for one action chunk.", min=1)
     camera_names: list[str] = option(
-        DATA_CAMERAS, "Cameras that the policy sees. The default is data.camera_names."
+        DEFAULT_CAMERAS, "Cameras that the policy sees. The default is data.camera_names."
     )
     normalization_type: str = option(
         "min_max", "Normalization of states and actions: min_max, mean_std or identity."

@@ -25,6 +25,10 @@ COMMANDS = (
 """All commands of the package, in the order in which a project uses them."""
 
 METADATA_KEY = "option"
+DEFAULT_CAMERAS = ["r_vis", "top", "front"]
+"""Default of the cameras that are recorded and that a policy sees."""
+MAX_NAME_BYTES = 200
+"""Maximum length of a run's name. File systems allow 255 bytes, and files get longer names."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,16 @@ class Option:
     """True if a policy must be evaluated with the value that it was trained with."""
     commands: Sequence[str] | None = None
     """Commands that use the option; None uses the section's rule."""
+    may_be_empty: bool = False
+    """True if the empty text is a valid value."""
+    is_path: bool = False
+    """True if the value is a path, in which environment variables are replaced."""
+    is_folder_name: bool = False
+    """True if the value is the name of one folder, which is no path."""
     default: Any = None
     """Default value; set by `option`."""
+    kind: Any = None
+    """Type of the value; set by `walk_options`."""
 
     def choice_names(self) -> tuple[str, ...]:
         """Return the allowed values; empty if any value of the type is allowed."""
@@ -68,10 +80,15 @@ class Option:
         Raises:
             UserError: the value breaks a rule.
         """
+        texts = value if isinstance(value, list) else [value]
+        if "" in texts and not self.may_be_empty:
+            raise UserError(f"{key} is empty. Set it with {key}=VALUE.")
         if value is None or value == self.default:
             return
         if self.choices and value not in (names := self.choice_names()):
             raise UserError(f"{key}={value!r} is unknown; choose one of {', '.join(names)}.")
+        if self.is_folder_name and (problem := folder_name_problem(value)):
+            raise UserError(f"{key}={value!r} cannot be the name of a folder: {problem}.")
         problem = self._bound_problem(value)
         if problem:
             raise UserError(f"{key}={value} {problem}{self.reason and f': {self.reason}'}.")
@@ -81,11 +98,12 @@ class Option:
         if self.min is not None and self.below is not None:
             in_range = self.min <= value < self.below
             return None if in_range else f"must lie in [{self.min:g}, {self.below:g})"
-        if self.min is not None and value < self.min:
+        # Written so that nan breaks every bound.
+        if self.min is not None and not value >= self.min:
             return f"must be at least {self.min:g}"
-        if self.above is not None and value <= self.above:
+        if self.above is not None and not value > self.above:
             return f"must be {'positive' if self.above == 0 else f'above {self.above:g}'}"
-        if self.below is not None and value >= self.below:
+        if self.below is not None and not value < self.below:
             return f"must be below {self.below:g}"
         return None
 
@@ -97,6 +115,19 @@ class Option:
             if getattr(self, rule) is None
         }
         return dataclasses.replace(self, **inherited)
+
+
+def folder_name_problem(name: str) -> str | None:
+    """Return the reason why a text cannot be the name of one folder, or None."""
+    if "/" in name:
+        return "it contains /. For a folder inside another, set storage_path to the outer one"
+    if not name.strip(". "):
+        return "it consists of dots or spaces"
+    if not name.isprintable():
+        return "it contains a character that cannot be printed"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"it is longer than {MAX_NAME_BYTES} bytes"
+    return None
 
 
 def load_registry(name: str) -> Any:
@@ -158,13 +189,13 @@ def walk_options(root: type, rules: Option, prefix: str = "") -> Iterator[tuple[
         rules: the rules that the options of `root` inherit.
         prefix: dotted name of the section `root`, with a dot at its end; empty at the top level.
     """
-    nested = sections(root)
+    nested, kinds = sections(root), get_type_hints(root)
     for item in fields(root):
         current = item.metadata[METADATA_KEY].within(rules)
         if item.name in nested:
             yield from walk_options(nested[item.name], current, f"{prefix}{item.name}.")
         else:
-            yield prefix + item.name, current
+            yield prefix + item.name, dataclasses.replace(current, kind=kinds[item.name])
 
 
 def sections(root: type) -> dict[str, type]:

@@ -160,8 +160,8 @@ class ClusterConfig:
 
     address: str | None = option(
         None,
-        "Address of a running cluster: auto or HOST:PORT. null uses RAY_ADDRESS if it is set; "
-        "otherwise it starts a cluster on this machine.",
+        "Address of a running cluster: auto or HOST:PORT. local starts a cluster on this machine. "
+        "null uses RAY_ADDRESS if it is set, and otherwise local.",
     )
     num_cpus: float | None = option(
         None,
@@ -346,6 +346,7 @@ class EvaluateConfig:
     output_dir: str | None = option(
         None,
         "Folder of the records. null uses a folder in evaluations/ next to the checkpoint folder.",
+        is_path=True,
         commands=("evaluate",),
     )
 
@@ -361,7 +362,9 @@ class CompareConfig:
         True, "Add the task's scripted expert and the first policy with untrained weights."
     )
     output_dir: str | None = option(
-        None, "Folder of the comparison. null uses a folder in comparisons/ in storage_path."
+        None,
+        "Folder of the comparison. null uses a folder in comparisons/ in storage_path.",
+        is_path=True,
     )
 
 

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import MISSING
-
 from imf_ray.errors import UserError
-from imf_ray.schema.options import check_options, option
+from imf_ray.schema.options import DEFAULT_CAMERAS, check_options, option
 
 READERS = ("train", "tune", "collect")
 """Commands that read a data set, to train on it or to add episodes to it."""
@@ -25,11 +23,12 @@ class DataConfig:
         "Folder of the episodes. For reading it may be an fsspec URL (s3://bucket/demos, "
         "https://host/demos). Its files are read without a local copy. Some file systems need an "
         "extra package.",
+        is_path=True,
         sweepable=False,
         commands=READERS,
     )
     camera_names: list[str] = option(
-        ["r_vis", "top", "front"],
+        DEFAULT_CAMERAS,
         "Cameras to record and to read.",
         commands=(*READERS, "evaluate", "compare"),
     )
@@ -125,6 +124,7 @@ class AdapterConfig:
         "",
         "Definition of success in words, for records. If it is empty, it is made from "
         "progress_signal and stage_thresholds.",
+        may_be_empty=True,
     )
     ignore_termination: bool = option(
         False, "Continue to task.max_episode_steps after the environment terminates."
@@ -145,7 +145,7 @@ class AdapterConfig:
 class TaskConfig:
     """The simulated task, for demonstrations and for rollouts."""
 
-    env_id: str = option(MISSING, "Gymnasium id of the environment.", match_training=True)
+    env_id: str = option("", "Gymnasium id of the environment.", match_training=True)
     action_space: str = option(
         "joint",
         "joint (joint targets in radians) or ee (end-effector poses, solved by inverse "

@@ -16,24 +16,37 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 from ray import tune
 
 from imf_ray.aliases import rename_option, rename_options, rename_overrides
-from imf_ray.bundled import search_space_names, search_space_path
-from imf_ray.config import announce_rename, load_config, to_override
-from imf_ray.errors import UserError
+from imf_ray.bundled import search_spaces_dir
+from imf_ray.config import (
+    CONFIG,
+    GROUPS,
+    RECIPE,
+    announce_rename,
+    find_yaml,
+    load_config,
+    to_override,
+    typed_options,
+)
+from imf_ray.errors import UserError, error_source
 from imf_ray.schema import Config, all_options, is_sweepable
+from imf_ray.schema.values import convert
 from imf_ray.sweep.schedulers import check_scheduler
+from imf_ray.yaml_text import dump_value, noun, plain, read_yaml
 
 DISTRIBUTIONS = ("choice", "uniform", "loguniform", "quniform", "randint", "lograndint")
 """Names of the functions in `ray.tune` that a `sample:` entry may use."""
 SIGNIFICANT_DIGITS = 4
 """Significant digits of a sampled number, which is part of the trial's name."""
+DICTIONARIES, NUMBERS = ("fixed", "grid", "sample", "scheduler"), ("num_samples", "seed")
+"""Keys of a search space's file, by the type of their values."""
+MAX_NAME_BYTES = 255
+"""Maximum length of a folder's name. Longer names of trials are cut; each begins with a number."""
 
 
 @dataclass(frozen=True)
@@ -104,70 +117,112 @@ def load_search_space(name: str) -> SearchSpace:
     Raises:
         UserError: the file does not exist, or is not a valid search space.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else search_space_path(name)
-    if not path.is_file():
-        names = ", ".join(search_space_names())
-        raise UserError(f"search_space={name} is unknown. Use {names}, or the path of a YAML file.")
-    content = OmegaConf.to_container(OmegaConf.load(path))
-    sections = set(SearchSpace.__dataclass_fields__) - {"name"}
-    if not isinstance(content, dict) or set(content) - sections:
+    option = f"search_space={name}"
+    path = find_yaml("search_space", name, search_spaces_dir())
+    tree = read_yaml(path, option)
+    with error_source(f"{option}: {path}"):
+        return _parse_space(path.stem, tree)
+
+
+def _parse_space(name: str, tree: Mapping[str, Any]) -> SearchSpace:
+    """Make a search space from the content of its file, and check it."""
+    unknown = sorted(set(tree) - {*DICTIONARIES, *NUMBERS})
+    if unknown:
         raise UserError(
-            f"{path} is not a search space. Valid keys are {', '.join(sorted(sections))}."
+            f"{unknown[0]} is not a key of a search space. Valid keys are "
+            f"{', '.join((*DICTIONARIES, *NUMBERS))}."
         )
-    try:
-        fields: dict[str, Any] = {
-            str(section): rename_options(values, announce_rename)
-            if isinstance(values, dict)
-            else values
-            for section, values in content.items()
-            if values is not None
-        }
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    space = SearchSpace(path.stem, **fields)
-    _check_space(path, space)
+    sections: dict[str, Mapping[str, Any]] = {}
+    for section in DICTIONARIES:
+        value = tree.get(section)
+        if plain(value) is not None and not isinstance(value, Mapping):
+            raise UserError(
+                f"{section}: {dump_value(value)} is {noun(value)}, not a dictionary. Write lines "
+                f"`option: value` below `{section}:`."
+            )
+        sections[section] = value if isinstance(value, Mapping) else {}
+    numbers = {key: convert(key, int, tree[key]) for key in NUMBERS if key in tree}
+    space = SearchSpace(
+        name,
+        fixed=typed_options(sections["fixed"], (*GROUPS, RECIPE, CONFIG), announce_rename),
+        grid={
+            key: _grid_values(key, values)
+            for key, values in rename_options(sections["grid"], announce_rename).items()
+        },
+        sample={
+            key: _distribution(key, spec)
+            for key, spec in rename_options(sections["sample"], announce_rename).items()
+        },
+        scheduler=plain(sections["scheduler"]),
+        **numbers,
+    )
+    _check_space(space)
     return space
 
 
-def _check_space(path: Path, space: SearchSpace) -> None:
-    if not space.varied:
+def _grid_values(key: str, values: Any) -> list[Any]:
+    """Return the values of an option in `grid:`."""
+    kind = _varied_kind(key)
+    if not isinstance(values, list) or not values:
         raise UserError(
-            f"{path} is not a search space: it varies no option by `grid:` or `sample:`."
+            f"grid: {key} needs a list of values such as [1, 2], not {dump_value(values)}."
         )
-    for key in space.varied:
-        if key not in all_options():
-            raise UserError(f"{path} varies {key}, which is not an option.")
-        if not is_sweepable(key):
-            raise UserError(
-                f"{path} varies {key}: the trials of a sweep share the cluster, the task and the "
-                "evaluation settings. Run one sweep for each value."
-            )
-    for key, values in space.grid.items():
+    typed = [convert(key, kind, value) for value in values]
+    for value in typed:
+        if typed.count(value) > 1:
+            raise UserError(f"grid: {to_override(key, value)} is given twice. Remove one.")
+    return typed
+
+
+def _distribution(key: str, spec: Any) -> dict[str, list[Any]]:
+    """Return the distribution of an option in `sample:` and its arguments."""
+    kind = _varied_kind(key)
+    names = list(spec) if isinstance(spec, Mapping) else []
+    if len(names) != 1 or names[0] not in DISTRIBUTIONS or not isinstance(spec[names[0]], list):
+        raise UserError(
+            f"sample: {key} needs one of {', '.join(DISTRIBUTIONS)} with a list of arguments, such "
+            f"as {{loguniform: [1e-4, 1e-2]}}, not {dump_value(spec)}."
+        )
+    (name,) = names
+    is_choice = name == "choice"
+    arguments = [convert(key, kind, v) if is_choice else plain(v) for v in spec[name]]
+    try:
+        _sample_value({name: arguments}, np.random.default_rng(0))
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"sample: {key} cannot be sampled from {dump_value(spec)}: {error}."
+        ) from error
+    return {name: arguments}
+
+
+def _varied_kind(key: str) -> Any:
+    """Return the type of an option that a search space varies."""
+    if key not in all_options():
+        raise UserError(f"{key} cannot be varied, because it is not an option.")
+    if not is_sweepable(key):
+        raise UserError(
+            f"{key} cannot be varied: the trials of a sweep share the cluster, the task and the "
+            "evaluation settings. Run one sweep for each value."
+        )
+    return all_options()[key].kind
+
+
+def _check_space(space: SearchSpace) -> None:
+    if not space.varied:
+        raise UserError("This is not a search space: it varies no option by `grid:` or `sample:`.")
+    for key in space.grid:
         if key in space.sample:
-            raise UserError(f"{path} varies {key} twice, by `grid:` and by `sample:`.")
-        if not isinstance(values, list) or not values:
-            raise UserError(f"{path}: {key} needs a list of values, not {values!r}.")
-    for key, spec in space.sample.items():
-        if not isinstance(spec, dict) or len(spec) != 1 or not set(spec) <= set(DISTRIBUTIONS):
-            raise UserError(
-                f"{path}: {key} needs one of {', '.join(DISTRIBUTIONS)} with a list of arguments, "
-                f"such as {{loguniform: [1e-4, 1e-2]}}, not {spec!r}."
-            )
-        try:
-            _sample_value(spec, np.random.default_rng(0))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: {key} cannot be sampled from {spec}: {error}") from error
-    if not isinstance(space.num_samples, int) or space.num_samples < 1:
-        raise UserError(f"{path}: num_samples={space.num_samples!r} must be at least 1.")
+            raise UserError(f"{key} is varied twice, by `grid:` and by `sample:`.")
+    if space.num_samples < 1:
+        raise UserError(f"num_samples={space.num_samples} must be at least 1.")
+    if space.seed < 0:
+        raise UserError(f"seed={space.seed} must be at least 0.")
     if space.num_samples > 1 and not space.sample:
         raise UserError(
-            f"{path}: num_samples={space.num_samples} without `sample:` only repeats equal "
-            "trials. To repeat trials with other seeds, vary train.seed."
+            f"num_samples={space.num_samples} without `sample:` only repeats equal trials. To "
+            "repeat trials with other seeds, vary train.seed."
         )
-    try:
-        check_scheduler(space.scheduler)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    check_scheduler(space.scheduler)
 
 
 def _sample_value(spec: Mapping[str, list[Any]], rng: np.random.Generator) -> Any:
@@ -194,4 +249,5 @@ def trial_name(number: int, params: dict[str, Any]) -> str:
     """Return the name of a trial and its folder, such as `00000-n_emb_64-n_layer_2`."""
     names = short_names(list(params))
     parts = [f"{number:05d}", *(f"{names[key]}_{params[key]}" for key in params)]
-    return re.sub(r"[^\w.-]+", "_", "-".join(parts))
+    name = re.sub(r"[^\w.-]+", "_", "-".join(parts))
+    return name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")

@@ -67,9 +67,9 @@ def test_tune_finds_its_search_space_from_an_empty_folder(
 
 def test_search_spaces_and_the_released_policy_are_found(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import imf_ray, imf_ray.bundled as bundled\n"
+        "import imf_ray, imf_ray.bundled as bundled, imf_ray.config as config\n"
         "print(imf_ray.__file__)\n"
-        "print(*bundled.search_space_names())\n"
+        "print(*config.yaml_names(bundled.search_spaces_dir()))\n"
         "print(imf_ray.load_policy('policies/sim_transfer').camera_names)"
     )
     package, spaces, cameras = _run_installed(installed, tmp_path, "-c", code).splitlines()

@@ -95,10 +95,10 @@ def test_task_may_be_a_yaml_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(UserError, match=message):
             load_config(["task=mine.yaml", override])
     (tmp_path / "mine.yaml").write_text("env_id: Theirs-v0\nadapter: {states: [state]}\n")
-    with pytest.raises(UserError, match=r"task=mine\.yaml: task\.adapter\.states"):
+    with pytest.raises(UserError, match=r"task=mine\.yaml: .*task\.adapter\.states"):
         load_config(["task=mine.yaml"])
     (tmp_path / "mine.yaml").write_text("env_id: [")
-    with pytest.raises(UserError, match=r"task=mine\.yaml: .* cannot be read"):
+    with pytest.raises(UserError, match=r"task=mine\.yaml: .* line 1"):
         load_config(["task=mine.yaml"])
 
 
@@ -211,7 +211,7 @@ class TestConfigFile:
         [
             (["recipe=cpu_transfer"], "train: {lr: 1}", r"config=.* and recipe=cpu_transfer"),
             (["config=other.yaml"], "train: {lr: 1}", "Two configurations"),
-            ([], "train: {lrr: 1}", r"config\.yaml: train\.lrr"),
+            ([], "train: {lrr: 1}", r"config\.yaml: .*train\.lrr"),
             ([], "train: {batch_size: many}", r"config\.yaml: train\.batch_size"),
             ([], "train: {batch_size: 0}", r"train\.batch_size=0 must be .*config\.yaml"),
             ([], "[1, 2]", r"config\.yaml is not a mapping"),
@@ -225,15 +225,3 @@ class TestConfigFile:
         path.write_text(content)
         with pytest.raises(UserError, match=message):
             load_config([f"config={path}", *options])
-
-
-@pytest.mark.parametrize("value", ["${", "${data.dataset_dir", "[top"])
-def test_a_malformed_value_is_named(value: str) -> None:
-    with pytest.raises(UserError, match="is not valid YAML"):
-        load_config([f"agent.name={value}"])
-
-
-def test_a_section_of_the_wrong_type_is_named(tmp_path: Path) -> None:
-    (tmp_path / "bad.yaml").write_text("agent: 3\n")
-    with pytest.raises(UserError, match="AgentConfig"):
-        load_config([f"config={tmp_path / 'bad.yaml'}"])
