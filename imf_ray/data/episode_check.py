@@ -26,7 +26,14 @@ from imf_ray.data.content_hash import (
     may_recover,
     read_contents,
 )
-from imf_ray.data.episode_formats import AUTO, FORMATS, IMAGES, EpisodeFormat, format_name
+from imf_ray.data.episode_formats import (
+    AUTO,
+    FORMATS,
+    IMAGES,
+    EpisodeFormat,
+    format_name,
+    is_own_recording,
+)
 from imf_ray.data.episodes import (
     POSE_DIM,
     POSES,
@@ -43,8 +50,6 @@ from imf_ray.data.running_stats import RunningStats
 from imf_ray.errors import UserError
 from imf_ray.storage import AnyPath
 
-OWN_ATTRIBUTES = frozenset({"max_reward", "multisampling", "shadows"})
-"""Root attributes that only this project writes."""
 MAX_LISTED_PARTS = 8
 """Maximum number of datasets in a message about a missing one."""
 T = TypeVar("T")
@@ -69,11 +74,6 @@ def check_episode(path: AnyPath, format: str = AUTO) -> EpisodeMetadata:
     except READ_ERRORS as error:
         reason = f"it cannot be read as an HDF5 episode ({first_line(error)})"
         raise bad_episode_error(path, reason) from error
-
-
-def is_own_recording(attributes: Mapping[str, Any]) -> bool:
-    """Return True if this project recorded a file, according to its root attributes."""
-    return not OWN_ATTRIBUTES.isdisjoint(attributes)
 
 
 def required_problem(info: EpisodeMetadata) -> str | None:

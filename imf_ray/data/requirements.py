@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imf_ray.data.episode_check import is_own_recording
-from imf_ray.data.episode_formats import FORMATS, IMAGES, IMF_RAY
+from imf_ray.data.episode_formats import FORMATS, IMAGES, IMF_RAY, is_own_recording
 from imf_ray.data.episodes import QPOS, EpisodeMetadata, pose_dataset
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
