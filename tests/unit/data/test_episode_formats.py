@@ -141,3 +141,78 @@ def test_damaged_jpegs_are_refused(
         damage(file)
     info = check_episode(path)
     assert info.images == {} and reason in info.problems["observations/images/top"]
+
+
+def _store_images(path: Path, images: np.ndarray, **attributes: object) -> None:
+    """Write an ACT file with these images of the camera top, and root attributes."""
+    write_act(path)
+    with h5py.File(path, "r+") as file:
+        del file["observations/images/top"]
+        file["observations/images/top"] = images
+        file.attrs.update(attributes)
+
+
+def _read_top(path: Path, channel_order: str) -> np.ndarray:
+    fields = EpisodeFields(("top",), channel_order=channel_order)
+    return read_slice(check_episode(path).ref, fields, (0, LENGTH), (0, 1)).images["top"]
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("as_strings", [True, False])
+def test_standard_jpegs_are_red_with_the_option_and_blue_without(
+    tmp_path: Path, as_strings: bool, compress: bool
+) -> None:
+    path = tmp_path / "episode_0.hdf5"
+    images = np.stack([encode_jpeg(np.full((HEIGHT, WIDTH, 3), (230, 0, 0), np.uint8))] * LENGTH)
+    if as_strings:
+        images = images.view(f"S{images.shape[1]}").reshape(LENGTH)
+    _store_images(path, images, **({"compress": True} if compress else {}))
+    info = check_episode(path)
+    assert info.format == ("act_plus_plus" if compress else "act") and not info.problems
+    assert info.images["top"].is_assumed("auto") and not info.images["top"].is_assumed("rgb")
+    for order, channel in (("rgb", 0), ("bgr", 2), ("auto", 2)):
+        images = _read_top(path, order)
+        assert images.shape == (LENGTH, HEIGHT, WIDTH, 3)
+        assert (images.argmax(-1) == channel).all()
+
+
+def test_the_channel_order_of_arrays_is_an_option_or_an_attribute(tmp_path: Path) -> None:
+    path = tmp_path / "episode_0.hdf5"
+    _store_images(path, smooth_images())
+    np.testing.assert_array_equal(_read_top(path, "auto"), smooth_images())
+    np.testing.assert_array_equal(_read_top(path, "bgr"), smooth_images()[..., ::-1])
+    with h5py.File(path, "r+") as file:
+        file["observations/images/top"].attrs["channel_order"] = "bgr"
+    np.testing.assert_array_equal(_read_top(path, "auto"), smooth_images()[..., ::-1])
+
+
+def test_own_recordings_are_rgb_and_foreign_files_of_their_format_may_not_be(
+    tmp_path: Path,
+) -> None:
+    own, foreign = tmp_path / "episode_0.hdf5", tmp_path / "episode_1.hdf5"
+    write_ours(own)
+    _store_images(foreign, smooth_images(), action_space="joint")
+    for path, order in ((own, "rgb"), (foreign, None)):
+        info = check_episode(path)
+        assert info.format == "imf_ray" and info.images["top"].channel_order == order
+
+
+def test_an_unknown_recorded_order_is_a_problem_of_its_camera(tmp_path: Path) -> None:
+    path = tmp_path / "episode_0.hdf5"
+    _store_images(path, smooth_images(), channel_order="hsv")
+    problem = check_episode(path).problems["observations/images/top"]
+    assert "channel_order" in problem and "hsv" in problem
+
+
+def test_a_camera_that_is_no_image_is_a_problem_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "episode_0.hdf5"
+    write_act(path)
+    with h5py.File(path, "r+") as file:
+        group = file["observations/images"]
+        group["touch"] = np.ones((LENGTH, 64), np.uint8)
+        group["depth"] = np.zeros((LENGTH, 8, 8), np.uint16)
+        for step in range(LENGTH):
+            group[f"frames/{step}"] = encode_jpeg(smooth_images()[step])
+    info = check_episode(path)
+    assert list(info.images) == ["top"]
+    assert {name.rpartition("/")[2] for name in info.problems} == {"touch", "depth", "frames"}
