@@ -11,7 +11,7 @@ import imf_ray
 from imf_ray.data.episodes import Episode, RecordingMetadata
 from imf_ray.schema import TaskConfig
 from imf_ray.sim.base import SimEnv
-from imf_ray.sim.factory import make_env, make_expert
+from imf_ray.sim.factory import check_images, make_env, make_expert
 
 
 class DemoRecorder:
@@ -30,6 +30,14 @@ class DemoRecorder:
         self._env = make_env(task.env_id, **kwargs)
         self._sim = cast(SimEnv, self._env.unwrapped)
         self._expert = make_expert(task.env_id, self._sim)
+
+    def check_images(self) -> None:
+        """Render once what is recorded.
+
+        Raises:
+            UserError: this machine cannot render.
+        """
+        check_images(self._task.env_id, self._env, cameras=True, overview=False)
 
     def close(self) -> None:
         """Close the env."""

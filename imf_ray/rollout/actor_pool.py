@@ -27,11 +27,13 @@ from imf_ray.rollout.episode_runner import (
     EpisodeRunner,
     make_metadata,
 )
-from imf_ray.rollout.policies import make_policy, policy_name
+from imf_ray.rollout.policies import describe_policy, make_policy
+from imf_ray.rollout.policy_fit import make_fitting_env
 from imf_ray.rollout.policy_spec import PolicySpec
 from imf_ray.rollout.records import EpisodeRecord, RolloutMetadata
-from imf_ray.rollout.rollout_config import THREADS, RolloutConfig, make_rollout_env
+from imf_ray.rollout.rollout_config import THREADS, RolloutConfig
 from imf_ray.schema import EvaluateConfig
+from imf_ray.sim.factory import check_images
 
 MAX_ATTEMPTS = 3
 """Maximum number of attempts of an episode whose actor dies, and of starting an actor."""
@@ -51,20 +53,30 @@ class RolloutSpec:
     envs_per_actor: int = EvaluateConfig.envs_per_actor
 
 
-def rollout_metadata(spec: RolloutSpec) -> RolloutMetadata:
-    """Return the metadata that all records of a rollout have in common.
+def rollout_metadata(
+    spec: RolloutSpec, renders_here: bool = False, overview: bool = False
+) -> RolloutMetadata:
+    """Check that a policy can act in its env; return the metadata that all records have in common.
 
     For this, one env is made and closed. The agent is not loaded.
 
+    Args:
+        renders_here: the actors run on this machine, so check that it can render.
+        overview: the rollout also renders overview images.
+
     Raises:
-        UserError: the policy does not exist.
-        ValueError: the env cannot be made.
+        UserError: the policy does not exist, the env cannot be made, the policy cannot act in it,
+            or this machine cannot render.
     """
-    name = policy_name(spec.policy, spec.config)
-    env = make_rollout_env(spec.config)
-    metadata = make_metadata(name, spec.config, env)
-    env.close()
-    return metadata
+    name, needs = describe_policy(spec.policy, spec.config)
+    env = make_fitting_env(spec.config, needs)
+    try:
+        if renders_here:
+            cameras = bool(spec.config.camera_names)
+            check_images(spec.config.task.env_id, env, cameras=cameras, overview=overview)
+        return make_metadata(name, spec.config, env)
+    finally:
+        env.close()
 
 
 @ray.remote
@@ -116,7 +128,7 @@ def run_episodes(
         artifacts: requested files, by seed; a seed that is not listed gets none.
 
     Raises:
-        UserError: the policy cannot be loaded.
+        UserError: the policy cannot be loaded, or no image can be rendered.
         RuntimeError: actors die repeatedly before they have started.
         ray.exceptions.RayTaskError: the policy or the task raised an error.
     """

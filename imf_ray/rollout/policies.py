@@ -224,7 +224,7 @@ class ReplayPolicy(OpenLoopPolicy):
         for file, info in check_dataset(files[0].parent, files, format).items():
             if isinstance(info, str):
                 raise UserError(info)
-            actions = read_actions(file, info.format, action_space)
+            actions = read_actions(info, action_space)
             digest.update(actions.tobytes())
             self._recordings.append(actions)
             if actions.shape[1] != self._recordings[0].shape[1]:

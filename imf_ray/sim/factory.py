@@ -5,7 +5,7 @@ Importing this module does not import MuJoCo.
 
 import pkgutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 from gymnasium.wrappers import TimeLimit
@@ -36,12 +36,12 @@ def make_env(
         UserError: the env cannot be made with these arguments, or has another control rate.
     """
     env: gymnasium.Env[dict[str, Any], Any]
-    needs = "An environment of another package needs task.adapter (docs/environments.md)."
+    advice = "An environment of another package needs task.adapter (docs/environments.md)."
     try:
         if adapter is not None:
             from imf_ray.sim.gym_adapter import make_adapted_env
 
-            needs = "Check task.adapter (docs/environments.md)."
+            advice = "Check task.adapter (docs/environments.md)."
             adapted = make_adapted_env(env_id, adapter, control_hz=control_hz, **kwargs)
             env = TimeLimit(adapted, max_episode_steps)
         else:
@@ -51,12 +51,16 @@ def make_env(
     except UserError:
         raise
     except Exception as error:  # the code of another package may raise anything
-        reason = str(error).strip().rstrip(".") or "no reason given"
-        if not isinstance(error, ValueError | gymnasium.error.Error):
+        reason = str(error).strip().rstrip(".?") or "no reason given"
+        if isinstance(error, ValueError):  # it names the option
+            advice = ""
+        elif not isinstance(error, gymnasium.error.Error):
             reason = f"{type(error).__name__}: {reason}"
-        raise UserError(f"task.env_id={env_id} cannot be made: {reason}. {needs}") from error
+        raise UserError(
+            f"task.env_id={env_id} cannot be made: {reason}. {advice}".rstrip()
+        ) from error
     if not isinstance(env.unwrapped, SimEnv):
-        raise UserError(f"task.env_id={env_id} has no cameras and stages. {needs}")
+        raise UserError(f"task.env_id={env_id} has no cameras and stages. {advice}")
     env_hz = env.unwrapped.control_hz
     if env_hz != control_hz:
         raise UserError(
@@ -64,6 +68,34 @@ def make_env(
             f"task.control_hz={env_hz}."
         )
     return env
+
+
+def check_images(
+    env_id: str, env: gymnasium.Env[dict[str, Any], Any], *, cameras: bool, overview: bool
+) -> None:
+    """Render once what will be rendered, so that missing libraries are noticed in this process.
+
+    Args:
+        cameras: the images of the cameras will be rendered.
+        overview: overview images will be rendered, for videos or trajectories.
+
+    Raises:
+        UserError: the env cannot be rendered.
+    """
+    if not (cameras or overview):
+        return
+    sim = cast(SimEnv, env.unwrapped)
+    try:
+        env.reset(seed=0)
+        if cameras:
+            sim.render_cameras()
+        else:  # a renderer of one image can be made if the other can
+            sim.render_overview()
+    except UserError:
+        raise
+    except Exception as error:  # the code of another package may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"task.env_id={env_id} cannot be rendered: {reason}") from error
 
 
 def make_expert(env_id: str, env: SimEnv) -> ScriptedExpert:

@@ -17,17 +17,19 @@ import numpy as np
 import ray
 import ray.train
 import torch
+from ray.exceptions import RayTaskError
 
 from imf_ray.agents.pretrained import POLICY_FILES, load_agent
 from imf_ray.allocation import RolloutResources
 from imf_ray.checkpoint_dir import VALIDATION_ERROR, checkpoint_step
 from imf_ray.data.episodes import EpisodeRef
 from imf_ray.data.windows import sample_windows, window_spec_from_config
+from imf_ray.errors import UserError
 from imf_ray.files import retry_io
 from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
 from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest
 from imf_ray.rollout.policy_spec import PolicyKind, PolicySpec
-from imf_ray.rollout.records import summarize
+from imf_ray.rollout.records import SUCCESS_RATE, summarize
 from imf_ray.rollout.rollout_config import agent_rollout_config
 from imf_ray.rollout.seed_evaluation import store_records
 from imf_ray.schema import Config
@@ -39,6 +41,29 @@ ACTION_ERROR_WINDOWS, ACTION_ERROR_BATCH = 256, 32
 ACTION_ERROR_TIMEOUT_S = 1800.0
 """Seconds to wait for the action error task, for which the cluster may lack resources."""
 log = logging.getLogger(__name__)
+
+
+def has_validation(config: Config) -> bool:
+    """Return True if a run validates checkpoints by rollouts."""
+    return config.train.rollout_val_freq_epochs > 0 or config.train.rollout_validate_on_checkpoint
+
+
+def check_any_succeeded(run_dir: RunDir, config: Config) -> None:
+    """Check that a run that has ended has a success rate, if it was to have one.
+
+    Raises:
+        UserError: every validation failed. The message contains the reason of the last one.
+    """
+    validations = run_dir.read_validations() if has_validation(config) else [{SUCCESS_RATE: 0.0}]
+    if any(SUCCESS_RATE in metrics for metrics in validations):
+        return
+    reasons = [metrics[VALIDATION_ERROR] for metrics in validations if VALIDATION_ERROR in metrics]
+    last = f" The last one: {reasons[-1]}" if reasons else ""
+    raise UserError(
+        f"Training has ended, but all {len(validations)} validations of {run_dir} failed, so it "
+        f"has no success rate. Its checkpoints are complete. Repeat the command to validate them "
+        f"again.{last}"
+    )
 
 
 def validate(
@@ -68,9 +93,15 @@ def validate(
         _run_rollouts(run_dir, step, config, rollout, metrics)
     except Exception as error:  # training continues; the reason is reported
         log.exception("Validation of %s failed", run_dir.checkpoint(step))
-        metrics[VALIDATION_ERROR] = f"{type(error).__name__}: {error}"
+        metrics[VALIDATION_ERROR] = _reason(error)
     run_dir.write_validation(step, metrics)
     return metrics
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error, without the traceback of another process."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
 
 
 def _run_rollouts(
@@ -83,6 +114,9 @@ def _run_rollouts(
     """Roll out a checkpoint, add the result to `metrics`, then store records and video.
 
     A result remains in `metrics` if its records cannot be stored.
+
+    Raises:
+        RuntimeError: every episode ended in an error, so there is no result.
     """
     checkpoint, first_seed = run_dir.checkpoint(step), config.train.rollout_seed
     rollout_config = agent_rollout_config(config, noise_seed=first_seed)
@@ -95,6 +129,9 @@ def _run_rollouts(
         records.append(episode.record)
         if VIDEO in episode.files:
             videos.append(episode.files[VIDEO])
+    errors = [record.error for record in records if record.error is not None]
+    if len(errors) == len(records):
+        raise RuntimeError(f"all {len(records)} episodes ended in an error, the last: {errors[-1]}")
     num_env_steps = sum(record.steps for record in records)
     metrics |= summarize(records).metrics()
     metrics["rollout/fps"] = num_env_steps / (time.perf_counter() - started_at)

@@ -1,0 +1,132 @@
+"""Checks that a policy can act in its environment, before Ray starts."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from dataclasses import dataclass
+from typing import Any, cast
+
+from imf_ray.errors import UserError
+from imf_ray.rollout.rollout_config import RolloutConfig, make_rollout_env
+from imf_ray.schema import Config, TaskConfig
+from imf_ray.sim.base import SimEnv
+from imf_ray.sim.factory import check_images
+
+CHOOSE_TASK = "Choose the environment that the policy is for with task=NAME (docs/environments.md)."
+
+
+@dataclass(frozen=True)
+class PolicyNeeds:
+    """Sizes and names that a policy needs its environment to have; the defaults need nothing."""
+
+    action_dim: int | None = None
+    action_source: str = "agent.action_dim"
+    """Where `action_dim` comes from: an option or the path of recorded actions."""
+    action_space: str | None = None
+    """Meaning of the actions: `joint` or `ee`."""
+    state_dim: int | None = None
+    objects: tuple[str, ...] = ()
+    """Objects whose true poses are inputs."""
+
+
+def agent_needs(trained: Config) -> PolicyNeeds:
+    """Return the needs of an agent that is trained with a configuration."""
+    return PolicyNeeds(
+        action_dim=trained.agent.action_dim,
+        action_space=trained.task.action_space,
+        state_dim=trained.agent.state_dim,
+        objects=tuple(trained.agent.privileged_pose_objects),
+    )
+
+
+def check_agent_fits(
+    config: Config, renders_here: bool, overview: bool, remedy: str = CHOOSE_TASK
+) -> None:
+    """Check that the agent of a configuration can act in the env of its task.
+
+    The result is remembered for the agents of a sweep, most of which have the same needs.
+
+    Args:
+        renders_here: rollouts run on this machine, so check that it can render.
+        overview: rollouts also render overview images.
+        remedy: the way out, for the error message.
+
+    Raises:
+        UserError: the env cannot be made, the agent cannot act in it, or this machine cannot
+            render.
+    """
+    cameras, needs = tuple(config.agent.camera_names), agent_needs(config)
+    _check_fits(pickle.dumps(config.task), cameras, needs, renders_here, overview, remedy)
+
+
+@functools.lru_cache
+def _check_fits(
+    pickled_task: bytes,
+    camera_names: tuple[str, ...],
+    needs: PolicyNeeds,
+    renders_here: bool,
+    overview: bool,
+    remedy: str,
+) -> None:
+    task: TaskConfig = pickle.loads(pickled_task)
+    config = RolloutConfig(task=task, camera_names=camera_names)
+    env = make_fitting_env(config, needs, remedy)
+    try:
+        if renders_here:
+            check_images(task.env_id, env, cameras=bool(camera_names), overview=overview)
+    finally:
+        env.close()
+
+
+def make_fitting_env(config: RolloutConfig, needs: PolicyNeeds, remedy: str = CHOOSE_TASK) -> Any:
+    """Make the env of a rollout and check that it has what the policy needs.
+
+    Args:
+        remedy: the way out, for the error message.
+
+    Raises:
+        UserError: the env cannot be made, or the policy cannot act in it.
+    """
+    env = make_rollout_env(config)
+    sim = cast(SimEnv, env.unwrapped)
+    problems = _size_problems(sim, needs)
+    if needs.action_space not in (None, config.task.action_space):
+        problems.append(
+            f"its actions are in the space {needs.action_space}, but task.action_space="
+            f"{config.task.action_space}"
+        )
+    if needs.objects:
+        objects = list(env.reset(seed=config.noise_seed)[1]["poses"])
+        missing = [name for name in needs.objects if name not in objects]
+        if missing:
+            problems.append(
+                f"agent.privileged_pose_objects={list(needs.objects)}, but the environment has no "
+                f"{', '.join(missing)}; its objects: {', '.join(objects) or 'none'}"
+            )
+    if problems:
+        env.close()
+        raise UserError(
+            f"The policy cannot act in task.env_id={config.task.env_id}: {'; '.join(problems)}. "
+            f"{remedy}"
+        )
+    return env
+
+
+def _size_problems(env: SimEnv, needs: PolicyNeeds) -> list[str]:
+    """Return a line for each vector whose size differs."""
+    problems = []
+    (action_dim,) = env.action_space.shape or ()
+    if needs.action_dim not in (None, action_dim):
+        problems.append(
+            f"{needs.action_source}={needs.action_dim}, but an action of the environment has "
+            f"{action_dim} numbers"
+        )
+    state = env.observation_space["qpos"]  # type: ignore[index]
+    (state_dim,) = state.shape
+    if needs.state_dim not in (None, state_dim):
+        problems.append(
+            f"agent.state_dim={needs.state_dim}, but a state (qpos) of the environment has "
+            f"{state_dim} numbers"
+        )
+    return problems
