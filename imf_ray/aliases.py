@@ -166,13 +166,10 @@ def rename_overrides(overrides: Iterable[str], notify: Notify | None = None) -> 
         new = rename_option(key)
         if new != key and new in keys:
             raise UserError(f"{new} is also given under its old name. Remove {key}.")
-        plain = value.strip().strip("'\"")  # as YAML reads it
-        current = rename_value(new, plain)
-        if current != plain:
-            value = current
-        renamed.append(f"{new}{separator}{value}")
+        current = rename_value(new, value)
+        renamed.append(f"{new}{separator}{current}")
         if notify is not None and renamed[-1] != item:
-            notify(*((item, renamed[-1]) if current != plain else (key, new)))
+            notify(*((item, renamed[-1]) if current != value else (key, new)))
     return renamed
 
 

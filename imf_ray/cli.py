@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from imf_ray.aliases import rename_overrides
+from imf_ray.aliases import OPTIONS, rename_overrides
 from imf_ray.cluster import cluster_address
 from imf_ray.command import Command, help_text
-from imf_ray.config import announce_rename, to_yaml
+from imf_ray.config import CONFIG, GROUPS, RECIPE, announce_rename, check_option, to_yaml
 from imf_ray.env_vars import prepare_environment
 from imf_ray.errors import UserError
 from imf_ray.interrupts import ForcedExit, stop_at_once
+from imf_ray.schema import all_options
+from imf_ray.storage import expand_variables
 from imf_ray.terminal import STDERR, STDOUT, open_missing_streams
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+PRINT_CONFIG, HELP_ALL, HELP = "--print-config", "--help-all", ("--help", "-h")
 
 
 def run_command(command: Command, argv: Sequence[str], program: str | None = None) -> int:
@@ -36,25 +39,21 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("imf_ray").setLevel(logging.INFO)
     program = program or f"python -m imf_ray.{command.name}"
-    flags = _parser(command.usage(program)).parse_args(argv)
-    if flags.help or flags.help_all:
-        print_text(help_text(command, program, every_option=flags.help_all))
+    if {HELP_ALL, *HELP} & set(argv):
+        print_text(help_text(command, program, every_option=HELP_ALL in argv))
         return 0
-    positional: list[str] = []
-    if command.positional:
-        positional = [item for item in flags.arguments if "=" not in item or Path(item).exists()]
-    overrides = [item for item in flags.arguments if item not in positional]
     try:
+        positional, overrides = split_arguments(argv, takes_paths=command.positional is not None)
         overrides = rename_overrides(overrides, announce_rename)
         config = command.resolve(overrides)
-        if flags.print_config:
+        if PRINT_CONFIG in argv:
             print_text(to_yaml(config), end="")
             return 0
         prepare_environment(own_cluster=cluster_address(config) is None)
         with stop_at_once():
             command.run(config, overrides, *([positional] if command.positional else []))
     except UserError as error:
-        if "debug=true" in (override.lower() for override in overrides):
+        if "debug=true" in (argument.lower() for argument in argv):
             raise
         print(f"Error: {error}", file=STDERR)
         return EXIT_USER_ERROR
@@ -88,11 +87,56 @@ def resume_command(module: str, overrides: Sequence[str], **options: str) -> str
     return shlex.join(["python", "-m", module, *others, *replacements])
 
 
-def _parser(usage: str) -> argparse.ArgumentParser:
-    """Make the parser of the flags; all other arguments are collected in `arguments`."""
-    parser = argparse.ArgumentParser(usage=usage, add_help=False)
-    parser.add_argument("arguments", nargs="*")
-    parser.add_argument("--print-config", action="store_true")
-    parser.add_argument("--help", "-h", action="store_true")
-    parser.add_argument("--help-all", action="store_true")
-    return parser
+def split_arguments(argv: Sequence[str], takes_paths: bool) -> tuple[list[str], list[str]]:
+    """Split a command line into positional arguments and `key=value` options, without flags.
+
+    A path may contain `=`: an argument is an option only if what precedes `=` looks like a name and
+    the path does not exist, or if it is the name of an option.
+
+    Args:
+        takes_paths: the command has positional arguments.
+
+    Raises:
+        UserError: an argument is not text, is an unknown flag, or is neither an option nor a path.
+    """
+    positional, overrides = [], []
+    for item in argv:
+        if not _is_unicode(item):
+            raise UserError(f"The argument {item!r} is not text in UTF-8.")
+        if item == PRINT_CONFIG:
+            continue
+        if item.startswith("-"):
+            raise UserError(
+                f"{item} is not a flag. Flags are {PRINT_CONFIG}, {HELP_ALL} and {HELP[0]}. "
+                f"Options are written key=value, without dashes. Write ./{item} for a path."
+            )
+        if takes_paths and not _is_option(item):
+            positional.append(expand_variables(item, item))
+        else:
+            overrides.append(item)
+    return positional, overrides
+
+
+def _is_unicode(text: str) -> bool:
+    """Return False if the text has bytes that are not UTF-8, which Python keeps as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _is_option(item: str) -> bool:
+    """Return True if an argument of a command that takes paths is an option.
+
+    Raises:
+        UserError: it is neither an option nor a path.
+    """
+    key, separator, _ = item.partition("=")
+    if not separator:
+        return False
+    if key in {*all_options(), *OPTIONS, *GROUPS, RECIPE, CONFIG}:
+        return True
+    if not re.fullmatch(r"[\w.]+", key) or Path(item).exists():
+        return False
+    try:
+        check_option(key, item)
+    except UserError as error:
+        raise UserError(f"{error} If it is a path, write ./{item}") from error
+    return True

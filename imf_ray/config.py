@@ -17,6 +17,7 @@ import dataclasses
 import difflib
 import re
 import sys
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 from imf_ray.aliases import Notify, rename_options, rename_overrides
 from imf_ray.errors import UserError, error_source
 from imf_ray.schema import Config, all_options, section_names
+from imf_ray.schema.options import folder_name_problem
 from imf_ray.schema.values import build, convert, parse_text
 from imf_ray.storage import expand_variables, parse_path
 from imf_ray.yaml_text import Scalar, dump_value, dump_yaml, plain, read_yaml
@@ -149,6 +151,20 @@ def typed_options(
         UserError: an option is unknown, is given twice, or has a value of another type.
     """
     return _flatten(rename_options(tree, notify), choices)
+
+
+def new_run_name(key: str, name: str) -> str:
+    """Return the name of a run without `run_name`: another name, and the time.
+
+    Args:
+        key: the option that sets `name`, for the error message.
+
+    Raises:
+        UserError: `name` cannot be the name of a folder.
+    """
+    if problem := folder_name_problem(name):
+        raise UserError(f"{key}={name!r} cannot name the run: {problem}. Set run_name=NAME.")
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def find_yaml(option: str, choice: str, shipped_dir: Path) -> Path:

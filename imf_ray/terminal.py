@@ -94,7 +94,10 @@ class StandardStream(io.TextIOBase):
 
 STDOUT = cast(TextIO, StandardStream("stdout"))
 STDERR = cast(TextIO, StandardStream("stderr"))
-console = Console(file=STDOUT, markup=False, width=None if STDOUT.isatty() else NON_TTY_WIDTH)
+# Text is printed as it is: no markup and no emoji, so that names and commands can be copied.
+console = Console(
+    file=STDOUT, markup=False, emoji=False, width=None if STDOUT.isatty() else NON_TTY_WIDTH
+)
 
 
 def open_missing_streams() -> None:

@@ -94,25 +94,26 @@ def parse_file(content: bytes, source: str) -> dict[str, Any]:
     return tree
 
 
-def read_yaml(path: Path, source: str) -> dict[str, Any]:
+def read_yaml(path: Path, option: str | None = None) -> dict[str, Any]:
     """Read a YAML file whose top level is a dictionary; see `parse_file`.
 
     Args:
-        source: the option that names the file, with which error messages begin.
+        option: the `key=value` that names the file, if any, for error messages.
 
     Raises:
         UserError: the file is missing, cannot be read, or is invalid.
     """
+    source = f"{option}: " if option else ""
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"{source}: there is no file {path}.") from error
+        raise UserError(f"{source}there is no file {path}.") from error
     except IsADirectoryError as error:
-        raise UserError(f"{source}: {path} is a folder, not a YAML file.") from error
+        raise UserError(f"{source}{path} is a folder, not a YAML file.") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{source}: {path} cannot be read: {reason}.") from error
-    return parse_file(content, f"{source}: {path}")
+        raise UserError(f"{source}{path} cannot be read: {reason}.") from error
+    return parse_file(content, f"{source}{path}")
 
 
 def plain(tree: Any) -> Any:

@@ -58,7 +58,8 @@ def _convert(label: str, key: str, kind: Any, tree: Any) -> Any:
     kind = _without_none(kind)
     if get_origin(kind) is list:
         if not isinstance(tree, list):
-            example = dump_value(tree) if tree is not None else ""
+            is_item = plain(tree) is not None and not isinstance(tree, Mapping)
+            example = dump_value(tree) if is_item else "VALUE, ..."
             raise UserError(f"{label} is not a list. Write {key}=[{example}].")
         (item_kind,) = get_args(kind)
         return [_convert(label, key, item_kind, item) for item in tree]
