@@ -20,6 +20,7 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
     and the options of agent, data and task. It can be evaluated and shared. Training cannot resume
     from it, because the optimizer's state is left out.
     """
+    from imf_ray.rollout.policy_spec import PolicyKind, PolicySpec
     from imf_ray.training.checkpoint import export_policy
 
     if config.checkpoint is None or len(arguments) != 1:
@@ -27,11 +28,15 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
             "A checkpoint and a new folder are needed. Usage: imf-ray export "
             "checkpoint=RUN/checkpoint_00001000 DIR"
         )
-    checkpoint = local_dir(config.checkpoint)
+    policy = PolicySpec.parse(config.checkpoint).resolve()
+    if policy.kind != PolicyKind.CHECKPOINT:
+        raise UserError(f"checkpoint={config.checkpoint} cannot be exported: it has no weights.")
+    policy.check_path(config.storage_path)
+    checkpoint = policy.local_path
     download(checkpoint)
-    policy = export_policy(checkpoint, local_dir(arguments[0]))
-    size = sum(path.stat().st_size for path in policy.path.iterdir())
-    console.print(f"Exported to {display_path(policy.path)} ({size / 1e6:.1f} MB)", soft_wrap=True)
+    exported = export_policy(checkpoint, local_dir(arguments[0])).path
+    size = sum(path.stat().st_size for path in exported.iterdir())
+    console.print(f"Exported to {display_path(exported)} ({size / 1e6:.1f} MB)", soft_wrap=True)
 
 
 COMMAND = Command(

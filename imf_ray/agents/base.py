@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from imf_ray.agents.action_queue import ActionQueue
-from imf_ray.agents.checks import check_choice, check_horizons, flatten_noise_samples
+from imf_ray.agents.checks import (
+    check_batch,
+    check_choice,
+    check_horizons,
+    check_observation,
+    check_windows,
+    flatten_noise_samples,
+)
 from imf_ray.agents.pose_head import PoseHead
 from imf_ray.models.imf_transformer import IMFTransformer1D
 from imf_ray.models.normalization import (
@@ -95,6 +102,10 @@ class VLAAgent(nn.Module, ABC):
         stats: {"qpos": ..., "action": ..., "object_poses": {name: ...}}, each in the form of
             `Normalizer`'s `stats`. None if a state dict is loaded later.
 
+    Attributes:
+        image_size: height and width of images that `predict_action` and `select_action` accept,
+            set by `load_agent`; None accepts any size.
+
     Raises:
         ValueError: an impossible combination of options.
     """
@@ -156,6 +167,7 @@ class VLAAgent(nn.Module, ABC):
         self.noise_samples_per_obs = noise_samples_per_obs
         self.conditioning = conditioning
         self.bf16_encoders = False  # set by training, not saved
+        self.image_size: int | None = None
 
         num_privileged = len(self.privileged_pose_objects)
         full_state_dim = state_dim + num_privileged * POSE_DIM
@@ -210,6 +222,11 @@ class VLAAgent(nn.Module, ABC):
         self._queue = ActionQueue(obs_horizon, num_action_steps, time_axis=1)
 
     @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.qpos_normalizer.mean.device
+
+    @property
     def condition_tokens_per_step(self) -> int:
         """Condition tokens per observation step: 1, or one per camera."""
         return 1 if self.conditioning == "single_token" else len(self.camera_names)
@@ -256,7 +273,12 @@ class VLAAgent(nn.Module, ABC):
         return loss + self.aux_pose_loss_weight * self.pose_head(cond, poses, is_pad, valid_count)
 
     def compute_loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Compute the scalar training loss of a batch; see `forward`."""
+        """Check a batch and compute its scalar training loss; see `forward`.
+
+        Raises:
+            ValueError: an input is missing, or has a wrong shape, type or device.
+        """
+        check_batch(self, batch, self.device)
         return self(batch)
 
     @torch.no_grad()
@@ -276,7 +298,11 @@ class VLAAgent(nn.Module, ABC):
             noise: standard normal (B, pred_horizon, action_dim), the start of the integration. None
                 draws it.
             generator: random generator for drawn noise, on any device.
+
+        Raises:
+            ValueError: an input is missing, or has a wrong shape, type or device.
         """
+        check_windows(self, obs, self.device)
         cond = self._build_cond(obs).to(self.action_normalizer.mean.dtype)
         if noise is None:
             shape = (cond.shape[0], self.pred_horizon, self.action_dim)
@@ -300,6 +326,10 @@ class VLAAgent(nn.Module, ABC):
                 "object_poses" {name: (B, 7)} of privileged objects. Images are optional when
                 `needs_images` is False.
             noise, generator: as in `predict_action`, used when a chunk is predicted.
+
+        Raises:
+            ValueError: an input is missing, or has a wrong shape or type. The observation is then
+                not added to the history.
         """
         self._populate_queues(obs)
         if self._queue.needs_prediction:
@@ -405,18 +435,14 @@ class VLAAgent(nn.Module, ABC):
 
     def _populate_queues(self, obs: Mapping[str, Any]) -> None:
         """Append the observation of a control step, without unused cameras and objects."""
-        images = obs.get("images")
-        if self.vision_encoder is None:
-            images = {}
-        elif images:
-            images = self.vision_encoder.select(images)
-        given = obs.get("object_poses", {})
-        poses = {name: given[name] for name in self.privileged_pose_objects if name in given}
+        check_observation(self, obs, {"B": None}, images=self.needs_images)
+        images = {name: obs["images"][name] for name in self.camera_names if self.needs_images}
+        poses = {name: obs["object_poses"][name] for name in self.privileged_pose_objects}
         self._queue.add_observation({"qpos": obs["qpos"], "images": images, "object_poses": poses})
 
     def _prepare_observation_batch(self, obs: Mapping[str, Any]) -> dict[str, Any]:
         """Move a window of observations to the agent's device."""
-        device = self.qpos_normalizer.mean.device
+        device = self.device
         batch: dict[str, Any] = {"qpos": obs["qpos"].to(device)}
         for group in ("images", "object_poses"):
             batch[group] = {name: array.to(device) for name, array in obs[group].items()}

@@ -1,8 +1,144 @@
-"""Checks of agent options and of a batch's noise samples."""
+"""Checks of agent options, of observations and of a batch's noise samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+
+from imf_ray.models.normalization import POSE_DIM
+
+Lead = Mapping[str, int | None]
+"""Names of an input's leading axes and their lengths; None accepts any length."""
+
+
+class PolicyInputs(Protocol):
+    """The attributes of an agent that determine its inputs."""
+
+    state_dim: int
+    action_dim: int
+    obs_horizon: int
+    pred_horizon: int
+    privileged_pose_objects: tuple[str, ...]
+    camera_names: tuple[str, ...]
+    image_size: int | None
+
+
+def check_batch(agent: PolicyInputs, batch: Mapping[str, Any], device: torch.device) -> None:
+    """Check that a training batch fits an agent, see `check_windows`."""
+    check_windows(agent, batch, device)
+    lead = {"B": len(batch["qpos"]), "pred_horizon": agent.pred_horizon}
+    _check_vector("action", _array("action", batch, "action", device), lead, agent.action_dim)
+    is_pad = _array("action_is_pad", batch, "action_is_pad", device)
+    _check_shape("action_is_pad", is_pad, lead, [])
+
+
+def check_windows(agent: PolicyInputs, obs: Mapping[str, Any], device: torch.device) -> None:
+    """Check that a batch of observation windows fits an agent on a device.
+
+    Only shapes, types and devices are read, no values.
+
+    Raises:
+        ValueError: an input is missing, or has a wrong shape, type or device.
+    """
+    lead = {"B": None, "obs_horizon": agent.obs_horizon}
+    check_observation(agent, obs, lead, device=device)
+
+
+def check_observation(
+    agent: PolicyInputs,
+    obs: Mapping[str, Any],
+    lead: Lead,
+    images: bool = True,
+    device: torch.device | None = None,
+) -> None:
+    """Check that an observation fits an agent, see `check_windows`.
+
+    Args:
+        lead: the leading axes of all inputs, first the batch axis "B".
+        images: check the images as well.
+        device: device of the inputs, which must be tensors; None accepts arrays and any device.
+    """
+    qpos = _array("qpos", obs, "qpos", device)
+    _check_vector("qpos", qpos, lead, agent.state_dim)
+    lead = {**lead, "B": len(qpos)}
+    for key in agent.privileged_pose_objects:
+        name = f"object_poses[{key!r}]"
+        _check_vector(name, _array(name, obs.get("object_poses"), key, device), lead, POSE_DIM)
+    for camera in agent.camera_names if images else ():
+        name = f"image of camera {camera}"
+        image = _array(name, obs.get("images"), camera, device)
+        shape, size = tuple(image.shape), agent.image_size
+        fault = image_fault(shape, str(image.dtype), list(lead))
+        if fault is not None:
+            raise ValueError(f"{name}: {fault}")
+        _check_shape(name, image, lead, ["H", "W", "3"])
+        if size is not None and shape[-3:-1] != (size, size):
+            raise ValueError(
+                f"{name} has {shape[-3]} x {shape[-2]} pixels, but the policy was trained on "
+                f"{size} x {size}; resize it with imf_ray.images.center_crop_resize, or use "
+                "imf_ray.load_policy, which does so"
+            )
+
+
+def image_fault(shape: tuple[int, ...], dtype: str, lead: Sequence[str] = ()) -> str | None:
+    """Return why an image is refused, or None if it is (*lead, H, W, 3) uint8.
+
+    A height of 3 is taken for color channels in front, unless the width is 3 as well.
+    """
+    dtype = dtype.removeprefix("torch.")
+    if len(shape) != len(lead) + 3:
+        has_colors = bool(shape) and shape[-1] in (3, 4)
+        hint = "the number of axes differs" if has_colors else "is a color axis missing?"
+    elif shape[-3] == 3 and shape[-2] != 3:
+        hint = "the color axis comes first; move it to the end with np.moveaxis(image, -3, -1)"
+    elif shape[-1] == 4:
+        hint = "there is an alpha channel; remove it with image[..., :3]"
+    elif shape[-1] == 1:
+        hint = "there is one gray channel; repeat it with np.repeat(image, 3, axis=-1)"
+    elif shape[-1] != 3 or 0 in shape:
+        hint = "the last axis must be red, green and blue"
+    elif dtype != "uint8":
+        return (
+            f"the type is {dtype}, but the policy takes uint8 from 0 to 255; convert floats from "
+            "0 to 1 with (image * 255).round(), and 16 bits with image // 257"
+        )
+    else:
+        return None
+    axes = ", ".join([*lead, "H", "W", "3"])
+    return f"the shape is {shape}, but the policy takes ({axes}): {hint}"
+
+
+def _array(name: str, group: Any, key: str, device: torch.device | None) -> Any:
+    """Return group[key], an array, or a tensor if `device` is given."""
+    if not isinstance(group or {}, Mapping):
+        raise ValueError(f"{name} must be given by name, in a mapping, not {type(group).__name__}")
+    if key not in (group or {}):
+        raise ValueError(f"{name} is missing (given: {', '.join(map(str, group or ())) or 'none'})")
+    value = group[key]
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise ValueError(f"{name}: {type(value).__name__} given, but an array or tensor is needed")
+    if device is not None and not isinstance(value, Tensor):
+        raise ValueError(f"{name}: {type(value).__name__} given, but a tensor is needed")
+    if device is not None and value.device != device:
+        raise ValueError(f"{name}: on {value.device}, but the policy is on {device}; use .to()")
+    return value
+
+
+def _check_vector(name: str, value: Any, lead: Lead, width: int) -> None:
+    """Check that an array is (*lead, width)."""
+    if len(value.shape) == len(lead) + 1 and value.shape[-1] != width:
+        raise ValueError(f"{name} has {value.shape[-1]} numbers, but the policy takes {width}")
+    _check_shape(name, value, lead, [str(width)])
+
+
+def _check_shape(name: str, value: Any, lead: Lead, rest: Sequence[str]) -> None:
+    """Check the number of axes of an array, and the lengths of its leading axes."""
+    shape = tuple(value.shape)
+    fits = all(n in (None, given) for n, given in zip(lead.values(), shape, strict=False))
+    if len(shape) != len(lead) + len(rest) or not fits:
+        axes = [axis if n is None else str(n) for axis, n in lead.items()]
+        raise ValueError(f"{name} has shape {shape}, but must have ({', '.join([*axes, *rest])})")
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:

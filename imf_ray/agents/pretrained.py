@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -28,27 +27,37 @@ from imf_ray.agents.registry import OBJECTIVES
 from imf_ray.aliases import STATE_DICT_PREFIXES
 from imf_ray.checkpoint_dir import CONFIG_FILE, EMA_WEIGHTS_FILE, WEIGHTS_FILE
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
-from imf_ray.errors import UserError
+from imf_ray.errors import UserError, error_source
+from imf_ray.folders import checkpoint_error
+from imf_ray.models.backbone_weights import read_backbone_weights
 from imf_ray.models.imf_transformer import IMFTransformer1D
 from imf_ray.models.transformer1d import Transformer1D
 from imf_ray.schema import AgentConfig, Config, HeadConfig
+from imf_ray.yaml_text import dump_yaml, read_yaml
 
 POLICY_FILES = ("*.safetensors", "*.yaml")
 """Patterns of the files of a checkpoint that are needed to run its policy."""
 POLICY_SECTIONS = ("agent", "data", "task")
 """Sections of a configuration that describe a policy. The others describe its training run."""
+TRAIN_SECTION = "train"
+"""Section of a checkpoint's configuration that `save_inference_policy` leaves out."""
 UNTRAINED_SEED = 0
 """Seed of the weights of `make_untrained_agent`."""
 Stats = Mapping[str, Mapping[str, Any]]
 
 
-def make_agent(config: AgentConfig, action_space: str, stats: Stats | None = None) -> VLAAgent:
+def make_agent(
+    config: AgentConfig,
+    action_space: str,
+    stats: Stats | None = None,
+    backbone: Mapping[str, torch.Tensor] | None = None,
+) -> VLAAgent:
     """Build an agent.
 
     Args:
-        stats: normalization statistics of a new agent, see `VLAAgent`. A new agent also loads its
-            pretrained backbone weights, if any. None builds an agent whose weights are loaded
-            later.
+        stats: normalization statistics of a new agent, see `VLAAgent`. None builds an agent whose
+            weights are loaded later.
+        backbone: pretrained weights of a new agent, see `initial_backbone`.
 
     Raises:
         UserError: an impossible combination of options.
@@ -84,9 +93,24 @@ def make_agent(config: AgentConfig, action_space: str, stats: Stats | None = Non
         )
     except ValueError as error:
         raise UserError(f"agent={config.name} cannot be built: {error}") from error
-    if stats is not None and agent.vision_encoder is not None:
-        agent.vision_encoder.load_pretrained()
+    if backbone is not None and agent.vision_encoder is not None:
+        agent.vision_encoder.load_backbone(backbone)
     return agent
+
+
+def initial_backbone(config: AgentConfig) -> dict[str, torch.Tensor] | None:
+    """Return the pretrained weights with which a new agent's image encoders start, or None.
+
+    Raises:
+        UserError: they are not in PyTorch's cache folder and cannot be downloaded.
+    """
+    name = config.vision_backbone.pretrained_backbone_weights
+    if name is None or not config.camera_names:
+        return None
+    try:
+        return read_backbone_weights(name)
+    except OSError as error:
+        raise UserError(f"agent.vision_backbone.{error}") from error
 
 
 def check_agent_options(config: AgentConfig, action_space: str) -> None:
@@ -131,7 +155,7 @@ def save_inference_policy(folder: Path, checkpoint: Path) -> None:
     del settings["data"]["dataset_dir"]
     shutil.copyfile(weights_path(checkpoint, ema=True), folder / WEIGHTS_FILE)
     policy = {section: settings[section] for section in POLICY_SECTIONS}
-    (folder / CONFIG_FILE).write_text(OmegaConf.to_yaml(OmegaConf.create(policy)))
+    (folder / CONFIG_FILE).write_text(dump_yaml(policy))
 
 
 def load_policy_config(folder: Path) -> Config:
@@ -142,34 +166,73 @@ def load_policy_config(folder: Path) -> Config:
     Raises:
         UserError: the folder is not a checkpoint.
     """
+    stored = _read_config_file(folder)
+    with error_source(str(folder / CONFIG_FILE)):
+        return config_from_dict({key: stored[key] for key in POLICY_SECTIONS})
+
+
+def _read_config_file(folder: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint's configuration file.
+
+    Raises:
+        UserError: the folder is not a checkpoint, or the file is damaged.
+    """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}.")
-    stored = OmegaConf.to_container(OmegaConf.load(path))
-    if not isinstance(stored, dict) or any(key not in stored for key in POLICY_SECTIONS):
+        raise checkpoint_error(folder)
+    stored = read_yaml(path)
+    missing = [key for key in POLICY_SECTIONS if key not in stored]
+    if missing:
         raise UserError(
-            f"{folder} is not a checkpoint: {CONFIG_FILE} lacks one of the sections "
-            f"{', '.join(POLICY_SECTIONS)}."
+            f"{folder} is not a checkpoint: its {CONFIG_FILE} lacks {', '.join(missing)}."
         )
-    return config_from_dict({key: stored[key] for key in POLICY_SECTIONS})
+    return stored
 
 
-def load_agent(folder: Path, ema: bool = True, device: str = "cpu") -> tuple[VLAAgent, Config]:
+def load_agent(
+    folder: str | Path, ema: bool = True, device: str | torch.device = "cpu"
+) -> tuple[VLAAgent, Config]:
     """Load the agent of a checkpoint, in evaluation mode, and its configuration.
 
+    The agent refuses images of another size than in training; see `VLAAgent.image_size`.
+
     Args:
+        folder: local path. `~` is the home folder.
         ema: load the EMA weights if the checkpoint has them.
 
     Raises:
-        UserError: the folder is not a checkpoint, or its weights do not fit its configuration.
+        UserError: the folder is not a checkpoint, its weights do not fit its configuration, or
+            the device does not exist.
     """
+    folder = Path(folder).expanduser()
+    _check_device(device)
     config = load_policy_config(folder)
+    weights = weights_path(folder, ema)
+    if not weights.is_file():
+        raise checkpoint_error(folder)
     agent = make_agent(config.agent, config.task.action_space)
+    agent.image_size = config.task.image_size
     try:
-        agent.load_state_dict(load_weights(weights_path(folder, ema)))
+        agent.load_state_dict(load_weights(weights))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"The weights of {folder} cannot be loaded: {error}") from error
     return agent.to(device).eval(), config
+
+
+def _check_device(device: str | torch.device) -> None:
+    """Check that tensors can be allocated on a device.
+
+    Raises:
+        UserError: torch does not know the device, or the machine does not have it.
+    """
+    try:
+        torch.zeros(1, device=device).sum()
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"device={str(device)!r} cannot be used: {reason}. Use device='cpu', or a device that "
+            f"torch finds here ({torch.cuda.device_count()} CUDA devices)."
+        ) from error
 
 
 def make_untrained_agent(folder: Path, device: str = "cpu") -> tuple[VLAAgent, Config]:
@@ -180,7 +243,7 @@ def make_untrained_agent(folder: Path, device: str = "cpu") -> tuple[VLAAgent, C
     Raises:
         UserError: as `load_agent`.
     """
-    trained, config = load_agent(folder, ema=False)
+    trained, config = load_agent(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(UNTRAINED_SEED)
         agent = make_agent(config.agent, config.task.action_space)
@@ -190,7 +253,18 @@ def make_untrained_agent(folder: Path, device: str = "cpu") -> tuple[VLAAgent, C
 
 
 def weights_path(folder: Path, ema: bool) -> Path:
-    """Return the path of the EMA weights if `ema` is set and they exist, else of the others."""
+    """Return the path of the EMA weights if `ema` is set and they exist, else of the others.
+
+    Raises:
+        UserError: `ema` is false, but the folder is an exported policy, which has only one set of
+            weights.
+    """
+    if not ema and TRAIN_SECTION not in _read_config_file(folder):
+        raise UserError(
+            f"{folder} is an exported policy. It has only the weights used in evaluation, which "
+            "are the EMA weights if training computed them. Use ema=True "
+            "(evaluate.use_ema_weights=true), or a checkpoint of the training run."
+        )
     ema_weights = folder / EMA_WEIGHTS_FILE
     return ema_weights if ema and ema_weights.is_file() else folder / WEIGHTS_FILE
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from imf_ray.bundled import policy_path
+from imf_ray.bundled import policy_dir
 from imf_ray.errors import UserError
+from imf_ray.folders import require_checkpoint, require_episodes
 from imf_ray.storage import is_remote, local_dir, to_local
 
 
@@ -61,6 +62,21 @@ class PolicySpec:
         """The path on this machine. For a URL it is the local copy, which may not exist yet."""
         return to_local(local_dir(self.path))
 
+    def check_path(self, storage: str) -> None:
+        """Check that the path is a checkpoint or, for a replay, may contain episodes.
+
+        Args:
+            storage: folder of runs, in which a run that is given by its name alone is looked for.
+
+        Raises:
+            UserError: it is not. The message says what it is, and names what can be used.
+        """
+        if self.is_agent:
+            prefix = "" if self.kind == PolicyKind.CHECKPOINT else f"{self.kind}:"
+            require_checkpoint(self.local_path, storage, prefix)
+        elif self.kind == PolicyKind.REPLAY:
+            require_episodes(self.local_path, f"{self.kind}:")
+
     def resolve(self) -> PolicySpec:
         """Return the same policy with an absolute local path.
 
@@ -74,8 +90,8 @@ class PolicySpec:
             return self
         if self.kind == PolicyKind.REPLAY and is_remote(self.path):
             raise UserError(f"{self} is a URL, but a replay needs episodes in a local folder.")
-        path = policy_path(self.path) if self.is_agent and not is_remote(self.path) else self.path
-        return replace(self, path=str(local_dir(str(path))))
+        folder = policy_dir(self.path) if self.is_agent else local_dir(self.path)
+        return replace(self, path=str(folder))
 
 
 EXPERT = PolicySpec(PolicyKind.EXPERT)

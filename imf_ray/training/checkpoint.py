@@ -37,6 +37,7 @@ from imf_ray.checkpoint_dir import (
 )
 from imf_ray.errors import StorageError, UserError
 from imf_ray.files import atomic_rename, fsync_path, retrying, write_atomically
+from imf_ray.folders import verify_checkpoint
 from imf_ray.schema import Config
 from imf_ray.storage import delete, upload
 
@@ -80,7 +81,7 @@ def export_policy(checkpoint: Path, folder: Path) -> SavedCheckpoint:
         UserError: `checkpoint` is not valid, or `folder` exists.
         StorageError: `folder` cannot be written.
     """
-    saved = read_checkpoint(checkpoint)
+    saved = verify_checkpoint(checkpoint)
     if folder.exists():
         raise UserError(f"{folder} exists. Remove it, or choose another folder.")
     metrics = {"step": saved.step}

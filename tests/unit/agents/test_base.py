@@ -175,7 +175,7 @@ def test_missing_camera_is_named(make_agent: Make, batch: Batch) -> None:
     del batch["images"]["top"]
     with pytest.raises(ValueError, match="camera top are missing"):
         agent(batch)
-    with pytest.raises(ValueError, match="camera top are missing"):
+    with pytest.raises(ValueError, match="camera top is missing"):
         agent.select_action(observation_at(batch))
 
 

@@ -297,6 +297,7 @@ OVERRIDES = [
     "agent.vision_backbone.stage_widths=[8,8,8,8]",
     "agent.vision_backbone.blocks_per_stage=[1,1,1,1]",
     "data.camera_names=[top]",
+    "task.image_size=40",
 ]
 
 
