@@ -122,7 +122,8 @@ def check_channel_order(
         log.warning(
             "The channel order of the encoded images in %s is not recorded: %s. They are taken "
             "for %s, as act-plus-plus stores them, so red and blue are swapped after decoding. "
-            "Look at the result with `imf-ray dataset inspect %s`. Then set data.channel_order=%s "
-            "if its colors are right, or data.channel_order=%s if red and blue are exchanged.",
-            *(folder, ", ".join(sorted(assumed)), BGR, folder, BGR, RGB),
+            "The contact sheet of `imf-ray dataset inspect` shows the result. Set "
+            "data.channel_order=%s if its colors are right, or data.channel_order=%s if red and "
+            "blue are exchanged.",
+            *(folder, ", ".join(sorted(assumed)), BGR, BGR, RGB),
         )

@@ -64,8 +64,8 @@ def episode_table(episodes: Sequence[EpisodeMetadata], channel_order: str) -> Ta
             str(episode.length),
             str(episode.attributes.get("success", "-")),
             str(episode.attributes.get("seed", "-")),
-            "; ".join(cameras) or "-",
-            ", ".join(widths),
+            "\n".join(cameras) or "-",
+            "\n".join(widths),
             ", ".join(dict.fromkeys([*episode.unused_datasets, *episode.problems])) or "-",
         )
     return table

@@ -43,9 +43,9 @@ def write_act(path: Path, dtype: type = np.float32, qvel: bool = True, dim: int 
         )
 
 
-def write_act_plus_plus(path: Path) -> None:
+def write_act_plus_plus(path: Path, dim: int = 14) -> None:
     """Write a file in act-plus-plus' format, with padded JPEGs."""
-    write_act(path)
+    write_act(path, dim=dim)
     # OpenCV reads the array as BGR: the red of the JPEG is the array's last channel.
     jpegs = [encode_jpeg(image[..., ::-1]) for image in smooth_images()]
     max_length = max(map(len, jpegs))

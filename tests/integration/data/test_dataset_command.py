@@ -5,9 +5,10 @@ from pathlib import Path
 import h5py
 from PIL import Image
 
+from imf_ray.data.channel_order import AUTO
 from imf_ray.data.episode_check import check_episode
 from imf_ray.data.episodes import episode_path
-from imf_ray.data.visualize import CAPTION_HEIGHT, IMAGES_PER_CAMERA, TILE_SIZE, episode_table
+from imf_ray.data.visualize import IMAGES_PER_CAMERA, LINE_HEIGHT, TILE_SIZE, episode_table
 from imf_ray.video import decode_video
 from tests.helpers.commands import run_command
 from tests.helpers.configs import DEMONSTRATIONS
@@ -30,7 +31,7 @@ def test_inspect_shows_the_valid_files(own_demonstrations: Path, tmp_path: Path)
     path.write_bytes(path.read_bytes()[:5000])
     done = run_command("dataset", "inspect", str(own_demonstrations), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Skipped: Bad episode" in done.stdout
+    assert "Skipped episode_1.hdf5" in done.stdout
     vectors = ("observations/qpos", "observations/qvel", "action", "action_ee")
     for text in ("400", "True", "top 48x48", *(f"{name}[15]" for name in vectors)):
         assert text in done.stdout
@@ -41,7 +42,7 @@ def test_inspect_shows_the_valid_files(own_demonstrations: Path, tmp_path: Path)
         rows = DEMONSTRATIONS - 1
         assert sheet.size == (
             3 * IMAGES_PER_CAMERA * TILE_SIZE,
-            rows * (TILE_SIZE + CAPTION_HEIGHT),
+            (1 + 3) * LINE_HEIGHT + rows * (TILE_SIZE + 2 * LINE_HEIGHT),
         )
     video = decode_video((output / "episode_0.mp4").read_bytes())
     assert video.shape == (400, TILE_SIZE, 3 * TILE_SIZE, 3)
@@ -49,7 +50,7 @@ def test_inspect_shows_the_valid_files(own_demonstrations: Path, tmp_path: Path)
 
 def test_the_episode_table_has_one_row_per_episode(demonstrations: Path) -> None:
     episodes = [check_episode(episode_path(demonstrations, n)) for n in range(DEMONSTRATIONS)]
-    table = episode_table(episodes)
+    table = episode_table(episodes, AUTO)
     columns = {str(column.header): list(column.cells) for column in table.columns}
     assert columns["seed"] == [str(episode.attributes["seed"]) for episode in episodes]
     assert len(set(columns["seed"])) == DEMONSTRATIONS
