@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> None:
     """Check or show the episodes of a data set.
 
-    check DIR reads every file and prints one line for each: valid, or why no run can use it, and
-    its bad parts. The exit code is 2 if no run can use a file (docs/data.md).
+    check DIR reads every file and prints one line for each: valid, or why it is invalid, and its
+    bad parts that runs can do without. The exit code is 2 if a file is invalid (docs/data.md).
 
     inspect DIR prints lengths, outcomes, seeds and value ranges of the valid files. It also writes
     a contact sheet of all of them and a video of the first one into storage_path/inspections.
@@ -41,7 +41,7 @@ def check(config: Config, folder: AnyPath) -> None:
     """Print a line for each file: its format and length, its bad parts, or why it is invalid.
 
     Raises:
-        UserError: no run can use a file, or `data.channel_order` contradicts a file.
+        UserError: a file is invalid, or `data.channel_order` contradicts a file.
     """
     from imf_ray.data.channel_order import check_channel_order
     from imf_ray.data.check_pool import invalid_reason
@@ -64,7 +64,7 @@ def inspect(config: Config, folder: AnyPath) -> None:
     """Print tables of the valid files, and write a contact sheet and a video.
 
     Raises:
-        UserError: no run can use any file, or `data.channel_order` contradicts one.
+        UserError: all files are invalid, or `data.channel_order` contradicts one.
     """
     from imf_ray.data.channel_order import check_channel_order
     from imf_ray.data.check_pool import invalid_reason

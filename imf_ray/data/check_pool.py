@@ -80,7 +80,7 @@ def check_files(paths: Sequence[AnyPath], format: str) -> Iterator[tuple[AnyPath
 
 
 def invalid_reason(result: CheckResult) -> str | None:
-    """Return why no run can use a file, or None if some run can."""
+    """Return why a file is invalid: it cannot be read, or runs need one of its bad parts."""
     return result if isinstance(result, str) else required_problem(result)
 
 

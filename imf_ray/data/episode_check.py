@@ -8,7 +8,7 @@ problems of all parts, and each run compares it with its options (see `requireme
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -77,15 +77,13 @@ def check_episode(path: AnyPath, format: str = AUTO) -> EpisodeMetadata:
 
 
 def required_problem(info: EpisodeMetadata) -> str | None:
-    """Return why no run can use a file, or None if some run can.
+    """Return the problem of a part that runs need, or None.
 
-    Every run needs states and actions. A file with cameras must have a usable one.
+    These are the states, the actions and, in a file with cameras, at least one of them.
     """
-    if QPOS not in info.stats:
-        return info.problems[QPOS]
-    if not info.action_spaces:
-        actions = FORMATS[info.format].actions.values()
-        return next(info.problems[name] for name in actions if name in info.problems)
+    for name in (QPOS, *FORMATS[info.format].actions.values()):
+        if name in info.problems:
+            return info.problems[name]
     cameras = [problem for name, problem in info.problems.items() if name.startswith(IMAGES)]
     return cameras[0] if cameras and not info.images else None
 
@@ -96,7 +94,6 @@ def _describe(
     """Read an open file and return its description."""
     contents = read_contents(file)  # this also verifies the checksums of all datasets
     attributes = _read_attributes(file)
-    _require_own_hash(attributes, contents)
     name = format_name(file, requested_format)
     format = FORMATS[name]
     parts = _Parts(file, contents)
@@ -128,6 +125,7 @@ def _describe(
         for dataset, camera in cameras.items()
         if length and (stored := parts.check_images(dataset, camera, format, length)) is not None
     }
+    _require_own_hash(attributes, contents.content_hash, parts.problems.values())
     used = {QPOS, QVEL, *actions, *poses, *cameras, *format.ignored_datasets}
     return EpisodeMetadata(
         path=str(path),
@@ -253,7 +251,9 @@ class _Parts:
         return None
 
 
-def _require_own_hash(attributes: Mapping[str, Any], contents: FileContents) -> None:
+def _require_own_hash(
+    attributes: Mapping[str, Any], content_hash: str, problems: Iterable[str]
+) -> None:
     """Check that the contents of a file that this project recorded match its content hash."""
     if not is_own_recording(attributes):
         return
@@ -262,11 +262,9 @@ def _require_own_hash(attributes: Mapping[str, Any], contents: FileContents) -> 
     unknown = attributes.keys() - known - {HASH_ATTRIBUTE}
     if stored_hash is None and unknown:  # possibly the hash, if its name is damaged
         raise UserError(f"it has an unknown attribute: {', '.join(sorted(unknown))}")
-    if stored_hash not in (None, contents.content_hash):
-        damage = [f"/{name} {reason}" for name, reason in contents.problems.items()]
-        raise UserError(
-            "; ".join([f"its contents do not match its attribute '{HASH_ATTRIBUTE}'", *damage])
-        )
+    if stored_hash not in (None, content_hash):
+        mismatch = f"its contents do not match its attribute '{HASH_ATTRIBUTE}'"
+        raise UserError("; ".join([mismatch, *problems]))
 
 
 def _read_attributes(file: h5py.File) -> dict[str, Any]:

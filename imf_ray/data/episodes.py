@@ -306,18 +306,24 @@ def _content_hash(path: str, fingerprint: str) -> str:
         return hash_contents(file)
 
 
-def read_actions(path: AnyPath, format: str, action_space: str) -> np.ndarray:
+def read_actions(info: EpisodeMetadata, action_space: str) -> np.ndarray:
     """Return all actions (T, D) float32 of one episode.
 
     Raises:
-        UserError: the file cannot be read, or has no actions in `action_space`.
+        UserError: the file cannot be read, or has no usable actions in `action_space`.
     """
-    try:
-        with open_hdf5(path) as file:
-            return file[FORMATS[format].actions[action_space]][:].astype(np.float32)
-    except READ_ERRORS as error:
-        reason = f"its {action_space} actions cannot be read ({error})"
-        raise bad_episode_error(path, reason) from error
+    dataset = FORMATS[info.format].actions.get(action_space, "")
+    reason = info.problems.get(dataset)
+    if reason is None and action_space not in info.action_spaces:
+        spaces = [f"task.action_space={space}" for space in info.action_spaces]
+        reason = f"it has no actions of task.action_space={action_space}, but {', '.join(spaces)}"
+    if reason is None:
+        try:
+            with open_hdf5(info.path) as file:
+                return file[dataset][:].astype(np.float32)
+        except READ_ERRORS as error:
+            reason = f"its {action_space} actions cannot be read ({error})"
+    raise UserError(f"The actions of {info.path} cannot be used: {reason}.")
 
 
 def bad_episode_error(path: str | AnyPath, reason: str) -> UserError:

@@ -115,8 +115,8 @@ def _log_unread(episodes: Iterable[EpisodeMetadata], config: Config, folder: Any
     for episode in episodes:
         unread = {**find_unread(episode, config), **unread}
     if unread:
-        parts = (f"/{n}" + (f" ({why})" if why else "") for n, why in sorted(unread.items()))
-        log.warning("Training does not use %s of the episodes in %s", ", ".join(parts), folder)
+        parts = [problem or f"/{name}" for name, problem in sorted(unread.items())]
+        log.warning("Training does not use, of the episodes in %s: %s", folder, "; ".join(parts))
 
 
 def check_dataset(
@@ -200,6 +200,8 @@ def _reject_replaced(path: AnyPath, result: CheckResult, cache: _Cache) -> Check
         "its contents differ from the indexed ones. If you changed it on purpose, delete "
         f"{cache.source} to index the data set again"
     )
+    if result.problems:
+        reason = f"{'; '.join(result.problems.values())}; {reason}"
     return str(bad_episode_error(path, reason))
 
 
