@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-import time
 from collections.abc import Sequence
 
 from imf_ray.allocation import allocate_run
 from imf_ray.cli import resume_command, run_command
 from imf_ray.cluster import init_ray
 from imf_ray.command import Command
+from imf_ray.config import new_run_name
 from imf_ray.errors import UserError
 from imf_ray.interrupts import run_interruptibly
 from imf_ray.schema import Config
@@ -26,31 +27,35 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     from imf_ray.training.progress import RunProgress, format_metrics
     from imf_ray.training.run_dir import RunDir
     from imf_ray.training.tracking import describe_tracking
-    from imf_ray.training.trainer import fit, prepare_run
+    from imf_ray.training.trainer import fit, prepare_run, starting_weights
+    from imf_ray.training.validation import check_any_succeeded
 
     if config.resume is not None:
         raise UserError(
             "resume=auto is an option of `imf-ray tune`. To resume a run, set its run_name."
         )
     config.data.dataset_dir = str(parse_path(config.data.dataset_dir))
-    name = config.run_name or f"{config.agent.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = config.run_name or new_run_name("agent.name", config.agent.name)
     run_dir = RunDir(local_dir(config.storage_path) / name)
-    prepared = prepare_run(config)
-    resources = allocate_run(config, init_ray(config))
-    console.print(f"{prepared.describe()}\nResources: {resources}", soft_wrap=True)
-    console.print(describe_tracking(config))
-    console.print(f"Run: {run_dir} (resume it with run_name={name})", soft_wrap=True)
-    run_dir.clear_stop()
-    with RunProgress({run_dir: config.train.max_steps}, console):
-        run_interruptibly(
-            lambda: fit(prepared, run_dir, resources),
-            request_stop=run_dir.request_stop,
-            is_safe=lambda: run_dir.safe_to_kill(config.train.max_steps),
-            resume=resume_command("imf_ray.train", overrides, run_name=name),
-        )
-    best = run_dir.best_checkpoint()
-    console.print(f"Best checkpoint: {display_path(best.path)}", soft_wrap=True)
-    console.print(f"  {format_metrics(best.metrics)}", soft_wrap=True)
+    with run_dir.claimed():
+        prepared, backbone = prepare_run(config), starting_weights(config, run_dir)
+        resources = allocate_run(config, init_ray(config))
+        console.print(f"{prepared.describe()}\nResources: {resources}", soft_wrap=True)
+        console.print(describe_tracking(config))
+        option = shlex.quote(f"run_name={name}")
+        console.print(f"Run: {run_dir} (resume it with {option})", soft_wrap=True)
+        run_dir.clear_stop()
+        with RunProgress({run_dir: config.train.max_steps}, console):
+            run_interruptibly(
+                lambda: fit(prepared, run_dir, resources, backbone=backbone),
+                request_stop=run_dir.request_stop,
+                is_safe=lambda: run_dir.safe_to_kill(config.train.max_steps),
+                resume=resume_command("imf_ray.train", overrides, run_name=name),
+            )
+        best = run_dir.best_checkpoint()
+        console.print(f"Best checkpoint: {display_path(best.path)}", soft_wrap=True)
+        console.print(f"  {format_metrics(best.metrics)}", soft_wrap=True)
+        check_any_succeeded(run_dir, config)
 
 
 COMMAND = Command(

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torchvision.models import ResNet18_Weights
+from imf_ray.models.backbone_weights import find_weights
 
 VISION_BACKBONE_MODES = ("resnet",)
 RESNET18_WIDTHS = (64, 128, 256, 512)
@@ -43,7 +41,8 @@ class ResNetTrunk(nn.Module):
         stage_strides: strides of the four stages. A last stride of 1 doubles the size of the
             feature maps, so that keypoints of small images are located more precisely.
         pretrained_weights: a member of torchvision's ResNet18_Weights ("IMAGENET1K_V1"), or None.
-            It determines the architecture; `load_pretrained` loads the weights.
+            It determines the architecture. The weights themselves are loaded like any others, see
+            `read_backbone_weights`, so that a saved trunk is rebuilt without them.
 
     Raises:
         ValueError: unknown weights, or pretrained weights with sizes other than resnet18's.
@@ -83,24 +82,13 @@ class ResNetTrunk(nn.Module):
             for sizes in zip(widths_in, stage_widths, blocks_per_stage, stage_strides, strict=True)
         )
 
-        self._pretrained_weights: ResNet18_Weights | None = None
         if pretrained_weights is None:
             for module in self.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         else:
             _check_is_resnet18(stages, pretrained_weights)
-            self._pretrained_weights = _find_weights(pretrained_weights)
-
-    def load_pretrained(self) -> None:
-        """Download and load the pretrained weights, if the trunk has any.
-
-        This is separate from construction, so that a saved trunk can be rebuilt without network
-        access.
-        """
-        if self._pretrained_weights is not None:
-            state = self._pretrained_weights.get_state_dict(check_hash=True)
-            self.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
+            find_weights(pretrained_weights)
 
     def _stage(self, width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
         from torchvision.models.resnet import BasicBlock, conv1x1
@@ -297,10 +285,10 @@ class MultiViewResNetEncoder(nn.Module):
         ]
         return torch.stack(crops)
 
-    def load_pretrained(self) -> None:
-        """Download and load the pretrained weights of every trunk (see `ResNetTrunk`)."""
+    def load_backbone(self, weights: Mapping[str, Tensor]) -> None:
+        """Load the same weights into every trunk, see `read_backbone_weights`."""
         for encoder in self.encoders.values():
-            encoder.trunk.load_pretrained()  # type: ignore[operator, union-attr]
+            encoder.trunk.load_state_dict(weights)  # type: ignore[union-attr, operator]
 
     def select(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the images of `camera_names`, in that order.
@@ -329,14 +317,3 @@ def _check_is_resnet18(stages: Mapping[str, tuple[int, ...]], weights: str) -> N
                 f"pretrained_backbone_weights={weights!r} require {option}={resnet18[option]}, got "
                 f"{values}; use those values or pretrained_backbone_weights=null"
             )
-
-
-def _find_weights(name: str) -> ResNet18_Weights:
-    from torchvision.models import ResNet18_Weights
-
-    if name not in ResNet18_Weights.__members__:
-        raise ValueError(
-            f"pretrained_backbone_weights={name!r} is unknown; "
-            f"choose null or one of {', '.join(ResNet18_Weights.__members__)}"
-        )
-    return ResNet18_Weights[name]

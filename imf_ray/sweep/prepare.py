@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from imf_ray.allocation import RunResources, allocate_run, max_concurrent_trials
 from imf_ray.cluster import ClusterSize
-from imf_ray.config import dedupe_overrides
+from imf_ray.config import dedupe_overrides, new_run_name, to_override
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.storage import local_dir, parse_path
@@ -19,7 +20,12 @@ from imf_ray.sweep.search_space import SearchSpace, load_search_space, trial_nam
 from imf_ray.sweep.sweep_dir import SavedSpace, SweepDir
 from imf_ray.sweep.trial_record import TrialDir
 from imf_ray.training.run_dir import RunDir
-from imf_ray.training.trainer import enable_validation, init_or_verify_run_dir, prepare_run
+from imf_ray.training.trainer import (
+    enable_validation,
+    init_or_verify_run_dir,
+    prepare_run,
+    starting_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,11 @@ class Sweep:
         return next(iter(self.configs.values()))
 
 
-def open_sweep(config: Config, overrides: Sequence[str]) -> Sweep:
+@contextmanager
+def open_sweep(config: Config, overrides: Sequence[str]) -> Iterator[Sweep]:
     """Start a new sweep, or open the one to resume, and check every trial.
+
+    Other writers are excluded while the `with` block runs.
 
     Args:
         config: configuration of the first trial of a new sweep, from the command line.
@@ -69,6 +78,7 @@ def open_sweep(config: Config, overrides: Sequence[str]) -> Sweep:
             its saved options.
 
     Raises:
+        ClaimedError: another process runs the sweep or one of its trials.
         UserError: see `prepare_sweep`.
     """
     storage = local_dir(config.storage_path)
@@ -80,11 +90,12 @@ def open_sweep(config: Config, overrides: Sequence[str]) -> Sweep:
         config = space.config(overrides, space.combinations()[0])
     else:
         space = load_search_space(config.search_space)
-        name = config.run_name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = config.run_name or new_run_name("search_space", space.name)
         sweep_dir = SweepDir(storage / name)
     # An absolute path, since workers have another working directory.
-    dataset_dir = f"data.dataset_dir={parse_path(config.data.dataset_dir)}"
-    return prepare_sweep(space, dedupe_overrides([*overrides, dataset_dir]), sweep_dir)
+    dataset_dir = to_override("data.dataset_dir", str(parse_path(config.data.dataset_dir)))
+    with sweep_dir.claimed():
+        yield prepare_sweep(space, dedupe_overrides([*overrides, dataset_dir]), sweep_dir)
 
 
 def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: SweepDir) -> Sweep:
@@ -109,6 +120,7 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Sweep
         config = enable_validation(space.config(overrides, combination))
         run = prepare_run(config)
         init_or_verify_run_dir(run, sweep_dir.trial(name))
+        starting_weights(config, sweep_dir.trial(name))  # an error appears before Ray starts
         configs[name], params[name] = config, combination
         summary = summary or run.describe()
     sweep = Sweep(sweep_dir, space, configs, params, summary, is_resumed=saved is not None)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import ray
 from ray import tune
 
 from imf_ray.allocation import DRIVER_CPUS, RunResources
@@ -23,6 +24,7 @@ from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.sweep.trial import TrialSpec, run_trial
 from imf_ray.sweep.trial_record import FAILED, TrialRecord
 from imf_ray.training.fault_tolerance import error_summary, remove_orphaned_placement_groups
+from imf_ray.training.trainer import starting_weights
 
 MAX_DRIVER_FAILURES = 20
 """Maximum number of times that Tune restarts a trial whose driver died, usually with its node.
@@ -49,10 +51,7 @@ def run_sweep(sweep: Sweep, resources: RunResources, concurrent_trials: int) -> 
         UserError: every trial failed.
     """
     _reset_session(sweep)
-    trials = {
-        name: TrialSpec(name, sweep.params[name], config, resources, sweep.sweep_dir)
-        for name, config in sweep.configs.items()
-    }
+    trials = _make_trials(sweep, resources)
 
     def trainable(params: dict[str, Any]) -> None:
         run_trial(trials[params["trial"]])
@@ -86,6 +85,26 @@ def run_sweep(sweep: Sweep, resources: RunResources, concurrent_trials: int) -> 
     if all(record.status == FAILED for record in records):
         raise UserError(f"Every trial failed. Error of the first trial: {records[0].error}")
     return records
+
+
+def _make_trials(sweep: Sweep, resources: RunResources) -> dict[str, TrialSpec]:
+    """Return the input of each trial, by name. Trials share the pretrained weights in Ray."""
+    shared: dict[str | None, ray.ObjectRef] = {}
+    trials = {}
+    for name, config in sweep.configs.items():
+        backbone = starting_weights(config, sweep.sweep_dir.trial(name))
+        backbone_name = config.agent.vision_backbone.pretrained_backbone_weights
+        if backbone is not None and backbone_name not in shared:
+            shared[backbone_name] = ray.put(backbone)
+        trials[name] = TrialSpec(
+            name,
+            sweep.params[name],
+            config,
+            resources,
+            sweep.sweep_dir,
+            backbone=None if backbone is None else shared[backbone_name],
+        )
+    return trials
 
 
 def stop_sweep(sweep: Sweep) -> None:

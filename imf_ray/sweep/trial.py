@@ -6,11 +6,14 @@ import dataclasses
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+import torch
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.train import UserCallback, WorkerGroupError
@@ -42,6 +45,8 @@ class TrialSpec:
     config: Config
     resources: RunResources
     sweep_dir: SweepDir
+    backbone: ray.ObjectRef | None = None
+    """Pretrained weights of the image encoders, see `starting_weights`."""
 
 
 def run_trial(trial: TrialSpec) -> None:
@@ -74,8 +79,9 @@ def run_trial(trial: TrialSpec) -> None:
         run_dir.clear_stop()
         return
     run = retry_io(load_run, trial.config)  # `prepare_sweep` has checked the options
+    backbone = None if trial.backbone is None else ray.get(trial.backbone)
     try:
-        outcome = _fit_and_report(run, run_dir, trial.resources)
+        outcome = _fit_and_report(run, run_dir, trial.resources, backbone)
     except UserError as error:
         record = dataclasses.replace(record, error=str(error))
         run_dir.write_record(record)
@@ -110,7 +116,12 @@ class _ForwardReports(UserCallback):
             log.warning("A report did not reach Tune: %s", error)
 
 
-def _fit_and_report(run: PreparedRun, run_dir: TrialDir, resources: RunResources) -> RunOutcome:
+def _fit_and_report(
+    run: PreparedRun,
+    run_dir: TrialDir,
+    resources: RunResources,
+    backbone: Mapping[str, torch.Tensor] | None,
+) -> RunOutcome:
     """Train, and forward every report to Tune when it arrives.
 
     Ray's own callback for this gives Tune a second queue to read. Tune's loop then deadlocks if
@@ -122,7 +133,8 @@ def _fit_and_report(run: PreparedRun, run_dir: TrialDir, resources: RunResources
     restart = {"max_restarts": -1, "max_task_retries": -1}  # the queue's node may be lost
     reports = Queue(actor_options={"num_cpus": 0, **restart})
     with ThreadPoolExecutor(1) as executor:
-        training = executor.submit(fit, run, run_dir, resources, [_ForwardReports(reports)])
+        callbacks = [_ForwardReports(reports)]
+        training = executor.submit(fit, run, run_dir, resources, callbacks, backbone)
         while not training.done() or not reports.empty():
             with suppress(Empty):
                 tune.report(reports.get(timeout=REPORT_POLL_S))

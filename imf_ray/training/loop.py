@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
 import ray.train.collective
 import ray.train.torch
@@ -46,6 +47,8 @@ class WorkerConfig:
     statistics: Statistics
     cpus: float
     """Number of CPUs of each worker, and of PyTorch's threads in it."""
+    backbone: ray.ObjectRef | None = None
+    """Pretrained weights of the image encoders of a new run, see `make_agent`."""
     num_skipped_episodes: int = 0
     """Number of invalid episode files that the data set leaves out."""
 
@@ -68,8 +71,11 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(worker.cpus)))
 
     device = ray.train.torch.get_device() if train.device == "cuda" else torch.device("cpu")
-    state = TrainState(config, worker.statistics, device)
-    if (checkpoint := run_dir.newest_checkpoint()) is not None:
+    checkpoint = run_dir.newest_checkpoint()
+    is_new = checkpoint is None and worker.backbone is not None
+    backbone = ray.get(worker.backbone) if is_new else None
+    state = TrainState(config, worker.statistics, device, backbone)
+    if checkpoint is not None:
         state.restore(checkpoint, plan)
     state.distribute()
 

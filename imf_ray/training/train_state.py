@@ -39,12 +39,24 @@ DATA_STATE_KEY = "position"
 
 
 class TrainState:
-    """Agent, EMA, optimizer, schedule and step: everything that a checkpoint saves."""
+    """Agent, EMA, optimizer, schedule and step: everything that a checkpoint saves.
 
-    def __init__(self, config: Config, statistics: Statistics, device: torch.device) -> None:
+    Args:
+        backbone: see `make_agent`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        statistics: Statistics,
+        device: torch.device,
+        backbone: Mapping[str, Tensor] | None = None,
+    ) -> None:
         torch.manual_seed(config.train.seed)  # equal initial weights on every rank
         self._config = config
-        self.agent: VLAAgent = make_agent(config.agent, config.task.action_space, statistics)
+        self.agent: VLAAgent = make_agent(
+            config.agent, config.task.action_space, statistics, backbone
+        )
         self.agent.to(device).train()
         if config.train.encoder_precision == "bf16":
             check_bf16_support(device)

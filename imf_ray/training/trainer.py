@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
+import ray
 import ray.train
+import torch
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
-    RunConfig,
     ScalingConfig,
     ValidationConfig,
     ValidationTaskConfig,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from imf_ray.agents.pretrained import check_agent_options
+from imf_ray.agents.pretrained import check_agent_options, initial_backbone
 from imf_ray.allocation import RunResources
 from imf_ray.cluster import DATA_POOL, TRAIN_POOL, label_selector
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
@@ -34,7 +34,6 @@ from imf_ray.errors import UserError
 from imf_ray.files import retry_io
 from imf_ray.rollout.rollout_config import agent_rollout_config
 from imf_ray.schema import Config, resumable_options
-from imf_ray.storage import remote_path
 from imf_ray.training.fault_tolerance import (
     FaultTolerantTorchTrainer,
     OrphanedPlacementGroupCleanup,
@@ -42,9 +41,10 @@ from imf_ray.training.fault_tolerance import (
     fit_with_controller_restarts,
 )
 from imf_ray.training.loop import WORKER_CONFIG_KEY, WorkerConfig, train_worker
+from imf_ray.training.run_config import make_run_config
 from imf_ray.training.run_dir import DataManifest, RunDir
 from imf_ray.training.tracking import check_tracking
-from imf_ray.training.validation import validate
+from imf_ray.training.validation import check_validation, has_validation, validate
 
 CONTROLLER_FAILURE_LIMIT, ELASTIC_FAILURE_LIMIT = 30, 1
 """Number of 60-second placement timeouts that Ray tolerates before it reports a controller failure.
@@ -89,12 +89,14 @@ def prepare_run(config: Config) -> PreparedRun:
     """Check a configuration and its data before training starts.
 
     Raises:
-        UserError: the data, the agent's options or the batch size are invalid, or the configured
-            SwanLab mode is not installed.
+        UserError: the data, the agent's options or the batch size are invalid, the configured
+            SwanLab mode is not installed, or the agent cannot act in the env of its validation.
     """
     check_tracking(config)
     check_agent_options(config.agent, config.task.action_space)
     agent_rollout_config(config, config.train.rollout_seed)
+    if has_validation(config):
+        check_validation(config)
     return load_run(config)
 
 
@@ -118,13 +120,29 @@ def load_run(config: Config) -> PreparedRun:
     return PreparedRun(config, train, val, plan)
 
 
+def starting_weights(config: Config, run_dir: RunDir) -> dict[str, torch.Tensor] | None:
+    """Return the pretrained weights of a run's image encoders; None if it has or needs none.
+
+    A run that resumes from a checkpoint needs none. Call this before Ray starts.
+
+    Raises:
+        UserError: see `initial_backbone`.
+    """
+    return None if run_dir.newest_step() is not None else initial_backbone(config.agent)
+
+
 def fit(
-    run: PreparedRun, run_dir: RunDir, resources: RunResources, callbacks: Sequence[Any] = ()
+    run: PreparedRun,
+    run_dir: RunDir,
+    resources: RunResources,
+    callbacks: Sequence[Any] = (),
+    backbone: Mapping[str, torch.Tensor] | None = None,
 ) -> RunOutcome:
     """Train in `run_dir`, or resume there from the newest valid checkpoint.
 
     Args:
         callbacks: callbacks of Ray Train's controller.
+        backbone: see `starting_weights`.
 
     Raises:
         UserError: the folder belongs to a run with another configuration, or training failed
@@ -151,6 +169,7 @@ def fit(
         dataset=dataset,
         statistics=compute_statistics(run.train.episodes, spec.fields),
         cpus=resources.cpus_per_worker,
+        backbone=None if backbone is None else ray.put(backbone),
         num_skipped_episodes=len(run.train.skipped),
     )
     validation = ValidationTaskConfig(
@@ -175,9 +194,8 @@ def fit(
             train_loop_config={WORKER_CONFIG_KEY: worker_config},
             torch_config=TorchConfig(backend="nccl" if config.train.device == "cuda" else "gloo"),
             scaling_config=scaling_config(dataclasses.replace(resources, max_workers=max_workers)),
-            run_config=RunConfig(
-                name=run_dir.name,
-                **_ray_storage_kwargs(run_dir),
+            run_config=make_run_config(
+                run_dir,
                 failure_config=failure_config,
                 checkpoint_config=CheckpointConfig(num_to_keep=None),  # the loop prunes them
                 callbacks=[*callbacks, OrphanedPlacementGroupCleanup(run_dir)],
@@ -222,16 +240,6 @@ def scaling_config(resources: RunResources) -> ScalingConfig:
         resources_per_worker=per_worker,
         **label_selector(resources.node_pool_label, TRAIN_POOL),
     )
-
-
-def _ray_storage_kwargs(run_dir: RunDir) -> dict[str, Any]:
-    """Return `RunConfig` arguments that make Ray Train use the run's folder or URL as storage."""
-    storage = run_dir.path.parent
-    remote = remote_path(storage)
-    if remote is None:
-        return {"storage_path": str(storage)}
-    filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(remote.fs))
-    return {"storage_path": remote.path, "storage_filesystem": filesystem}
 
 
 def _warn_uneven_shards(plan: SamplePlan, num_workers: int) -> None:
@@ -298,8 +306,7 @@ def _config_diff(before: Any, after: Any, prefix: str = "") -> list[str]:
 
 def enable_validation(config: Config) -> Config:
     """Return a configuration that validates every checkpoint, unless it validates already."""
-    train = config.train
-    if train.rollout_val_freq_epochs > 0 or train.rollout_validate_on_checkpoint:
+    if has_validation(config):
         return config
-    train = dataclasses.replace(train, rollout_validate_on_checkpoint=True)
+    train = dataclasses.replace(config.train, rollout_validate_on_checkpoint=True)
     return dataclasses.replace(config, train=train)

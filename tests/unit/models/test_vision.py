@@ -53,14 +53,10 @@ def test_default_trunk_is_torchvisions_resnet18() -> None:
     torch.testing.assert_close(reference.fc(pooled), reference(image))
 
 
-def test_pretrained_trunk_has_fixed_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_trunk_has_fixed_statistics() -> None:
     state = resnet18().state_dict()
-    monkeypatch.setattr(
-        "torchvision.models.ResNet18_Weights.get_state_dict", lambda self, check_hash: dict(state)
-    )
     trunk = ResNetTrunk(pretrained_weights="IMAGENET1K_V1").train()
-    trunk.load_pretrained()
-    torch.testing.assert_close(trunk.conv1.weight, state["conv1.weight"])
+    trunk.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
     before = trunk.bn1.running_mean.clone()
     trunk(torch.randn(2, 3, 64, 64))
     assert torch.equal(trunk.bn1.running_mean, before)

@@ -1,0 +1,134 @@
+"""Pretrained weights of image encoders: read from PyTorch's cache folder, or downloaded into it.
+
+The process that starts a run reads them once and sends them to its workers, which need no network.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import logging
+import os
+import threading
+from concurrent.futures import Future
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet18_Weights
+
+NETWORK_TIMEOUT_S = 10.0
+"""Seconds without an answer of the server after which a download fails."""
+log = logging.getLogger(__name__)
+
+
+def find_weights(name: str) -> ResNet18_Weights:
+    """Return the entry of torchvision's list of weights for ResNet-18.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    from torchvision.models import ResNet18_Weights
+
+    if name not in ResNet18_Weights.__members__:
+        raise ValueError(
+            f"pretrained_backbone_weights={name!r} is unknown; "
+            f"choose null or one of {', '.join(ResNet18_Weights.__members__)}"
+        )
+    return ResNet18_Weights[name]
+
+
+@functools.cache  # each trial of a sweep asks for them
+def read_backbone_weights(name: str) -> dict[str, Tensor]:
+    """Return pretrained weights of a ResNet-18 without its classifier.
+
+    A damaged file in the cache folder is downloaded again. A folder that cannot be written is no
+    error.
+
+    Raises:
+        ValueError: the name is unknown.
+        OSError: the weights are not in the cache folder and cannot be downloaded. The message says
+            how to provide them.
+    """
+    url = str(find_weights(name).url)
+    file = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(urlsplit(url).path).name)
+    content = _read_cached(file)
+    if content is None:
+        try:
+            content = _download(url)
+            if not _is_complete(content, file):
+                raise OSError("the server sent another file")
+        except OSError as error:
+            raise OSError(
+                f"pretrained_backbone_weights={name}: {file} is missing or damaged, and {url} "
+                f"cannot be downloaded ({error}). Download that address on a machine with a "
+                f"network and copy the file to {file}, or set the option to null to train from "
+                "scratch."
+            ) from error
+        _keep(file, content)
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return {key: value for key, value in state.items() if not key.startswith("fc.")}
+
+
+def _read_cached(file: Path) -> bytes | None:
+    """Return the content of a file in the cache folder; None if it is missing or damaged."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    if _is_complete(content, file):
+        return content
+    log.warning("%s is damaged and is downloaded again.", file)
+    return None
+
+
+def _is_complete(content: bytes, file: Path) -> bool:
+    """Return True if the content has the hash that the file's name ends with (`name-HASH.pth`)."""
+    return hashlib.sha256(content).hexdigest().startswith(file.stem.rpartition("-")[2])
+
+
+def _download(url: str) -> bytes:
+    """Download a file. There is no limit of time as long as the server sends data.
+
+    Raises:
+        OSError: the server does not answer or sends too little.
+    """
+    log.info("Downloading %s", url)
+    opened: Future[HTTPResponse] = Future()
+
+    def connect() -> None:
+        try:
+            opened.set_result(urlopen(url, timeout=NETWORK_TIMEOUT_S))
+        except BaseException as error:
+            opened.set_exception(error)
+
+    # In a thread, because the timeout of `urlopen` does not include the look-up of the host.
+    threading.Thread(target=connect, daemon=True).start()
+    try:
+        with opened.result(timeout=NETWORK_TIMEOUT_S) as response:
+            return response.read()
+    except TimeoutError as error:
+        raise OSError(f"no answer within {NETWORK_TIMEOUT_S:g} s") from error
+    except HTTPException as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _keep(file: Path, content: bytes) -> None:
+    """Write a downloaded file into the cache folder if that is possible."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("The next run downloads the pretrained weights again: %s", error)
