@@ -10,6 +10,7 @@ from typing import Any
 
 from imf_ray.env_vars import prepare_environment
 from imf_ray.errors import UserError
+from imf_ray.interrupts import children_ignore_hangup
 from imf_ray.schema import ClusterConfig, Config
 from imf_ray.terminal import console
 
@@ -18,6 +19,12 @@ TRAIN_POOL, SIM_POOL, DATA_POOL = POOLS = ("train", "sim", "data")
 training workers, rollout actors (simulation) or read tasks."""
 HEAD_NODE_RESOURCE = "node:__internal_head__"
 """Name of the resource that only the head node of a Ray cluster has."""
+ADDRESS_VARIABLE, LOCAL_ADDRESS = "RAY_ADDRESS", "local"
+"""Ray's environment variable for the address of a cluster, and the address of a new local one."""
+CONNECT_TIMEOUT_S = 5.0
+"""Seconds to wait for the answer of a cluster."""
+MAX_REASON_LENGTH = 300
+"""Maximum length in characters of Ray's reason in an error message."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,11 @@ class ClusterSize:
 def init_ray(config: Config) -> ClusterSize:
     """Connect to the configured cluster or start a local one, and return its size.
 
-    If `cluster.address` is null, the address is RAY_ADDRESS, which Ray sets in a submitted job. The
-    size includes pending nodes up to `cluster.autoscale_max_nodes`.
+    The size includes pending nodes up to `cluster.autoscale_max_nodes`.
 
     Raises:
-        UserError: the cluster cannot be reached or lacks a pool, or `cluster.autoscale_max_nodes`
-            is set for a local cluster.
+        UserError: the cluster cannot be reached or lacks a pool, Ray cannot start here, or
+            `cluster.autoscale_max_nodes` is set for a local cluster.
     """
     cluster, address = config.cluster, cluster_address(config)
     if cluster.autoscale_max_nodes is not None and not address:
@@ -74,23 +80,110 @@ def init_ray(config: Config) -> ClusterSize:
     from imf_ray.ray_internals import check_ray_version
 
     check_ray_version()
+    with children_ignore_hangup():
+        if address:
+            _connect(address, _address_source(config), environment, config.debug)
+        else:
+            _start_local(config)
+    size = cluster_size([node for node in ray.nodes() if node["Alive"]], cluster)
+    url = ray.get_runtime_context().gcs_address if address else _dashboard_url()
+    console.print(f"Ray: {size}; {'cluster' if address else 'dashboard'} {url}")
+    return size
 
-    if address:
-        try:
-            ray.init(
-                address=address,
-                runtime_env={"env_vars": environment},
-                log_to_driver=config.debug,
-            )
-        except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
-            raise UserError(
-                f"No Ray cluster answers at {address} ({error}). Start one with `ray start --head`,"
-                " or set cluster.address=null to start one on this machine. If the cluster requires"
-                " a token, set RAY_AUTH_MODE=token."
-            ) from error
-    else:
+
+def cluster_address(config: Config) -> str | None:
+    """Return the address of the cluster to connect to, or None to start a local one.
+
+    If `cluster.address` is null, the address is RAY_ADDRESS, which Ray sets in a submitted job.
+    """
+    address = config.cluster.address or os.environ.get(ADDRESS_VARIABLE)
+    return None if address in ("", LOCAL_ADDRESS) else address
+
+
+def _address_source(config: Config) -> str:
+    """Return the option or the environment variable that sets the address, with its value."""
+    variable = f"{ADDRESS_VARIABLE}={os.environ.get(ADDRESS_VARIABLE)}"
+    if config.cluster.address is None:
+        return f"the environment variable {variable}"
+    # Ray prefers the variable to `auto`.
+    is_replaced = config.cluster.address == "auto" and os.environ.get(ADDRESS_VARIABLE)
+    return f"cluster.address={config.cluster.address}{f' with {variable}' if is_replaced else ''}"
+
+
+def _connect(address: str, source: str, environment: Mapping[str, str], debug: bool) -> None:
+    """Connect to a cluster.
+
+    Args:
+        source: the option or variable that sets the address, for errors.
+        environment: environment variables of the job's processes.
+
+    Raises:
+        UserError: the cluster cannot be reached.
+    """
+    import grpc
+    import ray
+
+    from imf_ray.ray_internals import cluster_ray_version, find_cluster
+
+    other = (
+        f"To start Ray on this machine instead, set cluster.address={LOCAL_ADDRESS}. The address "
+        f"comes from {source}."
+    )
+    if "://" in address:
+        raise UserError(
+            f"{address} is not the address of a cluster. Ray Client (ray://) is not supported, and "
+            "http:// is for `ray job submit`. Use HOST:PORT, usually port 6379, on a node of the "
+            f"cluster. {other}"
+        )
+    try:
+        version = cluster_ray_version(find_cluster(address), CONNECT_TIMEOUT_S)
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.UNAUTHENTICATED:
+            raise _no_answer(address, error.details(), other) from error
+        raise UserError(
+            f"The cluster at {address} requires a token. Set RAY_AUTH_MODE=token and copy the "
+            f"cluster's ~/.ray/auth_token to this machine. {other}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise _no_answer(address, str(error), other) from error
+    if version != ray.__version__:
+        raise UserError(
+            f"The cluster at {address} runs Ray {version}, and this process Ray "
+            f"{ray.__version__}. Install ray=={version} here. {other}"
+        )
+    try:
+        ray.init(address=address, runtime_env={"env_vars": dict(environment)}, log_to_driver=debug)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise _no_answer(address, str(error.__cause__ or error), other) from error
+
+
+def _no_answer(address: str, reason: str | None, other: str) -> UserError:
+    """Return the error for a cluster that cannot be reached.
+
+    Args:
+        other: the way to do without the cluster.
+    """
+    summary = " ".join((reason or "").split())[:MAX_REASON_LENGTH]
+    return UserError(
+        f"No Ray cluster answers at {address} ({summary}). Correct the address, or start a cluster "
+        f"with `ray start --head`. {other}"
+    )
+
+
+def _start_local(config: Config) -> None:
+    """Start a cluster on this machine, which ends with this process.
+
+    Raises:
+        UserError: Ray cannot start here.
+    """
+    import ray
+
+    from imf_ray.ray_internals import temp_dir
+
+    cluster = config.cluster
+    try:
         ray.init(
-            address="local",
+            address=LOCAL_ADDRESS,
             num_cpus=cluster.num_cpus,
             num_gpus=cluster.num_gpus,
             include_dashboard=cluster.include_dashboard,
@@ -100,15 +193,12 @@ def init_ray(config: Config) -> ClusterSize:
             log_to_driver=config.debug,  # if False, workers' output is only in their log files
             logging_level=logging.WARNING,
         )
-    size = cluster_size([node for node in ray.nodes() if node["Alive"]], cluster)
-    url = ray.get_runtime_context().gcs_address if address else _dashboard_url()
-    console.print(f"Ray: {size}; {'cluster' if address else 'dashboard'} {url}")
-    return size
-
-
-def cluster_address(config: Config) -> str | None:
-    """Return the address of the cluster to connect to, or None to start a local one."""
-    return config.cluster.address or os.environ.get("RAY_ADDRESS")
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise UserError(
+            f"Ray cannot start on this machine: {error}. Its files and logs are in {temp_dir()}. "
+            "That folder must be writable and not full, and its path short: set the environment "
+            "variable RAY_TMPDIR to another one, such as /tmp."
+        ) from error
 
 
 def cluster_size(nodes: Sequence[Mapping[str, Any]], cluster: ClusterConfig) -> ClusterSize:

@@ -73,12 +73,55 @@ def check_ray_version() -> None:
         )
 
 
+def find_cluster(address: str) -> str:
+    """Return the `host:port` of a cluster. The address `auto` is the cluster of this machine.
+
+    Raises:
+        OSError, ValueError: no cluster runs here, or the address is none.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    found = canonicalize_bootstrap_address(address)
+    if found is None:
+        raise ValueError("it is not the address of a running cluster")
+    return str(found)
+
+
+def cluster_ray_version(address: str, timeout_s: float) -> str:
+    """Ask a cluster for its version of Ray. `ray.init` would wait for an answer for minutes.
+
+    Args:
+        address: `host:port`.
+
+    Raises:
+        grpc.RpcError: there is no answer in time, or no cluster answers.
+    """
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    channel = init_grpc_channel(address, GLOBAL_GRPC_OPTIONS)
+    try:
+        reply = NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=timeout_s)
+    finally:
+        channel.close()
+    return str(reply.ray_version)
+
+
 def metric_tag(name: str) -> str:
     """Return a name as the tag of a metric, with other than ASCII characters as in URLs.
 
     Ray raises a UnicodeEncodeError for a tag that is not ASCII (Ray 2.60).
     """
     return quote(name, safe=string.printable)
+
+
+def temp_dir() -> str:
+    """Return the folder in which a cluster that starts on this machine keeps its files."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return str(get_default_ray_temp_dir())
 
 
 def node_log_dir() -> Path:
