@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -139,7 +140,7 @@ def verify_checkpoint(folder: Path, *patterns: str) -> SavedCheckpoint:
     except UserError as error:
         path = authoritative_path(folder)
         lines = _checkpoints(path.parent, every=True)
-        others = [line for line in lines if line.partition(" (")[0] != display(path)]
+        others = [line for line in lines if not line.startswith(display(path))]
         if not others:
             raise
         raise UserError(f"{error} Other checkpoints of the run: {_join(others)}.") from error
@@ -204,7 +205,7 @@ def require_episodes(path: Path, prefix: str = "") -> None:
 
 
 def display(path: AnyPath) -> str:
-    """Return a path as it can be typed.
+    """Return a path as it can be typed in a shell.
 
     A path below the working directory is relative to it. A released policy is shown by its name.
     """
@@ -212,8 +213,8 @@ def display(path: AnyPath) -> str:
     if policy_path(released_name) == path:
         return released_name
     if isinstance(path, Path) and path.is_relative_to(Path.cwd()) and path != Path.cwd():
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
+        return shlex.quote(str(path.relative_to(Path.cwd())))
+    return shlex.quote(str(path))
 
 
 def _problem(path: AnyPath, kind: FolderKind, needed: str, prefix: str = "") -> str:

@@ -1,5 +1,12 @@
-"""A trained policy for use in other programs, without Ray, MuJoCo or HDF5."""
+"""A trained policy for use in other programs, without Ray, MuJoCo or HDF5.
 
+docs/policy.md is the guide: inputs, resizing, units, chunks, seeds and devices.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,21 +15,29 @@ import numpy as np
 import torch
 
 from imf_ray.agents.base import VLAAgent
-from imf_ray.agents.pretrained import load_agent
-from imf_ray.bundled import policy_path
+from imf_ray.agents.checks import image_fault
+from imf_ray.agents.pretrained import POLICY_FILES, load_agent
+from imf_ray.bundled import policy_dir
+from imf_ray.checkpoint_dir import MANIFEST_FILE
+from imf_ray.folders import require_checkpoint, verify_checkpoint
+from imf_ray.images import center_crop_resize
 from imf_ray.models.normalization import POSE_DIM
 from imf_ray.schema import Config
+from imf_ray.storage import download
+
+log = logging.getLogger(__name__)
 
 
 class LoadedPolicy:
     """A policy that maps the observation of each control step to an action.
 
     It predicts a chunk of actions whenever the previous chunk is used up. One object controls one
-    robot.
+    robot, or a batch of robots that step together. Calls from several threads must not overlap;
+    load one policy for each thread.
 
     Attributes:
         camera_names: cameras whose images the policy needs.
-        image_size: height and width of their images in pixels.
+        image_size: height and width in pixels to which images are scaled.
         state_dim: width of qpos.
         privileged_pose_objects: objects whose poses the policy needs; empty for a policy without
             privileged input.
@@ -45,7 +60,10 @@ class LoadedPolicy:
         self.control_hz = config.task.control_hz
         self.config = config
         self._agent = agent
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator()
+        self._qpos_shape: tuple[int, ...] | None = None  # of the episode
+        self._resized_sizes: set[tuple[str, tuple[int, ...]]] = set()
+        self.reset(seed)
 
     @property
     def needs_images(self) -> bool:
@@ -53,72 +71,223 @@ class LoadedPolicy:
         return self._agent.needs_images
 
     def reset(self, seed: int | None = None) -> None:
-        """Start an episode: clear history and queued actions, and reseed the noise with `seed`."""
-        self._agent.reset()
+        """Start an episode: clear history and queued actions, and reseed the noise with `seed`.
+
+        A policy that was just loaded needs no reset.
+
+        Raises:
+            ValueError: the seed is not an integer of at most 64 bits.
+        """
         if seed is not None:
-            self._generator.manual_seed(seed)
+            try:
+                self._generator.manual_seed(operator.index(seed))
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(f"seed={seed!r} is not an integer of at most 64 bits") from error
+        self._agent.reset()
+        self._qpos_shape = None
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """Return the action (action_dim,) of one control step.
+        """Return the action of one control step, as float32 in the units of training.
 
         Args:
             observation: "images" {camera: (H, W, 3) uint8}, "qpos" (state_dim,), and
-                "object_poses" {name: (7,)} if the policy has privileged objects; NumPy arrays or
-                tensors. Other keys and cameras are ignored.
+                "object_poses" {name: (7,)} if the policy has privileged objects. Values are arrays,
+                tensors on any device or nested lists. Every value may have a leading batch axis B.
+                Images are read only if `needs_images` is True. Images of another size are cropped
+                to their central square and scaled. Other keys and cameras are ignored.
+
+        Returns:
+            (action_dim,), or (B, action_dim) for a batch.
 
         Raises:
-            ValueError: a key is missing, or its value has the wrong shape or type.
+            ValueError: a key is missing, a value has a wrong shape or type or is not finite, or
+                the batch size differs from that of the episode's earlier observations. The
+                observation is then not used. Also if the predicted action is not finite.
         """
-        poses = observation.get("object_poses", {})
-        inputs: dict[str, Any] = {
-            "qpos": _batched(observation, "qpos", (self.state_dim,)).float(),
-            "object_poses": {
-                name: _batched(poses, name, (POSE_DIM,), "object_poses").float()
-                for name in self.privileged_pose_objects
-            },
-        }
-        if self.needs_images:
-            images, shape = observation.get("images", {}), (self.image_size, self.image_size, 3)
-            inputs["images"] = {
-                camera: _batched(images, camera, shape, "images") for camera in self.camera_names
-            }
-            for camera, image in inputs["images"].items():
-                if image.dtype != torch.uint8:
-                    name = f"observation['images'][{camera!r}]"
-                    raise ValueError(f"{name} is {image.dtype}; the policy takes uint8")
-        return self._agent.select_action(inputs, generator=self._generator)[0].cpu().numpy()
+        inputs = self._read(observation)
+        qpos_shape = inputs["qpos"].shape
+        if qpos_shape != (self._qpos_shape or qpos_shape):
+            raise ValueError(
+                f"observation['qpos'] has shape {qpos_shape}, but the earlier observations of this "
+                f"episode have {self._qpos_shape}; call reset() when an episode starts"
+            )
+        is_batch = len(qpos_shape) == 2
+        if not is_batch:
+            inputs = _add_batch_axis(inputs)
+        actions = self._agent.select_action(inputs, generator=self._generator).cpu().numpy()
+        self._qpos_shape = qpos_shape
+        if not np.isfinite(actions).all():
+            raise ValueError(
+                "the predicted action is not finite; check the units of qpos and object_poses"
+            )
+        return actions if is_batch else actions[0]
+
+    def _read(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """Convert the values of an observation that the policy uses to arrays, and check them.
+
+        Returns:
+            "qpos", "object_poses" and, if they are needed, "images", all with or all without a
+            batch axis.
+        """
+        if not isinstance(observation, Mapping):
+            hint = ""
+            if isinstance(observation, tuple):
+                hint = "; reset() and step() of gymnasium return it as the first item of a tuple"
+            raise ValueError(
+                f"the observation is a {type(observation).__name__}, but must be a mapping{hint}"
+            )
+        groups = {"images": self.camera_names if self.needs_images else ()}
+        groups["object_poses"] = self.privileged_pose_objects
+        missing = [
+            key for key in ("qpos", *groups) if groups.get(key, True) and key not in observation
+        ]
+        if missing:
+            raise ValueError(
+                f"observation lacks {', '.join(missing)} (given: "
+                f"{', '.join(map(str, observation)) or 'none'}). The policy takes "
+                f"{self._describe_inputs()}."
+            )
+        qpos = _vector("observation['qpos']", observation["qpos"], self.state_dim)
+        lead = {"B": len(qpos)} if qpos.ndim == 2 else {}
+        values: dict[str, Any] = {"qpos": qpos, "images": {}, "object_poses": {}}
+        for group, keys in groups.items():
+            for key in keys:
+                name = f"observation[{group!r}][{key!r}]"
+                value = _member(observation[group], group, key, keys)
+                if group == "images":
+                    values[group][key] = self._image(name, value, lead)
+                else:
+                    values[group][key] = _vector(name, value, POSE_DIM, lead)
+        return values
+
+    def _image(self, name: str, value: Any, lead: Mapping[str, int]) -> np.ndarray:
+        """Check an image, or a batch of images, and scale it to the size of training."""
+        image = _to_array(name, value)
+        if isinstance(value, (list, tuple)) and image.dtype.kind in "iu":
+            if image.size and not 0 <= image.min() <= image.max() <= 255:
+                raise ValueError(f"{name} has values outside of 0 to 255")
+            image = image.astype(np.uint8)  # lists have no type of their own
+        fault = image_fault(image.shape, str(image.dtype), list(lead))
+        if fault is not None:
+            raise ValueError(f"{name}: {fault}")
+        _check_batch(name, image, lead)
+        size = image.shape[-3:-1]
+        if size != (self.image_size, self.image_size) and (name, size) not in self._resized_sizes:
+            self._resized_sizes.add((name, size))
+            log.warning(
+                "%s has %d x %d pixels. Its central square is scaled to %d x %d, the size in "
+                "training.",
+                name,
+                *size,
+                self.image_size,
+                self.image_size,
+            )
+        frames = image if lead else image[None]
+        frames = center_crop_resize(frames, self.image_size)
+        return frames if lead else frames[0]
+
+    def _describe_inputs(self) -> str:
+        """Return the keys and shapes that an observation needs."""
+        inputs = [f"qpos ({self.state_dim},)"]
+        if self.camera_names:
+            inputs.append(f"images {{{', '.join(self.camera_names)}}}, each (H, W, 3) uint8")
+        if self.privileged_pose_objects:
+            names = ", ".join(self.privileged_pose_objects)
+            inputs.append(f"object_poses {{{names}}}, each ({POSE_DIM},)")
+        return "; ".join(inputs)
 
 
 def load_policy(
-    path: str | Path, *, ema: bool = True, device: str = "cpu", seed: int = 0
+    path: str | Path, *, ema: bool = True, device: str | torch.device = "cpu", seed: int = 0
 ) -> LoadedPolicy:
     """Load a policy from a checkpoint folder or a released policy such as policies/sim_transfer.
 
     Args:
+        path: a local path or a URL. `~` is the home folder. The folder of a run is refused, because
+            a run has several checkpoints; the message names them.
         ema: use the EMA weights (averaged over training) if the folder has them.
         device: torch device of the network.
         seed: seed of the noise that actions are sampled from.
 
     Raises:
-        UserError: the folder is not a checkpoint, or its weights do not fit its configuration.
+        UserError: the folder is not a checkpoint, a file in it is missing or damaged, its weights
+            do not fit its configuration, `ema=False` is given for an exported policy, or the device
+            does not exist.
+        ValueError: the seed is not an integer of at most 64 bits.
     """
-    agent, config = load_agent(policy_path(path), ema, device)
+    folder = policy_dir(path)
+    require_checkpoint(folder)
+    download(folder, *POLICY_FILES, MANIFEST_FILE)
+    verify_checkpoint(folder, *POLICY_FILES)
+    agent, config = load_agent(folder, ema, device)
     return LoadedPolicy(agent, config, seed)
 
 
-def _batched(
-    values: Mapping[str, Any], key: str, shape: tuple[int, ...], group: str | None = None
-) -> torch.Tensor:
-    """Check the shape of values[key] and return it as a tensor with a batch axis.
+def _member(group: Any, name: str, key: str, keys: tuple[str, ...]) -> Any:
+    """Return group[key], or raise a ValueError that names the keys that were given."""
+    if not isinstance(group, Mapping):
+        raise ValueError(
+            f"observation[{name!r}] is a {type(group).__name__}, but must be a mapping: "
+            f"{{{', '.join(f'{needed!r}: ...' for needed in keys)}}}"
+        )
+    if key not in group:
+        raise ValueError(
+            f"observation[{name!r}] lacks {key!r} (given: {', '.join(map(str, group)) or 'none'}; "
+            f"needed: {', '.join(keys)})"
+        )
+    return group[key]
+
+
+def _to_array(name: str, value: Any) -> np.ndarray:
+    """Convert a tensor on any device, an image object or nested lists to an array of numbers."""
+    try:
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu()
+            value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} is not an array of numbers: {error}") from error
+    if array.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{name} is not an array of numbers: {type(value).__name__} of type {array.dtype}"
+        )
+    return array
+
+
+def _vector(name: str, value: Any, width: int, lead: Mapping[str, int] | None = None) -> np.ndarray:
+    """Convert a vector, or a batch of vectors, to float32.
 
     Args:
-        group: key of `values` in the observation, for error messages; None for the top level.
+        lead: the batch axis and its length; None accepts a vector as well as a batch of any size.
     """
-    name = f"observation[{key!r}]" if group is None else f"observation[{group!r}][{key!r}]"
-    if key not in values:
-        raise ValueError(f"{name} is missing (given: {', '.join(values) or 'none'})")
-    value = values[key]
-    tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; the policy takes {shape}")
-    return tensor[None]
+    array = _to_array(name, value)
+    allowed = (1, 2) if lead is None else (len(lead) + 1,)
+    if array.ndim not in allowed or array.shape[-1] != width or 0 in array.shape:
+        shapes = [f"({width},)", f"(B, {width})"]
+        shapes = [shapes[ndim - 1] for ndim in allowed]
+        raise ValueError(
+            f"{name} has shape {array.shape}, but the policy takes {' or '.join(shapes)}"
+        )
+    _check_batch(name, array, lead or {})
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"{name} is {array[index]} at index {', '.join(map(str, index))}")
+    return array
+
+
+def _check_batch(name: str, array: np.ndarray, lead: Mapping[str, int]) -> None:
+    """Check that an array has the batch size of qpos."""
+    if lead and len(array) != lead["B"]:
+        raise ValueError(
+            f"{name} has shape {array.shape}, but observation['qpos'] has {lead['B']} rows"
+        )
+
+
+def _add_batch_axis(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Add a leading axis to all arrays, also in nested mappings."""
+    return {
+        key: _add_batch_axis(value) if isinstance(value, Mapping) else value[None]
+        for key, value in values.items()
+    }

@@ -61,15 +61,22 @@ class ActionQueue:
                 "object_poses" {name: (..., 7)}. Images are required if `needs_images` is True and
                 ignored otherwise. Arrays are copied to tensors, because an environment may
                 overwrite them.
+
+        Raises:
+            ValueError: qpos has another shape than in the previous observation.
         """
         images = obs.get("images") if self.needs_images else None
-        self._history.append(
-            {
-                "images": None if images is None else _to_tensors(images),
-                "qpos": _to_tensor(obs["qpos"]),
-                "object_poses": _to_tensors(obs.get("object_poses", {})),
-            }
-        )
+        step: dict[str, Any] = {
+            "images": None if images is None else _to_tensors(images),
+            "qpos": _to_tensor(obs["qpos"]),
+            "object_poses": _to_tensors(obs.get("object_poses", {})),
+        }
+        if self._history and step["qpos"].shape != self._history[-1]["qpos"].shape:
+            raise ValueError(
+                f"qpos has shape {tuple(step['qpos'].shape)}, but the episode's previous one has "
+                f"{tuple(self._history[-1]['qpos'].shape)}; call reset() when an episode starts"
+            )
+        self._history.append(step)
 
     def observation_window(self) -> dict[str, Any]:
         """Stack the last obs_horizon observations along the time axis.

@@ -89,7 +89,8 @@ def image_fault(shape: tuple[int, ...], dtype: str, lead: Sequence[str] = ()) ->
     dtype = dtype.removeprefix("torch.")
     if len(shape) != len(lead) + 3:
         has_colors = bool(shape) and shape[-1] in (3, 4)
-        hint = "the number of axes differs" if has_colors else "is a color axis missing?"
+        hint = "either all inputs have a batch axis or none has"
+        hint = hint if has_colors else "there is no color axis"
     elif shape[-3] == 3 and shape[-2] != 3:
         hint = "the color axis comes first; move it to the end with np.moveaxis(image, -3, -1)"
     elif shape[-1] == 4:
