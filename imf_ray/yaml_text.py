@@ -52,11 +52,13 @@ def parse_yaml(text: str, source: str) -> Any:
     try:
         tree = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (0, 0) if mark is None else (mark.line, mark.column)
+        mark, start = error.problem_mark, error.context_mark
         problem = error.problem or error.context or "it cannot be read"
-        if error.context and error.context_mark and error.context_mark.line != line:
-            problem = f"{error.context} (line {error.context_mark.line + 1}), {problem}"
+        if mark and start and start.line != mark.line:
+            problem = f"{error.context} (line {start.line + 1}), {problem}"
+            if not text.split("\n")[mark.line :][0].strip():  # the end of the file
+                mark = start
+        line, column = (mark.line, mark.column) if mark else (0, 0)
     except ReaderError as error:
         lines = text[: error.position].split("\n")
         line, column = len(lines) - 1, len(lines[-1])
@@ -68,7 +70,7 @@ def parse_yaml(text: str, source: str) -> Any:
     quoted = text.split("\n")[: line + 1][-1][:MAX_QUOTED_LENGTH]
     raise UserError(
         f"{source} is not valid YAML in line {line + 1}, column {column + 1}: {problem}. The line "
-        f"is {quoted!r}. Quote text that contains special characters."
+        f"is {quoted!r}. Indent with spaces, and quote text that contains special characters."
     )
 
 

@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from imf_ray.errors import UserError
@@ -198,6 +199,7 @@ def walk_options(root: type, rules: Option, prefix: str = "") -> Iterator[tuple[
             yield prefix + item.name, dataclasses.replace(current, kind=kinds[item.name])
 
 
+@cache
 def sections(root: type) -> dict[str, type]:
     """Return the classes of the fields that are sections, by name, including optional sections."""
     hints = get_type_hints(root).items()

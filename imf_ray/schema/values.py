@@ -29,9 +29,14 @@ def parse_text(key: str, kind: Any, text: str) -> Any:
         kind: type of the option.
 
     Raises:
-        UserError: the text is not valid YAML.
+        UserError: the text is empty, or not valid YAML.
     """
-    return text if _without_none(kind) is str else parse_yaml(text, f"{key}={text}")
+    if _without_none(kind) is str:
+        return text
+    tree = parse_yaml(text, f"{key}={text}")
+    if tree == EMPTY:
+        raise _no_value(f"{key}={text}")
+    return tree
 
 
 def convert(key: str, kind: Any, tree: Any) -> Any:
@@ -46,7 +51,7 @@ def convert(key: str, kind: Any, tree: Any) -> Any:
         UserError: the value has another type.
     """
     if tree == EMPTY:
-        raise UserError(f"{key} has no value. Text after # is a comment unless it is quoted.")
+        raise _no_value(key)
     if kind != _without_none(kind) and _is_null(kind, tree):
         return None
     return _convert(f"{key}={dump_value(tree)}", key, kind, tree)
@@ -100,6 +105,10 @@ def build(section: type[T], options: Mapping[str, Any], prefix: str = "") -> T:
         elif item.default is not None or any(name.startswith(f"{key}.") for name in options):
             values[item.name] = build(nested[item.name], options, f"{key}.")
     return section(**values)
+
+
+def _no_value(item: str) -> UserError:
+    return UserError(f"{item} has no value. Text after # is a comment unless it is quoted.")
 
 
 def _without_none(kind: Any) -> Any:
