@@ -88,9 +88,7 @@ def image_fault(shape: tuple[int, ...], dtype: str, lead: Sequence[str] = ()) ->
     """
     dtype = dtype.removeprefix("torch.")
     if len(shape) != len(lead) + 3:
-        has_colors = bool(shape) and shape[-1] in (3, 4)
-        hint = "either all inputs have a batch axis or none has"
-        hint = hint if has_colors else "there is no color axis"
+        hint = "all inputs have a batch axis or none has, and the color axis is the last one"
     elif shape[-3] == 3 and shape[-2] != 3:
         hint = "the color axis comes first; move it to the end with np.moveaxis(image, -3, -1)"
     elif shape[-1] == 4:
@@ -112,10 +110,11 @@ def image_fault(shape: tuple[int, ...], dtype: str, lead: Sequence[str] = ()) ->
 
 def _array(name: str, group: Any, key: str, device: torch.device | None) -> Any:
     """Return group[key], an array, or a tensor if `device` is given."""
-    if not isinstance(group or {}, Mapping):
+    group = {} if group is None else group
+    if not isinstance(group, Mapping):
         raise ValueError(f"{name} must be given by name, in a mapping, not {type(group).__name__}")
-    if key not in (group or {}):
-        raise ValueError(f"{name} is missing (given: {', '.join(map(str, group or ())) or 'none'})")
+    if key not in group:
+        raise ValueError(f"{name} is missing (given: {', '.join(map(str, group)) or 'none'})")
     value = group[key]
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         raise ValueError(f"{name}: {type(value).__name__} given, but an array or tensor is needed")

@@ -179,6 +179,95 @@ def test_missing_camera_is_named(make_agent: Make, batch: Batch) -> None:
         agent.select_action(observation_at(batch))
 
 
+def spoil(inputs: Batch, case: str) -> Batch:
+    """Return the inputs of an agent with one mistake."""
+    top = inputs["images"]["top"]
+    images = {
+        "channel-first": top.movedim(-1, -3),
+        "RGBA": torch.cat((top, top[..., :1]), dim=-1),
+        "float": top / 255,
+        "unbatched": top[0],
+        "another batch size": top[:2],
+        "larger": torch.zeros(*top.shape[:-3], 48, 64, 3, dtype=torch.uint8),
+    }
+    if case in images:
+        return inputs | {"images": inputs["images"] | {"top": images[case]}}
+    if case == "missing camera":
+        return inputs | {"images": {"front": top, "r_vis": top}}
+    qpos = {"qpos unbatched": inputs["qpos"][0], "14 numbers": inputs["qpos"][..., :14]}
+    if case in qpos:
+        return inputs | {"qpos": qpos[case]}
+    key = {"no qpos": "qpos", "no images": "images"}[case]
+    return {name: value for name, value in inputs.items() if name != key}
+
+
+WRONG_INPUTS = {
+    "channel-first": ["top", "color axis"],
+    "RGBA": ["top", "alpha"],
+    "float": ["top", "float32", "uint8"],
+    "unbatched": ["top", "batch axis"],
+    "another batch size": ["top", "(2,", "(4,"],
+    "larger": ["top", "48 x 64", "40 x 40"],
+    "missing camera": ["top", "given: front, r_vis"],
+    "qpos unbatched": ["qpos", "16)"],
+    "14 numbers": ["qpos", "14", "16"],
+    "no qpos": ["qpos", "given: images"],
+    "no images": ["r_vis", "given: none"],
+}
+
+
+@pytest.mark.parametrize("case", WRONG_INPUTS)
+def test_wrong_inputs_are_named(make_agent: Make, batch: Batch, case: str) -> None:
+    agent = make_agent()
+    agent.image_size = 40
+    windows = {key: batch[key] for key in ("images", "qpos")}
+    for call, inputs in (
+        (agent.select_action, observation_at(batch)),
+        (agent.predict_action, windows),
+        (lambda wrong: agent.compute_loss(batch | wrong if len(wrong) == 2 else wrong), windows),
+    ):
+        with pytest.raises(ValueError) as error:
+            call(spoil(inputs, case))
+        assert all(text in str(error.value) for text in WRONG_INPUTS[case]), error.value
+        assert not agent._queue._history  # the observation was not used
+
+
+def test_windows_of_another_length_or_device_are_named(make_agent: Make, batch: Batch) -> None:
+    agent = make_agent()
+    for wrong, named in (
+        ({"qpos": batch["qpos"][:, :1]}, r"qpos has shape \(4, 1, 16\).*\(B, 2, 16\)"),
+        ({"qpos": batch["qpos"].to("meta")}, "qpos: on meta, but the policy is on cpu"),
+        ({"qpos": batch["qpos"].numpy()}, "qpos: ndarray given, but a tensor is needed"),
+        ({"images": batch["images"]["top"]}, "in a mapping, not Tensor"),
+        ({"action": batch["action"][..., :14]}, "action has 14 numbers, but the policy takes 16"),
+        ({"action_is_pad": batch["action_is_pad"][:, :8]}, r"action_is_pad .*\(4, 16\)"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            agent.compute_loss(batch | wrong)
+
+
+def test_the_number_of_robots_stays_during_an_episode(make_agent: Make, batch: Batch) -> None:
+    agent = make_agent()
+    agent.select_action(observation_at(batch))
+    fewer = {"qpos": batch["qpos"][:2, 0]}
+    with pytest.raises(ValueError, match=r"\(2, 16\).*\(4, 16\).*reset"):
+        agent.select_action(fewer)
+    agent.reset()
+    images = {name: image[:2, 0] for name, image in batch["images"].items()}
+    assert agent.select_action(fewer | {"images": images}).shape == (2, 16)
+
+
+def test_the_checks_run_on_the_meta_device(make_agent: Make, batch: Batch) -> None:
+    """Nothing reads values, so nothing waits for a GPU."""
+    with torch.device("meta"):
+        agent = make_agent().eval()
+        inputs = {
+            "images": {name: image.to("meta") for name, image in batch["images"].items()},
+            "qpos": batch["qpos"].to("meta"),
+        }
+        assert agent.predict_action(inputs).shape == (4, 16, 16)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
