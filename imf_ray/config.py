@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import shlex
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -122,10 +123,14 @@ def to_yaml(config: Config) -> str:
 def to_override(key: str, value: Any) -> str:
     """Return `key=value` for a command line, from which `load_config` reads the same value.
 
-    Text is written literally, and any other value as YAML on one line. For a shell, quote the whole
-    with `shlex.quote`.
+    Text is written literally, and any other value as YAML on one line.
     """
     return f"{key}={dump_value(value)}"
+
+
+def shell_override(key: str, value: Any) -> str:
+    """Return `key=value` as it is typed in a shell, for messages."""
+    return shlex.quote(to_override(key, value))
 
 
 def default_overrides() -> dict[str, str]:

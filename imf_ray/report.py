@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from imf_ray.cli import run_command
 from imf_ray.command import Command
+from imf_ray.config import shell_override
 from imf_ray.errors import UserError
 from imf_ray.folders import FolderKind, display, folder_kind, require_run
 from imf_ray.schema import Config
@@ -39,7 +40,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
 
 def _as_options(sweep: AnyPath) -> str:
     """Return the options that name a sweep."""
-    return f"run_name={sweep.name} storage_path={display(sweep.parent)}"
+    return f"{shell_override('run_name', sweep.name)} storage_path={display(sweep.parent)}"
 
 
 COMMAND = Command(

@@ -46,7 +46,7 @@ They are not complete for URLs, where any error may pass."""
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk: no space, no quota, or a limit of the size of files."""
 _SCHEME = quote("://", safe="")
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 
 
 def is_remote(text: str | AnyPath) -> bool:

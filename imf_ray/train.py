@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ from imf_ray.allocation import allocate_run
 from imf_ray.cli import resume_command, run_command
 from imf_ray.cluster import init_ray
 from imf_ray.command import Command
-from imf_ray.config import new_run_name
+from imf_ray.config import new_run_name, shell_override
 from imf_ray.errors import UserError
 from imf_ray.interrupts import run_interruptibly
 from imf_ray.schema import Config
@@ -42,7 +41,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         resources = allocate_run(config, init_ray(config))
         console.print(f"{prepared.describe()}\nResources: {resources}", soft_wrap=True)
         console.print(describe_tracking(config))
-        option = shlex.quote(f"run_name={name}")
+        option = shell_override("run_name", name)
         console.print(f"Run: {run_dir} (resume it with {option})", soft_wrap=True)
         run_dir.clear_stop()
         with RunProgress({run_dir: config.train.max_steps}, console):

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from upath import UPath
 
+from imf_ray.config import shell_override
 from imf_ray.data.episodes import SUFFIX
 from imf_ray.errors import StorageError, UserError
 from imf_ray.storage import (
@@ -135,7 +136,8 @@ def _other_hdf5_names(entries: Iterable[_Entry]) -> list[str]:
 
 def _explain_no_episodes(folder: AnyPath, entries: Sequence[_Entry]) -> str:
     """Say why a folder has no episodes and what to do, as the end of a sentence about it."""
-    collect = f"Collect demonstrations with python -m imf_ray.collect data.dataset_dir={folder}"
+    here = shell_override("data.dataset_dir", str(folder))
+    collect = f"Collect demonstrations with python -m imf_ray.collect {here}"
     if not exists(folder):
         return (
             "does not exist. If the data set was moved, set data.dataset_dir to its new place. "
@@ -145,7 +147,7 @@ def _explain_no_episodes(folder: AnyPath, entries: Sequence[_Entry]) -> str:
         return f"is a file. {_explain_file(folder)}"
     other_places = [*_subfolders_with_episodes(entries), *_parent_with_episodes(folder)]
     if other_places:
-        places = ", ".join(f"data.dataset_dir={place}" for place in other_places)
+        places = ", ".join(shell_override("data.dataset_dir", str(p)) for p in other_places)
         return f"has no episodes itself. Set {places}"
     others = _other_hdf5_names(entries)
     if others:
@@ -165,7 +167,8 @@ def _explain_file(path: AnyPath) -> str:
     if _ARCHIVE_NAME.search(path.name):
         return "Unpack it, and set data.dataset_dir to the folder of its episodes."
     if _parent_with_episodes(path):
-        return f"Set data.dataset_dir={path.parent}, the folder of the episodes."
+        parent = shell_override("data.dataset_dir", str(path.parent))
+        return f"Set {parent}, the folder of the episodes."
     return f"Set data.dataset_dir to a folder of episodes; {NAME_RULE}."
 
 
