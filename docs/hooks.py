@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from imf_ray.schema import all_options
+from imf_ray.schema import Option, all_options
 
 ROOT = Path(__file__).parents[1]
 OPTIONS_MARKER = "<!-- options -->"
@@ -96,7 +96,7 @@ def _option_row(key: str) -> str:
         listed = ", ".join("null" if choice is None else f"`{choice}`" for choice in choices)
         meaning += f" Choices: {listed}."
     cells = [
-        f"`{key.rpartition('.')[2]}`<br>`= {_shown(rules.default)}`",
+        f"`{key.rpartition('.')[2]}`<br>`= {_shown(rules)}`",
         meaning.replace("|", "\\|").replace("<", "&lt;"),
         "yes" if rules.resumable else "",
         "yes" if rules.sweepable else "",
@@ -104,11 +104,12 @@ def _option_row(key: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _shown(value: Any) -> str:
+def _shown(rules: Option) -> str:
+    value = rules.default
     if value is None:
         return "null"
-    if value == "???":  # omegaconf's MISSING
-        return "set by the group"
+    if value == "":
+        return "set by the group" if not rules.may_be_empty else "(empty)"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
