@@ -86,8 +86,8 @@ def run_interruptibly(
         request_stop()
         return True
 
-    threading.Thread(target=run_work, daemon=True).start()
     with _handling_signals(on_signal):
+        threading.Thread(target=run_work, daemon=True).start()
         _wait(outcome, stop_requested.is_set)
         if stop_requested.is_set():
             console.print(

@@ -26,7 +26,10 @@ def run_command(module: str, *arguments: str, cwd: Path) -> subprocess.Completed
 
 
 def begin_command(module: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """Start `python -m imf_ray.MODULE` and return at once. Only its stderr can be read."""
+    """Start `python -m imf_ray.MODULE` in a process group of its own, and return at once.
+
+    Only its stderr can be read.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", f"imf_ray.{module}", *arguments],
         cwd=cwd,
@@ -34,6 +37,7 @@ def begin_command(module: str, *arguments: str, cwd: Path) -> subprocess.Popen[s
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 

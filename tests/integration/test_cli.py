@@ -65,10 +65,33 @@ def test_a_thread_that_still_uses_ray_does_not_change_the_exit_code() -> None:
     assert done.stderr.endswith("Interrupted. Resume with:\n  the command\n")
 
 
-def test_ctrl_c_stops_training_with_a_checkpoint_and_twice_at_once(
+CLOSED_STREAMS = """
+import os, sys
+from imf_ray.terminal import STDOUT, console, open_missing_streams
+open_missing_streams()
+print("dropped", file=STDOUT, flush=True)
+console.print("dropped")
+file = open(sys.argv[1], "w")
+assert file.fileno() > 2 and sys.stdout is None
+os.system("echo of a child")
+"""
+
+
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
+    """Without the null device in its place, a child's output would get into that file."""
+    script = 'exec "$0" -c "$1" "$2" >&- 2>&- <&-'
+    arguments = ["sh", "-c", script, sys.executable, CLOSED_STREAMS, str(tmp_path / "file")]
+    assert subprocess.run(arguments, env=command_environment()).returncode == 0
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_hangup_stops_training_with_a_checkpoint_and_ctrl_c_twice_at_once(
     demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Press Ctrl-C once, run the command that it prints, press Ctrl-C twice. Storage is a URL."""
+    """Close the terminal, run the command that it prints, press Ctrl-C twice. Storage is a URL.
+
+    A terminal that closes sends SIGHUP to all processes of the command, also those of Ray.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     url = f"file://{tmp_path}/bucket"
     (tmp_path / "bucket").mkdir()
@@ -78,7 +101,7 @@ def test_ctrl_c_stops_training_with_a_checkpoint_and_twice_at_once(
     options += [f"storage_path={url}"]
     first = begin_command("train", f"data.dataset_dir={demonstrations}", *options, cwd=tmp_path)
     _wait_for_step(3, run_dir, first)
-    first.send_signal(signal.SIGINT)
+    os.killpg(first.pid, signal.SIGHUP)
     _, errors = first.communicate(timeout=COMMAND_TIMEOUT_S)
     assert first.returncode == 130, errors
     saved = RunDir(run_dir).newest_checkpoint()

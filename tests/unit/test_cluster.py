@@ -1,0 +1,131 @@
+"""Addresses of clusters that cannot be reached: one message within seconds, before Ray connects."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import ray
+
+from imf_ray import cluster, ray_internals
+from imf_ray.cluster import cluster_address, init_ray
+from imf_ray.config import load_config
+from imf_ray.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_S", 1.0)
+
+
+def error_of(address: str) -> str:
+    """Return the message about an address, which must come within seconds."""
+    started_at = time.monotonic()
+    with pytest.raises(UserError) as raised:
+        init_ray(load_config([f"cluster.address={address}"]))
+    assert time.monotonic() - started_at < 5.0
+    return str(raised.value)
+
+
+@pytest.fixture
+def silent_server() -> Iterator[int]:
+    """The port of a server that accepts connections and never answers, as lost packets look."""
+    with socket.create_server(("", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def http_server() -> Iterator[int]:
+    """The port of a web server, as Ray's dashboard is one."""
+    with HTTPServer(("", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_cluster_that_is_gone(host: str) -> None:
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+    message = error_of(f"{host}:{port}")
+    assert f"{host}:{port}" in message and "cluster.address=local" in message
+
+
+def test_a_server_that_never_answers(silent_server: int) -> None:
+    assert f"127.0.0.1:{silent_server}" in error_of(f"127.0.0.1:{silent_server}")
+
+
+def test_a_server_of_something_else(http_server: int) -> None:
+    assert f"127.0.0.1:{http_server}" in error_of(f"127.0.0.1:{http_server}")
+
+
+@pytest.mark.parametrize(
+    "address", ["ray://head:10001", "http://127.0.0.1:8265", "head", "head:port", "127.0.0.1", ":1"]
+)
+def test_what_is_no_address_of_a_cluster(address: str) -> None:
+    assert address in error_of(address)
+
+
+def test_the_message_names_where_the_address_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    for overrides in ([], ["cluster.address=auto"]):
+        with pytest.raises(UserError) as raised:
+            init_ray(load_config(overrides))
+        for text in ("RAY_ADDRESS=127.0.0.1:1", "cluster.address=local", *overrides):
+            assert text in str(raised.value)
+
+
+@pytest.mark.parametrize("option", ["cluster.address=local", "cluster.address=null"])
+@pytest.mark.parametrize("variable", ["", "local"])
+def test_local_clusters(option: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    assert cluster_address(load_config([option])) is None
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    expected = None if "local" in option else "head:6379"
+    assert cluster_address(load_config([option])) == expected
+
+
+def test_a_cluster_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_internals, "cluster_ray_version", lambda *_: "2.31.0")
+    message = error_of("127.0.0.1:6379")
+    assert "2.31.0" in message and ray.__version__ in message
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        RuntimeError("Version mismatch: Python 3.9.1 and 3.11.7"),
+        ConnectionError("Failed to connect"),
+        ValueError("no such node"),
+        ray.exceptions.AuthenticationError("no token"),
+    ],
+)
+def test_a_cluster_that_ray_refuses(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(ray_internals, "cluster_ray_version", lambda *_: ray.__version__)
+    monkeypatch.setattr(ray, "init", fail)
+    message = error_of("127.0.0.1:6379")
+    assert str(failure)[:8] in message and "127.0.0.1:6379" in message
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(36, "File name too long"), PermissionError(13, "denied"), RuntimeError("x")]
+)
+def test_a_machine_where_ray_cannot_start(
+    failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setenv("RAY_TMPDIR", "/some/folder")
+    with pytest.raises(UserError, match="RAY_TMPDIR") as raised:
+        init_ray(load_config([]))
+    assert "/some/folder" in str(raised.value)
