@@ -36,7 +36,7 @@ from imf_ray.data.episode_formats import AUTO, FORMATS, IMAGES
 from imf_ray.data.frames import Frames
 from imf_ray.data.hdf5 import fingerprint, open_hdf5
 from imf_ray.data.running_stats import RunningStats
-from imf_ray.errors import UserError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.files import atomic_rename, retry_io
 from imf_ray.images import center_crop_resize
 from imf_ray.storage import AnyPath, is_remote, is_transient, parse_path, storage_errors
@@ -244,7 +244,7 @@ def read_slice(
 
     Raises:
         UserError: the file can no longer be read, or its contents have changed since it was
-            indexed. The message contains the path.
+            indexed. The message contains the path. It is a `StorageError` if the storage fails.
     """
 
     def read() -> EpisodeSlice:
@@ -258,7 +258,8 @@ def read_slice(
     try:
         return retry_io(read)
     except (*READ_ERRORS, UserError) as error:
-        raise UserError(
+        storage_fails = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        raise (StorageError if storage_fails else UserError)(
             f"Episode {episode.path} cannot be read as it was indexed ({error}). Restore the "
             "original file and repeat the command to resume, or start another run without the file."
         ) from error

@@ -25,7 +25,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from imf_ray import ray_internals
 from imf_ray.allocation import RunResources
-from imf_ray.errors import DivergenceError, StorageError, UserError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.ray_internals import (
     DefaultFailurePolicy,
     FailureDecision,
@@ -53,8 +53,9 @@ class CheckpointProgress:
 class ProgressAwareFailurePolicy(DefaultFailurePolicy):
     """Ray Train's failure policy with two changes.
 
-    Only failures since the last checkpoint are counted, so a long run can survive many. A diverged
-    run is not retried, because the same training steps would diverge again.
+    Only failures since the last checkpoint are counted, so a long run can survive many. Invalid
+    input and a diverged run are not retried, because the same training steps would fail again. A
+    storage that fails may recover.
     """
 
     def __init__(self, failure_config: FailureConfig, run_dir: RunDir) -> None:
@@ -63,7 +64,8 @@ class ProgressAwareFailurePolicy(DefaultFailurePolicy):
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
         """Decide whether to retry or to raise."""
-        if isinstance(find_user_error(training_failed_error), DivergenceError):
+        cause = find_user_error(training_failed_error)
+        if cause is not None and not isinstance(cause, StorageError):
             return FailureDecision.RAISE
         if self._progress.advanced():
             ray_internals.reset_failure_count(self)

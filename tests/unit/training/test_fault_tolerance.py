@@ -43,11 +43,12 @@ def test_failures_are_counted_from_the_last_checkpoint_on(tmp_path: Path) -> Non
     assert [policy.make_decision(died) for _ in range(3)] == [retry, retry, end]
 
 
-def test_a_diverged_run_is_not_retried(tmp_path: Path) -> None:
-    policy = ProgressAwareFailurePolicy(FailureConfig(max_failures=2), RunDir(tmp_path))
-    diverged = worker_failure(DivergenceError("not finite"))
-    assert policy.make_decision(diverged) == FailureDecision.RAISE
-    assert policy.make_decision(worker_failure(StorageError("full"))) == FailureDecision.RETRY
+def test_only_failures_that_may_pass_are_retried(tmp_path: Path) -> None:
+    policy = ProgressAwareFailurePolicy(FailureConfig(max_failures=9), RunDir(tmp_path))
+    for error in (DivergenceError("not finite"), UserError("there is no C++ compiler")):
+        assert policy.make_decision(worker_failure(error)) == FailureDecision.RAISE
+    for error in (StorageError("full"), OSError("no route"), RuntimeError("died")):
+        assert policy.make_decision(worker_failure(error)) == FailureDecision.RETRY
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
