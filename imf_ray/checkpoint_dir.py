@@ -131,7 +131,8 @@ def read_metrics(path: AnyPath) -> dict[str, Any] | None:
 
 
 def _metrics(path: AnyPath, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    metrics = dict(manifest["metrics"])
+    # The first version wrote the step next to the files.
+    metrics = dict(manifest["metrics"] if "metrics" in manifest else {"step": manifest["step"]})
     if (path / VALIDATION_FILE).is_file():
         metrics |= json.loads((path / VALIDATION_FILE).read_text())
     return rename_keys(metrics, METRICS)
