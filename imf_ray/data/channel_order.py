@@ -71,14 +71,19 @@ def resolve_order(option: str, recorded: str | None, is_encoded: bool) -> str:
     return BGR if is_encoded else RGB
 
 
-def recorded_order(dataset: h5py.Dataset) -> str | None:
+def has_attribute(item: h5py.HLObject, name: str) -> bool:
+    """Return True if an HDF5 object has an attribute. It is much faster than `name in item.attrs`."""
+    return bool(h5py.h5a.exists(item.id, name.encode()))
+
+
+def recorded_order(file: h5py.File, dataset: h5py.Dataset) -> str | None:
     """Return the order in the attribute `ORDER_ATTRIBUTE` of a dataset or of its file, or None.
 
     Raises:
         UserError: the attribute has another value than rgb or bgr.
     """
-    for owner in (dataset, dataset.file):
-        if ORDER_ATTRIBUTE not in owner.attrs:
+    for owner in (dataset, file):
+        if not has_attribute(owner, ORDER_ATTRIBUTE):
             continue
         value = owner.attrs[ORDER_ATTRIBUTE]
         text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -13,7 +13,7 @@ from typing import Protocol
 import h5py
 import numpy as np
 
-from imf_ray.data.channel_order import RGB, recorded_order
+from imf_ray.data.channel_order import RGB, has_attribute, recorded_order
 from imf_ray.data.frames import Frames, open_frames
 from imf_ray.errors import UserError
 
@@ -65,11 +65,11 @@ class ActFormat:
         dataset = file[f"{IMAGES}/{camera}"]
         if not isinstance(dataset, h5py.Dataset):
             raise UserError(f"camera {camera} is a group of {len(dataset)} items, not a dataset")
-        return open_frames(dataset, channel_order, self.recorded_order(dataset))
+        return open_frames(dataset, channel_order, self.recorded_order(file, dataset))
 
-    def recorded_order(self, dataset: h5py.Dataset) -> str | None:
-        """Return the channel order that a file records, or None."""
-        return recorded_order(dataset)
+    def recorded_order(self, file: h5py.File, dataset: h5py.Dataset) -> str | None:
+        """Return the channel order that a file records for the images of a camera, or None."""
+        return recorded_order(file, dataset)
 
 
 class ImfRayFormat(ActFormat):
@@ -80,9 +80,10 @@ class ImfRayFormat(ActFormat):
     def matches(self, file: h5py.File) -> bool:
         return "action_space" in file.attrs
 
-    def recorded_order(self, dataset: h5py.Dataset) -> str | None:
+    def recorded_order(self, file: h5py.File, dataset: h5py.Dataset) -> str | None:
         # Another program may use the attribute of the format, but images in any order.
-        return RGB if is_own_recording(dataset.file.attrs) else super().recorded_order(dataset)
+        is_own = any(has_attribute(file, name) for name in OWN_ATTRIBUTES)
+        return RGB if is_own else super().recorded_order(file, dataset)
 
 
 class ActPlusPlusFormat(ActFormat):

@@ -198,7 +198,7 @@ def test_an_attribute_records_the_order(file: h5py.File, owner: str, value: Any)
     contents = [ENCODERS["PNG"](image) for image in in_order(IMAGES, order)]
     dataset = CONTAINERS["byte strings"](file, contents)
     (dataset if owner == "dataset" else file).attrs[ORDER_ATTRIBUTE] = value
-    recorded = recorded_order(dataset)
+    recorded = recorded_order(file, dataset)
     assert recorded == order
     frames = open_frames(dataset, AUTO, recorded)
     np.testing.assert_array_equal(frames[STEPS], IMAGES[STEPS])
@@ -214,7 +214,7 @@ def test_an_attribute_records_the_order(file: h5py.File, owner: str, value: Any)
 def test_the_attribute_of_a_camera_precedes_that_of_the_file(file: h5py.File) -> None:
     dataset = store(file, IMAGES)
     file.attrs[ORDER_ATTRIBUTE], dataset.attrs[ORDER_ATTRIBUTE] = RGB, BGR
-    assert recorded_order(dataset) == BGR
+    assert recorded_order(file, dataset) == BGR
 
 
 @pytest.mark.parametrize("value", ["hsv", "", 3, np.zeros(3)])
@@ -222,7 +222,7 @@ def test_an_unknown_recorded_order_is_refused(file: h5py.File, value: Any) -> No
     dataset = store(file, IMAGES)
     dataset.attrs[ORDER_ATTRIBUTE] = value
     with pytest.raises(UserError, match=f"{ORDER_ATTRIBUTE} of /top"):
-        recorded_order(dataset)
+        recorded_order(file, dataset)
 
 
 COLOR, RECORDED = StoredImages(8, 8, "JPEG", True, None), StoredImages(8, 8, RAW, True, RGB)
