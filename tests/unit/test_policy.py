@@ -1,5 +1,6 @@
 """`load_policy`: actions of a released policy, reproducible noise, and errors that name the key."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ def test_actions_are_those_of_the_agent(policy: LoadedPolicy) -> None:
         }
         expected = agent.select_action(batch, generator=generator)[0]
         np.testing.assert_array_equal(actions[step], expected)
+
+
+def test_the_snippet_of_the_guide_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO_ROOT)
+    text = (REPO_ROOT / "docs" / "policy.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    variables: dict[str, Any] = {}
+    exec(snippet, variables)
+    assert variables["action"].shape == (16,) and variables["action"].dtype == np.float32
 
 
 def test_the_seed_determines_the_noise(policy: LoadedPolicy) -> None:
