@@ -27,9 +27,8 @@ from typing import Any
 from imf_ray.aliases import Notify, rename_options, rename_overrides
 from imf_ray.errors import UserError, error_source
 from imf_ray.schema import Config, all_options, section_names
-from imf_ray.schema.options import folder_name_problem
 from imf_ray.schema.values import build, convert, parse_text
-from imf_ray.storage import expand_variables, parse_path
+from imf_ray.storage import expand_variables, folder_name_problem, parse_path
 from imf_ray.yaml_text import Scalar, dump_value, dump_yaml, plain, read_yaml
 
 CONF_DIR = Path(__file__).parent / "conf"
@@ -69,9 +68,7 @@ def load_config(overrides: Iterable[str] = ()) -> Config:
             _merge(options, _read_group(group, choices.get(group, default)))
     for item in values:
         _merge(options, _parse_override(item))
-    for key, rules in all_options().items():
-        if rules.is_path and isinstance(options.get(key), str):
-            options[key] = expand_variables(options[key], f"{key}={options[key]}")
+    _resolve_paths(options)
     try:
         return _build(options)
     except UserError as error:
@@ -362,6 +359,16 @@ def _merge(options: dict[str, Any], new: Mapping[str, Any]) -> None:
             _merge(options[key], value)
         else:
             options[key] = value
+
+
+def _resolve_paths(options: dict[str, Any]) -> None:
+    """Replace the variables in paths, and check the names of folders."""
+    for key, rules in all_options().items():
+        value = options.get(key)
+        if value is not None and rules.is_path:
+            options[key] = expand_variables(value, f"{key}={value}")
+        if value and rules.is_folder_name and (problem := folder_name_problem(value)):
+            raise UserError(f"{key}={value!r} cannot be the name of a folder: {problem}.")
 
 
 def _build(options: Mapping[str, Any]) -> Config:

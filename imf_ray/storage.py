@@ -45,8 +45,10 @@ TRANSIENT_ERRNOS = frozenset(
 They are not complete for URLs, where any error may pass."""
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk: no space, no quota, or a limit of the size of files."""
+MAX_NAME_BYTES = 200
+"""Maximum length of a run's name. File systems allow 255 bytes, and files get longer names."""
 _SCHEME = quote("://", safe="")
-_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^{}]*)\})", re.ASCII)
 
 
 def is_remote(text: str | AnyPath) -> bool:
@@ -84,13 +86,15 @@ def expand_variables(text: str, source: str) -> str:
         source: the option that the path comes from, for the error message.
 
     Raises:
-        UserError: a variable is not set.
+        UserError: a variable is not set, or the text cannot be a path.
     """
+    if "\0" in text:
+        raise UserError(f"{source!r}: a path has no null character.")
     if os.path.exists(os.path.expanduser(text)):
         return text
 
     def value(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
+        name = match[1] or match[2] or ""
         if name not in os.environ:
             raise UserError(
                 f"{source}: the environment variable {name} is not set, and there is no folder or "
@@ -99,6 +103,19 @@ def expand_variables(text: str, source: str) -> str:
         return os.environ[name]
 
     return _VARIABLE.sub(value, text)
+
+
+def folder_name_problem(name: str) -> str | None:
+    """Return the reason why a text cannot be the name of one folder, or None."""
+    if "/" in name:
+        return "it contains /. For a folder inside another, set storage_path to the outer one"
+    if not name.strip(". "):
+        return "it consists of dots or spaces"
+    if not name.isprintable():
+        return "it contains a character that cannot be printed"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"it is longer than {MAX_NAME_BYTES} bytes"
+    return None
 
 
 def local_dir(text: str) -> Path:

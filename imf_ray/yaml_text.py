@@ -155,7 +155,8 @@ def dump_value(value: Any) -> str:
 
 def noun(tree: Any) -> str:
     """Return the kind of a parsed value, for error messages."""
-    return {list: "a list", dict: "a dictionary", str: "text"}.get(type(tree), "a single value")
+    names: dict[type, str] = {list: "a list", dict: "a dictionary", str: "text"}
+    return names.get(type(tree), "a single value")
 
 
 class _Loader(yaml.SafeLoader):

@@ -7,7 +7,6 @@ import importlib
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields
-from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from imf_ray.errors import UserError
@@ -28,8 +27,6 @@ COMMANDS = (
 METADATA_KEY = "option"
 DEFAULT_CAMERAS = ["r_vis", "top", "front"]
 """Default of the cameras that are recorded and that a policy sees."""
-MAX_NAME_BYTES = 200
-"""Maximum length of a run's name. File systems allow 255 bytes, and files get longer names."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +85,6 @@ class Option:
             return
         if self.choices and value not in (names := self.choice_names()):
             raise UserError(f"{key}={value!r} is unknown; choose one of {', '.join(names)}.")
-        if self.is_folder_name and (problem := folder_name_problem(value)):
-            raise UserError(f"{key}={value!r} cannot be the name of a folder: {problem}.")
         problem = self._bound_problem(value)
         if problem:
             raise UserError(f"{key}={value} {problem}{self.reason and f': {self.reason}'}.")
@@ -116,19 +111,6 @@ class Option:
             if getattr(self, rule) is None
         }
         return dataclasses.replace(self, **inherited)
-
-
-def folder_name_problem(name: str) -> str | None:
-    """Return the reason why a text cannot be the name of one folder, or None."""
-    if "/" in name:
-        return "it contains /. For a folder inside another, set storage_path to the outer one"
-    if not name.strip(". "):
-        return "it consists of dots or spaces"
-    if not name.isprintable():
-        return "it contains a character that cannot be printed"
-    if len(name.encode()) > MAX_NAME_BYTES:
-        return f"it is longer than {MAX_NAME_BYTES} bytes"
-    return None
 
 
 def load_registry(name: str) -> Any:
@@ -199,7 +181,6 @@ def walk_options(root: type, rules: Option, prefix: str = "") -> Iterator[tuple[
             yield prefix + item.name, dataclasses.replace(current, kind=kinds[item.name])
 
 
-@cache
 def sections(root: type) -> dict[str, type]:
     """Return the classes of the fields that are sections, by name, including optional sections."""
     hints = get_type_hints(root).items()

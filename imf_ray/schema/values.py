@@ -16,7 +16,7 @@ from imf_ray.yaml_text import EMPTY, Scalar, dump_value, parse_yaml, plain
 T = TypeVar("T")
 NULL = "null"
 """Text that stands for None in an option that may be null, also if the option takes text."""
-NOUNS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+NOUNS = {bool: "true or false", int: "an integer", float: "a number", str: "text in UTF-8"}
 _TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
 
 
@@ -128,6 +128,7 @@ def _to_text(tree: Any) -> str:
     text = tree.text if isinstance(tree, Scalar) else tree
     if not isinstance(text, str) or tree == EMPTY:
         raise TypeError
+    text.encode()  # an escape in YAML may stand for half a character
     return text
 
 

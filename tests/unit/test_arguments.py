@@ -143,6 +143,8 @@ def test_an_existing_path_is_taken_as_written(folder: Path) -> None:
         ("$NOT_SET/runs", "NOT_SET"),
         ("/data/${NOT_SET}", "NOT_SET"),
         ("a$NOT_SET", "NOT_SET"),
+        ("${oc.env:HOME}/runs", "oc.env:HOME"),
+        ("${}", "${}"),
         ("~nobody9/x", "~nobody9"),
     ],
 )

@@ -12,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imf_ray.cli import resume_command
-from imf_ray.config import load_config, to_override, to_yaml
+from imf_ray.config import (
+    config_from_dict,
+    config_to_dict,
+    load_config,
+    to_override,
+    to_yaml,
+)
 from imf_ray.errors import UserError
 from imf_ray.schema import all_options
 from imf_ray.sweep.search_space import SearchSpace, load_search_space, trial_name
@@ -209,6 +215,20 @@ def test_files_of_earlier_versions_load(tmp_path: Path) -> None:
 def test_what_cannot_be_the_name_of_a_folder_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="run_name"):
         load_config([f"run_name={name}"])
+
+
+def test_a_name_that_an_earlier_version_accepted_can_still_be_read(tmp_path: Path) -> None:
+    stored = config_to_dict(load_config()) | {"run_name": "a/b"}
+    assert config_from_dict(stored).run_name == "a/b"
+    (tmp_path / "config.yaml").write_text("run_name: a/b\n")
+    assert load_config([f"config={tmp_path / 'config.yaml'}", "run_name=b"]).run_name == "b"
+
+
+@pytest.mark.parametrize("escape", ["\\ud800", "\\0"])
+def test_escapes_that_no_path_can_have_are_refused(escape: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f'data: {{dataset_dir: "a{escape}b"}}\n')
+    with pytest.raises(UserError, match=r"data\.dataset_dir"):
+        load_config([f"config={tmp_path / 'mine.yaml'}"])
 
 
 def test_empty_text_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
