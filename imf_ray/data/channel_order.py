@@ -72,7 +72,7 @@ def resolve_order(option: str, recorded: str | None, is_encoded: bool) -> str:
 
 
 def has_attribute(item: h5py.HLObject, name: str) -> bool:
-    """Return True if an HDF5 object has an attribute. It is much faster than `name in item.attrs`."""
+    """Return True if an HDF5 object has an attribute. Much faster than `name in item.attrs`."""
     return bool(h5py.h5a.exists(item.id, name.encode()))
 
 

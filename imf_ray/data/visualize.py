@@ -112,7 +112,12 @@ def contact_sheet(
         }
         settings = (f"data.channel_order={order}" for order in sorted(set(other.values())))
         title = f"For comparison, colors with {' or '.join(settings)}:"
-        strips = [_strip(shown[0], camera, order) for camera, order in other.items()]
+        strips = [
+            _strip(shown[0], camera, other[camera])
+            if camera in other
+            else Image.new("RGB", (IMAGES_PER_CAMERA * TILE_SIZE, TILE_SIZE))
+            for camera in cameras
+        ]
         rows += [_text([title], width, wrap=True), _arrange(strips, in_row=True)]
     file = io.BytesIO()
     _arrange([_text(header, width, wrap=True), *rows]).save(file, format="PNG")
@@ -149,7 +154,7 @@ def _strip(episode: EpisodeMetadata, camera: str, channel_order: str) -> Image.I
     tiles = []
     for column in range(IMAGES_PER_CAMERA):
         step = steps[min(column, len(steps) - 1)]
-        caption = [f"{Path(episode.path).stem}, step {step}", f"{camera} ({order})"]
+        caption = [f"{Path(episode.path).stem}, step {step}", f"{order}, {camera}"]
         image = _read_tiles(episode, (camera,), (step, step + 1), channel_order)[camera][0]
         tiles.append(_arrange([_text(caption, TILE_SIZE), Image.fromarray(image)]))
     return _arrange(tiles, in_row=True)
