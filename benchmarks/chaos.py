@@ -46,8 +46,8 @@ from benchmarks.result_log import commit
 from imf_ray.agents.pretrained import EMA_WEIGHTS_FILE, WEIGHTS_FILE
 from imf_ray.checkpoint_dir import checkpoint_step
 from imf_ray.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR
-from imf_ray.files import read_lines, write_atomically
-from imf_ray.training.run_dir import VALIDATIONS_FILE, RunDir
+from imf_ray.files import read_json_lines, write_atomically
+from imf_ray.training.run_dir import RunDir
 from imf_ray.training.tracking import RESTARTS
 from testing_support.configs import TINY_AGENT
 
@@ -133,7 +133,7 @@ def run_sweep(sweep: Sweep, faults: Faults | None, count: int, rng: Any) -> list
 
 
 def _num_validations(sweep: Sweep) -> int:
-    return sum(len(read_lines(trial / VALIDATIONS_FILE)) for trial in sweep.trials)
+    return sum(len(RunDir(trial).read_validations()) for trial in sweep.trials)
 
 
 def _shuffled_rounds(kinds: list[str], rng: Any) -> Iterator[str]:
@@ -165,8 +165,7 @@ def samples_of(trial: Path) -> dict[tuple[str, int], list[list[int]]]:
     """
     samples: dict[tuple[str, int], list[list[int]]] = {}
     for path in sorted(trial.glob("samples_rank_*.jsonl")):
-        for line in read_lines(path):
-            entry = json.loads(line)
+        for entry in read_json_lines(path, dict).rows:
             samples.setdefault((path.name, entry["step"]), []).append(entry["samples"])
     return samples
 

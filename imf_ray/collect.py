@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from imf_ray.allocation import allocate_rollout_actors
 from imf_ray.claims import claim
 from imf_ray.cli import run_command
-from imf_ray.cluster import init_ray
+from imf_ray.cluster import cluster_address, init_ray
 from imf_ray.command import Command
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
@@ -37,10 +37,14 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     folder = local_dir(config.data.dataset_dir)
     config.data.dataset_dir = str(folder)
     with claim(folder, "choose another data.dataset_dir"):
-        if list_episodes(folder):  # existing episodes must have the configured cameras and shapes
+        existing = list_episodes(folder)
+        if existing:  # they must have the configured cameras and shapes
             build_index(config)
-        # If the task's env cannot be created, fail here, before Ray starts.
-        DemoRecorder(config.task, config.data.camera_names).close()
+        # If the task's env cannot be created or rendered, fail here, before Ray starts.
+        recorder = DemoRecorder(config.task, config.data.camera_names)
+        if cluster_address(config) is None and len(existing) < config.collect.num_episodes:
+            recorder.check_images()
+        recorder.close()
         resources = allocate_rollout_actors(config, init_ray(config))
         with ProgressBars(lines=PROGRESS_LINES) as bars:
 

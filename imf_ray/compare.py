@@ -25,7 +25,7 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
 
     A policy is a checkpoint folder, expert, untrained:CHECKPOINT or replay:EPISODES.
     """
-    from imf_ray.evaluation.candidates import require_settable, resolve_candidates
+    from imf_ray.evaluation.candidates import claimed, require_settable, resolve_candidates
     from imf_ray.evaluation.comparison import compare, comparison_table, write_comparison
     from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
     from imf_ray.rollout.record_store import settings_hash
@@ -38,12 +38,13 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
         )
     storage_dir, evaluate = local_dir(config.storage_path), config.evaluate
     candidates = resolve_candidates(policies, config, overrides, storage_dir)
-    resources = allocate_rollout_actors(config, init_ray(config))
     seeds = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
     records = {}
-    for candidate in candidates:
-        records[candidate.name] = evaluate_with_progress(candidate, seeds, resources)
-        candidate.evaluation.store.finalize(seeds)
+    with claimed(candidates, "set another evaluate.seed or storage_path"):
+        resources = allocate_rollout_actors(config, init_ray(config))
+        for candidate in candidates:
+            records[candidate.name] = evaluate_with_progress(candidate, seeds, resources)
+            candidate.evaluation.store.finalize(seeds)
     console.print(outcome_table(list(records.items()), f"Seeds {seeds[0]}-{seeds[-1]}"))
     without_baselines = {name: records[name] for name in list(records)[: len(policies)]}
     comparisons = compare(without_baselines)

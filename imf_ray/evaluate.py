@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -55,21 +56,25 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             policy, config, overrides, evaluate.seed, storage_dir, output_dir
         )
 
-    if evaluate.checkpoint_selection is None:  # errors of the policy appear before Ray starts
-        candidate = resolve(policy)
-    resources = allocate_rollout_actors(config, init_ray(config))
+    @functools.cache
+    def actors() -> RolloutResources:
+        return allocate_rollout_actors(config, init_ray(config))
+
+    # Ray starts only after every policy was checked and its records folder is claimed.
     if evaluate.checkpoint_selection is not None:
         best, results = candidates.select_checkpoint(
             policy.local_path,
             config,
             overrides,
-            lambda candidate: evaluate_with_progress(candidate, selection, resources),
+            lambda candidate: evaluate_with_progress(candidate, selection, actors()),
         )
         title = f"Checkpoint selection on seeds {selection[0]}-{selection[-1]}"
         console.print(outcome_table(results, title))
-        candidate = resolve(PolicySpec(PolicyKind.CHECKPOINT, str(best)))
+        policy = PolicySpec(PolicyKind.CHECKPOINT, str(best))
+    candidate = resolve(policy)
     seeds = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
-    _report(candidate, evaluate_with_progress(candidate, seeds, resources), resources)
+    with candidate.evaluation.store.claimed():
+        _report(candidate, evaluate_with_progress(candidate, seeds, actors()), actors())
 
 
 def _report(candidate: Candidate, records: list[EpisodeRecord], actors: RolloutResources) -> None:

@@ -1,23 +1,30 @@
-"""Atomic file writes, append-only line files and retries of failed I/O.
+"""Atomic file writes, append-only files of JSON lines, and retries of failed I/O.
 
 A file is either complete or absent, and so is a line of a line file. Files in the local copy of a
 remote folder are uploaded as well.
+
+Files may still be damaged, for example by a loss of power. Readers skip an invalid line, name it
+once and count it. A JSON file that is damaged is an error that names the file and the way out.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import io
+import json
 import logging
 import os
 import time
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
-from imf_ray.errors import StorageError
-from imf_ray.storage import is_connection_error, remote_path, storage_errors, upload
+from imf_ray.errors import StorageError, UserError
+from imf_ray.storage import AnyPath, is_connection_error, remote_path, storage_errors, upload
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,11 +37,14 @@ MAX_SYNC_TIME_FRACTION = 0.05
 """Maximum fraction of the time spent on uploads of a growing file."""
 RETRY_DELAYS_S = (1.0, 10.0, 60.0, 300.0)
 """Seconds before each retry of failed I/O."""
-MAX_LINE_BYTES = 2**20
-"""Number of bytes at the end of a line file that are searched for an incomplete line."""
+BLOCK_BYTES = 2**16
+"""Number of bytes at the end of a line file that are read at a time to find an incomplete line."""
+INVALID_JSON = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
+"""Errors that JSON text of another structure than expected may raise."""
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 def retry_io(fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -73,19 +83,16 @@ def _is_permanent(error: BaseException | None) -> bool:
 
 
 class JsonlWriter:
-    """Appends lines to a file that only one process writes at a time.
+    """Appends lines to a file.
 
-    An incomplete last line, left by a killed process or a full disk, is removed.
+    An incomplete last line, left by a killed process or a full disk, is removed. Several writers
+    may append to one file: each locks it while it writes a line.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._file = path.open("a+b", buffering=0)
-        end = self._file.seek(0, os.SEEK_END)
-        start = self._file.seek(max(0, end - MAX_LINE_BYTES))
-        tail = self._file.read()
-        self._end = start + tail.rfind(b"\n") + 1
         self._is_remote = remote_path(path) is not None
         self._next_upload = time.monotonic() + SYNC_INTERVAL_S
 
@@ -97,12 +104,31 @@ class JsonlWriter:
         """
         content = f"{line}\n".encode()
         with storage_errors(self._path, "written"):
-            self._file.truncate(self._end)
-            if self._file.write(content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._end += len(content)
+            with suppress(OSError):  # some file systems have no locks
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+            try:
+                self._remove_incomplete_line()
+                if self._file.write(content) != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                with suppress(OSError):
+                    fcntl.flock(self._file, fcntl.LOCK_UN)
         if self._is_remote and time.monotonic() >= self._next_upload:
             self._upload()
+
+    def _remove_incomplete_line(self) -> None:
+        """Truncate the file after its last line break."""
+        end = start = self._file.seek(0, os.SEEK_END)
+        while start > 0:
+            size = 1 if start == end else min(BLOCK_BYTES, start)
+            start = self._file.seek(start - size)
+            last_break = self._file.read(size).rfind(b"\n")
+            if last_break >= 0:
+                start += last_break + 1
+                break
+        if start < end:
+            self._file.truncate(start)
+            log.warning("Removed an incomplete line at the end of %s.", self._path)
 
     def _upload(self) -> None:
         """Upload the file. A failure is only logged, because the local file contains all lines."""
@@ -140,7 +166,7 @@ class RetryingJsonlWriter(JsonlWriter):
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a file by a `JsonlWriter`. A missing file is created."""
+    """Append one line to a file with a `JsonlWriter`. A missing file is created."""
     writer = JsonlWriter(path)
     try:
         writer.append(line)
@@ -148,12 +174,69 @@ def append_line(path: Path, line: str) -> None:
         writer.close()
 
 
-def read_lines(path: Path) -> list[str]:
-    """Return the complete lines of a file without line ends. A missing file has no lines."""
+class JsonLines(NamedTuple, Generic[T]):
+    """The content of a file of JSON lines."""
+
+    rows: list[T]
+    num_invalid: int
+    """Number of invalid lines, which were skipped."""
+    end: int
+    """Byte offset of the end of the last complete line."""
+
+
+def read_json_lines(path: Path, parse: Callable[[Any], T], offset: int = 0) -> JsonLines[T]:
+    """Read the complete lines of a file. A missing file has no lines.
+
+    An invalid line is skipped, and named in one warning per process. A last line without a line
+    break is left out, because it may be incomplete.
+
+    Args:
+        parse: converts the JSON value of a line; raises one of `INVALID_JSON` if it is invalid.
+        offset: byte offset of the line to start with.
+    """
+    lines: JsonLines[T] = JsonLines([], 0, offset)
     if not path.is_file():
-        return []
-    *lines, _incomplete = path.read_bytes().split(b"\n")
-    return [line.decode() for line in lines]
+        return lines
+    with path.open("rb") as file:
+        file.seek(offset)
+        *texts, _incomplete = file.read().split(b"\n")
+    rows, num_invalid, end = lines
+    for text in texts:
+        try:
+            rows.append(parse(json.loads(text)))
+        except INVALID_JSON as error:
+            num_invalid += 1
+            _warn_invalid_line(path, end, f"{type(error).__name__}: {error}")
+        end += len(text) + 1
+    return JsonLines(rows, num_invalid, end)
+
+
+@functools.cache
+def _warn_invalid_line(path: Path, offset: int, reason: str) -> None:
+    with path.open("rb") as file:
+        number = file.read(offset).count(b"\n") + 1
+    log.warning("Skipped line %d of %s, because it is damaged (%s).", number, path, reason)
+
+
+def parse_json(text: str | bytes, parse: Callable[[Any], T], path: AnyPath, way_out: str) -> T:
+    """Convert the content of a JSON file.
+
+    Args:
+        parse: converts the JSON value; raises one of `INVALID_JSON` if it is invalid.
+        path: the file, for the message.
+        way_out: what the user can do, as sentences, for the message.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return parse(json.loads(text))
+    except INVALID_JSON as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}). {way_out}"
+        ) from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -163,7 +246,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         StorageError: the file cannot be written, and the previous one is unchanged. Or the new file
             was written locally but cannot be uploaded.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     with storage_errors(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -53,50 +53,51 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     from imf_ray.training.progress import RunProgress, format_metrics
     from imf_ray.training.tracking import describe_tracking
 
-    sweep = open_sweep(config, overrides)
-    config, sweep_dir = sweep.first_config, sweep.sweep_dir
-    size = init_ray(config)
-    resources, concurrent_trials = allocate_sweep(sweep, size)
-    console.print(
-        f"{'Resuming' if sweep.is_resumed else 'Sweep'} {sweep_dir}: {len(sweep.configs)} trials, "
-        f"{concurrent_trials} at a time\nFirst trial: {sweep.summary}\n"
-        f"Resources of each trial: {resources}",
-        soft_wrap=True,
-    )
-    console.print(describe_tracking(config))
-    expert = evaluate_expert(sweep, resources.rollout)
-    console.print(f"Expert: {format_metrics(expert)}", soft_wrap=True)
-    resume_options = {
-        "resume": "auto",
-        "run_name": sweep_dir.name,
-        "storage_path": display_path(sweep_dir.path.parent),
-    }
-    if config.cluster.address is not None:
-        resume_options["cluster.address"] = config.cluster.address
-    resume = resume_command("imf_ray.tune", [], **resume_options)
-    with RunProgress(sweep.steps, console):
-        records = run_interruptibly(
-            lambda: run_sweep(sweep, resources, concurrent_trials),
-            request_stop=lambda: stop_sweep(sweep),
-            is_safe=lambda: safe_to_kill_sweep(sweep),
-            resume=resume,
+    with open_sweep(config, overrides) as sweep:
+        config, sweep_dir = sweep.first_config, sweep.sweep_dir
+        size = init_ray(config)
+        resources, concurrent_trials = allocate_sweep(sweep, size)
+        console.print(
+            f"{'Resuming' if sweep.is_resumed else 'Sweep'} {sweep_dir}: {len(sweep.configs)} "
+            f"trials, {concurrent_trials} at a time\nFirst trial: {sweep.summary}\n"
+            f"Resources of each trial: {resources}",
+            soft_wrap=True,
         )
-    best = rank(records)[0]
-    untrained = evaluate_untrained(sweep, resources.rollout, best)
-    baselines = {EXPERT_NAME: expert, UNTRAINED_NAME: untrained}
-    files = write_results(sweep_dir, records, baselines, sweep.space)
-    console.print(results_table(records, baselines))
-    for line in failure_lines(records):
-        console.print(f"Failed trial: {line}", soft_wrap=True)
-    console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
-    for path in [*files, *record_videos(sweep, best, allocate_rollout_actors(config, size))]:
-        console.print(display_path(path), soft_wrap=True)
-    num_failed = sum(record.status == FAILED for record in records)
-    if num_failed:
-        raise UserError(
-            f"{num_failed} of {len(records)} trials failed (see above). Retry them with:\n"
-            f"  {resume}"
-        )
+        console.print(describe_tracking(config))
+        expert = evaluate_expert(sweep, resources.rollout)
+        expert_text = format_metrics(expert) or "none for this task"
+        console.print(f"Expert: {expert_text}", soft_wrap=True)
+        resume_options = {
+            "resume": "auto",
+            "run_name": sweep_dir.name,
+            "storage_path": display_path(sweep_dir.path.parent),
+        }
+        if config.cluster.address is not None:
+            resume_options["cluster.address"] = config.cluster.address
+        resume = resume_command("imf_ray.tune", [], **resume_options)
+        with RunProgress(sweep.steps, console):
+            records = run_interruptibly(
+                lambda: run_sweep(sweep, resources, concurrent_trials),
+                request_stop=lambda: stop_sweep(sweep),
+                is_safe=lambda: safe_to_kill_sweep(sweep),
+                resume=resume,
+            )
+        best = rank(records)[0]
+        untrained = evaluate_untrained(sweep, resources.rollout, best)
+        baselines = {EXPERT_NAME: expert, UNTRAINED_NAME: untrained}
+        files = write_results(sweep_dir, records, baselines, sweep.space)
+        console.print(results_table(records, baselines))
+        for line in failure_lines(records):
+            console.print(f"Failed trial: {line}", soft_wrap=True)
+        console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
+        for path in [*files, *record_videos(sweep, best, allocate_rollout_actors(config, size))]:
+            console.print(display_path(path), soft_wrap=True)
+        num_failed = sum(record.status == FAILED for record in records)
+        if num_failed:
+            raise UserError(
+                f"{num_failed} of {len(records)} trials failed (see above). Retry them with:\n"
+                f"  {resume}"
+            )
 
 
 COMMAND = Command(

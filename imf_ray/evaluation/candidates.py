@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 from imf_ray.agents.pretrained import load_policy_config
 from imf_ray.allocation import RolloutResources
 from imf_ray.bundled import is_in_wheel
-from imf_ray.checkpoint_dir import checkpoint_rank_key, read_checkpoint
+from imf_ray.checkpoint_dir import checkpoint_rank_key
+from imf_ray.cluster import cluster_address
 from imf_ray.config import GROUPS, apply_overrides
 from imf_ray.errors import UserError
+from imf_ray.folders import display, require_run, verify_checkpoint
 from imf_ray.rollout.actor_pool import RolloutSpec, rollout_metadata
 from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
 from imf_ray.rollout.records import EpisodeRecord, summarize
@@ -59,6 +62,22 @@ class Candidate:
         return self.evaluation.run(seeds, resources, on_record, save_trajectories)
 
 
+@contextmanager
+def claimed(candidates: Sequence[Candidate], way_out: str) -> Iterator[None]:
+    """Exclude other writers from the records of all candidates while the `with` block runs.
+
+    Args:
+        way_out: see `imf_ray.claims.claim`.
+
+    Raises:
+        ClaimedError: another process evaluates one of the policies under the same settings.
+    """
+    with ExitStack() as stack:
+        for candidate in candidates:
+            stack.enter_context(candidate.evaluation.store.claimed(way_out))
+        yield
+
+
 def require_settable(overrides: Sequence[str], command: str) -> None:
     """Check that the command uses all overrides.
 
@@ -103,7 +122,8 @@ def resolve_candidate(
         UserError: the policy does not exist, is damaged or was trained for another task, or
             `output_dir` has records of another evaluation.
     """
-    name = _records_name(spec)
+    name, renders_here = _records_name(spec), cluster_address(config) is None
+    spec.check_path(config.storage_path)
     if spec.is_agent:
         folder = spec.local_path
         download(folder)
@@ -121,13 +141,12 @@ def resolve_candidate(
         )
         label = name
     rollout_spec = RolloutSpec(spec, rollout_config, config.evaluate.envs_per_actor)
-    try:
-        metadata = rollout_metadata(rollout_spec)
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        env_id = rollout_config.task.env_id
-        raise UserError(f"{spec} cannot be evaluated in {env_id}: {error}") from error
+    evaluate = config.evaluate
+    metadata = rollout_metadata(
+        rollout_spec,
+        renders_here=renders_here,
+        overview=evaluate.save_trajectories or evaluate.video != "none",
+    )
     if output_dir is None:
         records_dir = evaluation_dir(records_root, name, metadata.policy, metadata.settings)
     else:
@@ -201,19 +220,19 @@ def select_checkpoint(
             the evaluation.
     """
     noise_seed = selection_seeds(config.evaluate)[0]
+    require_run(run_dir, config.storage_path, suggest=lambda run: f"checkpoint={display(run)}")
     download(run_dir)
     checkpoints = RunDir(run_dir).list_checkpoints()
     if not checkpoints:
-        raise UserError(
-            f"{run_dir} is not the folder of a run, because it has no valid checkpoint."
-        )
-    results, scores = [], []
-    for checkpoint in checkpoints:
-        spec = PolicySpec(PolicyKind.CHECKPOINT, str(checkpoint.path))
-        candidate = resolve_candidate(spec, config, overrides, noise_seed, run_dir)
-        records = evaluate(candidate)
-        results.append((candidate.name, records))
-        scores.append(checkpoint_rank_key({**checkpoint.metrics, **summarize(records).metrics()}))
+        raise UserError(f"{run_dir} has no valid checkpoint yet.")
+    specs = [PolicySpec(PolicyKind.CHECKPOINT, str(checkpoint.path)) for checkpoint in checkpoints]
+    candidates = [resolve_candidate(spec, config, overrides, noise_seed, run_dir) for spec in specs]
+    with claimed(candidates, "set another evaluate.selection_seed"):
+        results = [(candidate.name, evaluate(candidate)) for candidate in candidates]
+    scores = [
+        checkpoint_rank_key({**checkpoint.metrics, **summarize(records).metrics()})
+        for checkpoint, (_, records) in zip(checkpoints, results, strict=True)
+    ]
     return checkpoints[scores.index(min(scores))].path, results
 
 
@@ -259,9 +278,8 @@ def _baselines(agents: Sequence[PolicySpec], task: TaskConfig) -> list[PolicySpe
 
 def _load_complete_checkpoint(folder: Path) -> Config:
     """Check that all files of a checkpoint exist and are intact; return its configuration."""
-    config = load_policy_config(folder)
-    read_checkpoint(folder)
-    return config
+    verify_checkpoint(folder)
+    return load_policy_config(folder)
 
 
 def _evaluation_config(

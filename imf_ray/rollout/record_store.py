@@ -4,22 +4,26 @@ A folder holds the records of one policy under one set of settings:
 
     episodes.jsonl    one record per line, in the order in which episodes end
     summary.json      the policy, its settings, the seeds and the result
+    .claim            names the process that runs the evaluation, see `imf_ray.claims`
 
-`RecordStore.finalize` sorts `episodes.jsonl` by seed and writes `summary.json`.
+`RecordStore.finalize` sorts `episodes.jsonl` by seed and writes `summary.json`. The episode of a
+damaged line is run again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from imf_ray.aliases import OPTIONS, RECORD_FIELDS, RECORD_SETTINGS, VALUES, rename_keys
+from imf_ray.claims import claim
 from imf_ray.errors import UserError
-from imf_ray.files import append_line, read_lines, write_atomically
+from imf_ray.files import append_line, read_json_lines, write_atomically
 from imf_ray.rollout.records import EpisodeRecord, summarize
 from imf_ray.storage import download
 
@@ -37,17 +41,36 @@ def settings_hash(policy: str, settings: Mapping[str, Any]) -> str:
 class RecordStore:
     """The records of one policy under one set of settings, by seed, in memory and in `folder`.
 
+    Records are added and finalized only inside `with store.claimed()`.
+
     Raises:
-        UserError: the folder holds records of another policy or of other settings, or a line that
-            is not a record.
+        UserError: the folder holds records of another policy or of other settings.
     """
 
     def __init__(self, folder: Path, policy: str, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         self._policy, self._settings = policy, settings
         self.records: dict[int, EpisodeRecord] = {}
-        download(folder)
-        for record in read_records(folder / EPISODES_FILE):
+        self._load()
+
+    @contextmanager
+    def claimed(self, way_out: str = "choose another evaluate.output_dir") -> Iterator[None]:
+        """Exclude other writers while the `with` block runs, and read what they have written.
+
+        Args:
+            way_out: see `imf_ray.claims.claim`.
+
+        Raises:
+            ClaimedError: another process runs this evaluation.
+        """
+        with claim(self.folder, way_out):
+            self._load()
+            yield
+
+    def _load(self) -> None:
+        download(self.folder)
+        self.records.clear()
+        for record in read_records(self.folder / EPISODES_FILE):
             self._check_same_settings(record)
             self.records[record.seed] = record
 
@@ -101,21 +124,9 @@ class RecordStore:
 def read_records(path: Path) -> list[EpisodeRecord]:
     """Read the records of a file in the order of its lines; return [] if there is no file.
 
-    An incomplete last line, which a killed process may leave, is ignored.
-
-    Raises:
-        UserError: a line is not a record.
+    A damaged line is skipped, see `read_json_lines`.
     """
-    records = []
-    for number, line in enumerate(read_lines(path), start=1):
-        try:
-            records.append(parse_record(line))
-        except (AttributeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}, line {number}, is not an episode record ({error}). Remove the file to "
-                "run its episodes again."
-            ) from error
-    return records
+    return read_json_lines(path, _record_from_json).rows
 
 
 def parse_record(line: str) -> EpisodeRecord:
@@ -124,7 +135,14 @@ def parse_record(line: str) -> EpisodeRecord:
     Raises:
         AttributeError, TypeError, ValueError: the line is not a record.
     """
-    record = EpisodeRecord(**rename_keys(json.loads(line), RECORD_FIELDS))
+    return _record_from_json(json.loads(line))
+
+
+def _record_from_json(row: Any) -> EpisodeRecord:
+    record = EpisodeRecord(**rename_keys(row, RECORD_FIELDS))
+    for name in ("seed", "max_stage", "num_stages", "steps", "episode_return"):
+        if not isinstance(getattr(record, name), (int, float)):
+            raise TypeError(f"{name} is not a number")
     return replace(record, settings=_rename_settings(record.settings))
 
 

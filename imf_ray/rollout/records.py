@@ -130,10 +130,11 @@ def describe_success(metrics: Mapping[str, Any]) -> str | None:
 
     Returns None if the metrics are not those of a rollout.
     """
-    if SUCCESS_RATE not in metrics:
+    names = (SUCCESS_RATE, "rollout/success_ci_low", "rollout/success_ci_high")
+    if not {*names, NUM_EPISODES_METRIC} <= metrics.keys():
         return None
-    low, high = (metrics[f"rollout/success_{end}"] for end in ("ci_low", "ci_high"))
-    return f"{metrics[SUCCESS_RATE]:.2f} [{low:.2f}, {high:.2f}]"
+    rate, low, high = (metrics[name] for name in names)
+    return f"{rate:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def stage_shares(metrics: Mapping[str, Any]) -> dict[int, float]:

@@ -22,6 +22,8 @@ OnRecord = Callable[[EpisodeRecord], None]
 class Evaluation:
     """Evaluates one policy under one set of settings and stores the records in `folder`.
 
+    Episodes are run inside `with evaluation.store.claimed()`.
+
     Raises:
         UserError: `folder` has records of another evaluation.
     """
@@ -116,9 +118,13 @@ def store_records(parent: Path, name: str, records: Sequence[EpisodeRecord]) -> 
         parent: the folder of the run.
         name: the name of the policy's records folder, before the hash.
         records: at least one record, all of the same policy and settings.
+
+    Raises:
+        ClaimedError: a process evaluates this policy under these settings.
     """
     policy, settings = records[0].policy, records[0].settings
     store = RecordStore(evaluation_dir(parent, name, policy, settings), policy, settings)
-    for record in records:
-        store.add(record)
-    store.finalize([record.seed for record in records])
+    with store.claimed():
+        for record in records:
+            store.add(record)
+        store.finalize([record.seed for record in records])

@@ -10,15 +10,16 @@ import functools
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from imf_ray.checkpoint_dir import VALIDATION_ERROR
-from imf_ray.errors import UserError
+from imf_ray.errors import UserError, error_source
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
+from imf_ray.schema.values import convert
 from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.sweep.trial_record import TrialDir
 from imf_ray.training.run_dir import RunDir
@@ -49,14 +50,33 @@ class RunStatus:
     """The latest value of each metric."""
     error: str | None = None
     """Error of the run or of its last validation."""
+    damaged_lines: dict[str, int] = field(default_factory=dict)
+    """Number of damaged lines, which were skipped, of each log that has any."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what the table does not show."""
+        notes = [
+            f"{count} damaged line(s) of {name} skipped"
+            for name, count in self.damaged_lines.items()
+        ]
+        return notes if self.error is None else [self.error, *notes]
 
 
 def read_status(run_dir: RunDir, now: float) -> RunStatus:
-    """Read a run's status at the time `now`, in seconds since 1970."""
+    """Read a run's status at the time `now`, in seconds since 1970.
+
+    Raises:
+        UserError: the run's configuration is damaged.
+    """
     lines = run_dir.read_metrics()
     metrics: dict[str, Any] = functools.reduce(merge_metrics, lines, {"step": 0})
-    age_s = now - lines[-1]["time"] if lines else None
-    max_steps = int(run_dir.read_config()["train"]["max_steps"])
+    times = [line["time"] for line in lines if "time" in line]
+    age_s = now - times[-1] if times else None
+    train = run_dir.read_config().get("train")
+    with error_source(str(run_dir.config_file)):
+        stored = train.get("max_steps") if isinstance(train, dict) else None
+        max_steps = convert("train.max_steps", int, stored)
     return RunStatus(
         name=run_dir.name,
         state=_run_state(lines, age_s, trained=metrics["step"] >= max_steps),
@@ -66,6 +86,7 @@ def read_status(run_dir: RunDir, now: float) -> RunStatus:
         age_s=age_s,
         metrics=metrics,
         error=metrics.get(VALIDATION_ERROR),
+        damaged_lines=run_dir.count_damaged_lines(),
     )
 
 
@@ -76,7 +97,7 @@ def _run_state(lines: Sequence[dict[str, Any]], age_s: float | None, trained: bo
         return TRAINED
     intervals = (
         after["time"] - before["time"]
-        for before, after in itertools.pairwise(lines)
+        for before, after in itertools.pairwise(line for line in lines if "time" in line)
         if RESTARTS not in after  # the first line of a launch; the run was down before
     )
     longest_s = max(intervals, default=0.0)
@@ -85,12 +106,15 @@ def _run_state(lines: Sequence[dict[str, Any]], age_s: float | None, trained: bo
 
 
 def find_runs(folder: Path) -> list[TrialDir]:
-    """Return the trials of a sweep, or a single run.
+    """Return the trials of a sweep, a single run, or the runs and trials in a folder of them.
 
     Raises:
-        UserError: the folder is neither a sweep nor a run.
+        UserError: the folder is neither a sweep nor a run, and has none.
     """
     candidates = [TrialDir(folder), *SweepDir(folder).trials()]
+    if not any(candidate.exists for candidate in candidates):
+        for path in sorted(folder.glob("*")):
+            candidates += [TrialDir(path), *SweepDir(path).trials()]
     runs = [candidate for candidate in candidates if candidate.exists]
     if not runs:
         raise UserError(f"{folder} contains neither a run nor a sweep.")
@@ -107,11 +131,18 @@ def read_all(folder: Path) -> list[RunStatus]:
     now, statuses = time.time(), []
     for run_dir in find_runs(folder):
         status, record = read_status(run_dir, now), run_dir.read_record(retry=False)
+        status = dataclasses.replace(status, name=_name_in(folder, run_dir))
         if record is not None:
             error = record.error or status.error
             status = dataclasses.replace(status, state=record.status, error=error)
         statuses.append(status)
     return statuses
+
+
+def _name_in(folder: Path, run_dir: RunDir) -> str:
+    """Return a run's name, and in a folder of sweeps the sweep's name as well."""
+    parts = run_dir.path.relative_to(folder).parts
+    return "/".join(part for part in parts if part != "trials") or run_dir.name
 
 
 def status_table(runs: Sequence[RunStatus]) -> Table:

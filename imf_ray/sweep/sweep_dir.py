@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imf_ray.aliases import BASELINES_FILES, METRICS, SWEEP_KEYS, rename_keys
-from imf_ray.files import write_atomically, write_figure, write_if_changed
-from imf_ray.storage import authoritative_path, download
+from imf_ray.claims import CLAIM_FILE
+from imf_ray.config import shell_override
+from imf_ray.files import parse_json, write_atomically, write_figure, write_if_changed
+from imf_ray.storage import authoritative_path, display_path, download, storage_errors
 from imf_ray.sweep.search_space import SearchSpace
 from imf_ray.sweep.trial_record import TrialDir, TrialRecord
-from imf_ray.training.stoppable_dir import StoppableDir
+from imf_ray.training.stoppable_dir import TRIALS_DIR, StoppableDir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,6 +44,7 @@ class SweepDir(StoppableDir):
         trials/NAME/      run folder of each trial (`TrialDir`)
         tune/             Ray Tune's own state, which is never read
         baselines.json    metrics of the expert and of an untrained agent, by policy
+        .claim            see `StoppableDir`
         stop_requested    see `StoppableDir`
         sweep.json        name of the search space, baselines, records of all trials, best first
         sweep.csv         the same records as a table
@@ -76,9 +79,19 @@ class SweepDir(StoppableDir):
         download(self._space_file)
         if not self._space_file.is_file():
             return None
-        content = rename_keys(json.loads(self._space_file.read_text()), SWEEP_KEYS)
+        return parse_json(
+            self._space_file.read_bytes(),
+            self._parse_space,
+            self._space_file,
+            "Restore it from a copy, or remove the folder and start the sweep again. To resume "
+            "another sweep, set its run_name.",
+        )
+
+    def _parse_space(self, content: Any) -> SavedSpace:
+        content = rename_keys(content, SWEEP_KEYS)
         started_at = content.get("started_at", self._space_file.stat().st_mtime)
-        return SavedSpace(SearchSpace(**content["space"]), content["overrides"], started_at)
+        overrides = [str(item) for item in content["overrides"]]
+        return SavedSpace(SearchSpace(**content["space"]), overrides, float(started_at))
 
     def write_space(self, saved: SavedSpace) -> None:
         """Write the search space and options, unless the file already contains them."""
@@ -93,11 +106,18 @@ class SweepDir(StoppableDir):
 
     def trial(self, name: str) -> TrialDir:
         """Return the run folder of a trial, which need not exist yet."""
-        return TrialDir(self.path / "trials" / name)
+        return TrialDir(self.path / TRIALS_DIR / name)
 
     def trials(self) -> list[TrialDir]:
         """Return the run folders of the trials, sorted by name."""
-        return [TrialDir(path) for path in sorted((self.path / "trials").glob("*"))]
+        return [TrialDir(path) for path in sorted((self.path / TRIALS_DIR).glob("*"))]
+
+    def _related_folders(self) -> Iterable[Path]:
+        """Return the trials that have a writer of their own."""
+        trials = authoritative_path(self.path / TRIALS_DIR)
+        with storage_errors(trials, "listed"):
+            names = [file.parent.name for file in trials.glob(f"*/{CLAIM_FILE}")]
+        return [self.path / TRIALS_DIR / name for name in names]
 
     @property
     def tune_dir(self) -> Path:
@@ -115,8 +135,9 @@ class SweepDir(StoppableDir):
         baselines: dict[str, dict[str, float]] = {}
         for file in (*map(self.path.joinpath, BASELINES_FILES), self._baselines_file):
             if file.is_file():
-                baselines |= json.loads(file.read_text())
-        return _rename_metrics(baselines)
+                way_out = "Delete it. The next start of the sweep evaluates its policies again."
+                baselines |= parse_json(file.read_bytes(), _rename_metrics, file, way_out)
+        return baselines
 
     def write_baselines(self, baselines: Baselines) -> None:
         """Write the metrics of all baselines that have been evaluated, by policy."""
@@ -135,9 +156,14 @@ class SweepDir(StoppableDir):
         download(self._results_file)
         if not self._results_file.is_file():
             return None
-        content = rename_keys(json.loads(self._results_file.read_text()), SWEEP_KEYS)
-        records = [TrialRecord.from_dict(trial) for trial in content["trials"]]
-        return records, _rename_metrics(content["baselines"])
+        return parse_json(
+            self._results_file.read_bytes(),
+            _parse_results,
+            self._results_file,
+            "Delete it, and write it again with: imf-ray tune resume=auto "
+            f"{shell_override('run_name', self.name)} "
+            f"{shell_override('storage_path', display_path(self.path.parent))}",
+        )
 
     def write_results(
         self, space: str, records: Sequence[TrialRecord], baselines: Baselines
@@ -168,6 +194,12 @@ class SweepDir(StoppableDir):
         path = self.path / name
         write_atomically(path, content)
         return path
+
+
+def _parse_results(content: Any) -> tuple[list[TrialRecord], Baselines]:
+    content = rename_keys(content, SWEEP_KEYS)
+    records = [TrialRecord.from_dict(trial) for trial in content["trials"]]
+    return records, _rename_metrics(content["baselines"])
 
 
 def _rename_metrics(baselines: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imf_ray.aliases import METRICS, TRIAL_FIELDS, rename_keys
-from imf_ray.errors import UserError
-from imf_ray.files import retry_io, retrying, write_atomically
+from imf_ray.files import parse_json, retry_io, retrying, write_atomically
 from imf_ray.storage import authoritative_path, delete, read_text_or_none
 from imf_ray.training.run_dir import RunDir
 
@@ -76,13 +75,8 @@ class TrialDir(RunDir):
         text = retry_io(read_text_or_none, path) if retry else read_text_or_none(path)
         if text is None:
             return None
-        try:
-            return TrialRecord.from_dict(json.loads(text))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path} is not the record of a trial ({error}). Delete it to evaluate the trial "
-                "again."
-            ) from error
+        way_out = "Delete it. The next start of the sweep then writes the trial's record again."
+        return parse_json(text, TrialRecord.from_dict, path, way_out)
 
     @retrying
     def write_record(self, record: TrialRecord) -> None:

@@ -8,15 +8,13 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import OmegaConf
 
 from imf_ray.agents.pretrained import CONFIG_FILE
-from imf_ray.aliases import METRICS, rename_keys
 from imf_ray.checkpoint_dir import (
     CHECKPOINT_GLOB,
     MANIFEST_FILE,
@@ -34,7 +32,8 @@ from imf_ray.errors import StorageError, UserError
 from imf_ray.files import (
     RetryingJsonlWriter,
     append_line,
-    read_lines,
+    parse_json,
+    read_json_lines,
     retry_io,
     retrying,
     write_atomically,
@@ -59,7 +58,9 @@ from imf_ray.training.checkpoint import (
     upload_checkpoint,
     write_validation,
 )
+from imf_ray.training.run_records import DataManifest, WorkerRecord, parse_metrics
 from imf_ray.training.stoppable_dir import StoppableDir
+from imf_ray.yaml_text import parse_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,34 +75,7 @@ WORKERS_DIR, WORKERS_LOST_FILE = "workers", "lost"
 SWANLAB_DIR, SWANLAB_RUN_ID_FILE = "swanlab", "run_id"
 TRIAL_FILE = "trial.json"
 RAY_SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
-VAL_EPISODES_KEY = "held_out_files"
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WorkerRecord:
-    """The process of one rank."""
-
-    rank: int
-    pid: int
-    host: str
-    gpu_ids: list[str]
-    """GPU ids as reported by Ray: usually numbers, sometimes UUIDs."""
-    log_path: str
-    placement_group: str
-    """Hex id of the placement group of all ranks."""
-
-
-@dataclass(frozen=True)
-class DataManifest:
-    """The episodes of a run, and the number of virtual shards of its sample plan (`data.json`)."""
-
-    episodes: list[list[Any]]
-    """File name, length and content hash of each training episode."""
-    virtual_shards: int
-    """Number of virtual shards (see `data/sampling.py`), fixed at the first launch of the run."""
-    val_episodes: list[EpisodeRef]
-    """Episodes held out for validation."""
 
 
 class RunDir(StoppableDir):
@@ -117,7 +91,7 @@ class RunDir(StoppableDir):
         evaluations/             episode records, see `rollout/record_store.py`
         workers/rank_0.json      process of rank 0 (`WorkerRecord`)
         workers/lost             exists once the workers have died
-        stop_requested           see `StoppableDir`
+        .claim, stop_requested   see `StoppableDir`
         samples_rank_0.jsonl     sample ids of each update of rank 0 (`train.log_sample_ids`)
         depth_weights.png        attention residuals (`train.diagnostics_freq`)
         swanlab/                 SwanLab's log; `run_id` names the run online
@@ -184,10 +158,12 @@ class RunDir(StoppableDir):
     # Configuration and data
 
     def read_config(self) -> dict[str, Any]:
-        """Return the stored configuration as plain containers. Old runs may lack options."""
-        config = OmegaConf.to_container(OmegaConf.load(self.config_file))
-        assert isinstance(config, dict)
-        return config  # type: ignore[return-value]
+        """Return the stored configuration, see `parse_file`. Old runs may lack options.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return parse_file(self.config_file.read_bytes(), str(self.config_file))
 
     @retrying
     def write_config(self, yaml: str) -> None:
@@ -199,23 +175,18 @@ class RunDir(StoppableDir):
         path = self.path / DATA_MANIFEST_FILE
         if not path.is_file():
             return None
-        content = json.loads(path.read_text())
-        episodes = content.get(VAL_EPISODES_KEY, [])
-        return DataManifest(
-            content["episodes"],
-            content["virtual_shards"],
-            [EpisodeRef.from_dict(row) for row in episodes],
+        return parse_json(
+            path.read_bytes(),
+            DataManifest.from_json,
+            path,
+            "Restore it from a copy. Without one, delete it. The run then resumes without a check that "
+            "its episodes are those of its start.",
         )
 
     @retrying
     def write_data_manifest(self, manifest: DataManifest) -> None:
         """Write a `DataManifest`, unless the file already contains it."""
-        content = {
-            "episodes": manifest.episodes,
-            "virtual_shards": manifest.virtual_shards,
-            VAL_EPISODES_KEY: [asdict(episode) for episode in manifest.val_episodes],
-        }
-        write_if_changed(self.path / DATA_MANIFEST_FILE, json.dumps(content))
+        write_if_changed(self.path / DATA_MANIFEST_FILE, json.dumps(manifest.to_json()))
 
     def find_val_episodes(self) -> list[EpisodeRef]:
         """Return the episodes held out for validation, or an empty list if a file is missing.
@@ -311,8 +282,8 @@ class RunDir(StoppableDir):
         return retry_io(RetryingJsonlWriter, self.path / f"samples_rank_{rank}.jsonl")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of `metrics.jsonl`, or an empty list if the file is missing."""
-        return [_parse_metrics(line) for line in read_lines(self.path / METRICS_FILE)]
+        """Return the valid lines of `metrics.jsonl`, or an empty list if the file is missing."""
+        return read_json_lines(self.path / METRICS_FILE, parse_metrics).rows
 
     def read_new_metrics(self, offset: int) -> tuple[list[dict[str, Any]], int]:
         """Download `metrics.jsonl` and return its lines after a byte offset.
@@ -325,13 +296,16 @@ class RunDir(StoppableDir):
         """
         path = self.path / METRICS_FILE
         download(path)
-        if not path.is_file():
-            return [], offset
-        with path.open("rb") as file:
-            file.seek(offset)
-            *lines, _incomplete = file.read().split(b"\n")
-        end = offset + sum(len(line) + 1 for line in lines)
-        return [_parse_metrics(line) for line in lines], end
+        lines = read_json_lines(path, parse_metrics, offset)
+        return lines.rows, lines.end
+
+    def count_damaged_lines(self) -> dict[str, int]:
+        """Return the number of damaged lines of each log that has any, by file name."""
+        counts = {
+            name: read_json_lines(self.path / name, parse_metrics).num_invalid
+            for name in (METRICS_FILE, VALIDATIONS_FILE)
+        }
+        return {name: count for name, count in counts.items() if count}
 
     @retrying
     def write_validation(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -347,7 +321,7 @@ class RunDir(StoppableDir):
     @retrying
     def read_validations(self) -> list[dict[str, Any]]:
         """Return the metrics of every validation so far, with the checkpoint's `VALIDATED_STEP`."""
-        rows = [_parse_metrics(line) for line in read_lines(self.path / VALIDATIONS_FILE)]
+        rows = read_json_lines(self.path / VALIDATIONS_FILE, parse_metrics).rows
         return [{VALIDATED_STEP: row.pop("step"), **row} for row in rows]
 
     @retrying
@@ -392,7 +366,7 @@ class RunDir(StoppableDir):
         write_atomically(path, json.dumps(asdict(record)))
 
     def read_workers(self) -> list[dict[str, Any]]:
-        """Return the `WorkerRecord`s as plain dictionaries.
+        """Return the `WorkerRecord`s as plain dictionaries. Damaged ones are skipped.
 
         Raises:
             StorageError: the records cannot be read; not retried.
@@ -400,8 +374,15 @@ class RunDir(StoppableDir):
         folder = authoritative_path(self.path / WORKERS_DIR)
         with storage_errors(folder, "listed"):
             files: list[AnyPath] = [*folder.glob("*.json")]
-        texts = [read_text_or_none(file) for file in sorted(files, key=str)]
-        return [json.loads(text) for text in texts if text is not None]  # None: just deleted
+        records = []
+        for file in sorted(files, key=str):
+            text = read_text_or_none(file)
+            if text is not None:  # None: just deleted
+                try:
+                    records.append(parse_json(text, dict, file, "The next start replaces it."))
+                except UserError as error:
+                    _warn_once(f"Skipped: {error}")
+        return records
 
     def delete_workers(self) -> None:
         """Delete the worker records; not retried."""
@@ -442,7 +423,3 @@ def _iter_valid(paths: Iterable[Path]) -> Iterator[SavedCheckpoint]:
 def _warn_once(message: str) -> None:
     """Log a warning once per process: every listing finds the same invalid checkpoints."""
     log.warning(message)
-
-
-def _parse_metrics(line: str | bytes) -> dict[str, Any]:
-    return rename_keys(json.loads(line), METRICS)

@@ -1,11 +1,14 @@
-"""The common part of run folders and sweep folders: requests to stop."""
+"""The common part of run folders and sweep folders: one writer at a time, and requests to stop."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imf_ray.claims import claim, require_unclaimed
 from imf_ray.files import retry_io, retrying
 from imf_ray.storage import (
     authoritative_path,
@@ -16,13 +19,14 @@ from imf_ray.storage import (
     to_local,
 )
 
-STOP_FILE = "stop_requested"
+STOP_FILE, TRIALS_DIR = "stop_requested", "trials"
 
 
 @dataclass(frozen=True)
 class StoppableDir:
-    """The folder of a run or a sweep, which can be asked to stop.
+    """The folder of a run or a sweep, which has one writer at a time and can be asked to stop.
 
+        .claim            names the writer, see `imf_ray.claims`
         stop_requested    exists from the request to stop until the run has saved its checkpoint
 
     `path` is always local. If the folder is kept at a URL, `path` is this machine's copy of it.
@@ -54,6 +58,24 @@ class StoppableDir:
     def is_remote(self) -> bool:
         """True if the folder is a local copy of a URL."""
         return remote_path(self.path) is not None
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Exclude other writers while the `with` block runs.
+
+        Raises:
+            ClaimedError: another process trains this run or runs this sweep, or the sweep that a
+                run belongs to, or a trial of a sweep.
+        """
+        with claim(self.path, "choose another run_name"):
+            for folder in self._related_folders():
+                require_unclaimed(folder, "choose another run_name")
+            yield
+
+    def _related_folders(self) -> Iterable[Path]:
+        """Return the folders that may have no other writer either."""
+        # SWEEP/trials/NAME is the run folder of a trial.
+        return [self.path.parents[1]] if self.path.parent.name == TRIALS_DIR else []
 
     def request_stop(self) -> None:
         """Ask the run or sweep to save its checkpoints and stop.

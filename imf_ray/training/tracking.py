@@ -14,7 +14,9 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
+from urllib.error import HTTPError
 
 import numpy as np
 import ray
@@ -22,6 +24,7 @@ import ray
 from imf_ray.checkpoint_dir import VALIDATED_STEP, VALIDATION_ERROR
 from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
+from imf_ray.network import open_url
 from imf_ray.ray_internals import node_log_dir
 from imf_ray.schema import Config
 from imf_ray.training.gauges import Gauges
@@ -91,14 +94,16 @@ class Tracker:
         self._config = config
         self._run_dir = run_dir
         lines = run_dir.read_metrics()
-        self._logged_validations = {_validation_key(line) for line in lines if VALIDATED in line}
+        self._logged_validations = {
+            _validation_key(line) for line in lines if {VALIDATED, VALIDATED_STEP} <= line.keys()
+        }
         launches = [line for line in lines if RESTARTS in line]
         self._gauges = Gauges(run_dir.name)
         self._file = run_dir.open_metrics()
         self._swanlab = _start_swanlab(run_dir, config) if config.train.use_swanlab else None
         self._last_step, self._last_time = start_step, time.monotonic()
         num_invalid = run_dir.count_checkpoints_after(start_step)
-        num_invalid += sum(line[INVALID_CHECKPOINTS] for line in launches[-1:])
+        num_invalid += sum(line.get(INVALID_CHECKPOINTS, 0) for line in launches[-1:])
         self._write(
             start_step,
             {
@@ -237,8 +242,19 @@ def _start_swanlab(run_dir: RunDir, config: Config) -> Any:
     if mode != "online":
         return init(mode=mode)
     try:
+        _check_reachable(swanlab.Settings().api_host)  # SwanLab itself would try for minutes
         return init(mode=mode, id=run_dir.swanlab_run_id(), resume="allow")
     except Exception as error:  # any failure, usually of the network: training continues
         reason = f"{type(error).__name__}: {error}"
         log.warning("SwanLab cannot start online, so this launch is logged offline: %s", reason)
         return init(mode="offline", reinit=True)
+
+
+def _check_reachable(url: str) -> None:
+    """Check that a server answers, whatever the answer is.
+
+    Raises:
+        OSError: it does not.
+    """
+    with suppress(HTTPError):
+        open_url(url).close()

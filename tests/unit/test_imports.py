@@ -33,6 +33,7 @@ LEAVES = {
     "aliases",
     "bundled",
     "checkpoint_dir",
+    "claims",
     "config",
     "env_vars",
     "errors",
@@ -40,10 +41,12 @@ LEAVES = {
     "folders",
     "images",
     "interrupts",
+    "network",
     "schema",
     "storage",
     "terminal",
     "video",
+    "yaml_text",
 }
 """Modules that import only each other."""
 RAY_LEAVES = {"allocation", "cluster", "ray_internals"}
@@ -60,12 +63,12 @@ PACKAGES: dict[str, set[str]] = {
     "rollout": LEAVES | RAY_LEAVES | {"", "agents", "data", "sim"},
     "training": LEAVES | RAY_LEAVES | {"", "agents", "data", "rollout"},
     "evaluation": LEAVES | RAY_LEAVES | {"agents", "rollout", "sim", "training"},
-    "sweep": LEAVES | RAY_LEAVES | {"evaluation", "rollout", "training"},
+    "sweep": LEAVES | RAY_LEAVES | {"evaluation", "rollout", "sim", "training"},
 }
 LIBRARIES: dict[str, set[str]] = {
     "images": {"numpy", "PIL"},
     "models": {"torch", "torchvision"},
-    "agents": {"diffusers", "numpy", "omegaconf", "safetensors", "torch", "yaml"},
+    "agents": {"diffusers", "numpy", "safetensors", "torch"},
     "policy": {"numpy", "torch"},
     "sim": {"gymnasium", "mujoco", "numpy"},
     "data": {"h5py", "numpy", "PIL", "platformdirs", "pyarrow", "ray", "rich", "upath"},

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from imf_ray.claims import ClaimedError
 from imf_ray.errors import UserError
 from imf_ray.rollout.record_store import (
     EPISODES_FILE,
@@ -72,17 +73,43 @@ def test_records_of_other_settings_or_policies_are_refused(tmp_path: Path) -> No
     assert settings_hash("p", SETTINGS) != settings_hash("q", SETTINGS)
 
 
-def test_damaged_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / EPISODES_FILE).write_text('{"seed": 1}\n')
-    with pytest.raises(UserError, match=r"episodes.jsonl, line 1, is not an episode record"):
-        RecordStore(tmp_path, "p", SETTINGS)
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        '{"seed": 1}',
+        "[]",
+        "null",
+        '{"settings": null}',
+        json.dumps({**asdict(record(2)), "seed": "2"}),
+        json.dumps(asdict(record(2)))[:200],
+        json.dumps(asdict(record(2)))[:200] + json.dumps(asdict(record(2))),
+    ],
+)
+def test_the_episode_of_a_damaged_line_is_run_again(
+    tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [json.dumps(asdict(record(1))), damaged, json.dumps(asdict(record(3)))]
+    (tmp_path / EPISODES_FILE).write_text("".join(f"{line}\n" for line in lines))
+    store = RecordStore(tmp_path, "p", SETTINGS)
+    assert store.missing([1, 2, 3]) == [2]
+    assert f"line 2 of {tmp_path / EPISODES_FILE}" in caplog.text
+    with store.claimed():
+        store.add(record(2))
+        store.finalize([1, 2, 3])
+    assert read_records(tmp_path / EPISODES_FILE) == [record(1), record(2), record(3)]
 
 
-@pytest.mark.parametrize("line", ["[]", "3", "null", '{"settings": null}'])
-def test_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / EPISODES_FILE).write_text(f"{line}\n")
-    with pytest.raises(UserError, match="line 1, is not an episode record"):
-        read_records(tmp_path / EPISODES_FILE)
+def test_a_store_that_is_claimed_knows_what_others_have_written(tmp_path: Path) -> None:
+    first, second = (RecordStore(tmp_path, "p", SETTINGS) for _ in range(2))
+    with first.claimed():
+        first.add(record(1))
+        with pytest.raises(ClaimedError, match=r"evaluate\.output_dir"), second.claimed():
+            pass
+        first.finalize([1])
+    with second.claimed():
+        second.add(record(2))
+        second.finalize([1, 2])
+    assert read_records(tmp_path / EPISODES_FILE) == [record(1), record(2)]
 
 
 def test_records_of_earlier_versions_are_translated(tmp_path: Path) -> None:

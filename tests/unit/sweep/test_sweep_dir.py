@@ -75,7 +75,7 @@ def test_trial_records(tmp_path: Path) -> None:
     )
     for content in ("{", "[]", json.dumps({**old, "failed_validation_steps": []})):
         trial_dir.trial_file.write_text(content)
-        with pytest.raises(UserError, match="is not the record of a trial"):
+        with pytest.raises(UserError, match=r"trial\.json is damaged .* Delete it"):
             trial_dir.read_record()
     trial_dir.delete_record()
     assert trial_dir.read_record() is None

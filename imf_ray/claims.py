@@ -1,0 +1,436 @@
+"""Claims: only one process at a time writes to the folder of a run, sweep, data set or evaluation.
+
+The writer keeps a file `.claim` in the folder, which says who it is, and deletes the file at the
+end. If the file of an earlier writer is still there, one of these shows whether that writer is
+alive:
+
+* The lock of the file (`flock`). The system frees it when a process ends, in any way. It decides on
+  one machine, and between machines whose shared file system has locks.
+* The process id and start time, on the same machine if there is no lock, as under a URL.
+* The content, which a living writer changes every `HEARTBEAT_S`. It decides between machines
+  without a common lock. Clocks of different machines need not agree.
+
+A file system without exclusive creation, such as an object store, cannot exclude two writers that
+start at the same time. There, a new writer reads its claim back, and the later one remains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import getpass
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from imf_ray.errors import StorageError, UserError
+from imf_ray.storage import (
+    DISK_FULL_ERRNOS,
+    delete,
+    display_path,
+    put_file,
+    read_text_or_none,
+    remote_path,
+    storage_errors,
+)
+
+CLAIM_FILE = ".claim"
+HEARTBEAT_S = 5.0
+"""Seconds between two changes of a claim by its owner."""
+DEAD_AFTER_S = 60.0
+"""Seconds without a change after which the owner of a claim counts as dead."""
+OUTDATED_AFTER_S = 600.0
+"""Age in seconds, by the clocks of both machines, from which a claim is not watched for changes."""
+DAMAGED_AFTER_S = 3 * HEARTBEAT_S
+"""Seconds without a change after which a claim that cannot be read counts as nobody's."""
+BUSY_WAIT_S = 1.0
+"""Seconds to wait for a lock, because another process may hold it only to read the claim."""
+READ_BACK_S = 2.0
+"""Seconds after which a claim is read back where two processes may have written it."""
+POLL_S = 0.2
+"""Seconds between two attempts to lock a claim, and between two looks for a change."""
+BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
+log = logging.getLogger(__name__)
+
+
+class ClaimedError(StorageError):
+    """Another process writes to the folder."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that writes to a folder, as stored in its claim."""
+
+    token: str
+    """Identifies the claim."""
+    host: str
+    user: str
+    pid: int
+    start_time: int | None
+    """Start of the process in clock ticks since the machine started; None if unknown."""
+    machine: str
+    """Identifies the machine until it is restarted; equal in all of its containers."""
+    pid_namespace: str
+    """Identifies the processes that `pid` is unique among."""
+    lock_device: int | None
+    """Device of the locked claim; None without a lock."""
+    since: float
+    """Time of the claim in seconds since 1970."""
+    alive_at: float
+    """Time of the last change, by the owner's clock, in seconds since 1970."""
+
+    @classmethod
+    def this_process(cls, lock_device: int | None) -> Owner:
+        """Return a new claim's owner."""
+        now = time.time()
+        return cls(
+            token=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            user=_user(),
+            pid=os.getpid(),
+            start_time=_start_time(os.getpid()),
+            machine=_machine(),
+            pid_namespace=_pid_namespace(),
+            lock_device=lock_device,
+            since=now,
+            alive_at=now,
+        )
+
+    @classmethod
+    def parse(cls, text: str | None) -> Owner | None:
+        """Return the owner that a claim names; None if there is no claim or it is damaged."""
+        try:
+            owner = cls(**json.loads(text or ""))
+            str(owner), time.time() - owner.alive_at  # fields of other types raise an error
+        except (ValueError, TypeError, OverflowError, OSError, RecursionError):
+            return None
+        return owner
+
+    def is_alive(self, lock_device: int | None) -> bool | None:
+        """Return True if the process is alive, False if it is dead, None if only time can tell.
+
+        Args:
+            lock_device: device of the claim if this process has its lock, else None.
+        """
+        if self.machine == _machine():
+            if lock_device is not None and self.lock_device == lock_device:
+                return False  # a living owner would have the lock
+            if self.pid_namespace == _pid_namespace() and self.start_time is not None:
+                return _start_time(self.pid) == self.start_time
+        return False if time.time() - self.alive_at > OUTDATED_AFTER_S else None
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(self.since))
+        return f"process {int(self.pid)} of {self.user} on {self.host} has written since {since}"
+
+
+@contextmanager
+def claim(folder: Path, way_out: str) -> Iterator[None]:
+    """Exclude other writers from a folder while the `with` block runs.
+
+    The folder is created, and deleted at the end if it is still empty. If another process takes
+    the claim over because this one was not seen alive for long, this one is interrupted (SIGINT).
+
+    Args:
+        folder: a local folder or the local copy of a URL.
+        way_out: what the user can do instead of waiting, such as "choose another run_name".
+
+    Raises:
+        ClaimedError: another process writes to the folder.
+        StorageError: the claim cannot be written.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    held = _Claim(folder, way_out)
+    try:
+        held.take()
+        yield
+    finally:
+        held.release()
+        with suppress(OSError):  # not empty, or another process has deleted it
+            for path in missing:
+                path.rmdir()
+
+
+def require_unclaimed(folder: Path, way_out: str) -> None:
+    """Check that no process writes to a folder.
+
+    Raises:
+        ClaimedError: a process writes to it.
+        StorageError: the claim cannot be read.
+    """
+    _Claim(folder, way_out).require_free()
+
+
+@dataclass
+class _Lock:
+    """An open claim file in a local folder, which no other process on this machine has locked."""
+
+    path: Path
+    fd: int
+    is_new: bool
+    """True if this process created the file."""
+    is_writable: bool
+    """False if the file belongs to another user."""
+    device: int | None
+    """Device of the file; None if its file system has no locks."""
+
+    @classmethod
+    def acquire(cls, path: Path) -> _Lock | None:
+        """Create or open a claim file and lock it; return None if another process has the lock."""
+        deadline = time.monotonic() + BUSY_WAIT_S
+        while True:
+            lock = cls._open(path)
+            if lock is not None:
+                try:
+                    fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    lock.close()
+                    if time.monotonic() > deadline:
+                        return None
+                    time.sleep(POLL_S)
+                    continue
+                except OSError:  # a file system without locks
+                    lock.device = None
+                if lock._is_current():
+                    _locks.add(lock)
+                    return lock
+                lock.close()
+
+    @classmethod
+    def _open(cls, path: Path) -> _Lock | None:
+        """Create or open a claim file; return None if another process deletes it meanwhile."""
+        if path.parent.exists() and not path.parent.is_dir():
+            raise UserError(f"{path.parent} is a file, but must be a folder.")
+        with storage_errors(path, "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_new = is_writable = True
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            except FileNotFoundError:
+                return None
+            except FileExistsError:
+                is_new = False
+                try:
+                    fd = os.open(path, os.O_RDWR)
+                except FileNotFoundError:
+                    return None
+                except PermissionError:
+                    is_writable = False
+                    fd = os.open(path, os.O_RDONLY)
+            return cls(path, fd, is_new, is_writable, os.fstat(fd).st_dev)
+
+    def _is_current(self) -> bool:
+        """Return True if the path still names this file; the previous owner may have deleted it."""
+        try:
+            return os.path.samestat(os.fstat(self.fd), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def write(self, text: str) -> None:
+        """Replace the content of the file."""
+        content = text.encode()
+        os.pwrite(self.fd, content, 0)
+        os.ftruncate(self.fd, len(content))
+        os.fsync(self.fd)
+
+    def close(self) -> None:
+        """Free the lock."""
+        _locks.discard(self)
+        os.close(self.fd)
+
+    __hash__ = object.__hash__
+
+
+_locks: set[_Lock] = set()
+"""The locks of this process."""
+
+
+def _close_inherited_locks() -> None:
+    """Close the locks in a forked child. Otherwise they would outlive the parent."""
+    for lock in list(_locks):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_close_inherited_locks)
+
+
+class _Claim:
+    """The claim of one folder."""
+
+    def __init__(self, folder: Path, way_out: str) -> None:
+        self._folder, self._way_out = folder, way_out
+        self._file = folder / CLAIM_FILE
+        self._remote = remote_path(self._file)
+        self._lock: _Lock | None = None
+        self._owner: Owner | None = None
+        self._pid = os.getpid()
+        self._released = threading.Event()
+        self._heartbeat: threading.Thread | None = None
+
+    def require_free(self) -> None:
+        """Raise a `ClaimedError` if another process writes to the folder."""
+        if self._read() is not None:
+            lock, _ = self._acquire_lock()
+            if lock.is_new:  # of the local copy of a URL, or deleted meanwhile
+                lock.path.unlink()
+            lock.close()
+
+    def take(self) -> None:
+        """Take the claim and start the heartbeat, or raise a `ClaimedError`."""
+        self._lock, was_watched = self._acquire_lock()
+        device = self._device_of(self._lock)
+        self._write(Owner.this_process(device))
+        if was_watched or device is None:
+            time.sleep(READ_BACK_S)
+            if self._is_lost():
+                raise self._error(Owner.parse(self._read()))
+        self._heartbeat = threading.Thread(target=self._beat, daemon=True)
+        self._heartbeat.start()
+
+    def release(self) -> None:
+        """Delete the claim if this process has it. Does nothing in a forked child."""
+        if self._lock is None or os.getpid() != self._pid:
+            return
+        self._released.set()
+        if self._heartbeat is not None:
+            self._heartbeat.join()
+        try:
+            if not self._is_lost():
+                delete(self._file)
+        except StorageError as error:
+            log.warning("The claim stays, and will be recognized as outdated: %s", error)
+        self._lock.close()
+
+    def _acquire_lock(self) -> tuple[_Lock, bool]:
+        """Lock the claim if no other process writes to the folder.
+
+        Returns:
+            The lock, and True if the previous owner had to be watched.
+
+        Raises:
+            ClaimedError: another process writes to the folder.
+        """
+        dead: str | None = None
+        while True:
+            lock = _Lock.acquire(self._file)
+            if lock is None:
+                raise self._error(Owner.parse(read_text_or_none(self._file)))
+            text = self._read()
+            owner = Owner.parse(text)
+            is_alive = None if owner is None else owner.is_alive(self._device_of(lock))
+            is_created = lock.is_new and self._remote is None
+            if text is None or is_created or text == dead or is_alive is False:
+                if lock.is_writable:
+                    return lock, dead is not None
+                with storage_errors(self._file, "deleted"):
+                    lock.path.unlink(missing_ok=True)
+                lock.close()
+                continue
+            lock.close()
+            if is_alive or self._changes(text, owner):
+                raise self._error(owner)
+            dead = text
+
+    def _device_of(self, lock: _Lock) -> int | None:
+        """Return the device of a locked claim; None if the lock is of no use to other machines."""
+        return lock.device if self._remote is None else None
+
+    def _changes(self, text: str, owner: Owner | None) -> bool:
+        """Wait until the owner changes its claim, and return False if it does not."""
+        seconds = DAMAGED_AFTER_S if owner is None else DEAD_AFTER_S
+        log.warning(
+            "%s has the claim of another writer (%s). Waiting up to %.0f s for a sign of life.",
+            display_path(self._folder),
+            owner or "it cannot be read",
+            seconds,
+        )
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            current = self._read()
+            if current != text:
+                return current is not None
+        return False
+
+    def _error(self, owner: Owner | None) -> ClaimedError:
+        text = owner or "another process on this machine is writing to it"
+        dead = f" A process that was killed counts as dead {DEAD_AFTER_S:.0f} s later."
+        return ClaimedError(
+            f"{display_path(self._folder)} is in use: {text}. Wait until it has ended, or "
+            f"{self._way_out}.{dead if owner is not None and owner.machine != _machine() else ''}"
+        )
+
+    def _read(self) -> str | None:
+        return read_text_or_none(self._remote or self._file)
+
+    def _is_lost(self) -> bool:
+        """Return True if another process has taken the claim over."""
+        owner = Owner.parse(self._read())
+        return owner is not None and self._owner is not None and owner.token != self._owner.token
+
+    def _write(self, owner: Owner) -> None:
+        assert self._lock is not None
+        self._owner = owner
+        try:
+            self._lock.write(json.dumps(dataclasses.asdict(owner)))
+        except OSError as error:
+            # A run may start on a full disk and wait. The lock excludes others of this machine.
+            if error.errno not in DISK_FULL_ERRNOS or self._lock.device is None:
+                raise StorageError(f"{self._file} cannot be written: {error}") from error
+        if self._remote is not None:
+            with storage_errors(self._remote, "written"):
+                put_file(self._file, self._remote)
+
+    def _beat(self) -> None:
+        """Change the claim every `HEARTBEAT_S`; interrupt the process if the claim is lost."""
+        assert self._owner is not None
+        while not self._released.wait(HEARTBEAT_S):
+            try:
+                if self._is_lost():
+                    log.error("%s; this process stops.", self._error(Owner.parse(self._read())))
+                    os.kill(os.getpid(), signal.SIGINT)
+                    return
+                self._write(dataclasses.replace(self._owner, alive_at=time.time()))
+            except StorageError as error:  # others wait for `DEAD_AFTER_S`
+                log.debug("The claim was not renewed: %s", error)
+
+
+def _machine() -> str:
+    """Return an id of this machine that changes when it is restarted."""
+    try:
+        return BOOT_ID_FILE.read_text().strip()
+    except OSError:
+        return f"{socket.gethostname()}-{uuid.getnode():x}"
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> int | None:
+    """Return the start of a process in clock ticks since boot; None if it has ended or unknown."""
+    try:
+        _, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except OSError:
+        return None
+    state, *others = fields.split()
+    return None if state in "ZX" else int(others[18])
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may have no name for the user
+        return f"user {os.getuid()}"

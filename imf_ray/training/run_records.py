@@ -1,0 +1,65 @@
+"""Contents of the small files in a run's folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from imf_ray.aliases import METRICS, rename_keys
+from imf_ray.checkpoint_dir import VALIDATION_ERROR
+from imf_ray.data.episodes import EpisodeRef
+
+VAL_EPISODES_KEY = "held_out_files"
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """The process of one rank."""
+
+    rank: int
+    pid: int
+    host: str
+    gpu_ids: list[str]
+    """GPU ids as reported by Ray: usually numbers, sometimes UUIDs."""
+    log_path: str
+    placement_group: str
+    """Hex id of the placement group of all ranks."""
+
+
+@dataclass(frozen=True)
+class DataManifest:
+    """The episodes of a run, and the number of virtual shards of its sample plan (`data.json`)."""
+
+    episodes: list[list[Any]]
+    """File name, length and content hash of each training episode."""
+    virtual_shards: int
+    """Number of virtual shards (see `data/sampling.py`), fixed at the first launch of the run."""
+    val_episodes: list[EpisodeRef]
+    """Episodes held out for validation."""
+
+    @classmethod
+    def from_json(cls, content: Any) -> DataManifest:
+        """Make a manifest from the content of `data.json`, also of an earlier version."""
+        val_episodes = [EpisodeRef.from_dict(row) for row in content.get(VAL_EPISODES_KEY, [])]
+        return cls(list(content["episodes"]), int(content["virtual_shards"]), val_episodes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `data.json`."""
+        return {
+            "episodes": self.episodes,
+            "virtual_shards": self.virtual_shards,
+            VAL_EPISODES_KEY: [asdict(episode) for episode in self.val_episodes],
+        }
+
+
+def parse_metrics(row: Any) -> dict[str, Any]:
+    """Check a line of `metrics.jsonl` or `validations.jsonl`, and give metrics their new names.
+
+    Raises:
+        AttributeError, TypeError, ValueError: the line is not one of these files.
+    """
+    metrics = rename_keys(row, METRICS)
+    for name in ("step", *metrics):
+        if name != VALIDATION_ERROR and not isinstance(metrics.get(name), (int, float)):
+            raise TypeError(f"{name} is not a number")
+    return metrics
