@@ -13,8 +13,6 @@ from imf_ray.schema import Config, TaskConfig
 from imf_ray.sim.base import SimEnv
 from imf_ray.sim.factory import check_images
 
-CHOOSE_TASK = "Choose the environment that the policy is for with task=NAME (docs/environments.md)."
-
 
 @dataclass(frozen=True)
 class PolicyNeeds:
@@ -40,9 +38,7 @@ def agent_needs(trained: Config) -> PolicyNeeds:
     )
 
 
-def check_agent_fits(
-    config: Config, renders_here: bool, overview: bool, remedy: str = CHOOSE_TASK
-) -> None:
+def check_agent_fits(config: Config, renders_here: bool, overview: bool) -> None:
     """Check that the agent of a configuration can act in the env of its task.
 
     The result is remembered for the agents of a sweep, most of which have the same needs.
@@ -50,14 +46,13 @@ def check_agent_fits(
     Args:
         renders_here: rollouts run on this machine, so check that it can render.
         overview: rollouts also render overview images.
-        remedy: the way out, for the error message.
 
     Raises:
         UserError: the env cannot be made, the agent cannot act in it, or this machine cannot
             render.
     """
     cameras, needs = tuple(config.agent.camera_names), agent_needs(config)
-    _check_fits(pickle.dumps(config.task), cameras, needs, renders_here, overview, remedy)
+    _check_fits(pickle.dumps(config.task), cameras, needs, renders_here, overview)
 
 
 @functools.lru_cache
@@ -67,11 +62,10 @@ def _check_fits(
     needs: PolicyNeeds,
     renders_here: bool,
     overview: bool,
-    remedy: str,
 ) -> None:
     task: TaskConfig = pickle.loads(pickled_task)
     config = RolloutConfig(task=task, camera_names=camera_names)
-    env = make_fitting_env(config, needs, remedy)
+    env = make_fitting_env(config, needs)
     try:
         if renders_here:
             check_images(task.env_id, env, cameras=bool(camera_names), overview=overview)
@@ -79,11 +73,8 @@ def _check_fits(
         env.close()
 
 
-def make_fitting_env(config: RolloutConfig, needs: PolicyNeeds, remedy: str = CHOOSE_TASK) -> Any:
+def make_fitting_env(config: RolloutConfig, needs: PolicyNeeds) -> Any:
     """Make the env of a rollout and check that it has what the policy needs.
-
-    Args:
-        remedy: the way out, for the error message.
 
     Raises:
         UserError: the env cannot be made, or the policy cannot act in it.
@@ -108,7 +99,7 @@ def make_fitting_env(config: RolloutConfig, needs: PolicyNeeds, remedy: str = CH
         env.close()
         raise UserError(
             f"The policy cannot act in task.env_id={config.task.env_id}: {'; '.join(problems)}. "
-            f"{remedy}"
+            "Choose the environment that the policy is for with task=NAME (docs/environments.md)."
         )
     return env
 

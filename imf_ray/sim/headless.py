@@ -11,8 +11,8 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-DEFAULT_BACKEND = "egl"
-"""Backend if MUJOCO_GL is not set or empty. MuJoCo's own default needs a display."""
+from imf_ray.sim.rendering_errors import DEFAULT_BACKEND
+
 _DISABLED = "disable"
 """Value of MUJOCO_GL with which MuJoCo loads no backend."""
 
@@ -74,4 +74,4 @@ if "mujoco" in sys.modules:  # it was imported by the user's code, with its back
 else:
     mujoco = _import_without_opengl()
 
-__all__ = ["DEFAULT_BACKEND", "load_llvm", "load_opengl", "mujoco"]
+__all__ = ["load_llvm", "load_opengl", "mujoco"]

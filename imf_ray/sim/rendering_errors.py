@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import NamedTuple
 
 from imf_ray.errors import UserError
-from imf_ray.sim.headless import DEFAULT_BACKEND
 
+DEFAULT_BACKEND = "egl"
+"""Value of MUJOCO_GL if it is not set or empty. MuJoCo's own default needs a display."""
 OPENGL_MODULES = (
     "OpenGL",
     "glfw",

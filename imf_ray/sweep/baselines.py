@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 from imf_ray.allocation import RolloutResources
@@ -11,14 +12,24 @@ from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest
 from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
 from imf_ray.rollout.records import summarize
 from imf_ray.rollout.rollout_config import agent_rollout_config, scripted_rollout_config
+from imf_ray.sim.rendering_errors import RenderingError
+from imf_ray.sim.tasks import TASKS
 from imf_ray.sweep.prepare import Sweep
 from imf_ray.sweep.sweep_dir import BEST_VIDEO, EXPERT_VIDEO
 from imf_ray.sweep.trial_record import TrialRecord
 
+log = logging.getLogger(__name__)
+
 
 def evaluate_expert(sweep: Sweep, resources: RolloutResources) -> dict[str, float]:
-    """Evaluate the scripted expert on the validation seeds of the trials; return its metrics."""
-    spec = RolloutSpec(EXPERT, scripted_rollout_config(sweep.first_config.task))
+    """Evaluate the scripted expert on the validation seeds of the trials; return its metrics.
+
+    They are empty if the task has no expert.
+    """
+    task = sweep.first_config.task
+    if task.env_id not in TASKS:
+        return {}
+    spec = RolloutSpec(EXPERT, scripted_rollout_config(task))
     return _evaluate_baseline(sweep, resources, spec)
 
 
@@ -55,20 +66,25 @@ def record_videos(sweep: Sweep, best: TrialRecord, resources: RolloutResources) 
     """Record the first validation episode of the expert and of the best checkpoint.
 
     Returns:
-        The paths of the videos. An episode that ended in an error has no video.
+        The paths of the videos. An episode that ended in an error has no video, and neither has a
+        task without an expert or a cluster that cannot render.
     """
     config = sweep.configs[best.name]
     seed = config.train.rollout_seed
     checkpoint = PolicySpec(PolicyKind.CHECKPOINT, str(best.best_checkpoint))
-    specs = {
-        EXPERT_VIDEO: RolloutSpec(EXPERT, scripted_rollout_config(config.task)),
-        BEST_VIDEO: RolloutSpec(checkpoint, agent_rollout_config(config, noise_seed=seed)),
-    }
+    specs = {BEST_VIDEO: RolloutSpec(checkpoint, agent_rollout_config(config, noise_seed=seed))}
+    if config.task.env_id in TASKS:
+        specs[EXPERT_VIDEO] = RolloutSpec(EXPERT, scripted_rollout_config(config.task))
     one_actor = dataclasses.replace(resources, num_actors=1)
     videos = []
     for name, spec in specs.items():
         artifacts = {seed: ArtifactRequest(video=True)}
-        for episode in run_episodes(spec, [seed], one_actor, artifacts):
+        try:
+            episodes = list(run_episodes(spec, [seed], one_actor, artifacts))
+        except RenderingError as error:  # the sweep itself needs no video
+            log.warning("There are no videos. %s", error)
+            break
+        for episode in episodes:
             if VIDEO in episode.files:
                 videos.append(sweep.sweep_dir.write_video(name, episode.files[VIDEO]))
     return videos

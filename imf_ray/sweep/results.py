@@ -57,7 +57,7 @@ def results_table(records: Sequence[TrialRecord], baselines: Baselines) -> Table
         title_justify="left",
         box=box.SIMPLE,
     )
-    stages = " ".join(f">={stage} " for stage in stage_shares(baselines[EXPERT_NAME]))
+    stages = " ".join(f">={stage} " for stage in stage_shares(baselines[UNTRAINED_NAME]))
     for column in ("trial", *names.values(), "success", "n", "reward", stages, "error", "step"):
         table.add_column(column, no_wrap=True)
     no_params = ["" for _ in names]

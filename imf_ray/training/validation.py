@@ -22,12 +22,14 @@ from ray.exceptions import RayTaskError
 from imf_ray.agents.pretrained import POLICY_FILES, load_agent
 from imf_ray.allocation import RolloutResources
 from imf_ray.checkpoint_dir import VALIDATION_ERROR, checkpoint_step
+from imf_ray.cluster import cluster_address
 from imf_ray.data.episodes import EpisodeRef
 from imf_ray.data.windows import sample_windows, window_spec_from_config
 from imf_ray.errors import UserError
 from imf_ray.files import retry_io
 from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
 from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest
+from imf_ray.rollout.policy_fit import check_agent_fits
 from imf_ray.rollout.policy_spec import PolicyKind, PolicySpec
 from imf_ray.rollout.records import SUCCESS_RATE, summarize
 from imf_ray.rollout.rollout_config import agent_rollout_config
@@ -46,6 +48,24 @@ log = logging.getLogger(__name__)
 def has_validation(config: Config) -> bool:
     """Return True if a run validates checkpoints by rollouts."""
     return config.train.rollout_val_freq_epochs > 0 or config.train.rollout_validate_on_checkpoint
+
+
+def check_validation(config: Config) -> None:
+    """Check that the rollouts of a run can work: its agent fits the env, which can be rendered.
+
+    Whether rollouts can render is only known if they run on this machine.
+
+    Raises:
+        UserError: they cannot work.
+    """
+    renders_here = cluster_address(config) is None
+    try:
+        check_agent_fits(config, renders_here, overview=config.train.rollout_video)
+    except UserError as error:
+        raise UserError(
+            f"{error} `train` needs no environment if it does not validate: "
+            "train.rollout_val_freq_epochs=0 train.rollout_validate_on_checkpoint=false."
+        ) from error
 
 
 def check_any_succeeded(run_dir: RunDir, config: Config) -> None:

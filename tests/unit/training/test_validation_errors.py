@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import ray.train
 from imf_ray.allocation import RolloutResources
 from imf_ray.checkpoint_dir import VALIDATED_STEP, VALIDATION_ERROR
 from imf_ray.config import load_config
-from imf_ray.errors import StorageError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.rollout.episode_runner import EpisodeResult
 from imf_ray.rollout.records import EpisodeRecord
 from imf_ray.training import validation
@@ -63,3 +64,34 @@ def test_a_result_remains_if_its_records_cannot_be_stored(
     metrics = validate(RunDir(tmp_path))
     assert metrics["rollout/success_rate"] == 1.0
     assert "the disk is full" in metrics[VALIDATION_ERROR]
+
+
+def test_no_result_remains_if_every_episode_ended_in_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = replace(RECORD, success=False, error="KeyError: 'cube'")
+    results = [EpisodeResult(broken, {}), EpisodeResult(replace(broken, seed=400_001), {})]
+    monkeypatch.setattr(validation, "run_episodes", lambda *_: results)
+    metrics = validate(RunDir(tmp_path / "broken"))
+    assert set(metrics) == {VALIDATION_ERROR} and "KeyError: 'cube'" in metrics[VALIDATION_ERROR]
+    results[1] = EpisodeResult(RECORD, {})
+    metrics = validate(RunDir(tmp_path / "one"))
+    assert metrics["rollout/success_rate"] == 0.5 and VALIDATION_ERROR not in metrics
+
+
+def test_a_run_whose_every_validation_failed_is_an_error(tmp_path: Path) -> None:
+    run_dir, validated = RunDir(tmp_path), load_config(["train.rollout_val_freq_epochs=1"])
+    for step in (1, 2):
+        run_dir.checkpoint(step).mkdir()
+        run_dir.write_validation(step, {"action_error": 0.1, VALIDATION_ERROR: "no such camera"})
+    with pytest.raises(UserError, match=r"(?s)2 validations .*no such camera"):
+        validation.check_any_succeeded(run_dir, validated)
+    validation.check_any_succeeded(run_dir, load_config())  # it was to have no rollouts
+    run_dir.write_validation(2, {"rollout/success_rate": 0.0})
+    validation.check_any_succeeded(run_dir, validated)
+
+
+def test_a_run_without_any_validation_is_an_error(tmp_path: Path) -> None:
+    validated = load_config(["train.rollout_validate_on_checkpoint=true"])
+    with pytest.raises(UserError, match="no success rate"):
+        validation.check_any_succeeded(RunDir(tmp_path), validated)
