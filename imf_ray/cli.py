@@ -17,7 +17,7 @@ from imf_ray.env_vars import prepare_environment
 from imf_ray.errors import UserError
 from imf_ray.interrupts import ForcedExit, stop_at_once
 from imf_ray.schema import all_options
-from imf_ray.storage import expand_variables
+from imf_ray.storage import DISK_FULL_ERRNOS, PERMANENT_ERRNOS, expand_variables
 from imf_ray.terminal import STDERR, STDOUT, open_missing_streams
 
 EXIT_USER_ERROR = 2
@@ -28,8 +28,9 @@ PRINT_CONFIG, HELP_ALL, HELP = "--print-config", "--help-all", ("--help", "-h")
 def run_command(command: Command, argv: Sequence[str], program: str | None = None) -> int:
     """Parse the command line, run the command and return the exit code.
 
-    A `UserError` is printed as one message, and the exit code is 2. With `debug=true` it is raised,
-    so that the traceback is shown. After Ctrl-C the exit code is 130.
+    A `UserError` is printed as one message, and the exit code is 2; so is the error of a path that
+    the system refuses. With `debug=true` it is raised, so that the traceback is shown. After Ctrl-C
+    the exit code is 130.
 
     Args:
         program: the words that call the command, such as `imf-ray train`, for its help; None uses
@@ -52,10 +53,11 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
         prepare_environment(own_cluster=cluster_address(config) is None)
         with stop_at_once():
             command.run(config, overrides, *([positional] if command.positional else []))
-    except UserError as error:
-        if "debug=true" in (argument.lower() for argument in argv):
+    except (UserError, OSError) as error:
+        message = _user_message(error)
+        if message is None or "debug=true" in (argument.lower() for argument in argv):
             raise
-        print(f"Error: {error}", file=STDERR)
+        print(f"Error: {message}", file=STDERR)
         return EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
         hint = "To resume, repeat the command with the same run_name."
@@ -67,6 +69,18 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
             os._exit(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _user_message(error: UserError | OSError) -> str | None:
+    """Return the message for an error that the user can resolve; None for any other error."""
+    if isinstance(error, UserError):
+        return str(error)
+    if error.errno not in (*PERMANENT_ERRNOS, *DISK_FULL_ERRNOS):
+        return None
+    return (
+        f"{error.filename or 'A file'} cannot be used: {error.strerror}. Set the option or the "
+        "environment variable of this path to a place that is writable and not full."
+    )
 
 
 def print_text(text: str, end: str = "\n") -> None:

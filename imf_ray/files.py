@@ -24,7 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from imf_ray.errors import StorageError, UserError
-from imf_ray.storage import AnyPath, is_connection_error, remote_path, storage_errors, upload
+from imf_ray.storage import (
+    PERMANENT_ERRNOS,
+    AnyPath,
+    is_connection_error,
+    remote_path,
+    storage_errors,
+    upload,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +86,7 @@ def _is_permanent(error: BaseException | None) -> bool:
     """Return True if waiting does not help against an error."""
     if isinstance(error, FileNotFoundError):
         return not is_connection_error(error)
-    return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return isinstance(error, OSError) and error.errno in PERMANENT_ERRNOS
 
 
 class JsonlWriter:

@@ -43,6 +43,13 @@ TRANSIENT_ERRNOS = frozenset(
 """Errors of disks and network file systems that may pass, since their cause is not the file.
 
 They are not complete for URLs, where any error may pass."""
+PERMANENT_ERRNOS = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS),
+        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    }
+)
+"""Errors of a path that cannot be used: access is denied, or a file is where a folder should be."""
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk: no space, no quota, or a limit of the size of files."""
 MAX_NAME_BYTES = 200

@@ -1,6 +1,7 @@
 """Files of JSON lines after crashes, on full disks and with several writers; retries of I/O."""
 
 import json
+import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from imf_ray.files import (
     retrying,
     write_if_changed,
 )
+from imf_ray.storage import PERMANENT_ERRNOS
 
 LINES = st.lists(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=8), max_size=5)
 
@@ -146,7 +148,8 @@ def test_failed_io_is_retried_unless_it_is_permanent(monkeypatch: pytest.MonkeyP
     errors = [StorageError("full")] * 3
     with pytest.raises(StorageError, match="full"):
         retry_io(write)
-    for permanent in (ValueError("not storage"), FileNotFoundError("waiting does not help")):
+    refused = [OSError(number, os.strerror(number)) for number in PERMANENT_ERRNOS]
+    for permanent in (ValueError("not storage"), FileNotFoundError("it stays away"), *refused):
         errors = [permanent]
         with pytest.raises(type(permanent)):
             retry_io(write)
