@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from imf_ray.agents.backbone_weights import read_backbone_weights
 from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.registry import OBJECTIVES
 from imf_ray.aliases import STATE_DICT_PREFIXES
@@ -29,7 +30,6 @@ from imf_ray.checkpoint_dir import CONFIG_FILE, EMA_WEIGHTS_FILE, WEIGHTS_FILE
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
 from imf_ray.errors import UserError, error_source
 from imf_ray.folders import checkpoint_error
-from imf_ray.models.backbone_weights import read_backbone_weights
 from imf_ray.models.imf_transformer import IMFTransformer1D
 from imf_ray.models.transformer1d import Transformer1D
 from imf_ray.schema import AgentConfig, Config, HeadConfig

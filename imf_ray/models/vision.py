@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from imf_ray.models.backbone_weights import find_weights
+if TYPE_CHECKING:
+    from torchvision.models import ResNet18_Weights
+
 
 VISION_BACKBONE_MODES = ("resnet",)
 RESNET18_WIDTHS = (64, 128, 256, 512)
@@ -42,7 +45,7 @@ class ResNetTrunk(nn.Module):
             feature maps, so that keypoints of small images are located more precisely.
         pretrained_weights: a member of torchvision's ResNet18_Weights ("IMAGENET1K_V1"), or None.
             It determines the architecture. The weights themselves are loaded like any others, see
-            `read_backbone_weights`, so that a saved trunk is rebuilt without them.
+            `agents/backbone_weights.py`, so that a saved trunk is rebuilt without them.
 
     Raises:
         ValueError: unknown weights, or pretrained weights with sizes other than resnet18's.
@@ -286,7 +289,7 @@ class MultiViewResNetEncoder(nn.Module):
         return torch.stack(crops)
 
     def load_backbone(self, weights: Mapping[str, Tensor]) -> None:
-        """Load the same weights into every trunk, see `read_backbone_weights`."""
+        """Load the same weights into every trunk, see `agents/backbone_weights.py`."""
         for encoder in self.encoders.values():
             encoder.trunk.load_state_dict(weights)  # type: ignore[union-attr, operator]
 
@@ -317,3 +320,19 @@ def _check_is_resnet18(stages: Mapping[str, tuple[int, ...]], weights: str) -> N
                 f"pretrained_backbone_weights={weights!r} require {option}={resnet18[option]}, got "
                 f"{values}; use those values or pretrained_backbone_weights=null"
             )
+
+
+def find_weights(name: str) -> ResNet18_Weights:
+    """Return the entry of torchvision's list of weights for ResNet-18.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    from torchvision.models import ResNet18_Weights
+
+    if name not in ResNet18_Weights.__members__:
+        raise ValueError(
+            f"pretrained_backbone_weights={name!r} is unknown; "
+            f"choose null or one of {', '.join(ResNet18_Weights.__members__)}"
+        )
+    return ResNet18_Weights[name]

@@ -1,12 +1,15 @@
 """The metrics log of a run and its SwanLab videos."""
 
+import io
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
 
 from imf_ray.files import append_line
+from imf_ray.training import tracking
 from imf_ray.training.gauges import GAUGES
 from imf_ray.training.run_dir import VALIDATIONS_FILE, RunDir
 from imf_ray.training.tracking import RESTARTS, SampleLog, Tracker, merge_metrics
@@ -81,3 +84,29 @@ def test_a_video_is_converted_to_a_gif(num_frames: int) -> None:
     frames[..., 0] = 200
     gif = encode_gif(decode_video(encode_video(frames)))
     assert gif.startswith(b"GIF89a") and b"\x00;" in gif[-3:]
+
+
+@pytest.mark.parametrize(
+    ("answer", "modes"),
+    [
+        (OSError("no answer within 10 s"), ["offline"]),
+        (URLError("no network"), ["offline"]),
+        (HTTPError("https://api.swanlab.cn", 404, "not found", None, None), ["online"]),  # type: ignore[arg-type]
+        (None, ["online"]),
+    ],
+)
+def test_swanlab_is_offline_where_its_server_does_not_answer(
+    answer: OSError | None, modes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_url(url: str) -> io.BytesIO:
+        if answer is not None:
+            raise answer
+        return io.BytesIO()
+
+    started = []
+    monkeypatch.setattr(tracking, "open_url", open_url)
+    monkeypatch.setattr("swanlab.init", lambda mode, **_: started.append(mode))
+    monkeypatch.setenv("SWANLAB_API_KEY", "key")
+    config = config_of("train.use_swanlab=true", "train.swanlab_mode=online")
+    tracking._start_swanlab(RunDir(tmp_path), config)
+    assert started == modes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import logging
@@ -16,8 +17,9 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from imf_ray.models import backbone_weights
-from imf_ray.models.backbone_weights import read_backbone_weights
+from imf_ray import network
+from imf_ray.agents import backbone_weights
+from imf_ray.agents.backbone_weights import read_backbone_weights
 
 NAME = "IMAGENET1K_V1"
 
@@ -41,13 +43,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr(backbone_weights, "find_weights", lambda name: SimpleNamespace(url=URL))
-    monkeypatch.setattr(backbone_weights, "NETWORK_TIMEOUT_S", 0.5)
+    open_quickly = functools.partial(network.open_url, timeout_s=0.5)
+    monkeypatch.setattr(backbone_weights, "open_url", open_quickly)
     read_backbone_weights.cache_clear()
     return tmp_path / "hub/checkpoints" / FILE
 
 
 @pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Make a function that sets what the network answers, and returns the list of requests."""
 
     def set_answer(answer: bytes | BaseException | Callable[[], bytes]) -> list[str]:
@@ -59,14 +62,14 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
                 raise answer
             return io.BytesIO(answer if isinstance(answer, bytes) else answer())
 
-        monkeypatch.setattr(backbone_weights, "urlopen", urlopen)
+        monkeypatch.setattr(network, "urlopen", urlopen)
         return requests
 
     return set_answer
 
 
-def test_weights_are_downloaded_once(cache: Path, network: Callable[..., list[str]]) -> None:
-    requests = network(GOOD)
+def test_weights_are_downloaded_once(cache: Path, serve: Callable[..., list[str]]) -> None:
+    requests = serve(GOOD)
     weights = read_backbone_weights(NAME)
     assert list(weights) == ["conv1.weight"] and float(weights["conv1.weight"][0]) == 1.0
     read_backbone_weights.cache_clear()  # as in another process
@@ -75,8 +78,8 @@ def test_weights_are_downloaded_once(cache: Path, network: Callable[..., list[st
     assert list(cache.parent.iterdir()) == [cache]
 
 
-def test_a_cached_file_needs_no_network(cache: Path, network: Callable[..., list[str]]) -> None:
-    requests = network(URLError("no network"))
+def test_a_cached_file_needs_no_network(cache: Path, serve: Callable[..., list[str]]) -> None:
+    requests = serve(URLError("no network"))
     cache.parent.mkdir(parents=True)
     cache.write_bytes(GOOD)
     assert read_backbone_weights(NAME)
@@ -87,10 +90,10 @@ def test_a_cached_file_needs_no_network(cache: Path, network: Callable[..., list
 def test_a_damaged_file_is_replaced_with_a_warning(
     damaged: bytes,
     cache: Path,
-    network: Callable[..., list[str]],
+    serve: Callable[..., list[str]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    network(GOOD)
+    serve(GOOD)
     cache.parent.mkdir(parents=True)
     cache.write_bytes(damaged)
     with caplog.at_level(logging.WARNING):
@@ -101,10 +104,10 @@ def test_a_damaged_file_is_replaced_with_a_warning(
 
 @pytest.mark.parametrize("home", ["/dev/null", "/proc"])
 def test_a_cache_folder_that_cannot_be_written(
-    home: str, network: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+    home: str, serve: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", f"{home}/torch")
-    network(GOOD)
+    serve(GOOD)
     assert read_backbone_weights(NAME)
 
 
@@ -121,9 +124,9 @@ def test_a_cache_folder_that_cannot_be_written(
     ],
 )
 def test_without_a_network_the_error_says_what_to_copy_where(
-    answer: object, cache: Path, network: Callable[..., list[str]]
+    answer: object, cache: Path, serve: Callable[..., list[str]]
 ) -> None:
-    network(answer)
+    serve(answer)
     with pytest.raises(OSError) as raised:
         read_backbone_weights(NAME)
     for text in (f"pretrained_backbone_weights={NAME}", URL, str(cache)):

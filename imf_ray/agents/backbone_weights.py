@@ -10,39 +10,17 @@ import hashlib
 import io
 import logging
 import os
-import threading
-from concurrent.futures import Future
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from torchvision.models import ResNet18_Weights
+from imf_ray.models.vision import find_weights
+from imf_ray.network import open_url
 
-NETWORK_TIMEOUT_S = 10.0
-"""Seconds without an answer of the server after which a download fails."""
 log = logging.getLogger(__name__)
-
-
-def find_weights(name: str) -> ResNet18_Weights:
-    """Return the entry of torchvision's list of weights for ResNet-18.
-
-    Raises:
-        ValueError: the name is unknown.
-    """
-    from torchvision.models import ResNet18_Weights
-
-    if name not in ResNet18_Weights.__members__:
-        raise ValueError(
-            f"pretrained_backbone_weights={name!r} is unknown; "
-            f"choose null or one of {', '.join(ResNet18_Weights.__members__)}"
-        )
-    return ResNet18_Weights[name]
 
 
 @functools.cache  # each trial of a sweep asks for them
@@ -101,21 +79,9 @@ def _download(url: str) -> bytes:
         OSError: the server does not answer or sends too little.
     """
     log.info("Downloading %s", url)
-    opened: Future[HTTPResponse] = Future()
-
-    def connect() -> None:
-        try:
-            opened.set_result(urlopen(url, timeout=NETWORK_TIMEOUT_S))
-        except BaseException as error:
-            opened.set_exception(error)
-
-    # In a thread, because the timeout of `urlopen` does not include the look-up of the host.
-    threading.Thread(target=connect, daemon=True).start()
     try:
-        with opened.result(timeout=NETWORK_TIMEOUT_S) as response:
+        with open_url(url) as response:
             return response.read()
-    except TimeoutError as error:
-        raise OSError(f"no answer within {NETWORK_TIMEOUT_S:g} s") from error
     except HTTPException as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
