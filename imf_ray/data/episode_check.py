@@ -164,7 +164,8 @@ class _Parts:
         """Check all images of a camera and describe them."""
 
         def check() -> StoredImages:
-            self._find(name)
+            if self._find(name) is None:
+                raise UserError(f"/{name} is a link that leads nowhere")
             return check_frames(format.open_frames(self._file, camera), camera, length)
 
         return self._attempt(name, check)
@@ -184,18 +185,18 @@ class _Parts:
             self.problems[names[0]] = f"it lacks the dataset {required} (it has {others or 'none'})"
 
     def unused(self, used: Collection[str]) -> tuple[str, ...]:
-        """Return the names of all parts except `used` and the targets of used links."""
+        """Return the names of all parts except `used` and the links to them."""
         return tuple(
             name
             for name in self._names
-            if name not in used and not self._is_found(self._file.get(name, getlink=True), name)
+            if not any(part == name or part.startswith(f"{name}/") for part in used)
+            and not self._is_found(name)
         )
 
-    def _is_found(self, link: object, name: str) -> bool:
-        """Return True if a hard link leads to a dataset that is used under another name."""
-        return isinstance(link, h5py.HardLink) and any(
-            item == self._file.get(name) for item in self._found
-        )
+    def _is_found(self, name: str) -> bool:
+        """Return True if a part is used under another name, by a link."""
+        is_link = not isinstance(self._file.get(name, getlink=True), h5py.HardLink)
+        return not is_link and any(item == self._file.get(name) for item in self._found)
 
     def _read_vector(self, name: str) -> np.ndarray | None:
         dataset = self._find(name)

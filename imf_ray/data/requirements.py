@@ -53,22 +53,28 @@ def require_fitting_options(folder: AnyPath, mismatches: Sequence[Sequence[Misma
         mismatches: the mismatches of each episode.
 
     Raises:
-        UserError: all episodes fit other values of the same options. The message names the values.
+        UserError: all episodes have the same mismatch. The message names the values of options that
+            fit, if there are any.
     """
     first, *others = mismatches or [()]
     common = [
         mismatch
         for mismatch in first
-        if mismatch.options
-        and all(any(o.options == mismatch.options for o in other) for other in others)
+        if all(any(mismatch.is_like(other) for other in found) for found in others)
         and (others or not mismatch.is_damage)
     ]
-    if common:
-        options = dict.fromkeys(option for mismatch in common for option in mismatch.options)
+    if not common:
+        return
+    reasons = "; ".join(mismatch.reason for mismatch in common)
+    options = dict.fromkeys(option for mismatch in common for option in mismatch.options)
+    if options:
         raise UserError(
-            f"The options do not fit the episodes in {folder}: "
-            f"{'; '.join(mismatch.reason for mismatch in common)}. Set {' '.join(options)}."
+            f"The options do not fit the episodes in {folder}: {reasons}. Set {' '.join(options)}."
         )
+    raise UserError(
+        f"None of the episodes in {folder} can be used: {reasons}. Convert them (docs/data.md says "
+        "what an episode has), or set data.dataset_dir to another data set."
+    )
 
 
 def find_unread(info: EpisodeMetadata, config: Config) -> dict[str, str | None]:

@@ -1,0 +1,117 @@
+"""Which files are episodes, and the messages for folders without any."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from imf_ray.data.episode_files import episode_number, list_episodes, require_episodes
+from imf_ray.data.episodes import episode_path
+from imf_ray.errors import UserError
+from imf_ray.storage import AnyPath, parse_path
+
+EPISODES = {
+    "episode_0.hdf5": 0,
+    "episode1.hdf5": 1,
+    "episode_2.h5": 2,
+    "Episode_003.H5": 3,
+    "EPISODE_4.HDF5": 4,
+    "episode_10.hdf": 10,
+}
+"""Names of episodes in the order of their numbers."""
+OTHERS = (
+    "episode_1_bad.hdf5",
+    "episode_0 (copy).hdf5",
+    "episode_1.hdf5.bak",
+    "episode_1.hdf5~",
+    "episode_-1.hdf5",
+    "episode_1.5.hdf5",
+    "episode_.hdf5",
+    "episode__7.hdf5",
+    "demo_0.hdf5",
+    "my_episode_5.hdf5",
+    ".episode_6.hdf5",
+    ".episode_6.hdf5.123.partial",
+    "._episode_0.hdf5",
+    "episode_\u0663.hdf5",  # an Arabic digit
+)
+"""Names of HDF5 files that are no episodes."""
+UNRELATED = ("episode_0.mp4", "notes.txt", "dataset_stats.pkl", "episode_0")
+
+
+@pytest.fixture(params=["folder", "url"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> AnyPath:
+    """A local folder, or one under a URL."""
+    if request.param == "folder":
+        return tmp_path / "data"
+    return parse_path(f"memory://{tmp_path.name}/data")
+
+
+def _touch(path: AnyPath) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+
+
+def test_episodes_are_recognized_by_name_and_sorted_by_number(
+    folder: AnyPath, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (*reversed(EPISODES), *OTHERS, *UNRELATED):
+        _touch(folder / name)
+    _touch(folder / "episode_8.hdf5" / "file")  # a folder named like an episode
+    with caplog.at_level(logging.WARNING):
+        files = require_episodes(folder)
+    assert [path.name for path in files] == list(EPISODES)
+    assert [episode_number(path.name) for path in files] == list(EPISODES.values())
+    assert list_episodes(folder) == files
+    assert all(name in caplog.text for name in (*OTHERS, "episode_8.hdf5/"))
+    assert not any(name in caplog.text for name in UNRELATED[:-1])
+
+
+def test_the_names_of_new_episodes_are_recognized(tmp_path: Path) -> None:
+    assert [episode_number(episode_path(tmp_path, n).name) for n in (0, 7, 1234)] == [0, 7, 1234]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("episode_1.hdf5", "episode1.h5"),
+        ("episode_01.hdf5", "episode_1.hdf5"),
+        ("episode_1.hdf5", "EPISODE_1.hdf5"),
+    ],
+)
+def test_two_files_of_one_number_are_an_error(folder: AnyPath, names: tuple[str, ...]) -> None:
+    for name in names:
+        _touch(folder / name)
+    with pytest.raises(UserError) as error:
+        list_episodes(folder)
+    assert all(name in str(error.value) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "named"),
+    [
+        ([], "data", ["does not exist", "imf_ray.collect"]),
+        (["data/notes.txt"], "data", ["imf_ray.collect"]),
+        (["data/demo_0.hdf5", "data/x_bad.h5"], "data", ["demo_0.hdf5", "x_bad.h5", "episode_"]),
+        (["data/episode_0.hdf5.gz"], "data", ["episode_0.hdf5.gz"]),
+        (["data/a/episode_0.h5", "data/b/x.txt"], "data", ["data.dataset_dir={}/data/a"]),
+        (["data/raw/a/episode0.hdf5"], "data", ["data.dataset_dir={}/data/raw/a"]),
+        (["data/episode_0.hdf5", "data/images/x.png"], "data/images", ["data.dataset_dir={}/data"]),
+        (["data/all.zip"], "data", ["Unpack all.zip"]),
+        (["data.tar.gz"], "data.tar.gz", ["is a file", "Unpack"]),
+        (["data/episode_0.hdf5"], "data/episode_0.hdf5", ["is a file", "data.dataset_dir={}/data"]),
+        (["all.hdf5"], "all.hdf5", ["is a file", "episode_NUMBER"]),
+    ],
+)
+def test_a_folder_without_episodes_is_explained(
+    folder: AnyPath, files: list[str], path: str, named: list[str]
+) -> None:
+    root = folder.parent
+    for name in files:
+        _touch(root / name)
+    assert list_episodes(root / path) == []
+    with pytest.raises(UserError) as error:
+        require_episodes(root / path)
+    assert all(text.format(root) in str(error.value) for text in named), error.value
