@@ -43,13 +43,13 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     from imf_ray.sweep.results import (
         EXPERT_NAME,
         UNTRAINED_NAME,
+        failed_trials,
         failure_lines,
         rank,
         results_table,
         write_results,
     )
     from imf_ray.sweep.runner import run_sweep, safe_to_kill_sweep, stop_sweep
-    from imf_ray.sweep.trial_record import FAILED
     from imf_ray.training.progress import RunProgress, format_metrics
     from imf_ray.training.tracking import describe_tracking
 
@@ -92,10 +92,10 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
         for path in [*files, *record_videos(sweep, best, allocate_rollout_actors(config, size))]:
             console.print(display_path(path), soft_wrap=True)
-        num_failed = sum(record.status == FAILED for record in records)
-        if num_failed:
+        failed = failed_trials(records)
+        if failed:
             raise UserError(
-                f"{num_failed} of {len(records)} trials failed (see above). Retry them with:\n"
+                f"{len(failed)} of {len(records)} trials failed (see above). Retry them with:\n"
                 f"  {resume}"
             )
 

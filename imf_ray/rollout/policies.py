@@ -219,6 +219,7 @@ class ReplayPolicy(OpenLoopPolicy):
         if not files or not files[0].is_file():
             raise UserError(f"{path} has no episode to replay.")
         digest = hashlib.sha256()
+        control_hz: int | None = None
         self._recordings: list[np.ndarray] = []
         self._recording_by_seed: dict[int, np.ndarray] = {}
         for file, info in check_dataset(files[0].parent, files, format).items():
@@ -232,11 +233,15 @@ class ReplayPolicy(OpenLoopPolicy):
                     f"{file} has actions of {actions.shape[1]} numbers, but {files[0]} of "
                     f"{self._recordings[0].shape[1]}. Replay them separately."
                 )
+            rate = info.attributes.get("control_hz")
+            control_hz = rate if isinstance(rate, int) else control_hz
             if "seed" in info.attributes:
                 self._recording_by_seed[int(info.attributes["seed"])] = actions
         self.name = f"replay-{digest.hexdigest()[:16]}"
         self.needs = PolicyNeeds(
-            action_dim=self._recordings[0].shape[1], action_source=f"actions in {files[0]}"
+            action_dim=self._recordings[0].shape[1],
+            action_source=f"width of the actions in {files[0]}",
+            control_hz=control_hz,
         )
 
     def start_episode(self, env: SimEnv, seed: int) -> OpenLoopEpisode:

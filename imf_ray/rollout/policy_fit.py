@@ -24,6 +24,7 @@ class PolicyNeeds:
     action_space: str | None = None
     """Meaning of the actions: `joint` or `ee`."""
     state_dim: int | None = None
+    control_hz: int | None = None
     objects: tuple[str, ...] = ()
     """Objects whose true poses are inputs."""
 
@@ -86,6 +87,11 @@ def make_fitting_env(config: RolloutConfig, needs: PolicyNeeds) -> Any:
         problems.append(
             f"its actions are in the space {needs.action_space}, but task.action_space="
             f"{config.task.action_space}"
+        )
+    if needs.control_hz not in (None, config.task.control_hz):
+        problems.append(
+            f"its actions were recorded at {needs.control_hz} Hz, but task.control_hz="
+            f"{config.task.control_hz}"
         )
     if needs.objects:
         objects = list(env.reset(seed=config.noise_seed)[1]["poses"])

@@ -91,8 +91,13 @@ def check_images(
             sim.render_cameras()
         else:  # a renderer of one image can be made if the other can
             sim.render_overview()
-    except UserError:
-        raise
+    except UserError as error:
+        if cameras:
+            raise
+        raise UserError(
+            f"{error} Only videos and trajectories need images here: train.rollout_video, "
+            "evaluate.video and evaluate.save_trajectories."
+        ) from error
     except Exception as error:  # the code of another package may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"task.env_id={env_id} cannot be rendered: {reason}") from error

@@ -36,7 +36,12 @@ def evaluate_expert(sweep: Sweep, resources: RolloutResources) -> dict[str, floa
 def evaluate_untrained(
     sweep: Sweep, resources: RolloutResources, trial: TrialRecord
 ) -> dict[str, float]:
-    """Evaluate a trial's agent with initial weights on the same seeds; return its metrics."""
+    """Evaluate a trial's agent with initial weights on the same seeds; return its metrics.
+
+    They are empty if the trial has no checkpoint.
+    """
+    if trial.best_checkpoint is None:
+        return {}
     config = sweep.configs[trial.name]
     rollout_config = agent_rollout_config(config, config.train.rollout_seed)
     policy = PolicySpec(PolicyKind.UNTRAINED, str(trial.best_checkpoint))
@@ -66,13 +71,15 @@ def record_videos(sweep: Sweep, best: TrialRecord, resources: RolloutResources) 
     """Record the first validation episode of the expert and of the best checkpoint.
 
     Returns:
-        The paths of the videos. An episode that ended in an error has no video, and neither has a
-        task without an expert or a cluster that cannot render.
+        The paths of the videos. There is none of an episode that ended in an error, of a missing
+        checkpoint or expert, or on a cluster that cannot render.
     """
     config = sweep.configs[best.name]
     seed = config.train.rollout_seed
-    checkpoint = PolicySpec(PolicyKind.CHECKPOINT, str(best.best_checkpoint))
-    specs = {BEST_VIDEO: RolloutSpec(checkpoint, agent_rollout_config(config, noise_seed=seed))}
+    specs = {}
+    if best.best_checkpoint is not None:
+        checkpoint = PolicySpec(PolicyKind.CHECKPOINT, best.best_checkpoint)
+        specs[BEST_VIDEO] = RolloutSpec(checkpoint, agent_rollout_config(config, noise_seed=seed))
     if config.task.env_id in TASKS:
         specs[EXPERT_VIDEO] = RolloutSpec(EXPERT, scripted_rollout_config(config.task))
     one_actor = dataclasses.replace(resources, num_actors=1)

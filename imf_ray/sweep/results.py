@@ -24,7 +24,7 @@ from imf_ray.rollout.records import (
 )
 from imf_ray.sweep.search_space import SearchSpace, short_names
 from imf_ray.sweep.sweep_dir import Baselines, SweepDir
-from imf_ray.sweep.trial_record import STOPPED, TrialRecord
+from imf_ray.sweep.trial_record import FAILED, FINISHED, STOPPED, TrialRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,6 +42,16 @@ def failure_lines(records: Sequence[TrialRecord]) -> list[str]:
     ]
 
 
+def failed_trials(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that failed, and those that ended without a success rate."""
+    return [
+        record
+        for record in records
+        if record.status == FAILED
+        or (record.status == FINISHED and SUCCESS_RATE not in record.metrics)
+    ]
+
+
 def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Sort trials by success rate, then by action error; trials without a checkpoint are last."""
     trained = [record for record in records if record.best_checkpoint is not None]
@@ -52,12 +62,13 @@ def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 def results_table(records: Sequence[TrialRecord], baselines: Baselines) -> Table:
     """Make a table of the ranked trials between the expert (first) and the untrained agent."""
     names = short_names(list(records[0].params))
+    evaluated = baselines[EXPERT_NAME] or baselines[UNTRAINED_NAME]
     table = Table(
         title="Ranked by success rate (95 % Wilson confidence interval), then by action error",
         title_justify="left",
         box=box.SIMPLE,
     )
-    stages = " ".join(f">={stage} " for stage in stage_shares(baselines[UNTRAINED_NAME]))
+    stages = " ".join(f">={stage} " for stage in stage_shares(evaluated))
     for column in ("trial", *names.values(), "success", "n", "reward", stages, "error", "step"):
         table.add_column(column, no_wrap=True)
     no_params = ["" for _ in names]

@@ -14,7 +14,7 @@ from imf_ray.data.episodes import EpisodeMetadata
 from imf_ray.errors import UserError
 from imf_ray.rollout import policies
 from imf_ray.rollout.actor_pool import RolloutSpec, rollout_metadata
-from imf_ray.rollout.policy_fit import check_agent_fits
+from imf_ray.rollout.policy_fit import PolicyNeeds, check_agent_fits, make_fitting_env
 from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
 from imf_ray.rollout.rollout_config import agent_rollout_config, scripted_rollout_config
 from imf_ray.schema import Config
@@ -127,6 +127,12 @@ def test_a_replay_is_refused_in_another_environment(
     with pytest.raises(UserError, match=r"episode_1\.hdf5.* 16 .*episode_0\.hdf5.* 14\."):
         rollout_metadata(RolloutSpec(PolicySpec(PolicyKind.REPLAY, str(tmp_path)), config))
     rollout_metadata(RolloutSpec(EXPERT, config))
+
+
+def test_a_replay_is_refused_at_another_control_rate() -> None:
+    config, needs = scripted_rollout_config(load_config().task), PolicyNeeds(control_hz=25)
+    with pytest.raises(UserError, match=r"25 Hz.*task\.control_hz=50"):
+        make_fitting_env(config, needs)
 
 
 def test_training_needs_the_environment_only_for_validation(

@@ -10,7 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
-from imf_ray.sweep.results import failure_lines, rank, results_table, write_results
+from imf_ray.sweep.results import (
+    failed_trials,
+    failure_lines,
+    rank,
+    results_table,
+    write_results,
+)
 from imf_ray.sweep.search_space import SearchSpace
 from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.sweep.trial_record import FAILED, FINISHED, STOPPED, TrialRecord
@@ -90,3 +96,13 @@ def test_results_are_written_and_read_back(tmp_path: Path) -> None:
 def test_failed_trials_and_failed_validations_are_listed() -> None:
     invalid = record("late", {"step": 1, "validation_error": "no such task"})
     assert failure_lines([*RECORDS, invalid]) == ["00001-x: it diverged", "late: no such task"]
+
+
+def test_a_trial_without_a_success_rate_has_failed() -> None:
+    assert [trial.name for trial in failed_trials(RECORDS)] == ["00001-x", "00003-x"]
+
+
+def test_the_table_needs_no_baseline() -> None:
+    """A task may have no expert, and a sweep no checkpoint."""
+    for baselines in ({**BASELINES, "expert": {}}, {"expert": {}, "untrained": {}}):
+        assert results_table(RECORDS, baselines).row_count == len(RECORDS) + 2
