@@ -28,6 +28,7 @@ from imf_ray.checkpoint_dir import (
     read_checkpoint,
 )
 from imf_ray.data.episodes import EpisodeRef
+from imf_ray.data.index import locate_episodes
 from imf_ray.errors import StorageError, UserError
 from imf_ray.files import (
     RetryingJsonlWriter,
@@ -46,7 +47,6 @@ from imf_ray.storage import (
     delete,
     download,
     exists,
-    parse_path,
     read_text_or_none,
     remote_path,
     storage_errors,
@@ -179,8 +179,8 @@ class RunDir(StoppableDir):
             path.read_bytes(),
             DataManifest.from_json,
             path,
-            "Restore it from a copy. Without one, delete it. The run then resumes without a check that "
-            "its episodes are those of its start.",
+            "Restore it from a copy. Without one, delete it. Then nothing checks that the episodes "
+            "are still those of the run.",
         )
 
     @retrying
@@ -188,16 +188,20 @@ class RunDir(StoppableDir):
         """Write a `DataManifest`, unless the file already contains it."""
         write_if_changed(self.path / DATA_MANIFEST_FILE, json.dumps(manifest.to_json()))
 
-    def find_val_episodes(self) -> list[EpisodeRef]:
-        """Return the episodes held out for validation, or an empty list if a file is missing.
+    def find_val_episodes(self, dataset_dir: AnyPath, format: str) -> list[EpisodeRef]:
+        """Return the episodes held out for validation, also if their data set was moved.
+
+        Args:
+            dataset_dir, format: see `locate_episodes`.
 
         Raises:
+            UserError: an episode is missing or has changed.
             StorageError: the storage cannot be read; not retried.
         """
         download(self.path / DATA_MANIFEST_FILE)
         manifest = self.read_data_manifest()
         episodes = [] if manifest is None else manifest.val_episodes
-        return episodes if all(exists(parse_path(e.path)) for e in episodes) else []
+        return locate_episodes(episodes, dataset_dir, format)
 
     # Checkpoints
 

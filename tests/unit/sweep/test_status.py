@@ -7,7 +7,7 @@ from typing import Any
 
 from imf_ray.config import to_yaml
 from imf_ray.files import append_line
-from imf_ray.sweep.status import PENDING, RUNNING, STALLED, TRAINED, read_status
+from imf_ray.sweep.status import PENDING, RUNNING, STALLED, TRAINED, read_status, status_table
 from imf_ray.training.run_dir import METRICS_FILE, VALIDATIONS_FILE, RunDir
 from imf_ray.training.tracking import RESTARTS, Tracker
 from tests.helpers.trainers import config_of
@@ -37,3 +37,15 @@ def test_a_run_is_stalled_after_three_times_its_longest_interval(tmp_path: Path)
         append_line(tmp_path / METRICS_FILE, json.dumps({**line, "time": first + seconds}))
     states = [read_status(run_dir, first + 90_010.0 + age).state for age in (400, 2900, 3100)]
     assert states == [RUNNING, RUNNING, STALLED]
+
+
+def test_damaged_lines_are_counted(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    run_dir.write_config(to_yaml(config_of("train.max_steps=6")))
+    lines = ['{"step": 1, "time": 1.0}', '{"step": 2, "ti{"step": 3, "time": 3.0}', '{"step": 4}']
+    (tmp_path / METRICS_FILE).write_text("".join(f"{line}\n" for line in lines))
+    status = read_status(run_dir, now=11.0)
+    assert (status.step, status.age_s) == (4, 10.0)
+    assert status.damaged_lines == {METRICS_FILE: 1}
+    assert any(METRICS_FILE in note and "1" in note for note in status.notes)
+    status_table([status])

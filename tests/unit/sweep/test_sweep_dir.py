@@ -81,6 +81,21 @@ def test_trial_records(tmp_path: Path) -> None:
     assert trial_dir.read_record() is None
 
 
+@pytest.mark.parametrize("content", ["", '{"trials": [', "[]", "{}", "null", "\0\0\0"])
+def test_damaged_files_are_one_error_each(tmp_path: Path, content: str) -> None:
+    sweep_dir = SweepDir(tmp_path)
+    readers = {
+        "space.json": sweep_dir.read_space,
+        "sweep.json": sweep_dir.read_results,
+        "baselines.json": sweep_dir.read_baselines,
+    }
+    for name, read in readers.items():
+        (tmp_path / name).write_text(content)
+        if (name, content) != ("baselines.json", "{}"):
+            with pytest.raises(UserError, match=f"{name} is damaged"):
+                read()
+
+
 def test_a_sweep_s_folder_is_found_by_the_machine_that_unpickles_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from imf_ray.errors import UserError
 from imf_ray.files import append_line
 from imf_ray.storage import local_dir
 from imf_ray.training.run_dir import (
@@ -91,6 +92,45 @@ def test_the_data_manifest_of_an_earlier_version(tmp_path: Path) -> None:
     assert run_dir.read_data_manifest() == DataManifest(
         manifest.episodes, manifest.virtual_shards, manifest.val_episodes
     )
+
+
+DAMAGED_LINES = [
+    '{"step": 3, "time": 3.0, "loss',
+    '{"step": 3, "time": 3.0}{"step": 4, "time": 4.0}',
+    "\0" * 512,
+    "[3]",
+    '{"time": 3.0}',
+    '{"step": 3, "loss": "low"}',
+    '{"step": 3, "loss": null}',
+]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED_LINES)
+def test_damaged_lines_of_logs_are_skipped_and_counted(tmp_path: Path, damaged: str) -> None:
+    run_dir = RunDir(tmp_path)
+    for name in (METRICS_FILE, VALIDATIONS_FILE):
+        (tmp_path / name).write_text(f'{{"step": 1}}\n{damaged}\n{{"step": 2}}\n')
+    assert [line["step"] for line in run_dir.read_metrics()] == [1, 2]
+    assert [line["step"] for line in run_dir.read_new_metrics(0)[0]] == [1, 2]
+    assert [row["validated_step"] for row in run_dir.read_validations()] == [1, 2]
+    assert run_dir.count_damaged_lines() == {METRICS_FILE: 1, VALIDATIONS_FILE: 1}
+    append_line(tmp_path / METRICS_FILE, '{"step": 3}')  # the run can resume
+    assert [line["step"] for line in run_dir.read_metrics()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"episodes": []}', '{"episodes": 3}'])
+def test_a_damaged_data_manifest_is_one_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / DATA_MANIFEST_FILE).write_text(content)
+    with pytest.raises(UserError, match=r"data\.json is damaged .* delete it"):
+        RunDir(tmp_path).read_data_manifest()
+
+
+def test_a_damaged_worker_record_is_skipped(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    for rank in range(2):
+        run_dir.write_worker_record(WorkerRecord(rank, rank, "host", [], "log", ""))
+    (tmp_path / "workers" / "rank_0.json").write_text('{"rank": 0')
+    assert [worker["rank"] for worker in run_dir.read_workers()] == [1]
 
 
 def test_checkpoint_metrics_of_an_earlier_version(tmp_path: Path) -> None:
