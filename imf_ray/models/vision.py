@@ -205,7 +205,7 @@ class MultiViewResNetEncoder(nn.Module):
             trunk.requires_grad_(not freeze_backbone)
             return CameraEncoder(trunk, num_keypoints)
 
-        names = ("shared",) if self._shared else self.camera_names
+        names = ("shared",) if self._shared else map(_module_name, self.camera_names)
         self.encoders = nn.ModuleDict({name: build_encoder() for name in names})
 
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:
@@ -222,7 +222,7 @@ class MultiViewResNetEncoder(nn.Module):
             ValueError: a camera is missing.
         """
         features = [
-            self.encoders["shared" if self._shared else name](image)
+            self.encoders["shared" if self._shared else _module_name(name)](image)
             for name, image in self.select(images).items()
         ]
         return torch.stack(features, dim=1)
@@ -306,6 +306,15 @@ class MultiViewResNetEncoder(nn.Module):
                 f"{', '.join(images) or 'none'}); provide them or remove them from camera_names"
             )
         return {name: images[name] for name in self.camera_names}
+
+
+def _module_name(camera: str) -> str:
+    """Return the name of a camera's encoder in the state dict: the camera's, if PyTorch allows it.
+
+    PyTorch refuses dots and the names of `ModuleDict`'s own attributes.
+    """
+    name = camera.replace(".", "%2E")
+    return f"{name}%" if hasattr(nn.ModuleDict, name) else name
 
 
 def _check_is_resnet18(stages: Mapping[str, tuple[int, ...]], weights: str) -> None:

@@ -19,6 +19,15 @@ def test_output_is_one_feature_vector_per_camera_in_order(size: int) -> None:
     torch.testing.assert_close(features[:, 1], encoder.encoders["top"](images["top"]))
 
 
+@pytest.mark.parametrize("name", ["cam.0", "keys", "forward", "kamera_rück", "相机", "a b", "a/b"])
+def test_a_camera_may_have_any_name(name: str) -> None:
+    encoder = MultiViewResNetEncoder([name, "top"], **NARROW)
+    assert len(encoder.encoders) == 2
+    features = encoder({"top": torch.zeros(1, 3, 32, 32), name: torch.ones(1, 3, 32, 32)})
+    assert features.shape == (1, 2, 64)
+    MultiViewResNetEncoder([name, "top"], **NARROW).load_state_dict(encoder.state_dict())
+
+
 def test_separate_weights_are_three_times_the_shared_ones() -> None:
     def count(separate: bool) -> int:
         encoder = MultiViewResNetEncoder(
