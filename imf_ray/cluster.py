@@ -138,6 +138,8 @@ def _connect(address: str, source: str, environment: Mapping[str, str], debug: b
     try:
         version = cluster_ray_version(find_cluster(address), CONNECT_TIMEOUT_S)
     except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise _no_answer(address, f"within {CONNECT_TIMEOUT_S:g} s", other) from error
         if error.code() != grpc.StatusCode.UNAUTHENTICATED:
             raise _no_answer(address, error.details(), other) from error
         raise UserError(

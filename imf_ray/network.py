@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from http.client import HTTPResponse
 from urllib.request import urlopen
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 6.0
 """Seconds without an answer after which a server counts as unreachable."""
 
 

@@ -89,7 +89,7 @@ def test_a_video_is_converted_to_a_gif(num_frames: int) -> None:
 @pytest.mark.parametrize(
     ("answer", "modes"),
     [
-        (OSError("no answer within 10 s"), ["offline"]),
+        (OSError("no answer within 6 s"), ["offline"]),
         (URLError("no network"), ["offline"]),
         (HTTPError("https://api.swanlab.cn", 404, "not found", None, None), ["online"]),  # type: ignore[arg-type]
         (None, ["online"]),
