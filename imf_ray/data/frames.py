@@ -130,14 +130,15 @@ class EncodedFrames:
 
     def check(self) -> StoredImages:
         encodings, has_color = set(), False
-        for step in range(len(self._dataset)):
-            (image,) = self._decode(slice(step, step + 1))
-            if image.pixels.shape != self.shape[1:]:
-                raise UserError(
-                    f"the image size of {_camera(self._dataset)} changes at step {step}"
-                )
-            encodings.add(image.encoding)
-            has_color = has_color or not image.is_grey
+        for start in range(0, len(self._dataset), _CHECK_STEPS):
+            images = self._decode(slice(start, start + _CHECK_STEPS))
+            for step, image in enumerate(images, start):
+                if image.pixels.shape != self.shape[1:]:
+                    raise UserError(
+                        f"the image size of {_camera(self._dataset)} changes at step {step}"
+                    )
+                encodings.add(image.encoding)
+                has_color = has_color or not image.is_grey
         encoding = ", ".join(sorted(encodings))
         return StoredImages(*self.shape[1:3], encoding, has_color, self._recorded_order)
 
