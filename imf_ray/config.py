@@ -86,7 +86,8 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
         UserError: a key or a type is unknown to this version.
     """
     with error_source("This configuration does not fit this version"):
-        return _build(typed_options(values))
+        options = typed_options(values)
+    return _build(options)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

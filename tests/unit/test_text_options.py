@@ -22,6 +22,7 @@ from imf_ray.config import (
 from imf_ray.errors import UserError
 from imf_ray.schema import all_options
 from imf_ray.sweep.search_space import SearchSpace, load_search_space, trial_name
+from imf_ray.sweep.sweep_dir import SavedSpace, SweepDir
 
 NOT_TEXT_TO_YAML = [
     "007",
@@ -192,6 +193,18 @@ def test_any_text_comes_back_from_files(
     space = SearchSpace("space", fixed={TEXT_OPTION: text}, grid={"agent.name": [text]})
     trial = space.config([], space.combinations()[0])
     assert trial.train.swanlab_project == trial.agent.name == text
+
+
+def test_a_sweep_resumes_with_the_options_that_were_typed(tmp_path: Path) -> None:
+    overrides = [f"{TEXT_OPTION}={text}" for text in (*NOT_TEXT_TO_YAML, *NOT_YAML)]
+    space = SearchSpace("space", grid={"agent.name": [*NOT_TEXT_TO_YAML, *NOT_YAML]})
+    SweepDir(tmp_path).write_space(SavedSpace(space, overrides, started_at=0.0))
+    saved = SweepDir(tmp_path).read_space()
+    assert saved is not None and saved.space == space and saved.overrides == overrides
+    for item, params in zip(saved.overrides, saved.space.combinations(), strict=True):
+        config = saved.space.config([item], params)
+        assert f"{TEXT_OPTION}={config.train.swanlab_project}" == item
+        assert config.agent.name == params["agent.name"]
 
 
 def test_any_default_comes_back_from_its_override() -> None:
