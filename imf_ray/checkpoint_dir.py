@@ -78,7 +78,7 @@ def checkpoint_step(checkpoint: AnyPath) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
-def read_checkpoint(path: Path, *patterns: str) -> SavedCheckpoint:
+def read_checkpoint(path: str | Path, *patterns: str) -> SavedCheckpoint:
     """Read a checkpoint folder and verify its files against its manifest.
 
     Args:
@@ -89,6 +89,7 @@ def read_checkpoint(path: Path, *patterns: str) -> SavedCheckpoint:
         UserError: the folder has no manifest, or a file does not match the manifest.
         StorageError: a disk or network file system failed; a later call may succeed.
     """
+    path = Path(path)
     try:
         manifest = json.loads((path / MANIFEST_FILE).read_text())
         digest = manifest.pop(DIGEST_KEY, None)  # earlier versions wrote none

@@ -133,9 +133,10 @@ def _head(config: HeadConfig) -> tuple[type[nn.Module], dict[str, Any]]:
 
 
 def save_agent(
-    folder: Path, agent: VLAAgent, config: Config, ema: Mapping[str, torch.Tensor] | None
+    folder: str | Path, agent: VLAAgent, config: Config, ema: Mapping[str, torch.Tensor] | None
 ) -> None:
     """Write an agent's files into an existing folder, with its EMA weights if given."""
+    folder = Path(folder)
     save_file(agent.state_dict(), folder / WEIGHTS_FILE)
     if ema is not None:
         save_file(dict(ema), folder / EMA_WEIGHTS_FILE)
@@ -158,7 +159,7 @@ def save_inference_policy(folder: Path, checkpoint: Path) -> None:
     (folder / CONFIG_FILE).write_text(dump_yaml(policy))
 
 
-def load_policy_config(folder: Path) -> Config:
+def load_policy_config(folder: str | Path) -> Config:
     """Load the agent, data and task sections of a checkpoint's configuration.
 
     The other sections have default values.
@@ -166,6 +167,7 @@ def load_policy_config(folder: Path) -> Config:
     Raises:
         UserError: the folder is not a checkpoint.
     """
+    folder = Path(folder)
     stored = _read_config_file(folder)
     with error_source(str(folder / CONFIG_FILE)):
         return config_from_dict({key: stored[key] for key in POLICY_SECTIONS})
@@ -235,7 +237,9 @@ def _check_device(device: str | torch.device) -> None:
         ) from error
 
 
-def make_untrained_agent(folder: Path, device: str = "cpu") -> tuple[VLAAgent, Config]:
+def make_untrained_agent(
+    folder: str | Path, device: str | torch.device = "cpu"
+) -> tuple[VLAAgent, Config]:
     """Make an agent with a checkpoint's configuration and normalization, but untrained weights.
 
     The weights are the same in each call.
@@ -252,13 +256,14 @@ def make_untrained_agent(folder: Path, device: str = "cpu") -> tuple[VLAAgent, C
     return agent.to(device).eval(), config
 
 
-def weights_path(folder: Path, ema: bool) -> Path:
+def weights_path(folder: str | Path, ema: bool) -> Path:
     """Return the path of the EMA weights if `ema` is set and they exist, else of the others.
 
     Raises:
         UserError: `ema` is false, but the folder is an exported policy, which has only one set of
             weights.
     """
+    folder = Path(folder)
     if not ema and TRAIN_SECTION not in _read_config_file(folder):
         raise UserError(
             f"{folder} is an exported policy. It has only the weights used in evaluation, which "
@@ -280,6 +285,6 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def weights_digest(folder: Path, ema: bool) -> str:
+def weights_digest(folder: str | Path, ema: bool) -> str:
     """Return a short hash of the weights that `weights_path` selects."""
     return hashlib.sha256(weights_path(folder, ema).read_bytes()).hexdigest()[:16]

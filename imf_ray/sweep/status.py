@@ -105,12 +105,13 @@ def _run_state(lines: Sequence[dict[str, Any]], age_s: float | None, trained: bo
     return RUNNING if is_alive else STALLED
 
 
-def find_runs(folder: Path) -> list[TrialDir]:
+def find_runs(folder: str | Path) -> list[TrialDir]:
     """Return the trials of a sweep, a single run, or the runs and trials in a folder of them.
 
     Raises:
         UserError: the folder is neither a sweep nor a run, and has none.
     """
+    folder = Path(folder)
     candidates = [TrialDir(folder), *SweepDir(folder).trials()]
     if not any(candidate.exists for candidate in candidates):
         for path in sorted(folder.glob("*")):
@@ -121,12 +122,13 @@ def find_runs(folder: Path) -> list[TrialDir]:
     return runs
 
 
-def read_all(folder: Path) -> list[RunStatus]:
+def read_all(folder: str | Path) -> list[RunStatus]:
     """Return the status of every run in a folder, after downloading it if it has a URL.
 
     Raises:
         UserError: see `find_runs`.
     """
+    folder = Path(folder)
     SweepDir(folder).download_state()
     now, statuses = time.time(), []
     for run_dir in find_runs(folder):

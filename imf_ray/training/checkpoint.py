@@ -74,13 +74,14 @@ def save_checkpoint(
     return SavedCheckpoint(final, metrics)
 
 
-def export_policy(checkpoint: Path, folder: Path) -> SavedCheckpoint:
+def export_policy(checkpoint: str | Path, folder: str | Path) -> SavedCheckpoint:
     """Export a checkpoint to a folder that can run the policy but not resume training.
 
     Raises:
         UserError: `checkpoint` is not valid, or `folder` exists.
         StorageError: `folder` cannot be written.
     """
+    checkpoint, folder = Path(checkpoint), Path(folder)
     saved = verify_checkpoint(checkpoint)
     if folder.exists():
         raise UserError(f"{folder} exists. Remove it, or choose another folder.")
