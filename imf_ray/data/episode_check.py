@@ -244,7 +244,7 @@ class _Parts:
         try:
             return read()
         except UserError as error:
-            self.problems[name] = str(error)
+            self.problems[name] = str(error).rstrip(".")
         except READ_ERRORS as error:
             if may_recover(self._file, error):
                 raise

@@ -19,8 +19,8 @@ from rich.progress import track
 from imf_ray.data.channel_order import check_channel_order
 from imf_ray.data.check_pool import CheckResult, check_files, metadata_from_dict
 from imf_ray.data.content_hash import HASH_ATTRIBUTE
-from imf_ray.data.episode_files import require_episodes
-from imf_ray.data.episodes import EpisodeMetadata, bad_episode_error
+from imf_ray.data.episode_files import list_episodes, require_episodes
+from imf_ray.data.episodes import EpisodeMetadata, EpisodeRef, bad_episode_error
 from imf_ray.data.hdf5 import cache_folder, fingerprint, writable_cache_folder
 from imf_ray.data.requirements import (
     find_mismatches,
@@ -30,7 +30,7 @@ from imf_ray.data.requirements import (
 from imf_ray.errors import StorageError, UserError
 from imf_ray.files import write_atomically
 from imf_ray.schema import Config
-from imf_ray.storage import AnyPath, is_remote, is_transient, parse_path
+from imf_ray.storage import AnyPath, exists, is_remote, is_transient, parse_path
 
 INDEX_FILE = "index.json"
 CACHE_VERSION = 10
@@ -149,11 +149,12 @@ def check_dataset(
         if info is not None:
             results[path] = info
     unchecked = [path for path in files if path not in results]
+    if not unchecked:
+        return results
     checks = track(
         _recheck_remote_failures(check_files(unchecked, format), format),
         "Checking episodes",
         len(unchecked),
-        disable=not unchecked,
     )
     try:
         for path, check in checks:
@@ -166,6 +167,36 @@ def check_dataset(
     finally:
         cache.save()
     return {path: results[path] for path in files}
+
+
+def locate_episodes(
+    episodes: Sequence[EpisodeRef], folder: AnyPath, format: str
+) -> list[EpisodeRef]:
+    """Return references to episodes whose data set may have been moved since they were indexed.
+
+    Args:
+        folder: where to look for the contents of episodes that are not at their paths.
+        format: a name in `episode_formats.FORMATS`, or `auto`.
+
+    Raises:
+        UserError: the contents of an episode are neither at its path nor in `folder`.
+    """
+    if all(_is_in_place(episode) for episode in episodes):
+        return list(episodes)
+    results = check_dataset(folder, list_episodes(folder), format).values()
+    found = {info.content_hash: info.ref for info in results if isinstance(info, EpisodeMetadata)}
+    missing = [episode for episode in episodes if episode.content_hash not in found]
+    if missing:
+        raise UserError(
+            f"{missing[0].path} was moved or changed, and {folder} has no episode with its "
+            "contents. If the data set was moved, set data.dataset_dir to its new place"
+        )
+    return [found[episode.content_hash] for episode in episodes]
+
+
+def _is_in_place(episode: EpisodeRef) -> bool:
+    path = parse_path(episode.path)
+    return exists(path) and fingerprint(path) == episode.fingerprint
 
 
 def _recheck_remote_failures(

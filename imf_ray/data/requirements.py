@@ -30,6 +30,10 @@ class Mismatch:
     is_damage: bool = False
     """True if the part could not be used with any value, so that the file may be the cause."""
 
+    def is_like(self, other: Mismatch) -> bool:
+        """Return True if the same values of options, or else the same repair, would help both."""
+        return self.options == other.options if self.options else self.reason == other.reason
+
     def __str__(self) -> str:
         return (
             f"{self.reason} ({' '.join(self.options)} would fit)" if self.options else self.reason
@@ -95,8 +99,8 @@ def _vector_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismat
     actions = FORMATS[info.format].actions.get(space, "")
     if space not in info.action_spaces and actions not in info.problems:
         yield Mismatch(
-            f"files of format {info.format} have {' and '.join(info.action_spaces) or 'no'} "
-            f"actions here, not those of task.action_space={space}",
+            f"the files (format {info.format}) have {' and '.join(info.action_spaces) or 'no'} "
+            f"actions, not those of task.action_space={space}",
             tuple(f"task.action_space={other}" for other in info.action_spaces[:1]),
         )
     recorded = info.attributes.get("action_space", "joint")
@@ -127,9 +131,9 @@ def _camera_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismat
         problems.append(info.problems.get(IMAGES))
         reasons = [problem for problem in problems if problem is not None]
         yield Mismatch(
-            f"{option}={list(cameras)} needs {', '.join(unusable)}, but the usable cameras are "
+            f"{option}={_list(cameras)} needs {', '.join(unusable)}, but the usable cameras are "
             f"{', '.join(info.images) or 'none'}{''.join(f'; {reason}' for reason in reasons)}",
-            (f"{option}=[{','.join(present)}]",) if present else (),
+            (f"{option}={_list(present)}",) if present else (),
             is_damage=bool(reasons),
         )
     sizes = {camera: info.cameras[camera] for camera in cameras if camera in info.images}
@@ -156,10 +160,10 @@ def _object_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismat
             problems = [info.problems.get(pose_dataset(name)) for name in unusable]
             reasons = [problem for problem in problems if problem is not None]
             yield Mismatch(
-                f"agent.{key}={list(requested)} needs poses of {', '.join(unusable)}, but the "
+                f"agent.{key}={_list(requested)} needs poses of {', '.join(unusable)}, but the "
                 f"objects with usable poses are {', '.join(info.objects) or 'none'}"
                 f"{''.join(f'; {reason}' for reason in reasons)}",
-                (f"agent.{key}=[{','.join(present)}]",),
+                (f"agent.{key}={_list(present)}",),
                 is_damage=bool(reasons),
             )
 
@@ -192,3 +196,8 @@ def _compare(
 
 def _image_dataset(camera: str) -> str:
     return f"{IMAGES}/{camera}"
+
+
+def _list(names: Sequence[str]) -> str:
+    """Return names as the value of an option."""
+    return f"[{','.join(names)}]"

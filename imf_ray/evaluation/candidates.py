@@ -38,6 +38,8 @@ from imf_ray.storage import download
 from imf_ray.training.run_dir import RunDir
 
 CAMERAS_OPTION = "data.camera_names="
+OWN_OVERRIDES = ("data.dataset_dir=", "evaluate.", "task.")
+"""Starts of the overrides that replace options of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,7 @@ def _evaluation_config(
     Raises:
         UserError: the task differs from training, and `evaluate.allow_task_mismatch` is false.
     """
-    own_overrides = [item for item in overrides if item.startswith(("evaluate.", "task."))]
+    own_overrides = [item for item in overrides if item.startswith(OWN_OVERRIDES)]
     evaluated = apply_overrides(trained, own_overrides)
     if any(item.startswith("task=") for item in overrides):
         evaluated = replace(evaluated, task=config.task)

@@ -14,7 +14,7 @@ from imf_ray.errors import UserError
 from imf_ray.evaluation.candidates import Candidate
 from imf_ray.rollout.confidence_intervals import wilson_interval
 from imf_ray.rollout.records import EpisodeRecord, summarize
-from imf_ray.storage import display_path
+from imf_ray.storage import display_path, parse_path
 from imf_ray.terminal import ProgressBars, console
 from imf_ray.training.run_dir import RunDir
 from imf_ray.training.validation import action_error
@@ -116,7 +116,10 @@ def report_action_error(candidate: Candidate) -> float | None:
     if candidate.checkpoint is None:
         return None
     try:
-        val_episodes = RunDir(candidate.checkpoint.parent).find_val_episodes()
+        data = candidate.config.data
+        val_episodes = RunDir(candidate.checkpoint.parent).find_val_episodes(
+            parse_path(data.dataset_dir), data.format
+        )
         if not val_episodes:
             raise UserError("the run folder of this checkpoint has no held-out episodes")
         options = candidate.config.evaluate

@@ -34,6 +34,7 @@ from imf_ray.errors import UserError
 from imf_ray.files import retry_io
 from imf_ray.rollout.rollout_config import agent_rollout_config
 from imf_ray.schema import Config, resumable_options
+from imf_ray.training.data_identity import describe_changed_episodes
 from imf_ray.training.fault_tolerance import (
     FaultTolerantTorchTrainer,
     OrphanedPlacementGroupCleanup,
@@ -262,6 +263,8 @@ def _start_step(run_dir: RunDir) -> int:
 def init_or_verify_run_dir(run: PreparedRun, run_dir: RunDir) -> SamplePlan:
     """Create the run's folder, or check that it belongs to the same run; return its sample plan.
 
+    The data set may have been moved. The folder then gets its new place.
+
     The number of virtual shards is fixed at the run's first launch. Batches therefore stay the same
     when the number of workers changes.
 
@@ -270,13 +273,16 @@ def init_or_verify_run_dir(run: PreparedRun, run_dir: RunDir) -> SamplePlan:
     """
     config, plan = run.config, run.plan
     episodes = [[Path(e.path).name, e.length, e.content_hash] for e in run.train.episodes]
+    val_episodes = [episode.ref for episode in run.val.episodes]
+    current = DataManifest(episodes, plan.virtual_shards, val_episodes)
     manifest = retry_io(run_dir.read_data_manifest)
     if run_dir.exists and manifest is not None:
         # Options that did not exist at the first launch get their defaults.
         stored = config_from_dict(retry_io(run_dir.read_config))
         changes = _config_diff(config_to_dict(stored), config_to_dict(config))
-        if manifest.episodes != episodes:
-            changes.append(f"the episodes of {config.data.dataset_dir} have changed")
+        changed_episodes = describe_changed_episodes(manifest, current)
+        if changed_episodes is not None:
+            changes.append(f"in data.dataset_dir={config.data.dataset_dir} {changed_episodes}")
         if changes:
             raise UserError(
                 f"The run {run_dir} was started with other settings: {'; '.join(changes)}. "
@@ -287,8 +293,7 @@ def init_or_verify_run_dir(run: PreparedRun, run_dir: RunDir) -> SamplePlan:
         )
         plan = dataclasses.replace(plan, virtual_shards=shards)
     run_dir.write_config(to_yaml(config))
-    val_episodes = [episode.ref for episode in run.val.episodes]
-    run_dir.write_data_manifest(DataManifest(episodes, plan.virtual_shards, val_episodes))
+    run_dir.write_data_manifest(dataclasses.replace(current, virtual_shards=plan.virtual_shards))
     return plan
 
 

@@ -63,7 +63,7 @@ def test_resumable_options() -> None:
     expected = {
         key
         for key in all_options()
-        if key in TOP_LEVEL
+        if key in (*TOP_LEVEL, "data.dataset_dir")
         or key.partition(".")[0] in RESUMABLE_SECTIONS
         or key.removeprefix("train.") in RESUMABLE_TRAIN
     } - {f"evaluate.{key}" for key in FIXED_EVALUATE}
@@ -94,7 +94,8 @@ def test_evaluation_commands_leave_the_policy_to_the_checkpoint() -> None:
         key for key in all_options() if key.startswith(("evaluate.", "cluster.", "task."))
     } - one_policy
     comparison = {"compare.baselines", "compare.output_dir"}
-    assert set(command_options("evaluate")) == common | one_policy | {"checkpoint"}
+    own = {"checkpoint", "data.dataset_dir"}
+    assert set(command_options("evaluate")) == common | one_policy | own
     assert set(command_options("compare")) == common | comparison
 
 

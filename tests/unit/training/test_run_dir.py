@@ -1,11 +1,13 @@
 """The folder of a run: stop requests, workers, and files of earlier versions."""
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
 
 import pytest
 
+from imf_ray.data.hdf5 import fingerprint
 from imf_ray.errors import UserError
 from imf_ray.files import append_line
 from imf_ray.storage import local_dir
@@ -85,9 +87,13 @@ def test_the_data_manifest_of_an_earlier_version(tmp_path: Path) -> None:
     assert manifest is not None and manifest.episodes == [["a", 5, "abc"]]
     assert manifest.val_episodes[0].fingerprint == "7"
     assert manifest.val_episodes[0].content_hash == "abc"
-    assert run_dir.find_val_episodes() == []  # its file is missing
     episode.touch()
-    assert run_dir.find_val_episodes() == manifest.val_episodes
+    fingerprinted = dataclasses.replace(manifest.val_episodes[0], fingerprint=fingerprint(episode))
+    run_dir.write_data_manifest(dataclasses.replace(manifest, val_episodes=[fingerprinted]))
+    assert run_dir.find_val_episodes(tmp_path, "auto") == [fingerprinted]
+    episode.unlink()
+    with pytest.raises(UserError, match=r"episode_0.hdf5.*data\.dataset_dir"):
+        run_dir.find_val_episodes(tmp_path, "auto")
     run_dir.write_data_manifest(manifest)
     assert run_dir.read_data_manifest() == DataManifest(
         manifest.episodes, manifest.virtual_shards, manifest.val_episodes
