@@ -7,6 +7,8 @@ the job. A variable that the user's environment already sets keeps its value, un
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
 WORKER_ENV = {
     # MuJoCo renders without a display. Without a GPU, EGL uses Mesa's software rasterizer.
@@ -60,6 +62,10 @@ def prepare_environment(own_cluster: bool) -> dict[str, str]:
     Returns:
         The values of `WORKER_ENV` in this process, for the Ray processes of the job.
     """
+    try:
+        Path.home()
+    except RuntimeError:  # a user of a container without an entry; Ray Train needs a home folder
+        os.environ["HOME"] = tempfile.gettempdir()
     variables = {**DRIVER_ENV, **WORKER_ENV}
     for name, value in (variables | (LOCAL_CLUSTER_ENV if own_cluster else {})).items():
         os.environ[name] = os.environ.get(name) or value
