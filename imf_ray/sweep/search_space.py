@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from ray import tune
 
 from imf_ray.aliases import rename_option, rename_options, rename_overrides
 from imf_ray.bundled import search_spaces_dir
@@ -36,7 +35,6 @@ from imf_ray.config import (
 from imf_ray.errors import UserError, error_source
 from imf_ray.schema import Config, all_options, is_sweepable
 from imf_ray.schema.values import convert
-from imf_ray.sweep.schedulers import check_scheduler
 from imf_ray.yaml_text import dump_value, noun, plain, read_yaml
 
 DISTRIBUTIONS = ("choice", "uniform", "loguniform", "quniform", "randint", "lograndint")
@@ -222,11 +220,16 @@ def _check_space(space: SearchSpace) -> None:
             f"num_samples={space.num_samples} without `sample:` only repeats equal trials. To "
             "repeat trials with other seeds, vary train.seed."
         )
-    check_scheduler(space.scheduler)
+    if space.scheduler:
+        from imf_ray.sweep.schedulers import check_scheduler  # imports Ray, which takes seconds
+
+        check_scheduler(space.scheduler)
 
 
 def _sample_value(spec: Mapping[str, list[Any]], rng: np.random.Generator) -> Any:
     """Sample from `{distribution: arguments}`. Floats are rounded, so folder names stay short."""
+    from ray import tune  # takes seconds
+
     ((name, arguments),) = spec.items()
     distribution = getattr(tune, name)
     domain = distribution(arguments) if name == "choice" else distribution(*arguments)
