@@ -36,7 +36,7 @@ from imf_ray.errors import UserError
 from imf_ray.ray_internals import WorkerGroupCallback
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import load_train_state, write_validation
-from imf_ray.training.run_dir import DEPTH_WEIGHTS_FILE, RunDir
+from imf_ray.training.run_dir import DATA_MANIFEST_FILE, DEPTH_WEIGHTS_FILE, RunDir
 from imf_ray.training.train_state import TrainState, to_tensors
 from imf_ray.training.trainer import fit, init_or_verify_run_dir, prepare_run, scaling_config
 from imf_ray.yaml_text import dump_yaml, plain, read_yaml
@@ -49,13 +49,13 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def test_a_run_trains_validates_and_resumes_bitwise(demonstrations: Path, tmp_path: Path) -> None:
-    config = tiny_config(
-        demonstrations,
+    options = (
         "train.save_freq=2",
         "train.rollout_val_freq_epochs=1000",
         "train.diagnostics_freq=2",
         "task.max_episode_steps=60",
     )
+    config = tiny_config(demonstrations, *options)
     resources = allocate_run(config, SIZE)
     whole = fit(prepare_run(config), RunDir(tmp_path / "whole"), resources)
     assert not whole.stopped
@@ -73,7 +73,18 @@ def test_a_run_trains_validates_and_resumes_bitwise(demonstrations: Path, tmp_pa
     shutil.copytree(tmp_path / "whole/checkpoint_00000002", half / "checkpoint_00000002")
     (half / "checkpoint_manager_snapshot.json").write_text("cut o")
     (half / ".partial_00000003").mkdir()
+    # Meanwhile the data set was copied, and its files were renamed in the same order.
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for number, source in enumerate(sorted(demonstrations.glob("*.hdf5"))):
+        shutil.copyfile(source, moved / f"Episode{number + 7:03}.h5")
+    for name in (CONFIG_FILE, DATA_MANIFEST_FILE):
+        shutil.copy(tmp_path / "whole" / name, half)
+    config = tiny_config(moved, *options)
     fit(prepare_run(config), RunDir(half), resources)
+    assert RunDir(half).read_config()["data"]["dataset_dir"] == str(moved)
+    (val_episode,) = RunDir(half).find_val_episodes(demonstrations, "auto")
+    assert Path(val_episode.path).parent == moved
     assert not (half / ".partial_00000003").exists()
     assert [checkpoint.step for checkpoint in RunDir(half).list_checkpoints()] == [2, 4]
     best = RunDir(half).best_checkpoint()
