@@ -15,6 +15,7 @@ from typing import Any
 
 from imf_ray.aliases import METRICS, rename_keys
 from imf_ray.errors import StorageError, UserError
+from imf_ray.files import parse_json
 from imf_ray.storage import AnyPath, is_transient
 
 PREFIX, PARTIAL_PREFIX = "checkpoint_", ".partial_"
@@ -118,7 +119,7 @@ def read_checkpoint(path: str | Path, *patterns: str) -> SavedCheckpoint:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{path} is not a valid checkpoint: {MANIFEST_FILE} or {VALIDATION_FILE} is damaged "
+            f"{path} is not a valid checkpoint: {MANIFEST_FILE} is damaged "
             f"({type(error).__name__}: {error})."
         ) from error
 
@@ -134,8 +135,12 @@ def read_metrics(path: AnyPath) -> dict[str, Any] | None:
 def _metrics(path: AnyPath, manifest: Mapping[str, Any]) -> dict[str, Any]:
     # The first version wrote the step next to the files.
     metrics = dict(manifest["metrics"] if "metrics" in manifest else {"step": manifest["step"]})
-    if (path / VALIDATION_FILE).is_file():
-        metrics |= json.loads((path / VALIDATION_FILE).read_text())
+    validation = path / VALIDATION_FILE
+    if validation.is_file():
+        try:
+            metrics |= parse_json(validation.read_bytes(), dict, validation, "It will be repeated.")
+        except UserError as error:  # counts as a failed validation; the weights are not concerned
+            metrics[VALIDATION_ERROR] = str(error)
     return rename_keys(metrics, METRICS)
 
 

@@ -62,7 +62,7 @@ BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 log = logging.getLogger(__name__)
 
 
-class ClaimedError(StorageError):
+class ClaimedError(UserError):
     """Another process writes to the folder."""
 
 
@@ -151,7 +151,10 @@ def claim(folder: Path, way_out: str) -> Iterator[None]:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     held = _Claim(folder, way_out)
     try:
-        held.take()
+        try:
+            held.take()
+        except StorageError as error:
+            raise StorageError(f"{error}. Make the folder writable, or {way_out}.") from error
         yield
     finally:
         held.release()

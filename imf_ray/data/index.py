@@ -28,7 +28,7 @@ from imf_ray.data.requirements import (
     require_fitting_options,
 )
 from imf_ray.errors import StorageError, UserError
-from imf_ray.files import write_atomically
+from imf_ray.files import INVALID_JSON, write_atomically
 from imf_ray.schema import Config
 from imf_ray.storage import AnyPath, exists, is_remote, is_transient, parse_path
 
@@ -252,10 +252,12 @@ class _Cache:
         try:
             content = json.loads(self.source.read_text())
             if content["version"] == CACHE_VERSION:
+                for name, entry in content["files"].items():  # a damaged entry raises an error
+                    metadata_from_dict(dict(entry["info"], path=name)), entry["valid_for"]
                 self._entries = content["files"]
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, *INVALID_JSON) as error:
             log.warning("Ignoring the unreadable index cache %s: %s", self.source, error)
         self._indexed_hashes = {e["info"]["content_hash"] for e in self._entries.values()}
 

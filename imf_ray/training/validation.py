@@ -22,6 +22,7 @@ from ray.exceptions import RayTaskError
 from imf_ray.agents.pretrained import POLICY_FILES, load_agent
 from imf_ray.allocation import RolloutResources
 from imf_ray.checkpoint_dir import VALIDATION_ERROR, checkpoint_step
+from imf_ray.claims import ClaimedError
 from imf_ray.cluster import cluster_address
 from imf_ray.data.episodes import EpisodeRef
 from imf_ray.data.windows import sample_windows, window_spec_from_config
@@ -157,7 +158,10 @@ def _run_rollouts(
     metrics["rollout/fps"] = num_env_steps / (time.perf_counter() - started_at)
     for video in videos:  # at most one; not written earlier, since episodes have a time limit
         run_dir.write_validation_video(step, video)
-    retry_io(store_records, run_dir.path, checkpoint.name, records)
+    try:
+        retry_io(store_records, run_dir.path, checkpoint.name, records)
+    except ClaimedError as error:  # `evaluate` with the same settings stores the same records
+        log.warning("The records of this validation are not stored, because %s", error)
 
 
 def action_error(

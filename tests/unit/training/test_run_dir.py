@@ -148,3 +148,16 @@ def test_checkpoint_metrics_of_an_earlier_version(tmp_path: Path) -> None:
     saved = RunDir(tmp_path).best_checkpoint()
     assert saved.metrics == {"step": 1, "data_wait_frac": 0.5, "rollout/success_ci_low": 0.25}
     assert saved.validation_succeeded
+
+
+@pytest.mark.parametrize("content", ["", "{", "7", "\0\0"])
+def test_a_damaged_validation_is_repeated_and_its_checkpoint_stays(
+    tmp_path: Path, content: str
+) -> None:
+    checkpoint = RunDir(tmp_path).checkpoint(1)
+    checkpoint.mkdir()
+    (checkpoint / "manifest.json").write_text('{"metrics": {"step": 1}, "files": {}}')
+    (checkpoint / "validation.json").write_text(content)
+    saved = RunDir(tmp_path).newest_checkpoint()
+    assert saved is not None and saved.has_validation and not saved.validation_succeeded
+    assert "validation.json is damaged" in saved.metrics["validation_error"]

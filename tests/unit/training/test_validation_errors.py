@@ -11,10 +11,12 @@ import ray.train
 
 from imf_ray.allocation import RolloutResources
 from imf_ray.checkpoint_dir import VALIDATED_STEP, VALIDATION_ERROR
+from imf_ray.claims import claim
 from imf_ray.config import load_config
 from imf_ray.errors import StorageError, UserError
 from imf_ray.rollout.episode_runner import EpisodeResult
 from imf_ray.rollout.records import EpisodeRecord
+from imf_ray.rollout.seed_evaluation import evaluation_dir
 from imf_ray.training import validation
 from imf_ray.training.run_dir import RunDir
 
@@ -64,6 +66,21 @@ def test_a_result_remains_if_its_records_cannot_be_stored(
     metrics = validate(RunDir(tmp_path))
     assert metrics["rollout/success_rate"] == 1.0
     assert "the disk is full" in metrics[VALIDATION_ERROR]
+
+
+def test_records_that_an_evaluation_writes_are_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("imf_ray.claims.BUSY_WAIT_S", 0.1)
+    monkeypatch.setattr(validation, "run_episodes", lambda *_: [EpisodeResult(RECORD, {})])
+    folder = evaluation_dir(tmp_path, "checkpoint_00000002", RECORD.policy, RECORD.settings)
+    with claim(folder, "wait"):
+        metrics = validate(RunDir(tmp_path))
+        assert not (folder / "episodes.jsonl").exists()
+    assert metrics["rollout/success_rate"] == 1.0 and VALIDATION_ERROR not in metrics
+    assert str(folder) in caplog.text
+    validation.store_records(tmp_path, "checkpoint_00000002", [RECORD])
+    assert (folder / "episodes.jsonl").is_file()
 
 
 def test_no_result_remains_if_every_episode_ended_in_an_error(
