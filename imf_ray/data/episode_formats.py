@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from imf_ray.data.channel_order import RGB, has_attribute, recorded_order
+from imf_ray.data.content_hash import find_dataset
 from imf_ray.data.frames import Frames, open_frames
 from imf_ray.errors import UserError
 
@@ -30,7 +31,7 @@ class EpisodeFormat(Protocol):
     """One kind of episode file."""
 
     actions: Mapping[str, str]
-    """Dataset by action space, `joint` or `ee`. Every file must have the first dataset."""
+    """Dataset by action space, `joint` or `ee`. A file has at least one of them."""
     ignored_datasets: tuple[str, ...]
     """Datasets of the format that reading does not need, such as lengths of compressed images."""
 
@@ -109,8 +110,11 @@ class RoboImiFormat(ActFormat):
     actions: Mapping[str, str] = {"ee": "action"}
 
     def matches(self, file: h5py.File) -> bool:
-        action = file.get("action")
-        if not isinstance(action, h5py.Dataset) or action.shape[1:] != (16,) or not len(action):
+        try:
+            action = find_dataset(file, "action")
+        except UserError:  # its values are not in the file, or only declared
+            return False
+        if action is None or action.shape[1:] != (16,) or not len(action):
             return False
         if action.dtype.kind != "f":
             return False
