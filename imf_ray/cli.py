@@ -60,7 +60,7 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
         print(f"Error: {message}", file=STDERR)
         return EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
-        hint = "To resume, repeat the command with the same run_name."
+        hint = "To continue, repeat the command with the same options."
         print(f"Interrupted. {interrupt.args[0] if interrupt.args else hint}", file=STDERR)
         if isinstance(interrupt, ForcedExit):
             # Exit without shutting Ray down: a thread that calls Ray after its shutdown would make
