@@ -49,7 +49,7 @@ class StandardStream(io.TextIOBase):
         return getattr(stream, "rich_proxied_file", stream)  # rich's bars replace the stream
 
     @property
-    def encoding(self) -> str:
+    def encoding(self) -> str:  # type: ignore[override]
         """The stream's encoding."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 

@@ -291,7 +291,7 @@ class MultiViewResNetEncoder(nn.Module):
     def load_backbone(self, weights: Mapping[str, Tensor]) -> None:
         """Load the same weights into every trunk, see `agents/backbone_weights.py`."""
         for encoder in self.encoders.values():
-            encoder.trunk.load_state_dict(weights)  # type: ignore[union-attr, operator]
+            encoder.trunk.load_state_dict(weights)  # type: ignore[union-attr]
 
     def select(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the images of `camera_names`, in that order.
