@@ -148,7 +148,7 @@ def claim(folder: Path, way_out: str) -> Iterator[None]:
         ClaimedError: another process writes to the folder.
         StorageError: the claim cannot be written.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     held = _Claim(folder, way_out)
     try:
         try:
@@ -211,7 +211,7 @@ class _Lock:
     @classmethod
     def _open(cls, path: Path) -> _Lock | None:
         """Create or open a claim file; return None if another process deletes it meanwhile."""
-        if path.parent.exists() and not path.parent.is_dir():
+        if os.path.isfile(path.parent):
             raise UserError(f"{path.parent} is a file, but must be a folder.")
         with storage_errors(path, "written"):
             path.parent.mkdir(parents=True, exist_ok=True)
