@@ -25,7 +25,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     Adds episodes to data.dataset_dir until it has collect.num_episodes successful ones.
     """
     from imf_ray.data.episode_files import list_episodes
-    from imf_ray.data.index import build_index
+    from imf_ray.data.index import require_extendable
     from imf_ray.demos.collect import CollectionState, collect_episodes
     from imf_ray.demos.recorder import DemoRecorder
 
@@ -39,7 +39,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     with claim(folder, "choose another data.dataset_dir"):
         existing = list_episodes(folder)
         if existing:  # they must have the configured cameras and shapes
-            build_index(config)
+            require_extendable(config)
         # If the task's env cannot be created or rendered, fail here, before Ray starts.
         recorder = DemoRecorder(config.task, config.data.camera_names)
         if cluster_address(config) is None and len(existing) < config.collect.num_episodes:

@@ -23,6 +23,8 @@ from imf_ray.data.episode_files import list_episodes, require_episodes
 from imf_ray.data.episodes import EpisodeMetadata, EpisodeRef, bad_episode_error
 from imf_ray.data.hdf5 import cache_folder, fingerprint, writable_cache_folder
 from imf_ray.data.requirements import (
+    Mismatch,
+    find_collection_mismatches,
     find_mismatches,
     find_unread,
     require_fitting_options,
@@ -107,6 +109,29 @@ def build_index(config: Config) -> EpisodeIndex:
     check_channel_order(images, config.data.channel_order, folder)
     _log_unread(episodes, config, folder)
     return EpisodeIndex(episodes, skipped)
+
+
+def require_extendable(config: Config) -> None:
+    """Check that `collect` can add episodes to the data set of a config.
+
+    Raises:
+        UserError: an episode cannot be read, was recorded by another program or with other options.
+    """
+    folder = parse_path(config.data.dataset_dir)
+    results = check_dataset(folder, require_episodes(folder), config.data.format)
+    mismatches = {
+        path: [Mismatch(result)]
+        if isinstance(result, str)
+        else find_collection_mismatches(result, config)
+        for path, result in results.items()
+    }
+    require_fitting_options(folder, list(mismatches.values()))
+    for path, found in mismatches.items():
+        if found:
+            raise UserError(
+                f"{path}: {'; '.join(map(str, found))}. Collect into another data.dataset_dir, or "
+                "remove the file."
+            )
 
 
 def _log_unread(episodes: Iterable[EpisodeMetadata], config: Config, folder: AnyPath) -> None:

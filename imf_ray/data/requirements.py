@@ -42,12 +42,23 @@ class Mismatch:
 
 def find_mismatches(info: EpisodeMetadata, config: Config) -> list[Mismatch]:
     """Return why a run cannot use an episode; empty if it can."""
+    cameras = config.agent.camera_names
+    follows_data = list(cameras) == list(config.data.camera_names)
+    option = "data.camera_names" if follows_data else "agent.camera_names"
     return [
         *_vector_mismatches(info, config),
-        *_camera_mismatches(info, config),
+        *_camera_mismatches(info, config, option, cameras),
         *_object_mismatches(info, config),
         *_recording_mismatches(info, config),
     ]
+
+
+def find_collection_mismatches(info: EpisodeMetadata, config: Config) -> list[Mismatch]:
+    """Return why `collect` cannot add episodes to the data set of an episode; empty if it can."""
+    if not is_own_recording(info.attributes):
+        return [Mismatch("it was not recorded by `imf-ray collect`")]
+    cameras = _camera_mismatches(info, config, "data.camera_names", config.data.camera_names)
+    return [*cameras, *_recording_mismatches(info, config)]
 
 
 def require_fitting_options(folder: AnyPath, mismatches: Sequence[Sequence[Mismatch]]) -> None:
@@ -120,13 +131,14 @@ def _vector_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismat
             )
 
 
-def _camera_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismatch]:
-    cameras, size = config.agent.camera_names, config.task.image_size
+def _camera_mismatches(
+    info: EpisodeMetadata, config: Config, option: str, cameras: Sequence[str]
+) -> Iterable[Mismatch]:
+    """Check the cameras that the option `option` requires."""
+    size = config.task.image_size
     unusable = [camera for camera in cameras if camera not in info.images]
     if unusable:
         present = [camera for camera in cameras if camera in info.images] or [*info.images]
-        follows_data = list(cameras) == list(config.data.camera_names)
-        option = "data.camera_names" if follows_data else "agent.camera_names"
         problems = [info.problems.get(_image_dataset(camera)) for camera in unusable]
         problems.append(info.problems.get(IMAGES))
         reasons = [problem for problem in problems if problem is not None]

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from imf_ray.data.episode_check import check_episode
-from imf_ray.data.requirements import Mismatch, find_mismatches, require_fitting_options
+from imf_ray.data.requirements import (
+    Mismatch,
+    find_collection_mismatches,
+    find_mismatches,
+    require_fitting_options,
+)
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from testing_support.episode_fuzzer import OBJECT, SIZE, write_ours
@@ -149,3 +154,16 @@ def test_files_that_no_option_fits_are_not_a_matter_of_one_file(act: Path) -> No
     with pytest.raises(UserError, match="/observations/state") as error:
         _require_fitting(act, *ACT_OPTIONS, f"task.image_size={HEIGHT}")
     assert "episode_0" not in str(error.value)
+
+
+def test_collecting_extends_only_own_recordings_with_the_same_options(act: Path) -> None:
+    options = ("agent.state_dim=7", "agent.vision_backbone.crop_size=null")  # not used by collect
+    config = tiny_config(act, *OUR_OPTIONS, *options)
+    (foreign,) = find_collection_mismatches(check_episode(act / "episode_0.hdf5"), config)
+    assert foreign.options == ()
+    write_ours(act / "episode_0.hdf5")
+    info = check_episode(act / "episode_0.hdf5")
+    assert find_collection_mismatches(info, config) == []
+    config = tiny_config(act, *options, "data.camera_names=[front]", "task.image_size=16")
+    (cameras,) = find_collection_mismatches(info, config)
+    assert cameras.options == ("data.camera_names=[r_vis,top]",)
