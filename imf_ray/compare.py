@@ -25,17 +25,22 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
 
     A policy is a checkpoint folder, expert, untrained:CHECKPOINT or replay:EPISODES.
     """
+    from imf_ray.rollout.policy_spec import PolicySpec
+
+    if len(policies) < 2:
+        raise UserError(
+            f"At least two policies are needed, but {len(policies)} were given. Usage: "
+            "imf-ray compare POLICY POLICY ..."
+        )
+    for policy in policies:  # before the imports below, which take seconds
+        PolicySpec.parse(policy).resolve().check_path(config.storage_path)
+
     from imf_ray.evaluation.candidates import claimed, require_settable, resolve_candidates
     from imf_ray.evaluation.comparison import compare, comparison_table, write_comparison
     from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
     from imf_ray.rollout.record_store import settings_hash
 
     require_settable(overrides, "compare")
-    if len(policies) < 2:
-        raise UserError(
-            f"At least two policies are needed, but {len(policies)} were given. Usage: "
-            "imf-ray compare POLICY POLICY ..."
-        )
     storage_dir, evaluate = local_dir(config.storage_path), config.evaluate
     candidates = resolve_candidates(policies, config, overrides, storage_dir)
     seeds = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)

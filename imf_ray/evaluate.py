@@ -30,20 +30,24 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     With evaluate.checkpoint_selection=best-of-run, the command first compares all checkpoints of a
     run on other seeds, and then evaluates the best one.
     """
-    from imf_ray.evaluation import candidates
-    from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
     from imf_ray.rollout.policy_spec import PolicyKind, PolicySpec
 
-    candidates.require_settable(overrides, "evaluate")
     if config.checkpoint is None:
         raise UserError(
             "checkpoint is not set. Use checkpoint=DIR (a checkpoint folder), checkpoint=expert "
             "(the task's scripted expert), checkpoint=untrained:DIR (the checkpoint's agent with "
             "untrained weights) or checkpoint=replay:PATH (recorded episodes)."
         )
+    policy = PolicySpec.parse(config.checkpoint).resolve()
+    is_run = config.evaluate.checkpoint_selection is not None
+    policy.check_path(config.storage_path, is_run)  # before the imports below, which take seconds
+
+    from imf_ray.evaluation import candidates
+    from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
+
+    candidates.require_settable(overrides, "evaluate")
     evaluate, storage_dir = config.evaluate, local_dir(config.storage_path)
     output_dir = None if evaluate.output_dir is None else str(local_dir(evaluate.output_dir))
-    policy = PolicySpec.parse(config.checkpoint).resolve()
     selection = candidates.selection_seeds(evaluate)
     if evaluate.checkpoint_selection is not None and policy.kind != PolicyKind.CHECKPOINT:
         raise UserError(

@@ -15,7 +15,7 @@ from imf_ray.checkpoint_dir import checkpoint_rank_key
 from imf_ray.cluster import cluster_address
 from imf_ray.config import GROUPS, apply_overrides
 from imf_ray.errors import UserError
-from imf_ray.folders import display, require_run, verify_checkpoint
+from imf_ray.folders import verify_checkpoint
 from imf_ray.rollout.actor_pool import RolloutSpec, rollout_metadata
 from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
 from imf_ray.rollout.records import EpisodeRecord, summarize
@@ -222,11 +222,10 @@ def select_checkpoint(
             the evaluation.
     """
     noise_seed = selection_seeds(config.evaluate)[0]
-    require_run(run_dir, config.storage_path, suggest=lambda run: f"checkpoint={display(run)}")
     download(run_dir)
     checkpoints = RunDir(run_dir).list_checkpoints()
     if not checkpoints:
-        raise UserError(f"{run_dir} has no valid checkpoint yet.")
+        raise UserError(f"{run_dir} has no valid checkpoint.")
     specs = [PolicySpec(PolicyKind.CHECKPOINT, str(checkpoint.path)) for checkpoint in checkpoints]
     candidates = [resolve_candidate(spec, config, overrides, noise_seed, run_dir) for spec in specs]
     with claimed(candidates, "set another evaluate.selection_seed"):

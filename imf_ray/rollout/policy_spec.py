@@ -8,7 +8,7 @@ from pathlib import Path
 
 from imf_ray.bundled import policy_dir
 from imf_ray.errors import UserError
-from imf_ray.folders import require_checkpoint, require_episodes
+from imf_ray.folders import display, require_checkpoint, require_episodes, require_run
 from imf_ray.storage import is_remote, local_dir, to_local
 
 
@@ -62,16 +62,19 @@ class PolicySpec:
         """The path on this machine. For a URL it is the local copy, which may not exist yet."""
         return to_local(local_dir(self.path))
 
-    def check_path(self, storage: str) -> None:
+    def check_path(self, storage: str, is_run: bool = False) -> None:
         """Check that the path is a checkpoint or, for a replay, may contain episodes.
 
         Args:
             storage: folder of runs, in which a run that is given by its name alone is looked for.
+            is_run: the path must be the folder of a run, whose checkpoints are compared.
 
         Raises:
             UserError: it is not. The message says what it is, and names what can be used.
         """
-        if self.is_agent:
+        if is_run and self.kind == PolicyKind.CHECKPOINT:
+            require_run(self.local_path, storage, suggest=lambda run: f"checkpoint={display(run)}")
+        elif self.is_agent:
             prefix = "" if self.kind == PolicyKind.CHECKPOINT else f"{self.kind}:"
             require_checkpoint(self.local_path, storage, prefix)
         elif self.kind == PolicyKind.REPLAY:

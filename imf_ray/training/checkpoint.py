@@ -124,10 +124,11 @@ def _write_with_manifest(
         shutil.rmtree(partial, ignore_errors=True)
         if not isinstance(error, OSError) and not DISK_FULL_PATTERN.search(str(error)):
             raise
-        free = shutil.disk_usage(final.parent).free / 2**20
+        parent = next(folder for folder in final.absolute().parents if folder.is_dir())
+        free = shutil.disk_usage(parent).free / 2**20
         raise StorageError(
-            f"The checkpoint {final} cannot be written: {error}. {free:.0f} MiB are free "
-            "there. Older checkpoints are unchanged."
+            f"The checkpoint {final} cannot be written: {error}. {free:.0f} MiB are free in "
+            f"{parent}. Older checkpoints are unchanged."
         ) from error
 
 

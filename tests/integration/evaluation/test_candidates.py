@@ -102,7 +102,7 @@ def test_a_policy_that_does_not_fit_the_task_is_refused(run_dir: Path, tmp_path:
     slow = ["task.control_hz=25", "evaluate.allow_task_mismatch=true"]
     with pytest.raises(UserError, match="50 Hz"):
         resolve_candidate(checkpoint(run_dir), load_config(slow), slow, 0, tmp_path)
-    with pytest.raises(UserError, match="is not a checkpoint"):
+    with pytest.raises(UserError, match="not a checkpoint"):
         resolve_candidate(PolicySpec.parse(str(tmp_path)), load_config(), [], 0, tmp_path)
 
 

@@ -87,7 +87,7 @@ def test_a_slow_consumer_does_not_count_against_time_limits(spec: RolloutSpec) -
 
 def test_a_policy_that_cannot_be_loaded_ends_the_rollout(spec: RolloutSpec) -> None:
     missing = replace(spec, policy=PolicySpec.parse("/nowhere"))
-    with pytest.raises(UserError, match="nowhere is not a checkpoint"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         list(run_episodes(missing, SEEDS, TWO_ACTORS))
 
 

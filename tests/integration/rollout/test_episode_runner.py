@@ -212,7 +212,7 @@ def test_an_action_that_is_not_finite_fails_the_episode(spec: RolloutSpec) -> No
 def test_errors_name_a_missing_checkpoint_and_missing_cameras(
     demonstrations: Path, spec: RolloutSpec, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="nowhere is not a checkpoint"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         make_policy(PolicySpec.parse(str(tmp_path / "nowhere")), spec.config)
     with pytest.raises(UserError, match=r"add \['r_vis', 'front'\] to data.camera_names"):
         agent_rollout_config(tiny_config(demonstrations), 0, camera_names=("top",))
