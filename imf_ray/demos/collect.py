@@ -30,6 +30,7 @@ from imf_ray.demos.recorder import DemoRecorder
 from imf_ray.errors import UserError
 from imf_ray.files import parse_json, write_atomically
 from imf_ray.schema import TaskConfig
+from imf_ray.storage import storage_errors
 
 MAX_FAILURES = 100
 """Number of failed seeds in a row after which a collection raises an error."""
@@ -110,10 +111,9 @@ def collect_episodes(
                 outcomes[running.pop(reference)] = succeeded
             while next_in_order in outcomes and len(state.seeds) < episodes:
                 if outcomes.pop(next_in_order):
-                    os.replace(
-                        _pending_path(pending, next_in_order),
-                        episode_path(folder, len(state.seeds)),
-                    )
+                    path = episode_path(folder, len(state.seeds))
+                    with storage_errors(path, "written"):
+                        os.replace(_pending_path(pending, next_in_order), path)
                     state.seeds.append(next_in_order)
                     last_success = next_in_order
                 else:
@@ -175,11 +175,11 @@ def _record(
 def _make_pending_folder(folder: Path) -> Path:
     """Make the temporary folder of this collection, and delete those of earlier collections."""
     cache = cache_folder(folder)
-    cache.mkdir(parents=True, exist_ok=True)
     for stale_folder in cache.glob(f"{PENDING_PREFIX}*"):  # these seeds are recorded again
         shutil.rmtree(stale_folder, ignore_errors=True)
     pending = cache / f"{PENDING_PREFIX}-{uuid.uuid4().hex}"
-    pending.mkdir()
+    with storage_errors(pending, "written"):
+        pending.mkdir(parents=True)
     return pending
 
 
@@ -189,8 +189,8 @@ def _pending_path(pending: Path, seed: int) -> Path:
 
 def _read_state(folder: Path, first_seed: int) -> CollectionState:
     """Read the state of an earlier collection from its folder, which may be empty or missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    failed, seeds = _read_failed(folder), []
+    failed = _read_failed(folder)
+    seeds: list[int] = []
     for number, path in enumerate(list_episodes(folder)):
         try:
             with h5py.File(path, "r") as file:
