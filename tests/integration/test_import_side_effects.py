@@ -25,6 +25,15 @@ def test_loading_a_policy_needs_neither_ray_nor_mujoco_nor_hdf5() -> None:
     assert "torch" in modules and not modules & {"h5py", "mujoco", "ray"}
 
 
+def test_commands_import_mujoco_only_to_make_an_env() -> None:
+    """A missing or broken OpenGL setup stops nothing that does not simulate."""
+    modules = _modules_after(
+        "import imf_ray.training.trainer, imf_ray.evaluation.candidates, imf_ray.sweep.baselines, "
+        "imf_ray.demos.collect, imf_ray.sweep.status, imf_ray.dataset, imf_ray.report"
+    )
+    assert "imf_ray.sim.factory" in modules and not modules & {"mujoco", "OpenGL", "glfw"}
+
+
 def test_benchmarks_can_be_imported() -> None:
     """The benchmarks have no other test that notices a changed API."""
     files = (REPO_ROOT / "benchmarks").glob("*.py")
