@@ -298,7 +298,8 @@ def _evaluation_config(
     mismatches = [
         f"task.{key}={getattr(evaluated.task, key)} (trained with {getattr(trained.task, key)})"
         for key in training_task_options()
-        if getattr(evaluated.task, key) != getattr(trained.task, key)
+        if key != "action_space"  # never allowed, see `make_fitting_env`
+        and getattr(evaluated.task, key) != getattr(trained.task, key)
     ]
     if any(item.startswith(CAMERAS_OPTION) for item in overrides):
         cameras, trained_cameras = config.data.camera_names, trained.agent.camera_names

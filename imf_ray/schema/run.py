@@ -308,7 +308,8 @@ class EvaluateConfig:
     )
     allow_task_mismatch: bool = option(
         False,
-        "Allow a task whose cameras, images, control rate or actions differ from training.",
+        "Allow a task whose environment, cameras, images or control rate differ from training. The "
+        "policy must still be able to act in it (docs/environments.md).",
     )
     checkpoint_selection: str | None = option(
         None,

@@ -99,6 +99,9 @@ def test_a_policy_that_does_not_fit_the_task_is_refused(run_dir: Path, tmp_path:
     unknown = ["data.camera_names=[r_vis,top,front,wrist]", "evaluate.allow_task_mismatch=true"]
     with pytest.raises(UserError, match="wrist"):
         resolve_candidate(checkpoint(run_dir), load_config(unknown), unknown, 0, tmp_path)
+    for options in (["task.action_space=ee"], ["task.action_space=ee", blind[1]]):
+        with pytest.raises(UserError, match=r"joint, but task\.action_space=ee"):
+            resolve_candidate(checkpoint(run_dir), load_config(options), options, 0, tmp_path)
     slow = ["task.control_hz=25", "evaluate.allow_task_mismatch=true"]
     with pytest.raises(UserError, match="50 Hz"):
         resolve_candidate(checkpoint(run_dir), load_config(slow), slow, 0, tmp_path)
