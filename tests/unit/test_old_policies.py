@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from imf_ray.agents.pretrained import load_agent, make_untrained_agent
+from imf_ray.errors import UserError
 from imf_ray.policy import load_policy
 from tests.helpers import REPO_ROOT
 
@@ -44,6 +46,29 @@ def test_an_old_policy_is_the_untrained_baseline_as_well(folder: Path) -> None:
     trained, untrained = load_agent(folder)[0], make_untrained_agent(folder)[0]
     normalizers = trained.action_normalizer.mean, untrained.action_normalizer.mean
     np.testing.assert_array_equal(*normalizers)
+
+
+def test_both_sets_of_weights_are_used_and_none_may_be_missing(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(POLICIES / "b93fc56_imf", tmp_path / "checkpoint_00000002"))
+    expected = EXPECTED["actions/b93fc56_imf"][0]
+    np.testing.assert_allclose(load_policy(folder).act(observation()), expected, atol=1e-4)
+    trained = load_policy(folder, ema=False).act(observation())
+    assert not np.allclose(trained, expected, atol=1e-2)
+    (folder / "trainer_state.pt").unlink()  # only training needs it
+    load_policy(folder)
+    (folder / "model_ema.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model_ema\.safetensors is missing"):
+        load_policy(folder)
+
+
+def test_a_run_is_refused_with_its_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(POLICIES / "b93fc56_imf", "runs/mine/checkpoint_00000002")
+    for path in ("runs/mine", "runs", "mine", "runs/mine/checkpoint_2", tmp_path / "runs"):
+        with pytest.raises(UserError, match="Use runs/mine/checkpoint_00000002"):
+            load_policy(path)
 
 
 def test_every_kind_of_policy_is_there() -> None:
