@@ -52,6 +52,8 @@ PERMANENT_ERRNOS = frozenset(
 """Errors of a path that cannot be used: access is denied, or a file is where a folder should be."""
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk: no space, no quota, or a limit of the size of files."""
+MIN_FREE_BYTES = 20_000_000
+"""Free disk space with which a run may start."""
 MAX_NAME_BYTES = 200
 """Maximum length of a run's name. File systems allow 255 bytes, and files get longer names."""
 _SCHEME = quote("://", safe="")
@@ -158,6 +160,22 @@ def remote_path(path: Path) -> UPath | None:
 def authoritative_path(path: Path) -> AnyPath:
     """Return the remote path of a file or folder if it has one, else the local path."""
     return remote_path(path) or path
+
+
+def check_free_space(text: str) -> None:
+    """Check that a disk has space for a small checkpoint: that of a folder, or of its local copy.
+
+    Raises:
+        StorageError: it has less.
+    """
+    path = local_dir(text)
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    usage = shutil.disk_usage(existing)
+    if usage.total and usage.free < MIN_FREE_BYTES:  # some network file systems report zeros
+        raise StorageError(
+            f"{existing} has only {usage.free / 1e6:.1f} MB of free disk space, too little for a "
+            f"checkpoint. Free some, or choose another storage_path than {text}."
+        )
 
 
 def display_path(path: Path) -> str:

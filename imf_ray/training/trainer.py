@@ -34,6 +34,7 @@ from imf_ray.errors import UserError
 from imf_ray.files import retry_io
 from imf_ray.rollout.rollout_config import agent_rollout_config
 from imf_ray.schema import Config, resumable_options
+from imf_ray.storage import check_free_space
 from imf_ray.training.data_identity import describe_changed_episodes
 from imf_ray.training.fault_tolerance import (
     FaultTolerantTorchTrainer,
@@ -92,7 +93,9 @@ def prepare_run(config: Config) -> PreparedRun:
     Raises:
         UserError: the data, the agent's options or the batch size are invalid, the configured
             SwanLab mode is not installed, or the agent cannot act in the env of its validation.
+        StorageError: the disk is full.
     """
+    check_free_space(config.storage_path)
     check_tracking(config)
     check_agent_options(config.agent, config.task.action_space)
     agent_rollout_config(config, config.train.rollout_seed)
