@@ -107,7 +107,8 @@ class ArrayFrames:
         if self._channels == 4:  # arrays of other shapes have no invalid values
             for start in range(0, len(self._dataset), _CHECK_STEPS):
                 self[start : start + _CHECK_STEPS]
-        return StoredImages(*self.shape[1:3], RAW, self._channels != 1, self._recorded_order)
+        height, width = self.shape[1:3]
+        return StoredImages(height, width, RAW, self._channels != 1, self._recorded_order)
 
 
 class EncodedFrames:
@@ -140,7 +141,8 @@ class EncodedFrames:
                 encodings.add(image.encoding)
                 has_color = has_color or not image.is_grey
         encoding = ", ".join(sorted(encodings))
-        return StoredImages(*self.shape[1:3], encoding, has_color, self._recorded_order)
+        height, width = self.shape[1:3]
+        return StoredImages(height, width, encoding, has_color, self._recorded_order)
 
     def _decode(self, steps: slice) -> list[DecodedImage]:
         """Decode images, which must be consecutive."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import struct
-import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -83,13 +82,14 @@ def decode_image(content: bytes) -> DecodedImage:
     encoding = image_encoding(content)
     if encoding is None:
         raise UserError(f"{describe_content(content)}, not a JPEG or PNG image")
-    end = _jpeg_end(content) if encoding == JPEG else _png_end(content)
-    if end is None:  # a decoder might fill in the missing part
-        raise UserError(f"a {encoding} that is cut off")
-    if encoding == PNG and content[_PNG_BIT_DEPTH_OFFSET] > 8:
+    if encoding == JPEG:
+        content = _without_padding(content)
+    elif len(content) > _PNG_BIT_DEPTH_OFFSET and content[_PNG_BIT_DEPTH_OFFSET] > 8:
         raise UserError("a PNG with 16 bits per channel; images must have 8")
     try:
-        image = Image.open(io.BytesIO(content[:end]), formats=[encoding])
+        if encoding == PNG:  # only `verify` compares all checksums, and needs an object of its own
+            Image.open(io.BytesIO(content), formats=[PNG]).verify()
+        image = Image.open(io.BytesIO(content), formats=[encoding])
         image.load()
         if "exif" in image.info:
             ImageOps.exif_transpose(image, in_place=True)
@@ -115,33 +115,19 @@ def is_opaque(alpha: np.ndarray) -> bool:
     return bool((alpha == 255).all())
 
 
-def _jpeg_end(content: bytes) -> int | None:
-    """Return the length of the JPEG at the start of `content`, or None if its end is missing."""
+def _without_padding(content: bytes) -> bytes:
+    """Return the JPEG at the start of `content`.
+
+    Raises:
+        UserError: its end is missing. A decoder might fill in the missing part.
+    """
     position = 2  # after the marker of the start
     while marker := _JPEG_MARKER.search(content, position):
         if marker.group(1) == _JPEG_SCAN:  # compressed data follow, which never contain the end
             end = content.find(_JPEG_END, marker.end())
-            return None if end < 0 else end + len(_JPEG_END)
+            if end >= 0:
+                return content[: end + len(_JPEG_END)]
+            break
         # Segments are skipped, because a preview image in one of them has an end of its own.
         position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
-    return None
-
-
-def _png_end(content: bytes) -> int | None:
-    """Return the length of the PNG at the start of `content`, or None if its end is missing.
-
-    Raises:
-        UserError: a part of it does not match its checksum. Pillow does not compare all of them.
-    """
-    position = 8  # after the signature
-    while position + 12 <= len(content):
-        data_end = position + 8 + int.from_bytes(content[position : position + 4])
-        checksum = content[data_end : data_end + 4]
-        if len(checksum) < 4:
-            return None
-        if zlib.crc32(content[position + 4 : data_end]) != int.from_bytes(checksum):
-            raise UserError("a PNG that is damaged (its checksum is wrong)")
-        if content[position + 4 : position + 8] == b"IEND":
-            return data_end + 4
-        position = data_end + 4
-    return None
+    raise UserError("a JPEG that is cut off")
