@@ -50,7 +50,7 @@ def check(config: Config, folder: AnyPath) -> None:
     from imf_ray.data.index import check_dataset
     from imf_ray.data.visualize import check_table
 
-    results = check_dataset(folder, require_episodes(folder), config.data.format, force=True)
+    results = check_dataset(folder, require_episodes(folder, str), config.data.format, force=True)
     console.print(check_table(results))
     images = {r.path: r.images for r in results.values() if isinstance(r, EpisodeMetadata)}
     check_channel_order(images, config.data.channel_order, folder)
@@ -64,7 +64,7 @@ def inspect(config: Config, folder: AnyPath) -> None:
     """Print tables of the valid files, and write a contact sheet and a video.
 
     Raises:
-        UserError: all files are invalid, or `data.channel_order` contradicts one.
+        UserError: see `check`; one valid file is enough.
     """
     from imf_ray.data.channel_order import check_channel_order
     from imf_ray.data.check_pool import invalid_reason
@@ -74,7 +74,7 @@ def inspect(config: Config, folder: AnyPath) -> None:
     from imf_ray.data.visualize import contact_sheet, episode_table, episode_video, statistics_table
     from imf_ray.files import write_atomically
 
-    files = require_episodes(folder)
+    files = require_episodes(folder, str)
     episodes: list[EpisodeMetadata] = []
     for path, result in check_dataset(folder, files, config.data.format).items():
         if isinstance(result, EpisodeMetadata) and invalid_reason(result) is None:

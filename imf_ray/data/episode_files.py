@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -62,8 +62,17 @@ def list_episodes(folder: AnyPath) -> list[AnyPath]:
     return _episodes(_list_folder(folder))
 
 
-def require_episodes(folder: AnyPath) -> list[AnyPath]:
+def _dataset_option(folder: AnyPath) -> str:
+    return shell_override("data.dataset_dir", str(folder))
+
+
+def require_episodes(
+    folder: AnyPath, as_argument: Callable[[AnyPath], str] = _dataset_option
+) -> list[AnyPath]:
     """Return the episode files of a folder, and warn about other HDF5 files; there is at least one.
+
+    Args:
+        as_argument: returns the argument of the command line for a folder, for the message.
 
     Raises:
         UserError: see `list_episodes`, or the folder is missing or has no episodes. The message
@@ -72,7 +81,8 @@ def require_episodes(folder: AnyPath) -> list[AnyPath]:
     entries = _list_folder(folder)
     episodes = _episodes(entries)
     if not episodes:
-        raise UserError(f"data.dataset_dir={folder} {_explain_no_episodes(folder, entries)}")
+        reason = _explain_no_episodes(folder, entries, as_argument)
+        raise UserError(f"{as_argument(folder)} {reason}")
     left_out = _other_hdf5_names(entries)
     if left_out:
         log.warning(
@@ -134,21 +144,23 @@ def _other_hdf5_names(entries: Iterable[_Entry]) -> list[str]:
     ]
 
 
-def _explain_no_episodes(folder: AnyPath, entries: Sequence[_Entry]) -> str:
+def _explain_no_episodes(
+    folder: AnyPath, entries: Sequence[_Entry], as_argument: Callable[[AnyPath], str]
+) -> str:
     """Say why a folder has no episodes and what to do, as the end of a sentence about it."""
-    here = shell_override("data.dataset_dir", str(folder))
+    here = _dataset_option(folder)
     collect = f"Collect demonstrations with python -m imf_ray.collect {here}"
     if not exists(folder):
-        return (
-            "does not exist. If the data set was moved, set data.dataset_dir to its new place. "
-            f"{collect}"
-        )
-    if _is_file(folder, entries):
-        return f"is a file. {_explain_file(folder)}"
+        return f"does not exist. If the data set was moved, give its new place. {collect}"
+    is_file = _is_file(folder, entries)
+    if _ARCHIVE_NAME.search(folder.name) and is_file:
+        return "is a file. Unpack it, and give the folder of its episodes."
     other_places = [*_subfolders_with_episodes(entries), *_parent_with_episodes(folder)]
     if other_places:
-        places = ", ".join(shell_override("data.dataset_dir", str(p)) for p in other_places)
-        return f"has no episodes itself. Set {places}"
+        places = ", ".join(map(as_argument, other_places))
+        return f"{'is a file' if is_file else 'has no episodes itself'}. Use {places}"
+    if is_file:
+        return f"is a file. Give a folder of episodes; {NAME_RULE}."
     others = _other_hdf5_names(entries)
     if others:
         return f"has no episodes, because {NAME_RULE}. Rename its HDF5 files: {_enumerate(others)}"
@@ -161,15 +173,6 @@ def _explain_no_episodes(folder: AnyPath, entries: Sequence[_Entry]) -> str:
 def _is_file(path: AnyPath, entries: Sequence[_Entry]) -> bool:
     """Return True for a file. A web server does not say what a URL is, so its suffix decides."""
     return not entries and (bool(path.suffix) if is_remote(path) else not path.is_dir())
-
-
-def _explain_file(path: AnyPath) -> str:
-    if _ARCHIVE_NAME.search(path.name):
-        return "Unpack it, and set data.dataset_dir to the folder of its episodes."
-    if _parent_with_episodes(path):
-        parent = shell_override("data.dataset_dir", str(path.parent))
-        return f"Set {parent}, the folder of the episodes."
-    return f"Set data.dataset_dir to a folder of episodes; {NAME_RULE}."
 
 
 def _subfolders_with_episodes(entries: Iterable[_Entry]) -> list[AnyPath]:

@@ -8,10 +8,12 @@ way, the option is wrong and not the files.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from imf_ray.config import to_override
 from imf_ray.data.episode_formats import FORMATS, IMAGES, IMF_RAY, is_own_recording
 from imf_ray.data.episodes import QPOS, EpisodeMetadata, pose_dataset
 from imf_ray.errors import UserError
@@ -84,7 +86,8 @@ def require_fitting_options(folder: AnyPath, mismatches: Sequence[Sequence[Misma
     options = dict.fromkeys(option for mismatch in common for option in mismatch.options)
     if options:
         raise UserError(
-            f"The options do not fit the episodes in {folder}: {reasons}. Set {' '.join(options)}."
+            f"The options do not fit the episodes in {folder}: {reasons}. "
+            f"Set {shlex.join(options)}."
         )
     raise UserError(
         f"None of the episodes in {folder} can be used: {reasons}. Convert them (docs/data.md says "
@@ -143,9 +146,10 @@ def _camera_mismatches(
         problems.append(info.problems.get(IMAGES))
         reasons = [problem for problem in problems if problem is not None]
         yield Mismatch(
-            f"{option}={_list(cameras)} needs {', '.join(unusable)}, but the usable cameras are "
-            f"{', '.join(info.images) or 'none'}{''.join(f'; {reason}' for reason in reasons)}",
-            (f"{option}={_list(present)}",) if present else (),
+            f"{to_override(option, list(cameras))} needs {', '.join(unusable)}, but the usable "
+            f"cameras are {', '.join(info.images) or 'none'}"
+            f"{''.join(f'; {reason}' for reason in reasons)}",
+            (to_override(option, present),) if present else (),
             is_damage=bool(reasons),
         )
     sizes = {camera: info.cameras[camera] for camera in cameras if camera in info.images}
@@ -165,17 +169,17 @@ def _camera_mismatches(
 
 def _object_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismatch]:
     for key in ("privileged_pose_objects", "aux_pose_objects"):
-        requested = getattr(config.agent, key)
+        option, requested = f"agent.{key}", getattr(config.agent, key)
         unusable = [name for name in requested if name not in info.objects]
         if unusable:
             present = [name for name in requested if name in info.objects]
             problems = [info.problems.get(pose_dataset(name)) for name in unusable]
             reasons = [problem for problem in problems if problem is not None]
             yield Mismatch(
-                f"agent.{key}={_list(requested)} needs poses of {', '.join(unusable)}, but the "
-                f"objects with usable poses are {', '.join(info.objects) or 'none'}"
+                f"{to_override(option, list(requested))} needs poses of {', '.join(unusable)}, but "
+                f"the objects with usable poses are {', '.join(info.objects) or 'none'}"
                 f"{''.join(f'; {reason}' for reason in reasons)}",
-                (f"agent.{key}={_list(present)}",),
+                (to_override(option, present),),
                 is_damage=bool(reasons),
             )
 
@@ -199,17 +203,11 @@ def _compare(
 ) -> Iterable[Mismatch]:
     recorded = attributes.get(name, value)
     if recorded != value:
-        text = str(recorded).lower() if isinstance(recorded, bool) else recorded
         yield Mismatch(
             f"the episodes were recorded with {name}={recorded}, but the run has {option}={value}",
-            (f"{option}={text}",),
+            (to_override(option, recorded),),
         )
 
 
 def _image_dataset(camera: str) -> str:
     return f"{IMAGES}/{camera}"
-
-
-def _list(names: Sequence[str]) -> str:
-    """Return names as the value of an option."""
-    return f"[{','.join(names)}]"

@@ -20,7 +20,7 @@ from imf_ray.agents.pretrained import (
     make_untrained_agent,
     weights_digest,
 )
-from imf_ray.data.episode_files import list_episodes
+from imf_ray.data.episode_files import require_episodes
 from imf_ray.data.episodes import read_actions
 from imf_ray.data.index import check_dataset
 from imf_ray.errors import UserError
@@ -215,9 +215,7 @@ class ReplayPolicy(OpenLoopPolicy):
     """
 
     def __init__(self, path: Path, format: str, action_space: str) -> None:
-        files = list_episodes(path) if path.is_dir() else [path]
-        if not files or not files[0].is_file():
-            raise UserError(f"{path} has no episode to replay.")
+        files = [path] if path.is_file() else require_episodes(path, lambda p: f"replay:{p}")
         digest = hashlib.sha256()
         control_hz: int | None = None
         self._recordings: list[np.ndarray] = []

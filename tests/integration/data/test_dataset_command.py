@@ -61,4 +61,4 @@ def test_an_unknown_action_or_an_empty_folder_is_an_error(tmp_path: Path) -> Non
     done = run_command("dataset", "chek", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 2 and "imf-ray dataset check DIR" in done.stderr
     done = run_command("dataset", "check", str(tmp_path), cwd=tmp_path)
-    assert done.returncode == 2 and "has no episode_*.hdf5 file" in done.stderr
+    assert done.returncode == 2 and "has no episodes" in done.stderr

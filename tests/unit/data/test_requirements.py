@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import h5py
@@ -57,7 +58,10 @@ def act(tmp_path: Path) -> Path:
     [
         ([], []),
         (["agent.action_dim=16"], ["agent.action_dim=14"]),
-        (["agent.state_dim=16", "agent.action_dim=7"], ["agent.state_dim=14", "action_dim=14"]),
+        (
+            ["agent.state_dim=16", "agent.action_dim=7"],
+            ["agent.state_dim=14", "agent.action_dim=14"],
+        ),
         (["data.camera_names=[front]"], ["data.camera_names=[top]"]),
         (["data.camera_names=[front,top]"], ["data.camera_names=[top]"]),
         (["data.camera_names=[top,depth]"], ["data.camera_names=[top]"]),
@@ -85,7 +89,7 @@ def test_the_message_names_the_values_that_fit(
         _require_fitting(act, *options)
     message = str(error.value)
     assert all(option in message for option in fitting) and "episode_0" not in message
-    _require_fitting(act, *options, *message.rpartition("Set ")[2].rstrip(".").split())
+    _require_fitting(act, *options, *shlex.split(message.rpartition("Set ")[2].rstrip(".")))
 
 
 @pytest.mark.parametrize(
@@ -166,4 +170,4 @@ def test_collecting_extends_only_own_recordings_with_the_same_options(act: Path)
     assert find_collection_mismatches(info, config) == []
     config = tiny_config(act, *options, "data.camera_names=[front]", "task.image_size=16")
     (cameras,) = find_collection_mismatches(info, config)
-    assert cameras.options == ("data.camera_names=[r_vis,top]",)
+    assert cameras.options == ("data.camera_names=[r_vis, top]",)
