@@ -104,8 +104,8 @@ def resume_command(module: str, overrides: Sequence[str], **options: str) -> str
 def split_arguments(argv: Sequence[str], takes_paths: bool) -> tuple[list[str], list[str]]:
     """Split a command line into positional arguments and `key=value` options, without flags.
 
-    A path may contain `=`: an argument is an option only if what precedes `=` looks like a name and
-    the path does not exist, or if it is the name of an option.
+    The part before `=` decides whether an argument is an option or a path. The name of an option
+    makes it an option, also if there is such a path.
 
     Args:
         takes_paths: the command has positional arguments.
