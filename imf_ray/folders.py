@@ -180,28 +180,18 @@ def require_run(
     raise UserError(problem)
 
 
-def require_episodes(path: Path, prefix: str = "") -> None:
-    """Check that a path is an HDF5 file or a folder with such files.
+def refuse_without_episodes(path: Path, prefix: str = "") -> None:
+    """Refuse a folder that is recognized as something else than a data set.
 
     Args:
         prefix: text in front of the path on the command line, such as `replay:`.
 
     Raises:
-        UserError: it is not.
+        UserError: the folder belongs to training or evaluation.
     """
     kind = folder_kind(path)
-    if kind not in (FolderKind.DATA_SET, FolderKind.FILE):
-        problem = _problem(path, kind, "a data set or an episode file", prefix)
-        data_sets: list[AnyPath] = []
-        if kind != FolderKind.MISSING:
-            data_sets = [p for p in _children(path) if folder_kind(p) == FolderKind.DATA_SET]
-        else:
-            parent = next(parent for parent in path.parents if parent.is_dir())
-            names = [child.name for child in _children(parent)]
-            data_sets = [parent / n for n in difflib.get_close_matches(path.name, names)]
-        if data_sets:
-            problem += f" Use {_join(prefix + display(data_set) for data_set in data_sets)}."
-        raise UserError(problem)
+    if kind not in (FolderKind.DATA_SET, FolderKind.OTHER, FolderKind.FILE, FolderKind.MISSING):
+        raise UserError(_problem(path, kind, "a data set or an episode file", prefix))
 
 
 def display(path: AnyPath) -> str:

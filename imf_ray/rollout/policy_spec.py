@@ -8,7 +8,7 @@ from pathlib import Path
 
 from imf_ray.bundled import policy_dir
 from imf_ray.errors import UserError
-from imf_ray.folders import display, require_checkpoint, require_episodes, require_run
+from imf_ray.folders import display, refuse_without_episodes, require_checkpoint, require_run
 from imf_ray.storage import is_remote, local_dir, to_local
 
 
@@ -63,7 +63,7 @@ class PolicySpec:
         return to_local(local_dir(self.path))
 
     def check_path(self, storage: str, is_run: bool = False) -> None:
-        """Check that the path is a checkpoint or, for a replay, may contain episodes.
+        """Check that the path is a checkpoint or, for a replay, not a folder of training.
 
         Args:
             storage: folder of runs, in which a run that is given by its name alone is looked for.
@@ -78,7 +78,7 @@ class PolicySpec:
             prefix = "" if self.kind == PolicyKind.CHECKPOINT else f"{self.kind}:"
             require_checkpoint(self.local_path, storage, prefix)
         elif self.kind == PolicyKind.REPLAY:
-            require_episodes(self.local_path, f"{self.kind}:")
+            refuse_without_episodes(self.local_path, f"{self.kind}:")
 
     def resolve(self) -> PolicySpec:
         """Return the same policy with an absolute local path.

@@ -20,7 +20,6 @@ from imf_ray.folders import (
     FolderKind,
     folder_kind,
     require_checkpoint,
-    require_episodes,
     require_run,
     verify_checkpoint,
 )
@@ -189,13 +188,14 @@ def test_status_lists_the_runs_of_a_folder(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "named"),
     [
-        ("runs/transfer", "the folder of a run"),
-        ("data", "replay:data/demos"),
-        ("data/demo", "replay:data/demos"),
+        ("runs/transfer", "replay:runs/transfer is the folder of a run"),
+        ("runs", "a folder of runs"),
+        (BEST, "a checkpoint"),
         ("empty", "an empty folder"),
     ],
 )
-def test_another_folder_than_episodes_is_refused(workspace: Path, path: str, named: str) -> None:
-    require_episodes(workspace / "data/demos")
+def test_a_folder_of_training_is_no_replay(workspace: Path, path: str, named: str) -> None:
+    for accepted in ("data/demos", "data/demos/episode_0.hdf5"):
+        PolicySpec.parse(f"replay:{accepted}").resolve().check_path("runs")
     with pytest.raises(UserError, match=named):
         PolicySpec.parse(f"replay:{path}").resolve().check_path("runs")
