@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import shlex
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from imf_ray.aliases import Notify, rename_options, rename_overrides
+from imf_ray.checkpoint_dir import CONFIG_FILE
 from imf_ray.errors import UserError, error_source
 from imf_ray.schema import Config, all_options, section_names
 from imf_ray.schema.values import build, convert, parse_text
@@ -184,9 +186,12 @@ def find_yaml(option: str, choice: str, shipped_dir: Path) -> Path:
     path = shipped_dir / f"{choice}.yaml"
     names = yaml_names(shipped_dir)
     if choice not in names:
+        own = f"{choice}.yaml"
+        is_own = choice and os.path.isfile(os.path.expanduser(own))
+        example = f", here {shell_override(option, own)}" if is_own else ""
         raise UserError(
             f"{option}={choice} is unknown{suggest(choice, names)} Use {', '.join(names)} or the "
-            "path of a YAML file."
+            f"path of a YAML file{example}."
         )
     return path
 
@@ -279,7 +284,11 @@ def _read_base(file: str) -> dict[str, Any]:
     the source changes both.
     """
     source = f"{CONFIG}={file}"
-    base = _read_options(_local_path(file, source), source, notify=None)
+    path = _local_path(file, source)
+    saved = path / CONFIG_FILE
+    if os.path.isfile(saved):
+        raise UserError(f"{source} is a folder. Use {shell_override(CONFIG, str(saved))}.")
+    base = _read_options(path, source, notify=None)
     for key in RUN_OPTIONS:
         base.pop(key, None)
     for key, camera_source in reversed(CAMERA_DEFAULTS.items()):

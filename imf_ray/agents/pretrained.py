@@ -140,7 +140,7 @@ def save_agent(
     save_file(agent.state_dict(), folder / WEIGHTS_FILE)
     if ema is not None:
         save_file(dict(ema), folder / EMA_WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(to_yaml(config))
+    (folder / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
 
 
 def save_inference_policy(folder: Path, checkpoint: Path) -> None:
@@ -156,7 +156,7 @@ def save_inference_policy(folder: Path, checkpoint: Path) -> None:
     del settings["data"]["dataset_dir"]
     shutil.copyfile(weights_path(checkpoint, ema=True), folder / WEIGHTS_FILE)
     policy = {section: settings[section] for section in POLICY_SECTIONS}
-    (folder / CONFIG_FILE).write_text(dump_yaml(policy))
+    (folder / CONFIG_FILE).write_text(dump_yaml(policy), encoding="utf-8")
 
 
 def load_policy_config(folder: str | Path) -> Config:
@@ -222,15 +222,15 @@ def load_agent(
 
 
 def _check_device(device: str | torch.device) -> None:
-    """Check that tensors can be allocated on a device.
+    """Check that tensors can be stored on a device.
 
     Raises:
         UserError: torch does not know the device, or the machine does not have it.
     """
     try:
-        torch.zeros(1, device=device).sum()
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
+        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
         raise UserError(
             f"device={str(device)!r} cannot be used: {reason}. Use device='cpu', or a device that "
             f"torch finds here ({torch.cuda.device_count()} CUDA devices)."

@@ -129,6 +129,19 @@ def test_variables_are_replaced_in_urls_and_files_of_options(folder: Path) -> No
         assert load_search_space(space).grid == {"train.lr": [2.0]}
 
 
+def test_the_file_that_may_be_meant_is_named(folder: Path) -> None:
+    (folder / "mine.yaml").write_text("grid: {train.lr: [2]}\n")
+    for option in ("task", "agent", "recipe"):
+        with pytest.raises(UserError, match=rf"{option}=mine\.yaml"):
+            load_config([f"{option}=mine"])
+    with pytest.raises(UserError, match=r"search_space=mine\.yaml"):
+        load_search_space("mine")
+    (folder / "a run").mkdir()
+    (folder / "a run" / "config.yaml").write_text("train.lr: 2\n")
+    with pytest.raises(UserError, match=r"'config=.*a run/config\.yaml'"):
+        load_config(["config=a run"])
+
+
 def test_an_existing_path_is_taken_as_written(folder: Path) -> None:
     (folder / "a$MINE").mkdir()
     (folder / "b$NOT_SET").mkdir()
