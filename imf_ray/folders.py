@@ -104,10 +104,10 @@ def checkpoint_error(folder: Path, storage: str = DEFAULT_STORAGE, prefix: str =
     path = authoritative_path(folder)
     kind = folder_kind(path)
     problem = _problem(path, kind, "a checkpoint", prefix)
-    if kind in (FolderKind.CHECKPOINT, FolderKind.INCOMPLETE):
+    if kind == FolderKind.INCOMPLETE:
         missing = ", ".join(sorted(name for name in _POLICY_FILES if not exists(path / name)))
         problem = f"{prefix}{display(path)} is not a complete checkpoint, because it lacks "
-        problem += f"{missing or EMA_WEIGHTS_FILE}. If it is a copy, copy the whole folder again."
+        problem += f"{missing}. If it is a copy, copy the whole folder again."
     sources = _sources(path, kind, storage)
     checkpoints = [line for source in sources for line in _checkpoints(source, len(sources) == 1)]
     if checkpoints:

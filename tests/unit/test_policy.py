@@ -374,7 +374,7 @@ def test_a_url_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         load_policy("memory://robots/other")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x", 1.5])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x", "meta", 1.5])
 def test_a_device_that_does_not_exist_is_named(device: Any) -> None:
     with pytest.raises(UserError, match=f"device='{device}'"):
         load_policy(PATH, device=device)
