@@ -249,7 +249,7 @@ def _children(folder: Any) -> list[AnyPath]:
     """Return the files and folders in a folder, sorted; none if it cannot be listed."""
     try:
         return sorted(folder.iterdir(), key=str)
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
 
 

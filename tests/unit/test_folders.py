@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from upath import UPath
 
 from imf_ray.checkpoint_dir import (
     CONFIG_FILE,
@@ -24,6 +25,7 @@ from imf_ray.folders import (
     verify_checkpoint,
 )
 from imf_ray.rollout.policy_spec import PolicySpec
+from imf_ray.storage import local_dir
 from imf_ray.sweep.status import read_all
 
 
@@ -137,6 +139,24 @@ def test_runs_elsewhere_are_found_by_their_storage(workspace: Path) -> None:
     (workspace / "runs").rename(workspace / "storage")
     with pytest.raises(UserError, match="storage/transfer/checkpoint_00000004"):
         require_checkpoint(workspace / "transfer", storage="storage")
+
+
+def test_folders_under_a_url_are_recognized(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workspace / "cache"))
+    run = UPath("memory://box/runs/transfer")
+    for file in (workspace / BEST).iterdir():
+        (run / checkpoint_name(4)).mkdir(parents=True, exist_ok=True)
+        (run / checkpoint_name(4) / file.name).write_bytes(file.read_bytes())
+    require_checkpoint(local_dir(f"{run}/{checkpoint_name(4)}"))
+    require_run(local_dir(str(run)))
+    for path in (run, f"{run}/", "memory://box/runs/transfr", "memory://box/runs"):
+        with pytest.raises(UserError, match=f"Use {run}/{checkpoint_name(4)}"):
+            require_checkpoint(local_dir(str(path)))
+    for path in (f"{run}/{checkpoint_name(4)}", "memory://box/runs", "memory://box/runs/transfr"):
+        with pytest.raises(UserError, match=f"Use {run}\\."):
+            require_run(local_dir(path))
 
 
 @pytest.mark.parametrize("damage", ["weights", "manifest", "missing"])
