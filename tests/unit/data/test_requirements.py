@@ -151,6 +151,17 @@ def test_one_odd_file_is_no_wrong_option(act: Path) -> None:
     assert fitting == [] and mismatch.options == ("agent.action_dim=7",)
 
 
+def test_the_damage_of_a_single_file_is_no_wrong_option(tmp_path: Path) -> None:
+    write_act(tmp_path / "episode_0.hdf5")
+    with h5py.File(tmp_path / "episode_0.hdf5", "r+") as file:
+        file["action"][3, 2] = np.nan
+        file["observations/images/front"] = file["observations/images/top"][:]
+        file["observations/images/side"] = np.zeros((LENGTH, 9), np.uint8)  # no images
+    options = (*ACT_OPTIONS, "data.camera_names=[side]", "data.resize_images=true")
+    _require_fitting(tmp_path, *options)
+    assert len(_mismatches(tmp_path, tiny_config(tmp_path, *options))[0]) == 2
+
+
 def test_files_that_no_option_fits_are_not_a_matter_of_one_file(act: Path) -> None:
     for path in act.iterdir():
         with h5py.File(path, "r+") as file:
