@@ -46,6 +46,8 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
     seeds = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
     records = {}
     with claimed(candidates, "set another evaluate.seed or storage_path"):
+        for candidate in candidates:
+            candidate.check_rendering(seeds)
         resources = allocate_rollout_actors(config, init_ray(config))
         for candidate in candidates:
             records[candidate.name] = evaluate_with_progress(candidate, seeds, resources)

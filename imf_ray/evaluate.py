@@ -35,8 +35,8 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     if config.checkpoint is None:
         raise UserError(
             "checkpoint is not set. Use checkpoint=DIR (a checkpoint folder), checkpoint=expert "
-            "(the task's scripted expert), checkpoint=untrained:DIR (the checkpoint's agent with "
-            "untrained weights) or checkpoint=replay:PATH (recorded episodes)."
+            "(the scripted expert), checkpoint=untrained:DIR (its agent with untrained weights) or "
+            "checkpoint=replay:PATH (recorded episodes)."
         )
     policy = PolicySpec.parse(config.checkpoint).resolve()
     is_run = config.evaluate.checkpoint_selection is not None
@@ -55,11 +55,6 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             f"run as checkpoint, but it is {policy}: set evaluate.checkpoint_selection=null."
         )
 
-    def resolve(policy: PolicySpec) -> Candidate:
-        return candidates.resolve_candidate(
-            policy, config, overrides, evaluate.seed, storage_dir, output_dir
-        )
-
     @functools.cache
     def actors() -> RolloutResources:
         return allocate_rollout_actors(config, init_ray(config))
@@ -75,9 +70,12 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         title = f"Checkpoint selection on seeds {selection[0]}-{selection[-1]}"
         console.print(outcome_table(results, title))
         policy = PolicySpec(PolicyKind.CHECKPOINT, str(best))
-    candidate = resolve(policy)
+    candidate = candidates.resolve_candidate(
+        policy, config, overrides, evaluate.seed, storage_dir, output_dir
+    )
     seeds = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
     with candidate.evaluation.store.claimed():
+        candidate.check_rendering(seeds)
         _report(candidate, evaluate_with_progress(candidate, seeds, actors()), actors())
 
 

@@ -53,8 +53,21 @@ class Candidate:
     command line's."""
     evaluation: Evaluation
     """Runs the episodes and stores their records."""
+    renders_here: bool
+    """True if the episodes run on this machine, in a cluster that the command starts."""
     checkpoint: Path | None = None
     """The folder of the checkpoint; None for an untrained agent, the expert and replays."""
+
+    def check_rendering(self, seeds: Sequence[int]) -> None:
+        """Check before Ray starts that what is not recorded yet can be rendered.
+
+        Raises:
+            UserError: the episodes run on this machine, which cannot render.
+        """
+        evaluate = self.config.evaluate
+        if self.renders_here:
+            video = evaluate.video != "none"
+            self.evaluation.check_rendering(seeds, evaluate.save_trajectories, video)
 
     def run(
         self, seeds: Sequence[int], resources: RolloutResources, on_record: OnRecord
@@ -143,19 +156,14 @@ def resolve_candidate(
         )
         label = name
     rollout_spec = RolloutSpec(spec, rollout_config, config.evaluate.envs_per_actor)
-    evaluate = config.evaluate
-    metadata = rollout_metadata(
-        rollout_spec,
-        renders_here=renders_here,
-        overview=evaluate.save_trajectories or evaluate.video != "none",
-    )
+    metadata = rollout_metadata(rollout_spec)
     if output_dir is None:
         records_dir = evaluation_dir(records_root, name, metadata.policy, metadata.settings)
     else:
         records_dir = Path(output_dir)
     evaluation = Evaluation(rollout_spec, metadata, records_dir)
     checkpoint = spec.local_path if spec.kind == PolicyKind.CHECKPOINT else None
-    return Candidate(label, config, evaluation, checkpoint)
+    return Candidate(label, config, evaluation, renders_here, checkpoint)
 
 
 def resolve_candidates(
@@ -221,14 +229,18 @@ def select_checkpoint(
         UserError: the run has no valid checkpoint, or the selection seeds overlap with those of
             the evaluation.
     """
-    noise_seed = selection_seeds(config.evaluate)[0]
+    selection = selection_seeds(config.evaluate)
     download(run_dir)
     checkpoints = RunDir(run_dir).list_checkpoints()
     if not checkpoints:
         raise UserError(f"{run_dir} has no valid checkpoint.")
     specs = [PolicySpec(PolicyKind.CHECKPOINT, str(checkpoint.path)) for checkpoint in checkpoints]
-    candidates = [resolve_candidate(spec, config, overrides, noise_seed, run_dir) for spec in specs]
+    candidates = [
+        resolve_candidate(spec, config, overrides, selection[0], run_dir) for spec in specs
+    ]
     with claimed(candidates, "set another evaluate.selection_seed"):
+        for candidate in candidates:
+            candidate.check_rendering(selection)
         results = [(candidate.name, evaluate(candidate)) for candidate in candidates]
     scores = [
         checkpoint_rank_key({**checkpoint.metrics, **summarize(records).metrics()})

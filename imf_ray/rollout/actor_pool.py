@@ -33,7 +33,6 @@ from imf_ray.rollout.policy_spec import PolicySpec
 from imf_ray.rollout.records import EpisodeRecord, RolloutMetadata
 from imf_ray.rollout.rollout_config import THREADS, RolloutConfig
 from imf_ray.schema import EvaluateConfig
-from imf_ray.sim.factory import check_images
 
 MAX_ATTEMPTS = 3
 """Maximum number of attempts of an episode whose actor dies, and of starting an actor."""
@@ -53,30 +52,20 @@ class RolloutSpec:
     envs_per_actor: int = EvaluateConfig.envs_per_actor
 
 
-def rollout_metadata(
-    spec: RolloutSpec, renders_here: bool = False, overview: bool = False
-) -> RolloutMetadata:
+def rollout_metadata(spec: RolloutSpec) -> RolloutMetadata:
     """Check that a policy can act in its env; return the metadata that all records have in common.
 
     For this, one env is made and closed. The agent is not loaded.
 
-    Args:
-        renders_here: the actors run on this machine, so check that it can render.
-        overview: the rollout also renders overview images.
-
     Raises:
-        UserError: the policy does not exist, the env cannot be made, the policy cannot act in it,
-            or this machine cannot render.
+        UserError: the policy does not exist, the env cannot be made, or the policy cannot act in
+            it.
     """
     name, needs = describe_policy(spec.policy, spec.config)
     env = make_fitting_env(spec.config, needs)
-    try:
-        if renders_here:
-            cameras = bool(spec.config.camera_names)
-            check_images(spec.config.task.env_id, env, cameras=cameras, overview=overview)
-        return make_metadata(name, spec.config, env)
-    finally:
-        env.close()
+    metadata = make_metadata(name, spec.config, env)
+    env.close()
+    return metadata
 
 
 @ray.remote

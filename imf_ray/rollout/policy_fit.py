@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from imf_ray.errors import UserError
 from imf_ray.rollout.rollout_config import RolloutConfig, make_rollout_env
-from imf_ray.schema import Config, TaskConfig
+from imf_ray.schema import Config
 from imf_ray.sim.base import SimEnv
 from imf_ray.sim.factory import check_images
 
@@ -42,34 +42,45 @@ def agent_needs(trained: Config) -> PolicyNeeds:
 def check_agent_fits(config: Config, renders_here: bool, overview: bool) -> None:
     """Check that the agent of a configuration can act in the env of its task.
 
-    The result is remembered for the agents of a sweep, most of which have the same needs.
-
     Args:
         renders_here: rollouts run on this machine, so check that it can render.
-        overview: rollouts also render overview images.
+        overview: see `check_rendering`.
 
     Raises:
         UserError: the env cannot be made, the agent cannot act in it, or this machine cannot
             render.
     """
-    cameras, needs = tuple(config.agent.camera_names), agent_needs(config)
-    _check_fits(pickle.dumps(config.task), cameras, needs, renders_here, overview)
+    rollout = RolloutConfig(task=config.task, camera_names=tuple(config.agent.camera_names))
+    _check_fits(pickle.dumps(rollout), agent_needs(config))
+    if renders_here:
+        check_rendering(rollout, overview)
+
+
+def check_rendering(config: RolloutConfig, overview: bool) -> None:
+    """Check that this machine can render what a rollout needs.
+
+    Args:
+        overview: the rollout also renders overview images, for videos or trajectories.
+
+    Raises:
+        UserError: this machine cannot render.
+    """
+    rollout = RolloutConfig(task=config.task, camera_names=config.camera_names)
+    _check_rendering(pickle.dumps(rollout), overview)
+
+
+# Cached, because the trials of a sweep and the checkpoints of a run mostly act in the same env.
+@functools.lru_cache
+def _check_fits(pickled_config: bytes, needs: PolicyNeeds) -> None:
+    make_fitting_env(pickle.loads(pickled_config), needs).close()
 
 
 @functools.lru_cache
-def _check_fits(
-    pickled_task: bytes,
-    camera_names: tuple[str, ...],
-    needs: PolicyNeeds,
-    renders_here: bool,
-    overview: bool,
-) -> None:
-    task: TaskConfig = pickle.loads(pickled_task)
-    config = RolloutConfig(task=task, camera_names=camera_names)
-    env = make_fitting_env(config, needs)
+def _check_rendering(pickled_config: bytes, overview: bool) -> None:
+    config: RolloutConfig = pickle.loads(pickled_config)
+    env = make_rollout_env(config)
     try:
-        if renders_here:
-            check_images(task.env_id, env, cameras=bool(camera_names), overview=overview)
+        check_images(config.task.env_id, env, bool(config.camera_names), overview)
     finally:
         env.close()
 

@@ -12,6 +12,7 @@ from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
 from imf_ray.rollout.artifacts import TRAJECTORY, VIDEO, ArtifactRequest
 from imf_ray.rollout.episode_runner import EpisodeResult
 from imf_ray.rollout.grid_video import VideoClip, failures_first, grid_video
+from imf_ray.rollout.policy_fit import check_rendering
 from imf_ray.rollout.record_store import RecordStore, settings_hash
 from imf_ray.rollout.records import EpisodeRecord, RolloutMetadata
 
@@ -48,12 +49,9 @@ class Evaluation:
             save_trajectories: write the trajectory of every episode to `trajectories/seed_N/`. An
                 episode with a record but without a trajectory is repeated.
         """
-        to_run = set(self.store.missing(seeds))
+        to_run = self._missing(seeds, save_trajectories)
         artifacts: dict[int, ArtifactRequest] = {}
         if save_trajectories:
-            to_run |= {
-                seed for seed in seeds if not (self._trajectory_dir(seed) / TRAJECTORY).is_file()
-            }
             artifacts = dict.fromkeys(to_run, ArtifactRequest(trajectory=True))
         for seed in seeds:
             if seed not in to_run:
@@ -65,6 +63,15 @@ class Evaluation:
                 write_atomically(self._trajectory_dir(record.seed) / name, content)
             on_record(record)
         return [self.store.records[seed] for seed in seeds]
+
+    def check_rendering(self, seeds: Sequence[int], save_trajectories: bool, video: bool) -> None:
+        """Check that this machine can render what the missing episodes and a video need.
+
+        Raises:
+            UserError: this machine cannot render.
+        """
+        if video or self._missing(seeds, save_trajectories):
+            check_rendering(self._spec.config, overview=video or save_trajectories)
 
     def record_grid_video(
         self, records: Sequence[EpisodeRecord], max_episodes: int, resources: RolloutResources
@@ -101,6 +108,15 @@ class Evaluation:
         artifacts: Mapping[int, ArtifactRequest],
     ) -> Iterator[EpisodeResult]:
         return run_episodes(self._spec, seeds, resources, artifacts)
+
+    def _missing(self, seeds: Sequence[int], save_trajectories: bool) -> set[int]:
+        """Return the seeds of which a record or a requested trajectory is missing."""
+        missing = set(self.store.missing(seeds))
+        if save_trajectories:
+            missing |= {
+                seed for seed in seeds if not (self._trajectory_dir(seed) / TRAJECTORY).is_file()
+            }
+        return missing
 
     def _trajectory_dir(self, seed: int) -> Path:
         return self.folder / TRAJECTORIES_DIR / f"seed_{seed}"

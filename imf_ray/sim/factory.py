@@ -71,7 +71,7 @@ def make_env(
 
 
 def check_images(
-    env_id: str, env: gymnasium.Env[dict[str, Any], Any], *, cameras: bool, overview: bool
+    env_id: str, env: gymnasium.Env[dict[str, Any], Any], cameras: bool, overview: bool
 ) -> None:
     """Render once what will be rendered, so that missing libraries are noticed in this process.
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imf_ray.config import load_config
 from imf_ray.errors import UserError
 from imf_ray.rollout import policy_fit
+from imf_ray.rollout.actor_pool import RolloutSpec, rollout_metadata
 from imf_ray.rollout.artifacts import ArtifactRequest
 from imf_ray.rollout.episode_runner import EpisodeRunner
 from imf_ray.rollout.policies import make_policy
 from imf_ray.rollout.policy_fit import check_agent_fits
 from imf_ray.rollout.policy_spec import EXPERT
 from imf_ray.rollout.rollout_config import scripted_rollout_config
+from imf_ray.rollout.seed_evaluation import Evaluation
 from imf_ray.sim.rendering_errors import RenderingError
 from imf_ray.sim.tasks.transfer import SimTransferEnv
 
@@ -26,7 +31,7 @@ def no_opengl(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(env: SimTransferEnv) -> None:
         raise NO_IMAGE
 
-    policy_fit._check_fits.cache_clear()
+    policy_fit._check_rendering.cache_clear()
     monkeypatch.setattr(SimTransferEnv, "render_overview", fail)
     monkeypatch.setattr(SimTransferEnv, "render_cameras", fail)
 
@@ -59,3 +64,25 @@ def test_only_what_is_rendered_is_checked() -> None:
 def test_the_error_crosses_processes() -> None:
     copy = pickle.loads(pickle.dumps(NO_IMAGE))
     assert type(copy) is RenderingError and str(copy) == str(NO_IMAGE)
+
+
+def test_recorded_episodes_need_no_opengl(tmp_path: Path) -> None:
+    config = scripted_rollout_config(load_config(["task.max_episode_steps=2"]).task)
+    spec = RolloutSpec(EXPERT, replace(config, camera_names=("top",)))
+    evaluation = Evaluation(spec, rollout_metadata(spec), tmp_path)
+    with pytest.raises(UserError, match="MUJOCO_GL=osmesa"):
+        evaluation.check_rendering([0], save_trajectories=False, video=False)
+    runner = EpisodeRunner(make_policy(EXPERT, spec.config), spec.config, num_envs=1)
+    runner.start(0)
+    (result,) = runner.run_until_any_done()
+    evaluation.store.add(result.record)
+    evaluation.check_rendering([0], save_trajectories=False, video=False)
+    for requested in ({"save_trajectories": True, "video": False}, {"seeds": [0, 1]}):
+        options: dict[str, Any] = {
+            "seeds": [0],
+            "save_trajectories": False,
+            "video": False,
+            **requested,
+        }
+        with pytest.raises(UserError, match="MUJOCO_GL=osmesa"):
+            evaluation.check_rendering(**options)
