@@ -94,12 +94,11 @@ class Option:
         if self.min is not None and self.below is not None:
             in_range = self.min <= value < self.below
             return None if in_range else f"must lie in [{self.min:g}, {self.below:g})"
-        # Written so that nan breaks every bound.
-        if self.min is not None and not value >= self.min:
+        if self.min is not None and value < self.min:
             return f"must be at least {self.min:g}"
-        if self.above is not None and not value > self.above:
+        if self.above is not None and value <= self.above:
             return f"must be {'positive' if self.above == 0 else f'above {self.above:g}'}"
-        if self.below is not None and not value < self.below:
+        if self.below is not None and value >= self.below:
             return f"must be below {self.below:g}"
         return None
 

@@ -5,6 +5,7 @@ The type of an option decides how its value is read. Text is taken literally, as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_origin
@@ -141,9 +142,9 @@ def _to_int(tree: Any) -> int:
 
 def _to_float(tree: Any) -> float:
     value = plain(tree)
-    if isinstance(value, bool):
+    if isinstance(value, bool) or math.isnan(number := float(value)):
         raise TypeError
-    return float(value)
+    return number
 
 
 def _to_bool(tree: Any) -> bool:

@@ -290,6 +290,8 @@ def test_numbers_and_words_are_read_by_the_type_of_the_option(item: str, value: 
     [
         "train.lr=abc",
         "train.lr=nan",
+        "agent.head.p_drop_emb=.nan",
+        "train.betas=[0.9, nan]",
         "train.lr=true",
         "train.lr=[1]",
         "train.lr=",
