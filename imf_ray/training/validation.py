@@ -75,15 +75,17 @@ def check_any_succeeded(run_dir: RunDir, config: Config) -> None:
     Raises:
         UserError: every validation failed. The message contains the reason of the last one.
     """
-    validations = run_dir.read_validations() if has_validation(config) else [{SUCCESS_RATE: 0.0}]
+    if not has_validation(config):
+        return
+    validations = run_dir.read_validations()
     if any(SUCCESS_RATE in metrics for metrics in validations):
         return
     reasons = [metrics[VALIDATION_ERROR] for metrics in validations if VALIDATION_ERROR in metrics]
     last = f" The last one: {reasons[-1]}" if reasons else ""
     raise UserError(
-        f"Training has ended, but all {len(validations)} validations of {run_dir} failed, so it "
-        f"has no success rate. Its checkpoints are complete. Repeat the command to validate them "
-        f"again.{last}"
+        f"Training has ended, but none of the {len(validations)} validations of {run_dir} "
+        "succeeded, so it has no success rate. Its checkpoints are complete. Repeat the command to "
+        f"validate them again.{last}"
     )
 
 
@@ -152,7 +154,9 @@ def _run_rollouts(
             videos.append(episode.files[VIDEO])
     errors = [record.error for record in records if record.error is not None]
     if len(errors) == len(records):
-        raise RuntimeError(f"all {len(records)} episodes ended in an error, the last: {errors[-1]}")
+        raise RuntimeError(
+            f"none of the {len(records)} episodes reached its end; the last error: {errors[-1]}"
+        )
     num_env_steps = sum(record.steps for record in records)
     metrics |= summarize(records).metrics()
     metrics["rollout/fps"] = num_env_steps / (time.perf_counter() - started_at)
