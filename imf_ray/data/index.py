@@ -20,6 +20,7 @@ from imf_ray.data.channel_order import check_channel_order
 from imf_ray.data.check_pool import CheckResult, check_files, metadata_from_dict
 from imf_ray.data.content_hash import HASH_ATTRIBUTE
 from imf_ray.data.episode_files import list_episodes, require_episodes
+from imf_ray.data.episode_formats import is_own_recording
 from imf_ray.data.episodes import EpisodeMetadata, EpisodeRef, bad_episode_error
 from imf_ray.data.hdf5 import cache_folder, fingerprint, writable_cache_folder
 from imf_ray.data.requirements import (
@@ -115,23 +116,25 @@ def require_extendable(config: Config) -> None:
     """Check that `collect` can add episodes to the data set of a config.
 
     Raises:
-        UserError: an episode cannot be read, was recorded by another program or with other options.
+        UserError: an episode cannot be read, or was recorded by another program or with other
+            options.
     """
     folder = parse_path(config.data.dataset_dir)
     results = check_dataset(folder, require_episodes(folder), config.data.format)
-    mismatches = {
-        path: [Mismatch(result)]
-        if isinstance(result, str)
-        else find_collection_mismatches(result, config)
-        for path, result in results.items()
-    }
+    mismatches: dict[AnyPath, list[Mismatch]] = {}
+    for path, result in results.items():
+        if isinstance(result, str):
+            raise UserError(result)
+        if not is_own_recording(result.attributes):
+            raise UserError(
+                f"{path} was not recorded by `imf-ray collect`, which extends only its own data "
+                "sets. Collect into another data.dataset_dir."
+            )
+        mismatches[path] = find_collection_mismatches(result, config)
     require_fitting_options(folder, list(mismatches.values()))
     for path, found in mismatches.items():
         if found:
-            raise UserError(
-                f"{path}: {'; '.join(map(str, found))}. Collect into another data.dataset_dir, or "
-                "remove the file."
-            )
+            raise bad_episode_error(path, "; ".join(map(str, found)))
 
 
 def _log_unread(episodes: Iterable[EpisodeMetadata], config: Config, folder: AnyPath) -> None:

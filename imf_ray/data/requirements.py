@@ -56,9 +56,7 @@ def find_mismatches(info: EpisodeMetadata, config: Config) -> list[Mismatch]:
 
 
 def find_collection_mismatches(info: EpisodeMetadata, config: Config) -> list[Mismatch]:
-    """Return why `collect` cannot add episodes to the data set of an episode; empty if it can."""
-    if not is_own_recording(info.attributes):
-        return [Mismatch("it was not recorded by `imf-ray collect`")]
+    """Return the options of `collect` that differ from those of a recorded episode."""
     cameras = _camera_mismatches(info, config, "data.camera_names", config.data.camera_names)
     return [*cameras, *_recording_mismatches(info, config)]
 

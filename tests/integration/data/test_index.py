@@ -11,7 +11,7 @@ import pytest
 from imf_ray.data.content_hash import HASH_ATTRIBUTE
 from imf_ray.data.episode_check import check_episode
 from imf_ray.data.episodes import EpisodeFields, episode_path, write_episode
-from imf_ray.data.index import build_index
+from imf_ray.data.index import build_index, require_extendable
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.demos.recorder import DemoRecorder
 from imf_ray.errors import UserError
@@ -248,3 +248,12 @@ def test_one_index_serves_every_channel_order(
 def test_own_recordings_in_another_channel_order_are_refused(own_demonstrations: Path) -> None:
     with pytest.raises(UserError, match=r"channel_order=bgr.*episode_0.*channel_order=auto"):
         build_index(tiny_config(own_demonstrations, "data.channel_order=bgr"))
+
+
+def test_collecting_extends_only_its_own_data_sets(demonstrations: Path, tmp_path: Path) -> None:
+    require_extendable(tiny_config(demonstrations, "agent.state_dim=14"))
+    with pytest.raises(UserError, match=r"Set task\.image_size=48"):
+        require_extendable(tiny_config(demonstrations, "task.image_size=96"))
+    write_act(tmp_path / "episode_0.hdf5", dim=16)
+    with pytest.raises(UserError, match=r"episode_0.hdf5.*another data\.dataset_dir"):
+        require_extendable(tiny_config(tmp_path, *FOREIGN_OPTIONS))

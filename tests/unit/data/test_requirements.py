@@ -171,14 +171,12 @@ def test_files_that_no_option_fits_are_not_a_matter_of_one_file(act: Path) -> No
     assert "episode_0" not in str(error.value)
 
 
-def test_collecting_extends_only_own_recordings_with_the_same_options(act: Path) -> None:
-    options = ("agent.state_dim=7", "agent.vision_backbone.crop_size=null")  # not used by collect
-    config = tiny_config(act, *OUR_OPTIONS, *options)
-    (foreign,) = find_collection_mismatches(check_episode(act / "episode_0.hdf5"), config)
-    assert foreign.options == ()
-    write_ours(act / "episode_0.hdf5")
-    info = check_episode(act / "episode_0.hdf5")
+def test_collecting_needs_the_options_of_the_recording_but_none_of_an_agent(tmp_path: Path) -> None:
+    write_ours(tmp_path / "episode_0.hdf5")
+    info = check_episode(tmp_path / "episode_0.hdf5")
+    options = ("agent.state_dim=7", "agent.vision_backbone.crop_size=null")
+    config = tiny_config(tmp_path, *OUR_OPTIONS, *options)
     assert find_collection_mismatches(info, config) == []
-    config = tiny_config(act, *options, "data.camera_names=[front]", "task.image_size=16")
+    config = tiny_config(tmp_path, *options, "data.camera_names=[front]", "task.image_size=16")
     (cameras,) = find_collection_mismatches(info, config)
     assert cameras.options == ("data.camera_names=[r_vis, top]",)
