@@ -28,6 +28,8 @@ READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryErr
 """Exceptions that h5py raises for a damaged file."""
 MAX_LINKS = 16
 """Maximum number of soft links on the way to a dataset."""
+MAX_VLEN_ROWS = 64
+"""Maximum number of arrays of variable length that are read at once."""
 _READ_BYTES = 1 << 24
 
 
@@ -80,7 +82,7 @@ def read_contents(file: h5py.File) -> FileContents:
         if not isinstance(objects.get(name), h5py.Group):
             parts.append(name)
         if problem is not None:
-            problems[name or "/"] = problem
+            problems[name] = problem
     for name, link in _links(file):
         # `visit` lists an object once, under one of its hard links.
         if name not in objects and name not in problems:
@@ -210,6 +212,9 @@ def _read_in_parts(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
     if dataset.ndim == 0 or dataset.size == 0:
         yield np.asarray(dataset[()])
         return
-    rows = max(1, _READ_BYTES * len(dataset) // max(1, dataset.size * dataset.dtype.itemsize))
+    row_bytes = dataset.size * dataset.dtype.itemsize // len(dataset)
+    if h5py.check_vlen_dtype(dataset.dtype) is not None:  # the values lie elsewhere in the file
+        row_bytes = _READ_BYTES // MAX_VLEN_ROWS
+    rows = max(1, _READ_BYTES // max(1, row_bytes))
     for start in range(0, len(dataset), rows):
         yield dataset[start : start + rows]

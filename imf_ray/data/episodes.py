@@ -131,8 +131,8 @@ class EpisodeMetadata:
     unused_datasets: tuple[str, ...]
     """Datasets and links that training never reads, such as the actions of a mobile base."""
     problems: Mapping[str, str]
-    """Datasets and links that cannot be used, with the reason. It completes "/NAME ...". The other
-    fields do not mention them, except `unused_datasets`."""
+    """Datasets and links that cannot be used, with the reason as a clause. The other fields do not
+    mention them, except `unused_datasets`."""
     damaged: bool
     """True if stored values could not be read. The file is then checked again by every run."""
 

@@ -98,8 +98,8 @@ class ArrayFrames:
             if not is_opaque(image[..., 3]):
                 raise UserError(
                     f"{_camera(self._dataset)} has images of four channels whose fourth is not an "
-                    f"opaque alpha channel at step {first_step + index}. Store only red, green "
-                    "and blue."
+                    f"opaque alpha channel at step {first_step + index}; images must have red, "
+                    "green and blue"
                 )
         return images[..., :3]
 
@@ -197,7 +197,7 @@ def _channel_axis(dataset: h5py.Dataset) -> int | None:
             details = f" with values from {first.min():g} to {first.max():g} at step 0"
             details += ", perhaps depth" if is_depth else ""
         raise UserError(
-            f"{camera} has images of type {dtype}{details}. Convert them to uint8 from 0 to 255."
+            f"{camera} has images of type {dtype}{details}; images must be uint8 from 0 to 255"
         )
     return axis
 

@@ -144,7 +144,7 @@ def _log_unread(episodes: Iterable[EpisodeMetadata], config: Config, folder: Any
         unread = {**find_unread(episode, config), **unread}
     if unread:
         parts = [problem or f"/{name}" for name, problem in sorted(unread.items())]
-        log.warning("Training does not use, of the episodes in %s: %s", folder, "; ".join(parts))
+        log.warning("These parts of the episodes in %s are not used: %s", folder, "; ".join(parts))
 
 
 def check_dataset(

@@ -44,6 +44,8 @@ class Mismatch:
 
 def find_mismatches(info: EpisodeMetadata, config: Config) -> list[Mismatch]:
     """Return why a run cannot use an episode; empty if it can."""
+    if not info.length:  # the other parts were not checked against the number of steps
+        return list(_vector_mismatches(info, config))
     cameras = config.agent.camera_names
     follows_data = list(cameras) == list(config.data.camera_names)
     option = "data.camera_names" if follows_data else "agent.camera_names"

@@ -205,7 +205,7 @@ def test_unused_datasets_are_reported(tmp_path: Path, caplog: pytest.LogCaptureF
     for _ in range(2):  # the second index comes from the cache
         caplog.clear()
         build_index(tiny_config(tmp_path, *FOREIGN_OPTIONS, "data.resize_images=true"))
-        assert f"Training does not use, of the episodes in {tmp_path}: /base_act" in caplog.text
+        assert f"parts of the episodes in {tmp_path} are not used: /base_action" in caplog.text
 
 
 def test_the_action_space_must_be_recorded(tmp_path: Path) -> None:

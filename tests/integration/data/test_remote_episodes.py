@@ -26,7 +26,7 @@ from imf_ray.data.windows import Batch, WindowSpec
 from imf_ray.errors import StorageError, UserError
 from imf_ray.storage import exists, parse_path
 from imf_ray.training.run_dir import RunDir
-from imf_ray.training.trainer import fit, prepare_run
+from imf_ray.training.trainer import fit, init_or_verify_run_dir, prepare_run
 from tests.helpers.configs import DEMONSTRATIONS, LOGICAL_CPUS, tiny_config
 
 
@@ -163,6 +163,28 @@ def _batches(episodes: tuple[EpisodeRef, ...]) -> Iterator[Batch]:
     spec = WindowSpec(EpisodeFields(("top",)), obs_horizon=2, pred_horizon=4)
     dataset = TrainDataset(plan, spec, episodes, 48 * 48 * 3, max_steps=6, read_concurrency=2)
     yield from dataset.batches(dataset.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
+
+
+def test_a_run_resumes_if_its_data_set_is_now_under_a_url(
+    served: tuple[str, list[int]], own_demonstrations: Path, tmp_path: Path
+) -> None:
+    url, _ = served
+    run_dir = RunDir(tmp_path / "run")
+    init_or_verify_run_dir(prepare_run(tiny_config(own_demonstrations)), run_dir)
+    first, second, third = (episode_path(own_demonstrations, number) for number in range(3))
+    third.rename(own_demonstrations / "Episode7.h5")
+    init_or_verify_run_dir(prepare_run(tiny_config(url)), run_dir)
+    assert run_dir.read_config()["data"]["dataset_dir"] == url
+    manifest = run_dir.read_data_manifest()
+    assert manifest is not None and manifest.val_episodes[0].path.startswith(url)
+    first.rename(own_demonstrations / "first")
+    second.rename(first)
+    (own_demonstrations / "first").rename(second)
+    with pytest.raises(UserError, match="another order"):
+        init_or_verify_run_dir(prepare_run(tiny_config(own_demonstrations)), run_dir)
+    first.unlink()
+    with pytest.raises(UserError, match=r"episode_1.hdf5 .*is missing"):
+        init_or_verify_run_dir(prepare_run(tiny_config(own_demonstrations)), run_dir)
 
 
 def test_errors_of_a_server_contain_the_url(served: tuple[str, list[int]]) -> None:
