@@ -153,8 +153,15 @@ def claim(folder: Path, way_out: str) -> Iterator[None]:
     try:
         try:
             held.take()
+        except ClaimedError:
+            raise
         except StorageError as error:
-            raise StorageError(f"{error}. Make the folder writable, or {way_out}.") from error
+            hint = f"Make the folder writable, or {way_out}."
+            if remote_path(folder) is not None:
+                hint = (
+                    "It belongs to the local copy of a URL: set XDG_CACHE_HOME to another folder."
+                )
+            raise StorageError(f"{error}. {hint}") from error
         yield
     finally:
         held.release()

@@ -67,9 +67,9 @@ class StoppableDir:
             ClaimedError: another process trains this run or runs this sweep, or the sweep that a
                 run belongs to, or a trial of a sweep.
         """
-        with claim(self.path, "choose another run_name"):
+        with claim(self.path, "choose another run_name or storage_path"):
             for folder in self._related_folders():
-                require_unclaimed(folder, "choose another run_name")
+                require_unclaimed(folder, "choose another run_name or storage_path")
             yield
 
     def _related_folders(self) -> Iterable[Path]:
