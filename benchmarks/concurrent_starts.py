@@ -51,6 +51,8 @@ STEPS, EPISODES, ROLLOUTS = 60, 3, 6
 LAST_CHECKPOINT = f"checkpoint_{STEPS:08d}"
 IMAGES = ("data.camera_names=[top]", "task.image_size=32", "cluster.include_dashboard=false")
 FIRST_SEED, OTHER_SEED = 0, 1000
+CLAIMED = " is in use: "
+"""Part of the message of a refused start."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,6 @@ class Start:
         """Return True if this process was refused because of the other one."""
         names = (CLAIMED, f"process {other.pid} ", socket.gethostname())
         return self.code == EXIT_USER_ERROR and all(name in self.error for name in names)
-
-
-CLAIMED = " is in use: "
-"""Part of the message of a refused start."""
 
 
 @dataclass
@@ -102,8 +100,8 @@ def train_arguments(data: Path, folder: Path) -> list[str]:
     options += ["train.log_freq=1", "train.log_sample_ids=true", f"train.save_freq={STEPS // 2}"]
     options += ["train.val_split=0.0", "train.num_workers=1", "agent.vision_backbone.crop_size=24"]
     agent = ["agent=resnet_imf_attnres", *TINY_AGENT]
-    place = [f"data.dataset_dir={data}", f"storage_path={folder.parent}", f"run_name={folder.name}"]
-    return ["imf_ray.train", *agent, *options, *IMAGES, *place]
+    paths = [f"data.dataset_dir={data}", f"storage_path={folder.parent}", f"run_name={folder.name}"]
+    return ["imf_ray.train", *agent, *options, *IMAGES, *paths]
 
 
 def train_content(folder: Path) -> Any:
@@ -192,7 +190,7 @@ def run_pair(kind: Kind, work: Path, expected: Any, number: int, offset_s: float
     with ThreadPoolExecutor(2) as executor:
         ends = [executor.submit(finish, *first, logs[0]), executor.submit(finish, *second, logs[1])]
         a, b = (end.result() for end in ends)
-    result = judge(kind, a, b, has_other_options=bool(options))
+    result = check_starts(kind, a, b, has_other_options=bool(options))
     if not (a.refusal_of(b) and options):  # the second start won: it records other seeds
         try:
             content = kind.content(folder)
@@ -206,7 +204,7 @@ def run_pair(kind: Kind, work: Path, expected: Any, number: int, offset_s: float
     return result
 
 
-def judge(kind: Kind, a: Start, b: Start, has_other_options: bool) -> Result:
+def check_starts(kind: Kind, a: Start, b: Start, has_other_options: bool) -> Result:
     """Check the exit codes and messages of a pair: one start works, the other is refused."""
     for refused, worked in ((b, a), (a, b)):
         if worked.code == 0 and refused.refusal_of(worked):
