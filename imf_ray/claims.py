@@ -380,7 +380,10 @@ class _Claim:
         )
 
     def _read(self) -> str | None:
-        return read_text_or_none(self._remote or self._file)
+        if self._remote is None:
+            return read_text_or_none(self._file)
+        self._remote.fs.invalidate_cache()  # a cached listing has an old size
+        return read_text_or_none(self._remote)
 
     def _is_lost(self) -> bool:
         """Return True if another process has taken the claim over."""

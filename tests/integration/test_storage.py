@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from s3fs import S3FileSystem
 from safetensors.torch import load_file
 from upath import UPath
 
+from imf_ray import claims
 from imf_ray.agents.pretrained import EMA_WEIGHTS_FILE, WEIGHTS_FILE
 from imf_ray.checkpoint_dir import CHECKPOINT_GLOB, checkpoint_step
+from imf_ray.claims import ClaimedError
 from imf_ray.errors import StorageError, UserError
 from imf_ray.files import JsonlWriter, write_atomically
 from imf_ray.storage import delete, display_path, download, local_dir, remote_path, to_local, upload
@@ -59,6 +62,28 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 def use_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Use the cache of another machine, which has no local copies yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+
+
+def test_a_run_in_a_bucket_has_one_writer(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    times = {"HEARTBEAT_S": 0.5, "DEAD_AFTER_S": 10.0, "READ_BACK_S": 0.5, "BUSY_WAIT_S": 0.1}
+    for name, seconds in times.items():
+        monkeypatch.setattr(claims, name, seconds)
+    with RunDir(local_dir(bucket) / "run").claimed():
+        use_another_machine(monkeypatch, tmp_path)
+        elsewhere = RunDir(local_dir(bucket) / "run")
+        with pytest.raises(ClaimedError, match=str(os.getpid())), elsewhere.claimed():
+            pass
+        machine = claims._machine()
+        monkeypatch.setattr(claims, "_machine", lambda: "another boot id")
+        with pytest.raises(ClaimedError, match=str(os.getpid())), elsewhere.claimed():
+            pass  # its heartbeat shows that the first one is alive
+        monkeypatch.setattr(claims, "_machine", lambda: machine)
+    with elsewhere.claimed():
+        download(local_dir(bucket))
+        upload(local_dir(bucket))
+    assert [path.name for path in UPath(bucket).rglob("*")] == []
 
 
 class _BackendError(Exception):
