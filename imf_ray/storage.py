@@ -118,6 +118,8 @@ def folder_name_problem(name: str) -> str | None:
     """Return the reason why a text cannot be the name of one folder, or None."""
     if "/" in name:
         return "it contains /. For a folder inside another, set storage_path to the outer one"
+    if _SCHEME in name:
+        return f"it contains {_SCHEME}, which marks the local copy of a URL"
     if not name.strip(". "):
         return "it consists of dots or spaces"
     if not name.isprintable():

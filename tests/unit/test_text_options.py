@@ -226,7 +226,8 @@ def test_files_of_earlier_versions_load(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a/b", "/tmp/x", ".", "..", "...", " ", "a\nb", "a\tb", "\x07", "é" * 101]
+    "name",
+    ["", "a/b", "/tmp/x", ".", "..", "...", " ", "a\nb", "a\tb", "\x07", "é" * 101, "a%3A%2F%2Fb"],
 )
 def test_what_cannot_be_the_name_of_a_folder_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="run_name"):
