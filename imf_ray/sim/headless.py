@@ -25,7 +25,7 @@ def _import_without_opengl() -> Any:
     setting = os.environ["MUJOCO_GL"]
     os.environ["MUJOCO_GL"] = _DISABLED
     try:
-        module = importlib.import_module("mujoco")
+        module: Any = importlib.import_module("mujoco")
     finally:
         os.environ["MUJOCO_GL"] = setting
     _gl_context_module(module).GLContext = module.GLContext = _make_first_context
@@ -34,7 +34,7 @@ def _import_without_opengl() -> Any:
 
 def _gl_context_module(module: Any) -> Any:
     """Return the module from which `mujoco.Renderer` takes `GLContext`."""
-    return sys.modules[module.Renderer.__module__].gl_context  # type: ignore[attr-defined]
+    return sys.modules[module.Renderer.__module__].gl_context
 
 
 def _make_first_context(*size: int) -> Any:
@@ -68,10 +68,7 @@ def load_llvm() -> None:
         importlib.import_module("triton")
 
 
-mujoco: Any
-if "mujoco" in sys.modules:  # it was imported by the user's code, with its backend
-    import mujoco
-else:
-    mujoco = _import_without_opengl()
+# If the caller's code has imported MuJoCo, its backend is already loaded.
+mujoco: Any = sys.modules["mujoco"] if "mujoco" in sys.modules else _import_without_opengl()
 
 __all__ = ["load_llvm", "load_opengl", "mujoco"]
