@@ -139,7 +139,7 @@ def _connect(address: str, source: str, environment: Mapping[str, str], debug: b
         version = cluster_ray_version(find_cluster(address), CONNECT_TIMEOUT_S)
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise _no_answer(address, f"within {CONNECT_TIMEOUT_S:g} s", other) from error
+            raise _no_answer(address, f"tried for {CONNECT_TIMEOUT_S:g} s", other) from error
         if error.code() != grpc.StatusCode.UNAUTHENTICATED:
             raise _no_answer(address, error.details(), other) from error
         raise UserError(

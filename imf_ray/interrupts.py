@@ -106,21 +106,20 @@ def children_ignore_hangup() -> Iterator[None]:
     """Start processes inside the `with` block that outlive the terminal.
 
     A closing terminal sends SIGHUP to this process and to all that it has started. Ray's processes
-    must live until the last checkpoint is saved, so they ignore it. Afterwards this process has its
-    own handlers again, also that of SIGTERM, which `ray.init` replaces.
+    must live until the last checkpoint is saved, so they inherit that the signal is ignored. Inside
+    the block, this process ignores it as well. Afterwards it has its own handlers again, also that
+    of SIGTERM, which `ray.init` replaces.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may change handlers
         return
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGHUP, signal.SIGTERM)}
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # delivered after the block
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # child processes inherit that it is ignored
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 def _wait(outcome: Future[Any], condition: Callable[[], bool]) -> None:
