@@ -163,7 +163,7 @@ def test_gymnasium_accepts_the_env(task):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"camera_names": ["wrist"]}, "unknown camera 'wrist'; the choices are: r_vis, top, front"),
+        ({"camera_names": ["wrist"]}, "camera_names: 'wrist'; the choices are: r_vis, top, front"),
         ({"action_space": "torque"}, "unknown action_space 'torque'; the choices are: joint, ee"),
         ({"render_mode": "human"}, "unknown render_mode 'human'"),
         ({"image_size": 0}, "image_size"),
