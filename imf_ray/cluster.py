@@ -135,19 +135,11 @@ def _connect(address: str, source: str, environment: Mapping[str, str], debug: b
             "http:// is for `ray job submit`. Use HOST:PORT, usually port 6379, on a node of the "
             f"cluster. {other}"
         )
+    failures = (grpc.RpcError, OSError, RuntimeError, ValueError, ray.exceptions.RayError)
     try:
         version = cluster_ray_version(find_cluster(address), CONNECT_TIMEOUT_S)
-    except grpc.RpcError as error:
-        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise _no_answer(address, f"tried for {CONNECT_TIMEOUT_S:g} s", other) from error
-        if error.code() != grpc.StatusCode.UNAUTHENTICATED:
-            raise _no_answer(address, error.details(), other) from error
-        raise UserError(
-            f"The cluster at {address} requires a token. Set RAY_AUTH_MODE=token and copy the "
-            f"cluster's ~/.ray/auth_token to this machine. {other}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise _no_answer(address, str(error), other) from error
+    except failures as error:
+        raise UserError(f"{_connection_problem(address, error)} {other}") from error
     if version != ray.__version__:
         raise UserError(
             f"The cluster at {address} runs Ray {version}, and this process Ray "
@@ -155,20 +147,29 @@ def _connect(address: str, source: str, environment: Mapping[str, str], debug: b
         )
     try:
         ray.init(address=address, runtime_env={"env_vars": dict(environment)}, log_to_driver=debug)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise _no_answer(address, str(error.__cause__ or error), other) from error
+    except failures as error:
+        raise UserError(f"{_connection_problem(address, error)} {other}") from error
 
 
-def _no_answer(address: str, reason: str | None, other: str) -> UserError:
-    """Return the error for a cluster that cannot be reached.
+def _connection_problem(address: str, error: Exception) -> str:
+    """Return the reason why a cluster cannot be reached, and what to do about it."""
+    import grpc
+    import ray
 
-    Args:
-        other: the way to do without the cluster.
-    """
-    summary = " ".join((reason or "").split())[:MAX_REASON_LENGTH]
-    return UserError(
-        f"No Ray cluster answers at {address} ({summary}). Correct the address, or start a cluster "
-        f"with `ray start --head`. {other}"
+    code = error.code() if isinstance(error, grpc.RpcError) else None
+    no_token = code == grpc.StatusCode.UNAUTHENTICATED
+    if no_token or isinstance(error, ray.exceptions.AuthenticationError):
+        return (
+            f"The cluster at {address} requires a token that this process does not have. Set "
+            "RAY_AUTH_MODE=token and copy the cluster's ~/.ray/auth_token to this machine."
+        )
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        reason = f"tried for {CONNECT_TIMEOUT_S:g} s"
+    else:
+        reason = error.details() if isinstance(error, grpc.RpcError) else str(error)
+    return (
+        f"No Ray cluster answers at {address} ({' '.join(reason.split())[:MAX_REASON_LENGTH]}). "
+        "Correct the address, or start a cluster with `ray start --head`."
     )
 
 
