@@ -53,24 +53,27 @@ def parse_yaml(text: str, source: str) -> Any:
         tree = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark, start = error.problem_mark, error.context_mark
-        problem = error.problem or error.context or "it cannot be read"
-        if mark and start and start.line != mark.line:
-            problem = f"{error.context} (line {start.line + 1}), {problem}"
-            if not text.split("\n")[mark.line :][0].strip():  # the end of the file
-                mark = start
         line, column = (mark.line, mark.column) if mark else (0, 0)
+        problem = error.problem or error.context or "it cannot be read"
+        if start and start.line != line:
+            problem = f"{error.context} (line {start.line + 1}), {problem}"
     except ReaderError as error:
-        lines = text[: error.position].split("\n")
-        line, column = len(lines) - 1, len(lines[-1])
+        before = text[: error.position].split("\n")
+        line, column = len(before) - 1, len(before[-1])
         problem = f"the character {text[error.position]!r} is not allowed"
     except RecursionError:
         line, column, problem = 0, 0, "lists or dictionaries are nested too deeply"
     else:
         return EMPTY if tree is None else tree
-    quoted = text.split("\n")[: line + 1][-1][:MAX_QUOTED_LENGTH]
+    lines = text.split("\n")[: line + 1]
+    while len(lines) > 1 and not lines[-1].strip():  # errors at the end of a file
+        lines.pop()
+        column = len(lines[-1])
+    place = f"line {len(lines)}, column {column + 1}"
     raise UserError(
-        f"{source} is not valid YAML in line {line + 1}, column {column + 1}: {problem}. The line "
-        f"is {quoted!r}. Indent with spaces, and quote text that contains special characters."
+        f"{source} is not valid YAML in {place}: {problem}. The line is "
+        f"{lines[-1][:MAX_QUOTED_LENGTH]!r}. Indent with spaces, and quote text that contains "
+        "special characters."
     )
 
 

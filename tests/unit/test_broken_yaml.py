@@ -45,6 +45,7 @@ def message(read: Callable[[Path], Any], path: Path) -> str:
         ("a: 1\nb:\n\tc: 1\n", 3, "\\tc: 1"),
         ("a: 1\nb: [x, y\nc: 1\n", 3, "c: 1"),
         ("a: {x: 1\n", 1, "a: {x: 1"),
+        ("a: 1\nb: {x: [\n\n\n", 2, "b: {x: ["),
         ("a: 1\nb: @x\n", 2, "b: @x"),
         ("a: 1\nb: *x\n", 2, "b: *x"),
         ("a: 1\nb: !x y\n", 2, "b: !x y"),
