@@ -82,13 +82,17 @@ def test_the_line_of_a_file_is_named(
         b"latin: \xe9\n",
         b"\x89PNG\r\n\x1a\n\x00\x00",
         b"\xff\xfea",
-        b"[" * 2000,
     ],
 )
 def test_a_file_without_a_dictionary_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
     assert str(path) in message(READERS[name], path)
+
+
+def test_deep_nesting_is_refused() -> None:
+    with pytest.raises(UserError, match="it is not valid YAML"):
+        parse_yaml("[" * 2000, "it")
 
 
 @pytest.mark.parametrize("name", ["agent", "recipe", "config", "search_space"])

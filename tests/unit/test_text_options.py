@@ -181,7 +181,7 @@ def test_any_list_of_texts_comes_back_from_a_printed_command(texts: list[str]) -
     assert load_config([item]).data.camera_names == texts
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(text=Texts)
 def test_any_text_comes_back_from_files(
     text: str, tmp_path_factory: pytest.TempPathFactory
