@@ -17,7 +17,9 @@ import numpy as np
 from imf_ray.sim.tasks.transfer import SimTransferEnv
 
 ENV_ID = "tests.helpers.faulty_envs:tests/FaultyTransfer-v0"
-NEVER_MADE = "tests.helpers.faulty_envs:tests/NeverMade-v0"
+MADE_IN_DRIVER = "tests.helpers.faulty_envs:tests/MadeInDriver-v0"
+is_driver = False
+"""Set to True in the process in which the env `MADE_IN_DRIVER` can be made."""
 RAISES, RETURNS_NAN, REWARDS_NAN, DIES, HANGS = range(9000, 9005)
 """Seeds of the episodes with a fault."""
 FAULTY_STEP = 3
@@ -50,8 +52,10 @@ class FaultyTransferEnv(SimTransferEnv):
 gymnasium.register(id="tests/FaultyTransfer-v0", entry_point=FaultyTransferEnv)
 
 
-def _never_made(**_: Any) -> gymnasium.Env:
-    raise OSError("the scene is missing")
+def _make_in_driver(**kwargs: Any) -> gymnasium.Env:
+    if not is_driver:
+        raise OSError("the scene is missing")
+    return SimTransferEnv(**kwargs)
 
 
-gymnasium.register(id="tests/NeverMade-v0", entry_point=_never_made)
+gymnasium.register(id="tests/MadeInDriver-v0", entry_point=_make_in_driver)

@@ -176,11 +176,12 @@ def test_a_process_that_dies_while_workers_start_leaks_no_placement_group(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("env_id", [faulty_envs.ENV_ID, faulty_envs.NEVER_MADE])
+@pytest.mark.parametrize("env_id", [faulty_envs.ENV_ID, faulty_envs.MADE_IN_DRIVER])
 def test_failures_of_rollout_actors_do_not_stop_training(
-    demonstrations: Path, tmp_path: Path, env_id: str
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env_id: str
 ) -> None:
     """An actor that raises, dies or hangs loses its episode. Without actors, validation fails."""
+    monkeypatch.setattr(faulty_envs, "is_driver", True)
     data = tmp_path / "data"
     data.mkdir()
     for source in demonstrations.glob("*.hdf5"):
@@ -192,8 +193,8 @@ def test_failures_of_rollout_actors_do_not_stop_training(
         data,
         f"task.env_id={env_id}",
         "task.max_episode_steps=20",
-        f"train.rollout_seed={faulty_envs.RAISES}",
-        f"train.rollout_num_episodes={faulty_envs.HANGS - faulty_envs.RAISES + 1}",
+        f"train.rollout_seed={faulty_envs.RAISES - 1}",  # this episode has no fault
+        f"train.rollout_num_episodes={faulty_envs.HANGS - faulty_envs.RAISES + 2}",
         "train.rollout_validate_on_checkpoint=true",
         "train.save_freq=2",
         "train.max_failures=0",
@@ -205,12 +206,12 @@ def test_failures_of_rollout_actors_do_not_stop_training(
     validations = [line for line in RunDir(tmp_path / "run").read_metrics() if "validated" in line]
     assert [line["step"] for line in validations] == [2, 4]
     for line in validations:
-        if env_id == faulty_envs.NEVER_MADE:
+        if env_id == faulty_envs.MADE_IN_DRIVER:
             assert "the scene is missing" in line[VALIDATION_ERROR]
         else:
-            assert line["rollout/episodes"] == line["rollout/failed"] == 5
+            assert (line["rollout/episodes"], line["rollout/failed"]) == (6, 5)
             assert VALIDATION_ERROR not in line
-    if env_id == faulty_envs.NEVER_MADE:  # a resumed run validates them again
+    if env_id == faulty_envs.MADE_IN_DRIVER:  # a resumed run validates them again
         fit(prepare_run(config), RunDir(tmp_path / "run"), allocate_run(config, SIZE))
         validations = RunDir(tmp_path / "run").read_validations()
         assert [validation[VALIDATED_STEP] for validation in validations] == [2, 4] * 2
