@@ -46,7 +46,7 @@ MAX_OFFSET_S = 20.0
 """Largest time between the two starts of a pair."""
 TIMEOUT_S = 900.0
 """Seconds after which a process counts as hung."""
-STEPS, EPISODES, ROLLOUTS = 60, 3, 6
+STEPS, EPISODES, ROLLOUTS = 40, 2, 4
 """Number of updates of a run, demonstrations of a data set and episodes of an evaluation."""
 LAST_CHECKPOINT = f"checkpoint_{STEPS:08d}"
 IMAGES = ("data.camera_names=[top]", "task.image_size=32", "cluster.include_dashboard=false")
