@@ -204,8 +204,9 @@ def _read_state(folder: Path, first_seed: int) -> CollectionState:
         # The list of failed seeds may be missing in a copy of the data set.
         has_gap = len(set(range(previous + 1, seed)).difference(failed)) > MAX_FAILURES
         if path != episode_path(folder, number) or seed <= previous or has_gap:
+            after = f", after seed {previous}" if seeds else ""
             raise UserError(
-                f"{path} (seed {seed}, after seed {previous}) does not continue a collection from "
+                f"{path} (seed {seed}{after}) does not continue a collection from "
                 f"collect.seed={first_seed}. Other collections may have written to the folder. "
                 "Collect into another data.dataset_dir, or remove this file and those after it."
             )
