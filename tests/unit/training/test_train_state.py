@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from imf_ray.errors import UserError
-from imf_ray.training.train_state import split_microbatches
+from imf_ray.models.vision import ResNetTrunk
+from imf_ray.training.train_state import TrainState, split_microbatches
 from tests.helpers.trainers import (
     COMPILED_KINDS,
     MakeTrainer,
@@ -141,3 +142,21 @@ def test_emulated_bfloat16_is_refused(
         make_trainer("train.encoder_precision=bf16")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert make_trainer("train.encoder_precision=bf16").agent.bf16_encoders
+
+
+def test_pretrained_weights_are_in_every_encoder_and_in_the_averages() -> None:
+    pretrained = "agent.vision_backbone.pretrained_backbone_weights=IMAGENET1K_V1"
+    sizes = ("stage_widths=[64,128,256,512]", "blocks_per_stage=[2,2,2,2]")
+    config = config_of(pretrained, *(f"agent.vision_backbone.{size}" for size in sizes))
+    weights = ResNetTrunk(pretrained_weights="IMAGENET1K_V1").state_dict()
+    stats = {"qpos": _stats(16), "action": _stats(16), "object_poses": {}}
+    state = TrainState(config, stats, torch.device("cpu"), backbone=weights)
+    assert state.agent.vision_encoder is not None and state.ema is not None
+    for camera, encoder in state.agent.vision_encoder.encoders.items():
+        torch.testing.assert_close(encoder.trunk.state_dict(), weights, rtol=0, atol=0)
+        name = f"vision_encoder.encoders.{camera}.trunk.conv1.weight"
+        assert torch.equal(state.ema.state[name], weights["conv1.weight"])
+
+
+def _stats(dim: int) -> dict[str, list[float]]:
+    return {"min": [-2.0] * dim, "max": [2.0] * dim, "mean": [0.0] * dim, "std": [1.0] * dim}
