@@ -151,17 +151,7 @@ def claim(folder: Path, way_out: str) -> Iterator[None]:
     missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     held = _Claim(folder, way_out)
     try:
-        try:
-            held.take()
-        except ClaimedError:
-            raise
-        except StorageError as error:
-            hint = f"Make the folder writable, or {way_out}."
-            if remote_path(folder) is not None:
-                hint = (
-                    "It belongs to the local copy of a URL: set XDG_CACHE_HOME to another folder."
-                )
-            raise StorageError(f"{error}. {hint}") from error
+        held.take()
         yield
     finally:
         held.release()
@@ -331,7 +321,7 @@ class _Claim:
         """
         dead: str | None = None
         while True:
-            lock = _Lock.acquire(self._file)
+            lock = self._open_lock()
             if lock is None:
                 raise self._error(Owner.parse(read_text_or_none(self._file)))
             text = self._read()
@@ -349,6 +339,15 @@ class _Claim:
             if is_alive or self._changes(text, owner):
                 raise self._error(owner)
             dead = text
+
+    def _open_lock(self) -> _Lock | None:
+        try:
+            return _Lock.acquire(self._file)
+        except StorageError as error:
+            hint = f"Make the folder writable, or {self._way_out}."
+            if self._remote is not None:
+                hint = "It is this machine's copy of a URL: set XDG_CACHE_HOME to another folder."
+            raise StorageError(f"{error}. {hint}") from error
 
     def _device_of(self, lock: _Lock) -> int | None:
         """Return the device of a locked claim; None if the lock is of no use to other machines."""
