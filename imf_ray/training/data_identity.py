@@ -28,8 +28,8 @@ def describe_changed_episodes(before: DataManifest, now: DataManifest) -> str | 
     if not missing and not added:
         return "the same episodes are numbered in another order"
     changes = [
-        f"{_enumerate(missing)} of the earlier launch is missing or has other contents",
-        f"{_enumerate(added)} is new or has other contents",
+        f"missing or changed since the earlier launch: {_enumerate(missing)}",
+        f"new or changed: {_enumerate(added)}",
     ]
     differences = [change for change, names in zip(changes, (missing, added), strict=True) if names]
     return f"the episodes differ: {'; '.join(differences)}"

@@ -183,7 +183,7 @@ def test_a_run_resumes_if_its_data_set_is_now_under_a_url(
     with pytest.raises(UserError, match="another order"):
         init_or_verify_run_dir(prepare_run(tiny_config(own_demonstrations)), run_dir)
     first.unlink()
-    with pytest.raises(UserError, match=r"episode_1.hdf5 .*is missing"):
+    with pytest.raises(UserError, match=r"missing .*: episode_1.hdf5"):
         init_or_verify_run_dir(prepare_run(tiny_config(own_demonstrations)), run_dir)
 
 
