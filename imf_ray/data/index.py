@@ -85,7 +85,7 @@ def build_index(config: Config) -> EpisodeIndex:
     errors = {path: result for path, result in results.items() if isinstance(result, str)}
     described = {path: r for path, r in results.items() if isinstance(r, EpisodeMetadata)}
     mismatches = {path: find_mismatches(info, config) for path, info in described.items()}
-    require_fitting_options(folder, list(mismatches.values()))
+    require_fitting_options(folder, mismatches)
     for path, found in mismatches.items():
         if found:
             errors[path] = str(bad_episode_error(path, "; ".join(map(str, found))))
@@ -131,7 +131,7 @@ def require_extendable(config: Config) -> None:
                 "sets. Collect into another data.dataset_dir."
             )
         mismatches[path] = find_collection_mismatches(result, config)
-    require_fitting_options(folder, list(mismatches.values()))
+    require_fitting_options(folder, mismatches)
     for path, found in mismatches.items():
         if found:
             raise bad_episode_error(path, "; ".join(map(str, found)))

@@ -63,7 +63,9 @@ def find_collection_mismatches(info: EpisodeMetadata, config: Config) -> list[Mi
     return [*cameras, *_recording_mismatches(info, config)]
 
 
-def require_fitting_options(folder: AnyPath, mismatches: Sequence[Sequence[Mismatch]]) -> None:
+def require_fitting_options(
+    folder: AnyPath, mismatches: Mapping[AnyPath, Sequence[Mismatch]]
+) -> None:
     """Check that no option of a run is contradicted by all episodes of a data set.
 
     Args:
@@ -73,7 +75,7 @@ def require_fitting_options(folder: AnyPath, mismatches: Sequence[Sequence[Misma
         UserError: all episodes have the same mismatch. The message names the values of options that
             fit, if there are any.
     """
-    first, *others = mismatches or [()]
+    first, *others = mismatches.values() or [()]
     common = [
         mismatch
         for mismatch in first
@@ -90,8 +92,9 @@ def require_fitting_options(folder: AnyPath, mismatches: Sequence[Sequence[Misma
             f"Set {shlex.join(options)}."
         )
     raise UserError(
-        f"None of the episodes in {folder} can be used: {reasons}. Convert them (docs/data.md says "
-        "what an episode has), or set data.dataset_dir to another data set."
+        f"None of the episodes in {folder} can be used, for the same reason as "
+        f"{next(iter(mismatches)).name}: {reasons}. Convert them (docs/data.md says what an "
+        "episode has), or set data.dataset_dir to another data set."
     )
 
 

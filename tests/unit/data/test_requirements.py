@@ -18,6 +18,7 @@ from imf_ray.data.requirements import (
 )
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
+from imf_ray.storage import AnyPath
 from testing_support.episode_fuzzer import OBJECT, SIZE, write_ours
 from tests.helpers.configs import tiny_config
 from tests.helpers.episode_files import HEIGHT, LENGTH, WIDTH, write_act, write_roboimi
@@ -26,8 +27,9 @@ ACT_OPTIONS = ("data.camera_names=[top]", "agent.state_dim=14", "agent.action_di
 OUR_OPTIONS = ("data.camera_names=[r_vis,top]", f"task.image_size={SIZE}")
 
 
-def _mismatches(folder: Path, config: Config) -> list[list[Mismatch]]:
-    return [find_mismatches(check_episode(path), config) for path in sorted(folder.iterdir())]
+def _mismatches(folder: Path, config: Config) -> dict[AnyPath, list[Mismatch]]:
+    paths = sorted(folder.iterdir())
+    return {path: find_mismatches(check_episode(path), config) for path in paths}
 
 
 def _require_fitting(folder: Path, *overrides: str) -> None:
@@ -147,7 +149,7 @@ def test_one_odd_file_is_no_wrong_option(act: Path) -> None:
         file["action"] = action[:, :7]
     options = [*ACT_OPTIONS, f"task.image_size={HEIGHT}"]
     _require_fitting(act, *options)
-    fitting, (mismatch,) = _mismatches(act, tiny_config(act, *options))
+    fitting, (mismatch,) = _mismatches(act, tiny_config(act, *options)).values()
     assert fitting == [] and mismatch.options == ("agent.action_dim=7",)
 
 
@@ -159,16 +161,16 @@ def test_the_damage_of_a_single_file_is_no_wrong_option(tmp_path: Path) -> None:
         file["observations/images/side"] = np.zeros((LENGTH, 9), np.uint8)  # no images
     options = (*ACT_OPTIONS, "data.camera_names=[side]", "data.resize_images=true")
     _require_fitting(tmp_path, *options)
-    assert len(_mismatches(tmp_path, tiny_config(tmp_path, *options))[0]) == 2
+    (mismatches,) = _mismatches(tmp_path, tiny_config(tmp_path, *options)).values()
+    assert len(mismatches) == 2
 
 
 def test_files_that_no_option_fits_are_not_a_matter_of_one_file(act: Path) -> None:
     for path in act.iterdir():
         with h5py.File(path, "r+") as file:
             file.move("observations/qpos", "observations/state")
-    with pytest.raises(UserError, match="/observations/state") as error:
+    with pytest.raises(UserError, match=r"None of .*/observations/state"):
         _require_fitting(act, *ACT_OPTIONS, f"task.image_size={HEIGHT}")
-    assert "episode_0" not in str(error.value)
 
 
 def test_collecting_needs_the_options_of_the_recording_but_none_of_an_agent(tmp_path: Path) -> None:
