@@ -15,6 +15,8 @@ ALOHA_VENV ?= $(VENV)-aloha
 ALOHA_STAMP := $(ALOHA_VENV)/.installed
 PIP_INSTALL := install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest --timeout=1800
+# Two processes, each with a Ray cluster of its own: a test often waits for processes to start.
+PARALLEL_PYTEST := $(PYTEST) -n 2 --dist loadfile
 
 .PHONY: setup demo lint docs unit integration test slow-test test-aloha chaos clean
 
@@ -49,10 +51,10 @@ docs: setup
 	$(BIN)/python -m mkdocs build --strict
 
 unit: setup
-	$(PYTEST) tests/unit
+	$(PARALLEL_PYTEST) tests/unit
 
 integration: setup
-	$(PYTEST) tests/integration tests/ray_bugs --durations=30
+	$(PARALLEL_PYTEST) tests/integration tests/ray_bugs --durations=30
 
 test: lint docs unit integration
 
