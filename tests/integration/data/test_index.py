@@ -160,13 +160,13 @@ def test_invalid_files_are_named_or_skipped(own_demonstrations: Path, damage, re
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.camera_names=[top,wrist]"], r"Set data.camera_names=\[top\]"),
-        (["task.image_size=96"], "Set task.image_size=48"),
-        (["agent.action_dim=14"], "Set agent.action_dim=16"),
-        (["task.shadows=true"], "Set task.shadows=false"),
-        (["agent.privileged_pose_objects=[ring]"], r"Set agent.privileged_pose_objects=\[\]"),
-        (["agent.aux_pose_objects=[ring,cube]"], r"Set agent.aux_pose_objects=\[cube\]"),
-        (["task.control_hz=25"], "Set task.control_hz=50"),
+        (["data.camera_names=[top,wrist]"], r"data.camera_names=\[top\]"),
+        (["task.image_size=96"], "task.image_size=48"),
+        (["agent.action_dim=14"], "agent.action_dim=16"),
+        (["task.shadows=true"], "task.shadows=false"),
+        (["agent.privileged_pose_objects=[ring]"], r"agent.privileged_pose_objects=\[\]"),
+        (["agent.aux_pose_objects=[ring,cube]"], r"agent.aux_pose_objects=\[cube\]"),
+        (["task.control_hz=25"], "task.control_hz=50"),
         (["train.val_split=0.9"], None),
     ],
 )
