@@ -38,7 +38,7 @@ def _gl_context_module(module: Any) -> Any:
 
 
 def _make_first_context(*size: int) -> Any:
-    """Load the OpenGL backend and make its `GLContext`, in place of which this function stands."""
+    """Load the OpenGL backend and make its `GLContext`; replaces `mujoco.GLContext` until then."""
     load_opengl()
     return mujoco.GLContext(*size)
 
