@@ -79,7 +79,7 @@ def _user_message(error: UserError | OSError) -> str | None:
         return None
     return (
         f"{error.filename or 'A file'} cannot be used: {error.strerror}. Set the option or the "
-        "environment variable of this path to a place that is writable and not full."
+        "environment variable of this path to a folder that is writable and not full."
     )
 
 

@@ -101,7 +101,7 @@ console = Console(
 
 
 def open_missing_streams() -> None:
-    """Open the null device in place of each standard stream that the caller has closed.
+    """Open the null device for each standard stream that the caller has closed.
 
     Otherwise the next opened file would get the number of the stream, and a program started by this
     process would write its output into that file.

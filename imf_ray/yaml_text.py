@@ -69,9 +69,9 @@ def parse_yaml(text: str, source: str) -> Any:
     while len(lines) > 1 and not lines[-1].strip():  # errors at the end of a file
         lines.pop()
         column = len(lines[-1])
-    place = f"line {len(lines)}, column {column + 1}"
+    position = f"line {len(lines)}, column {column + 1}"
     raise UserError(
-        f"{source} is not valid YAML in {place}: {problem}. The line is "
+        f"{source} is not valid YAML in {position}: {problem}. The line is "
         f"{lines[-1][:MAX_QUOTED_LENGTH]!r}. Indent with spaces, and quote text that contains "
         "special characters."
     )

@@ -151,14 +151,14 @@ def _explain_no_episodes(
     here = _dataset_option(folder)
     collect = f"Collect demonstrations with python -m imf_ray.collect {here}"
     if not exists(folder):
-        return f"does not exist. If the data set was moved, give its new place. {collect}"
+        return f"does not exist. If the data set was moved, give its new folder. {collect}"
     is_file = _is_file(folder, entries)
     if _ARCHIVE_NAME.search(folder.name) and is_file:
         return "is a file. Unpack it, and give the folder of its episodes."
-    other_places = [*_subfolders_with_episodes(entries), *_parent_with_episodes(folder)]
-    if other_places:
-        places = ", ".join(map(as_argument, other_places))
-        return f"{'is a file' if is_file else 'has no episodes itself'}. Use {places}"
+    other_folders = [*_subfolders_with_episodes(entries), *_parent_with_episodes(folder)]
+    if other_folders:
+        folders = ", ".join(map(as_argument, other_folders))
+        return f"{'is a file' if is_file else 'has no episodes itself'}. Use {folders}"
     if is_file:
         return f"is a file. Give a folder of episodes; {NAME_RULE}."
     others = _other_hdf5_names(entries)

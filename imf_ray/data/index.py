@@ -217,7 +217,7 @@ def locate_episodes(
     if missing:
         raise UserError(
             f"{missing[0].path} was moved or changed, and {folder} has no episode with its "
-            "contents. If the data set was moved, set data.dataset_dir to its new place"
+            "contents. If the data set was moved, set data.dataset_dir to its new folder"
         )
     return [found[episode.content_hash] for episode in episodes]
 

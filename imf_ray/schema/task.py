@@ -22,7 +22,7 @@ class DataConfig:
         "data/sim_transfer",
         "Folder of the episodes. For reading it may be an fsspec URL (s3://bucket/demos, "
         "https://host/demos). Its files are read without a local copy. Some file systems need an "
-        "extra package. A resumed run may name another place of the same episodes. evaluate looks "
+        "extra package. A resumed run may name another folder of the same episodes. evaluate looks "
         "here for held-out episodes that are no longer where the run read them.",
         is_path=True,
         resumable=True,

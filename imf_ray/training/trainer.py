@@ -266,7 +266,7 @@ def _start_step(run_dir: RunDir) -> int:
 def init_or_verify_run_dir(run: PreparedRun, run_dir: RunDir) -> SamplePlan:
     """Create the run's folder, or check that it belongs to the same run; return its sample plan.
 
-    The data set may have been moved. The folder then gets its new place.
+    The data set may have been moved. The folder then gets its new path.
 
     The number of virtual shards is fixed at the run's first launch. Batches therefore stay the same
     when the number of workers changes.
