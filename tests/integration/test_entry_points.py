@@ -74,7 +74,9 @@ def test_train_and_evaluate_accept_relative_paths(demonstrations: Path, tmp_path
     assert summary["rollout/failed"] == 0.0 and summary["latency"]["inference_ms_p95"] > 0.0
     for name in ("trajectory.npz", "trajectory.png"):
         assert (tmp_path / "evaluated/trajectories/seed_500001" / name).stat().st_size > 1000
-    refused = run_command("evaluate", "checkpoint=runs", "agent.head.n_emb=4", cwd=tmp_path)
+    refused = run_command(
+        "evaluate", "checkpoint=runs/smoke/checkpoint_00000002", "agent.head.n_emb=4", cwd=tmp_path
+    )
     assert refused.returncode == 2 and "part of the checkpoint" in refused.stderr
     assert (tmp_path / "evaluated/grid.mp4").stat().st_size > 1000
 
