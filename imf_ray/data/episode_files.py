@@ -23,9 +23,14 @@ from imf_ray.storage import (
 )
 
 _EPISODE_NAME = re.compile(r"episode_?([0-9]+)\.(?:hdf5|hdf|h5)", re.IGNORECASE)
-_HDF5_NAME = re.compile(r"\.(?:hdf5|hdf|h5)(?![a-z0-9])", re.IGNORECASE)
+_HDF5_NAME = re.compile(r"\.(?:hdf5|hdf|h5|he5|hd5|h5py|nc)(?![a-z0-9])", re.IGNORECASE)
 """Also matches copies such as `episode_1.hdf5.bak`."""
-_ARCHIVE_NAME = re.compile(r"\.(?:zip|tar|tgz|tar\.[a-z0-9]+|7z|rar)$", re.IGNORECASE)
+_NUMBERED_NAME = re.compile(
+    r"\.?_?episode[ _-]*\d(?!.*\.(?:mp4|avi|gif|png|jpe?g|json|ya?ml|txt|md|csv)$)", re.IGNORECASE
+)
+"""Matches names that begin like those of episodes, except those of videos, images and notes."""
+_PACKED_NAME = re.compile(r"\.(?:zip|tar|tgz|tar\.[a-z0-9]+|7z|rar|gz|bz2|xz|zst)$", re.IGNORECASE)
+_UNFINISHED_NAME = re.compile(r"\.(?:part|partial|crdownload)$", re.IGNORECASE)
 NAME_RULE = f"an episode is a file named episode_NUMBER{SUFFIX} or .h5"
 MAX_LISTED_NAMES = 20
 """Maximum number of file names in a message."""
@@ -136,12 +141,16 @@ def _episodes(entries: Iterable[_Entry]) -> list[AnyPath]:
 
 
 def _other_hdf5_names(entries: Iterable[_Entry]) -> list[str]:
-    """Return the names that look like those of HDF5 files and are no episodes."""
-    return [
-        f"{entry.name}/" if entry.is_folder else entry.name
-        for entry in entries
-        if _HDF5_NAME.search(entry.name) and (entry.is_folder or episode_number(entry.name) is None)
-    ]
+    """Return the names that look like those of HDF5 files or episodes and are no episodes."""
+    names = []
+    for entry in entries:
+        if entry.is_folder:
+            names += [f"{entry.name}/"] if _HDF5_NAME.search(entry.name) else []
+        elif episode_number(entry.name) is None and (
+            _HDF5_NAME.search(entry.name) or _NUMBERED_NAME.match(entry.name)
+        ):
+            names.append(entry.name)
+    return names
 
 
 def _explain_no_episodes(
@@ -153,7 +162,7 @@ def _explain_no_episodes(
     if not exists(folder):
         return f"does not exist. If the data set was moved, give its new folder. {collect}"
     is_file = _is_file(folder, entries)
-    if _ARCHIVE_NAME.search(folder.name) and is_file:
+    if _PACKED_NAME.search(folder.name) and is_file:
         return "is a file. Unpack it, and give the folder of its episodes."
     other_folders = [*_subfolders_with_episodes(entries), *_parent_with_episodes(folder)]
     if other_folders:
@@ -161,12 +170,21 @@ def _explain_no_episodes(
         return f"{'is a file' if is_file else 'has no episodes itself'}. Use {folders}"
     if is_file:
         return f"is a file. Give a folder of episodes; {NAME_RULE}."
-    others = _other_hdf5_names(entries)
-    if others:
-        return f"has no episodes, because {NAME_RULE}. Rename its HDF5 files: {_enumerate(others)}"
-    archives = [entry.name for entry in entries if _ARCHIVE_NAME.search(entry.name)]
-    if archives:
-        return f"has no episodes. Unpack {_enumerate(archives)}"
+    packed = [entry.name for entry in entries if _PACKED_NAME.search(entry.name)]
+    others = [name for name in _other_hdf5_names(entries) if name not in packed]
+    unfinished = [name for name in others if _UNFINISHED_NAME.search(name)]
+    misnamed = [name for name in others if name not in unfinished]
+    ways_out = [
+        f"{way_out} {_enumerate(names)}"
+        for way_out, names in (
+            ("Unpack", packed),
+            ("Download or copy again what is not complete:", unfinished),
+            ("Rename these if they are HDF5 files of episodes:", misnamed),
+        )
+        if names
+    ]
+    if ways_out:
+        return f"has no episodes, because {NAME_RULE}. {'. '.join(ways_out)}"
     return f"has no episodes ({NAME_RULE}). {collect}"
 
 

@@ -36,9 +36,14 @@ OTHERS = (
     ".episode_6.hdf5.123.partial",
     "._episode_0.hdf5",
     "episode_\u0663.hdf5",  # an Arabic digit
+    "episode_1.he5",
+    "episode_2",
+    "Episode 3.hd5",
+    "_episode-4.h5py",
+    "demo.nc",
 )
 """Names of HDF5 files that are no episodes."""
-UNRELATED = ("episode_0.mp4", "notes.txt", "dataset_stats.pkl", "episode_0")
+UNRELATED = ("episode_0.mp4", "notes.txt", "dataset_stats.pkl", "episodes.csv")
 
 
 @pytest.fixture(params=["folder", "url"])
@@ -66,7 +71,7 @@ def test_episodes_are_recognized_by_name_and_sorted_by_number(
     assert [episode_number(path.name) for path in files] == list(EPISODES.values())
     assert list_episodes(folder) == files
     assert all(name in caplog.text for name in (*OTHERS, "episode_8.hdf5/"))
-    assert not any(name in caplog.text for name in UNRELATED[:-1])
+    assert not any(name in caplog.text for name in UNRELATED)
 
 
 def test_the_names_of_new_episodes_are_recognized(tmp_path: Path) -> None:
@@ -95,7 +100,10 @@ def test_two_files_of_one_number_are_an_error(folder: AnyPath, names: tuple[str,
         ([], "data", ["does not exist", "imf_ray.collect"]),
         (["data/notes.txt"], "data", ["imf_ray.collect"]),
         (["data/demo_0.hdf5", "data/x_bad.h5"], "data", ["demo_0.hdf5", "x_bad.h5", "episode_"]),
-        (["data/episode_0.hdf5.gz"], "data", ["episode_0.hdf5.gz"]),
+        (["data/episode_0.he5"], "data", ["Rename", "episode_0.he5"]),
+        (["data/episode_0"], "data", ["Rename", "episode_0"]),
+        (["data/episode_0.hdf5.gz"], "data", ["Unpack episode_0.hdf5.gz"]),
+        (["data/episode_0.h5.part", "data/b.zip"], "data", ["not complete: episode_0", "Unpack b"]),
         (["data/a/episode_0.h5", "data/b/x.txt"], "data", ["data.dataset_dir={}/data/a"]),
         (["data/raw/a/episode0.hdf5"], "data", ["data.dataset_dir={}/data/raw/a"]),
         (["data/episode_0.hdf5", "data/images/x.png"], "data/images", ["data.dataset_dir={}/data"]),
