@@ -6,6 +6,7 @@ A part is a dataset, or a link. Values are read only from datasets that lie in t
 from __future__ import annotations
 
 import hashlib
+import math
 import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -178,6 +179,12 @@ def _storage_problem(dataset: h5py.Dataset) -> str | None:
     declared, stored = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
     if declared > MAX_COMPRESSION_RATIO * stored:
         return f"declares {declared} bytes, but only {stored} are stored"
+    if dataset.chunks is not None:  # chunks that were never written read as the fill value
+        sizes = zip(dataset.shape, dataset.chunks, strict=True)
+        expected = math.prod(-(-size // chunk) for size, chunk in sizes)
+        written = dataset.id.get_num_chunks()
+        if written < expected:
+            return f"is incomplete: only {written} of {expected} chunks were written"
     return None
 
 

@@ -36,7 +36,7 @@ from imf_ray.schema import Config
 from imf_ray.storage import AnyPath, exists, is_remote, is_transient, parse_path
 
 INDEX_FILE = "index.json"
-CACHE_VERSION = 10
+CACHE_VERSION = 11
 """Version of `index.json`. A cache of another version is ignored."""
 log = logging.getLogger(__name__)
 

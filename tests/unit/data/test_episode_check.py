@@ -50,6 +50,16 @@ def _unwritten(name: str, shape: tuple[int, ...]) -> Change:
     return create
 
 
+def _half_written(name: str) -> Change:
+    def write(file: h5py.File) -> None:
+        values = file[name][:]
+        del file[name]
+        dataset = file.create_dataset(name, values.shape, "f4", chunks=(1, *values.shape[1:]))
+        dataset[: LENGTH // 2] = values[: LENGTH // 2]
+
+    return write
+
+
 def _virtual(file: h5py.File) -> None:
     layout = h5py.VirtualLayout((LENGTH, 14), np.float32)
     layout[:] = h5py.VirtualSource("elsewhere.hdf5", "action", (LENGTH, 14))
@@ -121,6 +131,7 @@ COMPOUND = np.zeros(LENGTH, dtype=[("time", "f8"), ("name", "S4")])
         (_virtual, "virtual"),
         (_unknown_type, "time"),
         (_variable_length, "points"),
+        (_half_written("observations/qvel"), "observations/qvel"),
         (lambda file: file.create_group("meta/more"), None),
         (_attributes, None),
     ],
@@ -169,6 +180,8 @@ def test_a_damaged_dataset_that_no_run_uses_does_not_matter(tmp_path: Path) -> N
         (_replace("action", lambda values: np.append(values, values, axis=0)), "/action"),
         (_replace("action", lambda values: values * np.nan), "/action"),
         (_unwritten("action", (LENGTH, 14)), "/action"),
+        (_half_written("action"), f"{LENGTH // 2} of {LENGTH}"),
+        (_half_written("observations/qpos"), f"{LENGTH // 2} of {LENGTH}"),
         (_replace("action", lambda _: h5py.ExternalLink("elsewhere.hdf5", "/action")), "/action"),
         (_replace("observations/qpos", lambda values: values[:, 0]), "(T, 1)"),
         (lambda file: file.move("observations/qpos", "observations/state"), "/observations/state"),
