@@ -18,20 +18,19 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import getpass
 import json
 import logging
 import os
 import signal
-import socket
+import stat
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from imf_ray.claim_owner import Owner
 from imf_ray.errors import StorageError, UserError
 from imf_ray.storage import (
     DISK_FULL_ERRNOS,
@@ -48,8 +47,6 @@ HEARTBEAT_S = 5.0
 """Seconds between two changes of a claim by its owner."""
 DEAD_AFTER_S = 60.0
 """Seconds without a change after which the owner of a claim counts as dead."""
-OUTDATED_AFTER_S = 600.0
-"""Age in seconds, by the clocks of both machines, from which a claim is not watched for changes."""
 DAMAGED_AFTER_S = 3 * HEARTBEAT_S
 """Seconds without a change after which a claim that cannot be read counts as nobody's."""
 BUSY_WAIT_S = 1.0
@@ -58,79 +55,11 @@ READ_BACK_S = 2.0
 """Seconds after which a claim is read back where two processes may have written it."""
 POLL_S = 0.2
 """Seconds between two attempts to lock a claim, and between two looks for a change."""
-BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 log = logging.getLogger(__name__)
 
 
 class ClaimedError(UserError):
     """Another process writes to the folder."""
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The process that writes to a folder, as stored in its claim."""
-
-    token: str
-    """Identifies the claim."""
-    host: str
-    user: str
-    pid: int
-    start_time: int | None
-    """Start of the process in clock ticks since the machine started; None if unknown."""
-    machine: str
-    """Identifies the machine until it is restarted; equal in all of its containers."""
-    pid_namespace: str
-    """Identifies the processes that `pid` is unique among."""
-    lock_device: int | None
-    """Device of the locked claim; None without a lock."""
-    since: float
-    """Time of the claim in seconds since 1970."""
-    alive_at: float
-    """Time of the last change, by the owner's clock, in seconds since 1970."""
-
-    @classmethod
-    def this_process(cls, lock_device: int | None) -> Owner:
-        """Return a new claim's owner."""
-        now = time.time()
-        return cls(
-            token=uuid.uuid4().hex,
-            host=socket.gethostname(),
-            user=_user(),
-            pid=os.getpid(),
-            start_time=_start_time(os.getpid()),
-            machine=_machine(),
-            pid_namespace=_pid_namespace(),
-            lock_device=lock_device,
-            since=now,
-            alive_at=now,
-        )
-
-    @classmethod
-    def parse(cls, text: str | None) -> Owner | None:
-        """Return the owner that a claim names; None if there is no claim or it is damaged."""
-        try:
-            owner = cls(**json.loads(text or ""))
-            str(owner), time.time() - owner.alive_at  # fields of other types raise an error
-        except (ValueError, TypeError, OverflowError, OSError, RecursionError):
-            return None
-        return owner
-
-    def is_alive(self, lock_device: int | None) -> bool | None:
-        """Return True if the process is alive, False if it is dead, None if only time can tell.
-
-        Args:
-            lock_device: device of the claim if this process has its lock, else None.
-        """
-        if self.machine == _machine():
-            if lock_device is not None and self.lock_device == lock_device:
-                return False  # a living owner would have the lock
-            if self.pid_namespace == _pid_namespace() and self.start_time is not None:
-                return _start_time(self.pid) == self.start_time
-        return False if time.time() - self.alive_at > OUTDATED_AFTER_S else None
-
-    def __str__(self) -> str:
-        since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(self.since))
-        return f"process {int(self.pid)} of {self.user} on {self.host} has written since {since}"
 
 
 @contextmanager
@@ -185,25 +114,24 @@ class _Lock:
 
     @classmethod
     def acquire(cls, path: Path) -> _Lock | None:
-        """Create or open a claim file and lock it; return None if another process has the lock."""
+        """Create or open a claim file and lock it; return None if other processes keep it.
+
+        Raises:
+            UserError: something else has the path of the claim.
+            StorageError: the claim cannot be opened.
+        """
         deadline = time.monotonic() + BUSY_WAIT_S
         while True:
+            _refuse_other_than_file(path)
             lock = cls._open(path)
             if lock is not None:
-                try:
-                    fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    lock.close()
-                    if time.monotonic() > deadline:
-                        return None
-                    time.sleep(POLL_S)
-                    continue
-                except OSError:  # a file system without locks
-                    lock.device = None
-                if lock._is_current():
+                if lock._try_lock() and lock._is_current():
                     _locks.add(lock)
                     return lock
                 lock.close()
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(POLL_S)
 
     @classmethod
     def _open(cls, path: Path) -> _Lock | None:
@@ -228,6 +156,16 @@ class _Lock:
                     fd = os.open(path, os.O_RDONLY)
             return cls(path, fd, is_new, is_writable, os.fstat(fd).st_dev)
 
+    def _try_lock(self) -> bool:
+        """Lock the file; return False if another process has locked it."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            self.device = None
+        return True
+
     def _is_current(self) -> bool:
         """Return True if the path still names this file; the previous owner may have deleted it."""
         try:
@@ -248,6 +186,17 @@ class _Lock:
         os.close(self.fd)
 
     __hash__ = object.__hash__
+
+
+def _refuse_other_than_file(path: Path) -> None:
+    """Raise a `UserError` if a link or folder has the path of a claim. No claim is written so."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # there is none, or opening it says why not
+        return
+    if not stat.S_ISREG(mode):
+        kind = f"a link to {os.readlink(path)}" if stat.S_ISLNK(mode) else "no regular file"
+        raise UserError(f"{path} is {kind}, but only imf-ray writes this file. Delete it.")
 
 
 _locks: set[_Lock] = set()
@@ -372,10 +321,11 @@ class _Claim:
 
     def _error(self, owner: Owner | None) -> ClaimedError:
         text = owner or "another process on this machine is writing to it"
+        is_elsewhere = owner is not None and not owner.is_of_this_machine()
         dead = f" A process that was killed counts as dead {DEAD_AFTER_S:.0f} s later."
         return ClaimedError(
             f"{display_path(self._folder)} is in use: {text}. Wait until it has ended, or "
-            f"{self._way_out}.{dead if owner is not None and owner.machine != _machine() else ''}"
+            f"{self._way_out}.{dead if is_elsewhere else ''}"
         )
 
     def _read(self) -> str | None:
@@ -414,35 +364,3 @@ class _Claim:
                 self._write(dataclasses.replace(self._owner, alive_at=time.time()))
             except StorageError as error:  # others wait for `DEAD_AFTER_S`
                 log.debug("The claim was not renewed: %s", error)
-
-
-def _machine() -> str:
-    """Return an id of this machine that changes when it is restarted."""
-    try:
-        return BOOT_ID_FILE.read_text().strip()
-    except OSError:
-        return f"{socket.gethostname()}-{uuid.getnode():x}"
-
-
-def _pid_namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _start_time(pid: int) -> int | None:
-    """Return the start of a process in clock ticks since boot; None if it has ended or unknown."""
-    try:
-        _, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
-    except OSError:
-        return None
-    state, *others = fields.split()
-    return None if state in "ZX" else int(others[18])
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may have no name for the user
-        return f"user {os.getuid()}"

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from imf_ray.claims import CLAIM_FILE, ClaimedError, Owner, claim
+from imf_ray.claim_owner import Owner
+from imf_ray.claims import CLAIM_FILE, ClaimedError, claim
 from imf_ray.storage import local_dir
 from tests.helpers.commands import command_environment
 

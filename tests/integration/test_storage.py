@@ -17,7 +17,7 @@ from s3fs import S3FileSystem
 from safetensors.torch import load_file
 from upath import UPath
 
-from imf_ray import claims
+from imf_ray import claim_owner, claims
 from imf_ray.agents.pretrained import EMA_WEIGHTS_FILE, WEIGHTS_FILE
 from imf_ray.checkpoint_dir import CHECKPOINT_GLOB, checkpoint_step
 from imf_ray.claims import ClaimedError
@@ -75,11 +75,11 @@ def test_a_run_in_a_bucket_has_one_writer(
         elsewhere = RunDir(local_dir(bucket) / "run")
         with pytest.raises(ClaimedError, match=str(os.getpid())), elsewhere.claimed():
             pass
-        machine = claims._machine()
-        monkeypatch.setattr(claims, "_machine", lambda: "another boot id")
+        machine = claim_owner._machine()
+        monkeypatch.setattr(claim_owner, "_machine", lambda: "another boot id")
         with pytest.raises(ClaimedError, match=str(os.getpid())), elsewhere.claimed():
             pass  # its heartbeat shows that the first one is alive
-        monkeypatch.setattr(claims, "_machine", lambda: machine)
+        monkeypatch.setattr(claim_owner, "_machine", lambda: machine)
     with elsewhere.claimed():
         download(local_dir(bucket))
         upload(local_dir(bucket))

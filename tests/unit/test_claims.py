@@ -23,7 +23,8 @@ import pytest
 from upath import UPath
 
 from imf_ray import claims
-from imf_ray.claims import CLAIM_FILE, ClaimedError, Owner, claim, require_unclaimed
+from imf_ray.claim_owner import Owner
+from imf_ray.claims import CLAIM_FILE, ClaimedError, claim, require_unclaimed
 from imf_ray.errors import UserError
 from imf_ray.storage import local_dir
 
@@ -297,4 +298,28 @@ def test_a_claim_on_a_full_disk_relies_on_its_lock(
 def test_a_file_instead_of_a_folder_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=str(tmp_path / name)), claim(tmp_path / name, WAY_OUT):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["dangling link", "link", "folder", "pipe"])
+def test_a_claim_that_is_no_regular_file_is_named(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "run" / CLAIM_FILE
+    file.parent.mkdir()
+    (tmp_path / "other").touch()
+    {
+        "dangling link": lambda: file.symlink_to("missing"),
+        "link": lambda: file.symlink_to(tmp_path / "other"),
+        "folder": file.mkdir,
+        "pipe": lambda: os.mkfifo(file),
+    }[kind]()
+    with pytest.raises(UserError, match=str(file)), claim(file.parent, WAY_OUT):
+        pass
+    assert os.path.lexists(file)
+
+
+def test_a_claim_that_always_disappears_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims._Lock, "_open", lambda _: None)
+    with pytest.raises(ClaimedError), claim(tmp_path, WAY_OUT):
         pass

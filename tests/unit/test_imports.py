@@ -33,6 +33,7 @@ LEAVES = {
     "aliases",
     "bundled",
     "checkpoint_dir",
+    "claim_owner",
     "claims",
     "config",
     "env_vars",
