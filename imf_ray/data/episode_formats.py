@@ -22,6 +22,8 @@ AUTO, IMF_RAY = "auto", "imf_ray"
 IMAGES = "observations/images"
 """Group of the images, with one dataset per camera."""
 _UNIT_TOLERANCE = 1e-3  # of the length of a unit quaternion
+EE_ACTION_DIM = 16
+"""Width of RoboIMI's end-effector targets."""
 _EE_QUATERNION_SLICES = (slice(3, 7), slice(11, 15))
 OWN_ATTRIBUTES = frozenset({"max_reward", "multisampling", "shadows"})
 """Root attributes that only this project writes."""
@@ -114,7 +116,7 @@ class RoboImiFormat(ActFormat):
             action = find_dataset(file, "action")
         except UserError:  # its values are not in the file, or only declared
             return False
-        if action is None or action.shape[1:] != (16,) or not len(action):
+        if action is None or action.shape[1:] != (EE_ACTION_DIM,) or not len(action):
             return False
         if action.dtype.kind != "f":
             return False

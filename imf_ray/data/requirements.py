@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from imf_ray.config import to_override
-from imf_ray.data.episode_formats import FORMATS, IMAGES, IMF_RAY, is_own_recording
+from imf_ray.data.episode_formats import (
+    EE_ACTION_DIM,
+    FORMATS,
+    IMAGES,
+    IMF_RAY,
+    is_own_recording,
+)
 from imf_ray.data.episodes import QPOS, EpisodeMetadata, pose_dataset
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
@@ -29,11 +35,15 @@ class Mismatch:
     """The part and the option that contradict each other, as a clause."""
     options: tuple[str, ...] = ()
     """Assignments `option=value` that would fit; empty if no value would."""
+    common_options: tuple[str, ...] = ()
+    """Assignments that would fit this episode and all others with this kind of mismatch."""
     is_damage: bool = False
     """True if the part could not be used with any value, so that the file may be the cause."""
 
     def is_like(self, other: Mismatch) -> bool:
         """Return True if the same values of options, or else the same repair, would help both."""
+        if self.common_options:
+            return self.common_options == other.common_options
         return self.options == other.options if self.options else self.reason == other.reason
 
     def __str__(self) -> str:
@@ -85,7 +95,10 @@ def require_fitting_options(
     if not common:
         return
     reasons = "; ".join(mismatch.reason for mismatch in common)
-    options = dict.fromkeys(option for mismatch in common for option in mismatch.options)
+    options: dict[str, None] = {}
+    for mismatch in common:
+        is_same = all(any(mismatch.options == o.options for o in found) for found in others)
+        options.update(dict.fromkeys(mismatch.options if is_same else mismatch.common_options))
     if options:
         raise UserError(
             f"The options do not fit the episodes in {folder}: {reasons}. "
@@ -112,21 +125,8 @@ def find_unread(info: EpisodeMetadata, config: Config) -> dict[str, str | None]:
 
 def _vector_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismatch]:
     """Check the states, and the actions of the run's action space."""
-    space = config.task.action_space
-    actions = FORMATS[info.format].actions.get(space, "")
-    if space not in info.action_spaces and actions not in info.problems:
-        yield Mismatch(
-            f"the files (format {info.format}) have {' and '.join(info.action_spaces) or 'no'} "
-            f"actions, not those of task.action_space={space}",
-            tuple(f"task.action_space={other}" for other in info.action_spaces[:1]),
-        )
-    recorded = info.attributes.get("action_space", "joint")
-    # The attribute describes /action. End-effector targets have a dataset of their own.
-    if info.format == IMF_RAY and recorded != "joint":
-        yield Mismatch(
-            f"the attribute action_space={recorded} says that /action has no joint targets",
-            ("data.format=roboimi", "task.action_space=ee") if recorded == "ee" else (),
-        )
+    yield from _action_space_mismatches(info, config.task.action_space)
+    actions = FORMATS[info.format].actions.get(config.task.action_space, "")
     for name, key in ((QPOS, "state_dim"), (actions, "action_dim")):
         configured = getattr(config.agent, key)
         if name in info.problems:
@@ -135,6 +135,38 @@ def _vector_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismat
             yield Mismatch(
                 f"/{name} is {width} wide, but agent.{key}={configured}", (f"agent.{key}={width}",)
             )
+
+
+def _action_space_mismatches(info: EpisodeMetadata, space: str) -> Iterable[Mismatch]:
+    """Check that a file has actions of the run's action space, and that its attribute agrees."""
+    if space in info.action_spaces and space != "joint":
+        return  # end-effector targets have a dataset of their own, or a format of their own
+    recorded = _unwrap(info.attributes.get("action_space", "joint"))
+    # The attribute describes /action. Other programs may name their action spaces differently.
+    if info.format == IMF_RAY and str(recorded).lower() != "joint":
+        is_ee = recorded == "ee"
+        yield Mismatch(
+            f"the attribute action_space={recorded} does not say that /action has joint targets"
+            f"{'' if is_ee else ', which data.format=act takes it for'}",
+            ("data.format=roboimi", "task.action_space=ee") if is_ee else ("data.format=act",),
+        )
+        if is_ee:
+            return
+    if space in info.action_spaces or FORMATS[info.format].actions.get(space) in info.problems:
+        return
+    reason = (
+        f"the files (format {info.format}) have {' and '.join(info.action_spaces) or 'no'} "
+        f"actions, not those of task.action_space={space}"
+    )
+    options = tuple(f"task.action_space={other}" for other in info.action_spaces[:1])
+    stats = info.stats.get("action")
+    if info.format == "act" and stats is not None and len(stats.mean) == EE_ACTION_DIM:
+        reason += (
+            f". Actions {EE_ACTION_DIM} wide may be end-effector targets, which data.format=roboimi"
+            " reads; only for joint targets set task.action_space=joint"
+        )
+        options = ("data.format=roboimi",)
+    yield Mismatch(reason, options)
 
 
 def _camera_mismatches(
@@ -162,11 +194,12 @@ def _camera_mismatches(
             f"{camera} {height}x{width}" for camera, (height, width) in others.items()
         )
         (height, width), *differing = set(sizes.values())
-        is_one_square = height == width and not differing
+        is_one_square, resizing = height == width and not differing, ("data.resize_images=true",)
         yield Mismatch(
             f"the images have another size (height x width: {recorded}) than task.image_size={size}"
             ", to which data.resize_images=true scales them",
-            (f"task.image_size={height}" if is_one_square else "data.resize_images=true",),
+            (f"task.image_size={height}",) if is_one_square else resizing,
+            common_options=resizing,
         )
 
 
@@ -190,9 +223,18 @@ def _object_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismat
 def _recording_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismatch]:
     """Compare root attributes with options. Other programs may use the same names differently."""
     task = config.task
-    rate = info.attributes.get("control_hz")
-    if isinstance(rate, (int, float)) and not isinstance(rate, bool):
-        yield from _compare(info.attributes, "control_hz", "task.control_hz", task.control_hz)
+    if "control_hz" in info.attributes:
+        recorded = info.attributes["control_hz"]
+        rate = _positive_integer(recorded)
+        if rate is None:
+            yield Mismatch(
+                f"the attribute control_hz={recorded} is not a whole number of steps per second. "
+                "Correct or delete the attribute"
+            )
+        else:
+            yield from _compare(
+                {"control_hz": rate}, "control_hz", "task.control_hz", task.control_hz
+            )
     if is_own_recording(info.attributes):
         yield from _compare(info.attributes, "task", "task.env_id", task.env_id)
         yield from _compare(info.attributes, "shadows", "task.shadows", task.shadows)
@@ -210,6 +252,23 @@ def _compare(
             f"the episodes were recorded with {name}={recorded}, but the run has {option}={value}",
             (to_override(option, recorded),),
         )
+
+
+def _unwrap(value: Any) -> Any:
+    """Return the single value of a list with one element, otherwise the value itself."""
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value
+
+
+def _positive_integer(value: Any) -> int | None:
+    """Return an attribute's value as a whole number of at least 1, or None if it is not one."""
+    value = _unwrap(value)
+    try:
+        number = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() and number >= 1 else None
 
 
 def _image_dataset(camera: str) -> str:

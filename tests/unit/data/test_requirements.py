@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -125,6 +126,70 @@ def test_a_control_rate_binds_whoever_recorded_it(act: Path) -> None:
             file.attrs["shadows_"] = True
     with pytest.raises(UserError, match=r"Set task\.control_hz=30"):
         _require_fitting(act, *ACT_OPTIONS, f"task.image_size={HEIGHT}")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "fitting"),
+    [
+        (25.0, None),
+        (np.array([25]), None),
+        ("25", None),
+        (30.0, "task.control_hz=30"),
+        (np.array([30.0]), "task.control_hz=30"),
+        ("30", "task.control_hz=30"),
+        *((bad, "") for bad in (np.nan, np.inf, 29.97, 0, -1, True, "fast", np.array([30, 30]))),
+    ],
+)
+def test_a_control_rate_is_a_whole_number(act: Path, recorded: Any, fitting: str | None) -> None:
+    for path in act.iterdir():
+        with h5py.File(path, "r+") as file:
+            file.attrs["control_hz"] = recorded
+    options = (*ACT_OPTIONS, f"task.image_size={HEIGHT}", "task.control_hz=25")
+    if fitting is None:
+        _require_fitting(act, *options)
+        return
+    with pytest.raises(UserError, match="control_hz") as error:
+        _require_fitting(act, *options)
+    expected = f"Set {fitting}." if fitting else "control_hz="
+    assert expected in str(error.value) and ("Set " in str(error.value)) == bool(fitting)
+
+
+@pytest.mark.parametrize("recorded", ["joint_position", 14, "ee_pose", "Joint", ["joint"]])
+def test_the_attribute_of_another_program_does_not_exclude_its_files(
+    act: Path, recorded: Any
+) -> None:
+    for path in act.iterdir():
+        with h5py.File(path, "r+") as file:
+            file.attrs["action_space"] = recorded
+    options = (*ACT_OPTIONS, f"task.image_size={HEIGHT}")
+    if recorded in ("Joint", ["joint"]):
+        _require_fitting(act, *options)
+        return
+    with pytest.raises(UserError, match=r"Set data\.format=act\."):
+        _require_fitting(act, *options)
+
+
+def test_inexact_end_effector_targets_are_not_offered_as_joint_targets(tmp_path: Path) -> None:
+    path = tmp_path / "episode_0.hdf5"
+    write_roboimi(path)
+    with h5py.File(path, "r+") as file:
+        file["action"][2, 3:7] *= 1.002
+    assert check_episode(path).format == "act"
+    options = ("data.camera_names=[top]", "agent.state_dim=16", "data.resize_images=true")
+    with pytest.raises(UserError, match=r"Set data\.format=roboimi\."):
+        _require_fitting(tmp_path, *options, "task.action_space=ee")
+    config = tiny_config(tmp_path, *options, "task.action_space=ee")
+    assert find_mismatches(check_episode(path, "roboimi"), config) == []
+
+
+def test_images_of_different_sizes_must_be_resized(act: Path) -> None:
+    with h5py.File(act / "episode_1.hdf5", "r+") as file:
+        del file["observations/images/top"]
+        file["observations/images/top"] = np.zeros((LENGTH, 8, 8, 3), np.uint8)
+    options = (*ACT_OPTIONS, "task.image_size=64")
+    with pytest.raises(UserError, match=r"Set data\.resize_images=true\."):
+        _require_fitting(act, *options)
+    _require_fitting(act, *options, "data.resize_images=true")
 
 
 def test_the_action_space_of_roboimi(tmp_path: Path) -> None:
