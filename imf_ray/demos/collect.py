@@ -203,12 +203,19 @@ def _read_state(folder: Path, first_seed: int) -> CollectionState:
         previous = seeds[-1] if seeds else first_seed - 1
         # The list of failed seeds may be missing in a copy of the data set.
         has_gap = len(set(range(previous + 1, seed)).difference(failed)) > MAX_FAILURES
-        if path != episode_path(folder, number) or seed <= previous or has_gap:
+        if seed <= previous or has_gap:
             after = f", after seed {previous}" if seeds else ""
             raise UserError(
                 f"{path} (seed {seed}{after}) does not continue a collection from "
                 f"collect.seed={first_seed}. Other collections may have written to the folder. "
                 "Collect into another data.dataset_dir, or remove this file and those after it."
+            )
+        name = episode_path(folder, number).name
+        if path.name != name:
+            raise UserError(
+                f"{path} is demonstration {number} of the collection by its seed, {seed}, so its "
+                f"name must be {name}. Rename it, and those after it in the same way, or collect "
+                "into another data.dataset_dir."
             )
         seeds.append(seed)
     return CollectionState(seeds, failed)

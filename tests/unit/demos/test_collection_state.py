@@ -54,6 +54,28 @@ def test_episodes_of_two_collections_are_not_continued(tmp_path: Path, seeds: li
         _read_state(tmp_path, first_seed=0)
 
 
+@pytest.mark.parametrize("name", ["episode_0.h5", "Episode_0.hdf5", "episode_00.hdf5"])
+def test_a_demonstration_under_another_name_is_renamed_not_removed(
+    tmp_path: Path, name: str
+) -> None:
+    _write(tmp_path, [0, 1])
+    (tmp_path / "episode_0.hdf5").rename(tmp_path / name)
+    with pytest.raises(UserError, match=r"episode_0\.hdf5\. Rename") as error:
+        _read_state(tmp_path, first_seed=0)
+    assert name in str(error.value) and "remove" not in str(error.value)
+
+
+def test_demonstrations_numbered_from_one_are_renamed_in_turn(tmp_path: Path) -> None:
+    _write(tmp_path, [0, 1, 2])
+    for number in (2, 1, 0):
+        episode_path(tmp_path, number).rename(episode_path(tmp_path, number + 1))
+    for number in range(3):
+        with pytest.raises(UserError, match=rf"episode_{number}\.hdf5\. Rename"):
+            _read_state(tmp_path, first_seed=0)
+        episode_path(tmp_path, number + 1).rename(episode_path(tmp_path, number))
+    assert _read_state(tmp_path, first_seed=0).seeds == [0, 1, 2]
+
+
 @pytest.mark.parametrize("content", ["", "[1", "{}x", '["a"]', "7", "\0"])
 def test_a_damaged_list_of_failed_seeds_is_one_error(tmp_path: Path, content: str) -> None:
     _write(tmp_path, [0], content)
