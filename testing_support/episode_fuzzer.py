@@ -312,7 +312,7 @@ def fuzz(folder: Path, mutations: int, seed: int) -> list[tuple[str, str, str]]:
             file_info = replace(info, path=str(path), fingerprint=fingerprint(path))
             mutate(path, np.random.default_rng([seed, number, kind_number]))
             problems.append(reader.problem(file_info, contents))
-        results = check_dataset(data_set, paths, AUTO, force=True)  # as `imf-ray dataset check`
+        results = check_dataset(data_set, paths, AUTO)
         index = build_index(_training_config(data_set, kind))
         trained_on = {episode.path for episode in index.episodes}
         outcomes += [

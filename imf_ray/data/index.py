@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from rich.progress import track
 
 from imf_ray.data.channel_order import check_channel_order
-from imf_ray.data.check_pool import CheckResult, check_files, metadata_from_dict
+from imf_ray.data.check_pool import CheckResult, check_files, invalid_reason, metadata_from_dict
 from imf_ray.data.content_hash import HASH_ATTRIBUTE
 from imf_ray.data.episode_files import list_episodes, require_episodes
 from imf_ray.data.episode_formats import is_own_recording
@@ -157,7 +158,8 @@ def check_dataset(
 
     Args:
         format: a name in `episode_formats.FORMATS`, or `auto`.
-        force: also check files that are valid and unchanged.
+        force: also check files that are valid and unchanged, and index files again that another
+            program has changed.
 
     Raises:
         StorageError: a file that was listed cannot be read because of its storage.
@@ -186,7 +188,7 @@ def check_dataset(
     )
     try:
         for path, check in checks:
-            result = _reject_replaced(path, check, cache)
+            result = _reject_replaced(path, check, cache, force)
             if isinstance(result, EpisodeMetadata) and not result.damaged:
                 cache.store(path, result)
             else:
@@ -243,7 +245,9 @@ def _recheck_remote_failures(
     yield from check_files(failed, format)
 
 
-def _reject_replaced(path: AnyPath, result: CheckResult, cache: _Cache) -> CheckResult:
+def _reject_replaced(
+    path: AnyPath, result: CheckResult, cache: _Cache, accept_changed: bool
+) -> CheckResult:
     """Return the result of a check, or an error if the contents have changed since indexing.
 
     A file may get the name of another indexed file. A file that has its content hash as attribute
@@ -255,13 +259,18 @@ def _reject_replaced(path: AnyPath, result: CheckResult, cache: _Cache) -> Check
         return result
     if HASH_ATTRIBUTE in result.attributes and HASH_ATTRIBUTE in indexed["attributes"]:
         return result
-    reason = (
-        "its contents differ from the indexed ones. If you changed it on purpose, delete "
-        f"{cache.source} to index the data set again"
-    )
-    if result.problems:
-        reason = f"{'; '.join(result.problems.values())}; {reason}"
-    return str(bad_episode_error(path, reason))
+    # A disk error changes the contents, but neither the size nor the time.
+    is_intact = result.fingerprint != indexed["fingerprint"] and not result.damaged
+    if accept_changed and is_intact and invalid_reason(result) is None:
+        log.warning("%s was changed since it was indexed. It is indexed again.", path)
+        return result
+    reasons = "; ".join([*result.problems.values(), "its contents differ from the indexed ones"])
+    if is_intact:
+        folder = shlex.quote(str(path.parent))
+        help = f"If the change is intended, run `imf-ray dataset check {folder}`; otherwise restore"
+    else:
+        help = f"If the change is intended, delete {cache.source}; otherwise restore"
+    return f"Bad episode {path}: {reasons}. {help} the file."
 
 
 class _Cache:
