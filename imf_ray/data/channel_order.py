@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import h5py
+import numpy as np
 
 from imf_ray.errors import UserError
 
 AUTO, RGB, BGR = "auto", "rgb", "bgr"
 """Choices of `data.channel_order`."""
+OTHER_ORDER = {RGB: BGR, BGR: RGB}
+"""The order with red and blue exchanged, by order."""
 ORDER_ATTRIBUTE = "channel_order"
 """Attribute that records the order, of a camera's dataset or of the file."""
 RAW = "raw"
@@ -31,7 +34,8 @@ class StoredImages:
     has_color: bool
     """False if all images are grey, so that the channel order makes no difference."""
     channel_order: str | None
-    """`RGB` or `BGR` if the file or its format records the order, otherwise None."""
+    """The order that the file or its format records: `RGB`, `BGR`, or the text of an attribute that
+    names neither. None if the file records no order."""
 
     def read_order(self, option: str) -> str:
         """Return `RGB` or `BGR`, the order that reading assigns to the stored channels."""
@@ -39,11 +43,16 @@ class StoredImages:
 
     def is_assumed(self, option: str) -> bool:
         """Return True if neither the file nor the option `data.channel_order` states the order."""
-        return self.has_color and self.channel_order is None and option == AUTO
+        return self.has_color and self.channel_order not in OTHER_ORDER and option == AUTO
 
     def contradicts(self, option: str) -> bool:
         """Return True if the file states another order than the option `data.channel_order`."""
-        return self.has_color and self.channel_order not in (None, option) and option != AUTO
+        is_known = self.channel_order in OTHER_ORDER
+        return self.has_color and is_known and option not in (AUTO, self.channel_order)
+
+    def lacks_order(self, option: str) -> bool:
+        """Return True if the file records an unknown order, and the option does not state one."""
+        return self.channel_order is not None and self.is_assumed(option)
 
     def describe(self, option: str) -> str:
         """Return encoding and order in words, for example `JPEG, bgr (assumed)`."""
@@ -64,7 +73,7 @@ def resolve_order(option: str, recorded: str | None, is_encoded: bool) -> str:
         recorded: see `StoredImages.channel_order`.
         is_encoded: True for JPEG and PNG, False for arrays.
     """
-    if recorded is not None:
+    if recorded in OTHER_ORDER:
         return recorded
     if option != AUTO:
         return option
@@ -77,22 +86,15 @@ def has_attribute(item: h5py.HLObject, name: str) -> bool:
 
 
 def recorded_order(file: h5py.File, dataset: h5py.Dataset) -> str | None:
-    """Return the order in the attribute `ORDER_ATTRIBUTE` of a dataset or of its file, or None.
-
-    Raises:
-        UserError: the attribute has another value than rgb or bgr.
-    """
+    """Return the attribute `ORDER_ATTRIBUTE` of a dataset or of its file in lower case, or None."""
     for owner in (dataset, file):
         if not has_attribute(owner, ORDER_ATTRIBUTE):
             continue
         value = owner.attrs[ORDER_ATTRIBUTE]
+        if isinstance(value, np.ndarray) and value.size == 1:
+            value = value.item()
         text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-        order = text.strip().lower()
-        if order not in (RGB, BGR):
-            raise UserError(
-                f"the attribute {ORDER_ATTRIBUTE} of {owner.name} is {text!r}, not rgb or bgr"
-            )
-        return order
+        return text.strip().lower()
     return None
 
 
@@ -110,7 +112,8 @@ def check_channel_order(
         folder: the data set.
 
     Raises:
-        UserError: a file records another order than the option states.
+        UserError: a file records another order than the option states, or an unknown order that
+            the option has to state.
     """
     assumed = set()
     for path, cameras in episodes.items():
@@ -120,6 +123,12 @@ def check_channel_order(
                     f"data.channel_order={option} contradicts {path}, which has the images of "
                     f"camera {camera} in {images.channel_order} order. Set data.channel_order="
                     f"{AUTO}: it takes what each file records."
+                )
+            if images.lacks_order(option):
+                raise UserError(
+                    f"The attribute {ORDER_ATTRIBUTE} of camera {camera} in {path} is "
+                    f"{images.channel_order!r}, not {RGB} or {BGR}. Set data.channel_order={RGB} "
+                    f"or data.channel_order={BGR}, whichever order the images have."
                 )
             if images.is_assumed(option) and images.encoding != RAW:
                 assumed.add(f"{camera} ({images.encoding})")

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
-from imf_ray.data.channel_order import BGR, RGB
+from imf_ray.data.channel_order import OTHER_ORDER
 from imf_ray.data.check_pool import CheckResult, invalid_reason
 from imf_ray.data.episodes import EpisodeFields, EpisodeMetadata, read_slice
 from imf_ray.data.running_stats import merge
@@ -26,7 +26,6 @@ TILE_SIZE = 128
 """Side of an image in the contact sheet and in the video, in pixels."""
 FONT_SIZE, LINE_HEIGHT, CHARACTER_WIDTH = 12, 16, 7
 """Size of the contact sheet's text and of its lines and characters, in pixels."""
-_OTHER_ORDER = {RGB: BGR, BGR: RGB}
 
 
 def check_table(results: Mapping[AnyPath, CheckResult]) -> Table:
@@ -87,9 +86,9 @@ def contact_sheet(
 ) -> bytes:
     """Return a PNG with one row per episode and `IMAGES_PER_CAMERA` images of each camera.
 
-    Its header says how the images of each camera are stored. If a channel order is assumed, the
-    last row shows the first episode in the other order. If there are more than `SHEET_EPISODES`
-    episodes, the sheet shows evenly spaced ones.
+    Its header says how the images of each camera are stored. The last row shows each camera with an
+    assumed channel order in the other order, for the first such episode. If there are more than
+    `SHEET_EPISODES` episodes, the sheet shows evenly spaced ones.
 
     Args:
         channel_order: value of `data.channel_order`.
@@ -104,16 +103,21 @@ def contact_sheet(
         _arrange([_strip(episode, camera, channel_order) for camera in cameras], in_row=True)
         for episode in shown
     ]
-    images = shown[0].images
-    assumed = [camera for camera in cameras if images[camera].is_assumed(channel_order)]
+    assumed = {
+        camera: episode
+        for episode in reversed(shown)  # so that the first such episode remains
+        for camera in cameras
+        if episode.images[camera].is_assumed(channel_order)
+    }
     if assumed:
         other = {
-            camera: _OTHER_ORDER[images[camera].read_order(channel_order)] for camera in assumed
+            camera: OTHER_ORDER[episode.images[camera].read_order(channel_order)]
+            for camera, episode in assumed.items()
         }
         settings = (f"data.channel_order={order}" for order in sorted(set(other.values())))
         title = f"For comparison, colors with {' or '.join(settings)}:"
         strips = [
-            _strip(shown[0], camera, other[camera])
+            _strip(assumed[camera], camera, other[camera])
             if camera in other
             else Image.new("RGB", (IMAGES_PER_CAMERA * TILE_SIZE, TILE_SIZE))
             for camera in cameras

@@ -197,13 +197,6 @@ def test_own_recordings_are_rgb_and_foreign_files_of_their_format_may_not_be(
         assert info.format == "imf_ray" and info.images["top"].channel_order == order
 
 
-def test_an_unknown_recorded_order_is_a_problem_of_its_camera(tmp_path: Path) -> None:
-    path = tmp_path / "episode_0.hdf5"
-    _store_images(path, smooth_images(), channel_order="hsv")
-    problem = check_episode(path).problems["observations/images/top"]
-    assert "channel_order" in problem and "hsv" in problem
-
-
 def test_a_camera_that_is_no_image_is_a_problem_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "episode_0.hdf5"
     write_act(path)

@@ -194,10 +194,10 @@ def test_images_are_turned_as_their_exif_data_says(file: h5py.File) -> None:
 
 
 @pytest.mark.parametrize("owner", ["dataset", "file"])
-@pytest.mark.parametrize("value", ["rgb", "BGR", b"bgr", np.bytes_(b"RGB")])
+@pytest.mark.parametrize("value", ["rgb", "BGR", b"bgr", np.bytes_(b"RGB"), ["bgr"], [b"RGB"]])
 def test_an_attribute_records_the_order(file: h5py.File, owner: str, value: Any) -> None:
-    text = value.decode() if isinstance(value, bytes) else value
-    order = text.lower()
+    text = value[0] if isinstance(value, list) else value
+    order = (text.decode() if isinstance(text, bytes) else text).lower()
     contents = [ENCODERS["PNG"](image) for image in in_order(IMAGES, order)]
     dataset = CONTAINERS["byte strings"](file, contents)
     (dataset if owner == "dataset" else file).attrs[ORDER_ATTRIBUTE] = value
@@ -220,12 +220,17 @@ def test_the_attribute_of_a_camera_precedes_that_of_the_file(file: h5py.File) ->
     assert recorded_order(file, dataset) == BGR
 
 
-@pytest.mark.parametrize("value", ["hsv", "", 3, np.zeros(3)])
-def test_an_unknown_recorded_order_is_refused(file: h5py.File, value: Any) -> None:
-    dataset = store(file, IMAGES)
+@pytest.mark.parametrize("value", ["rgba", "HWC", "", 3, np.zeros(3)])
+def test_the_option_decides_for_an_unknown_recorded_order(file: h5py.File, value: Any) -> None:
+    dataset = store(file, IMAGES[..., ::-1])
     dataset.attrs[ORDER_ATTRIBUTE] = value
-    with pytest.raises(UserError, match=f"{ORDER_ATTRIBUTE} of /top"):
-        recorded_order(file, dataset)
+    recorded = recorded_order(file, dataset)
+    stored = open_frames(dataset, AUTO, recorded).check()
+    with pytest.raises(UserError, match=r"data\.channel_order=rgb or data\.channel_order=bgr"):
+        check_channel_order({"episode_0": {"top": stored}}, AUTO, "demos")
+    check_channel_order({"episode_0": {"top": stored}}, BGR, "demos")
+    frames = open_frames(dataset, BGR, recorded)
+    np.testing.assert_array_equal(frames[STEPS], IMAGES[STEPS])
 
 
 COLOR, RECORDED = StoredImages(8, 8, "JPEG", True, None), StoredImages(8, 8, RAW, True, RGB)

@@ -66,6 +66,15 @@ def test_the_contact_sheet_shows_the_colors_of_training(
     assert count_strips(sheet, RED[::-1]) == blue
 
 
+def test_the_comparison_shows_the_first_episode_of_an_assumed_order(tmp_path: Path) -> None:
+    episodes = red_episodes(tmp_path, encoded=True)
+    with h5py.File(episodes[0].path, "r+") as file:
+        file.attrs["channel_order"] = "rgb"
+    episodes[0] = check_episode(Path(episodes[0].path))
+    sheet = contact_sheet(episodes, ["top"], "auto")
+    assert (count_strips(sheet, RED), count_strips(sheet, RED[::-1])) == (2, 1)
+
+
 def test_the_contact_sheet_of_grey_images_has_no_comparison(tmp_path: Path) -> None:
     episode = write_episode(tmp_path / "episode_0.hdf5", np.full((LENGTH, 32, 32), 90, np.uint8))
     assert count_strips(contact_sheet([episode], ["top"], "auto"), (90, 90, 90)) == 1
