@@ -122,7 +122,7 @@ class _Lock:
         """
         deadline = time.monotonic() + BUSY_WAIT_S
         while True:
-            _refuse_other_than_file(path)
+            _refuse_obstacles(path)
             lock = cls._open(path)
             if lock is not None:
                 if lock._try_lock() and lock._is_current():
@@ -136,8 +136,6 @@ class _Lock:
     @classmethod
     def _open(cls, path: Path) -> _Lock | None:
         """Create or open a claim file; return None if another process deletes it meanwhile."""
-        if os.path.isfile(path.parent):
-            raise UserError(f"{path.parent} is a file, but must be a folder.")
         with storage_errors(path, "written"):
             path.parent.mkdir(parents=True, exist_ok=True)
             is_new = is_writable = True
@@ -188,15 +186,27 @@ class _Lock:
     __hash__ = object.__hash__
 
 
-def _refuse_other_than_file(path: Path) -> None:
-    """Raise a `UserError` if a link or folder has the path of a claim. No claim is written so."""
-    try:
-        mode = path.lstat().st_mode
-    except OSError:  # there is none, or opening it says why not
-        return
-    if not stat.S_ISREG(mode):
-        kind = f"a link to {os.readlink(path)}" if stat.S_ISLNK(mode) else "no regular file"
-        raise UserError(f"{path} is {kind}, but only imf-ray writes this file. Delete it.")
+def _refuse_obstacles(path: Path) -> None:
+    """Raise a `UserError` if something else than a claim or a folder is at or above its path."""
+    for part in (path, *path.parents):
+        try:
+            mode, is_folder = part.lstat().st_mode, part.is_dir()
+        except OSError:  # missing; or opening the claim says why it cannot be read
+            continue
+        kind = "a file" if stat.S_ISREG(mode) else "no regular file"
+        if stat.S_ISLNK(mode):
+            end = "" if os.path.exists(part) else ", which does not exist"
+            kind = f"a link to {os.readlink(part)}{end}"
+        if part == path:
+            if not stat.S_ISREG(mode):
+                raise UserError(f"{path} is {kind}, but only imf-ray writes this file. Delete it.")
+        elif not (stat.S_ISDIR(mode) or is_folder):
+            raise UserError(
+                f"{path.parent} cannot be a folder, because {part} is {kind}. Choose another "
+                f"folder, or remove {part.name}."
+            )
+        else:
+            return
 
 
 _locks: set[_Lock] = set()

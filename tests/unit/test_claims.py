@@ -294,11 +294,18 @@ def test_a_claim_on_a_full_disk_relies_on_its_lock(
     assert not (tmp_path / CLAIM_FILE).exists()
 
 
-@pytest.mark.parametrize("name", ["file", "file/below"])
-def test_a_file_instead_of_a_folder_is_named(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("obstacle", ["file", "link"])
+@pytest.mark.parametrize("below", ["", "below", "far/below"])
+def test_a_file_or_dangling_link_instead_of_a_folder_is_named(
+    tmp_path: Path, obstacle: str, below: str
+) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=str(tmp_path / name)), claim(tmp_path / name, WAY_OUT):
+    (tmp_path / "link").symlink_to("missing")
+    folder = tmp_path / obstacle / below
+    expected = {"file": "is a file", "link": "is a link to missing, which does not exist"}
+    with pytest.raises(UserError, match=expected[obstacle]) as error, claim(folder, WAY_OUT):
         pass
+    assert str(tmp_path / obstacle) in str(error.value) and "writable" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["dangling link", "link", "folder", "pipe"])
