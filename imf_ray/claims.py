@@ -171,6 +171,10 @@ class _Lock:
         except FileNotFoundError:
             return False
 
+    def age(self) -> float:
+        """Return the seconds since the last change of the file, by the clocks of both machines."""
+        return time.time() - os.fstat(self.fd).st_mtime
+
     def write(self, text: str) -> None:
         """Replace the content of the file."""
         content = text.encode()
@@ -285,7 +289,11 @@ class _Claim:
                 raise self._error(Owner.parse(read_text_or_none(self._file)))
             text = self._read()
             owner = Owner.parse(text)
-            is_alive = None if owner is None else owner.is_alive(self._device_of(lock))
+            device = self._device_of(lock)
+            if owner is not None:
+                is_alive = owner.is_alive(device)
+            else:  # a living owner would have the lock, or have repaired the claim
+                is_alive = False if device is not None and lock.age() > DEAD_AFTER_S else None
             is_created = lock.is_new and self._remote is None
             if text is None or is_created or text == dead or is_alive is False:
                 if lock.is_writable:

@@ -182,6 +182,22 @@ def test_the_dead_owner_of_a_lock_is_taken_over_at_once(
         pass
 
 
+@pytest.mark.parametrize("content", ["", "{", "\0" * 100])
+@pytest.mark.parametrize("age_s", [0, 100])
+def test_an_old_damaged_claim_is_taken_over_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, age_s: float
+) -> None:
+    """A fresh one may belong to a writer that has just started, so it is watched."""
+    watched: list[str] = []
+    monkeypatch.setattr(claims._Claim, "_changes", lambda _, text, owner: watched.append(text))
+    file = tmp_path / CLAIM_FILE
+    file.write_text(content)
+    os.utime(file, times=(time.time() - age_s,) * 2)
+    monkeypatch.setattr(claims, "DEAD_AFTER_S", 60.0)
+    with claim(tmp_path, WAY_OUT):
+        assert watched == ([] if age_s else [content])
+
+
 @pytest.mark.parametrize("kind", ["folder", "URL", "memory"])
 @pytest.mark.parametrize(
     "owner",
