@@ -86,7 +86,10 @@ def has_attribute(item: h5py.HLObject, name: str) -> bool:
 
 
 def recorded_order(file: h5py.File, dataset: h5py.Dataset) -> str | None:
-    """Return the attribute `ORDER_ATTRIBUTE` of a dataset or of its file in lower case, or None."""
+    """Return the order in the attribute `ORDER_ATTRIBUTE` of a dataset or of its file, or None.
+
+    See `StoredImages.channel_order`.
+    """
     for owner in (dataset, file):
         if not has_attribute(owner, ORDER_ATTRIBUTE):
             continue
@@ -94,7 +97,8 @@ def recorded_order(file: h5py.File, dataset: h5py.Dataset) -> str | None:
         if isinstance(value, np.ndarray) and value.size == 1:
             value = value.item()
         text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-        return text.strip().lower()
+        order = text.strip().lower()
+        return order if order in OTHER_ORDER else text
     return None
 
 

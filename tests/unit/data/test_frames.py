@@ -226,8 +226,9 @@ def test_the_option_decides_for_an_unknown_recorded_order(file: h5py.File, value
     dataset.attrs[ORDER_ATTRIBUTE] = value
     recorded = recorded_order(file, dataset)
     stored = open_frames(dataset, AUTO, recorded).check()
-    with pytest.raises(UserError, match=r"data\.channel_order=rgb or data\.channel_order=bgr"):
+    with pytest.raises(UserError, match=r"data\.channel_order=rgb or data\.channel_order=bgr") as e:
         check_channel_order({"episode_0": {"top": stored}}, AUTO, "demos")
+    assert repr(str(value)) in str(e.value)
     check_channel_order({"episode_0": {"top": stored}}, BGR, "demos")
     frames = open_frames(dataset, BGR, recorded)
     np.testing.assert_array_equal(frames[STEPS], IMAGES[STEPS])
