@@ -17,6 +17,7 @@ from imf_ray.env_vars import prepare_environment
 from imf_ray.errors import UserError
 from imf_ray.interrupts import ForcedExit, stop_at_once
 from imf_ray.schema import all_options
+from imf_ray.schema.values import TRUE_WORDS
 from imf_ray.storage import DISK_FULL_ERRNOS, PERMANENT_ERRNOS, expand_variables
 from imf_ray.terminal import STDERR, STDOUT, open_missing_streams
 
@@ -44,6 +45,7 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
         print_text(help_text(command, program, every_option=HELP_ALL in argv))
         return 0
     try:
+        _require_working_dir()
         positional, overrides = split_arguments(argv, takes_paths=command.positional is not None)
         overrides = rename_overrides(overrides, announce_rename)
         config = command.resolve(overrides)
@@ -55,7 +57,8 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
             command.run(config, overrides, *([positional] if command.positional else []))
     except (UserError, OSError) as error:
         message = _user_message(error)
-        if message is None or "debug=true" in (argument.lower() for argument in argv):
+        debug = {f"debug={word}" for word in TRUE_WORDS}
+        if message is None or debug & {argument.lower() for argument in argv}:
             raise
         print(f"Error: {message}", file=STDERR)
         return EXIT_USER_ERROR
@@ -69,6 +72,14 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
             os._exit(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _require_working_dir() -> None:
+    """Raise a `UserError` if the working directory was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("The working directory was deleted. Change to another one.") from error
 
 
 def _user_message(error: UserError | OSError) -> str | None:

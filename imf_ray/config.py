@@ -37,7 +37,7 @@ CONF_DIR = Path(__file__).parent / "conf"
 RECIPE, CONFIG = "recipe", "config"
 GROUPS = {"agent": "resnet_imf_attnres", "task": "sim_transfer", "cluster": "local"}
 """Sections whose values may come from a YAML group file, and the default file of each."""
-WORKERS, WORKER_RANGE = "cluster.num_workers", re.compile(r"(\d+)\.\.(\d+)")
+WORKERS, WORKER_RANGE = "cluster.num_workers", re.compile(r"([0-9]+)\.\.([0-9]+)")
 """Option of the form `cluster.num_workers=2..8`: the minimum and the maximum number of workers."""
 RUN_OPTIONS = ("run_name", "resume", "checkpoint", "search_space")
 """Options that identify one run or sweep. `config=FILE` does not take them from the file."""
@@ -181,7 +181,7 @@ def find_yaml(option: str, choice: str, shipped_dir: Path) -> Path:
     Raises:
         UserError: there is no such name.
     """
-    if choice.endswith((".yaml", ".yml")):
+    if choice.lower().endswith((".yaml", ".yml")):
         return _local_path(choice, f"{option}={choice}")
     path = shipped_dir / f"{choice}.yaml"
     names = yaml_names(shipped_dir)

@@ -240,6 +240,9 @@ def _member(group: Any, name: str, key: str, keys: tuple[str, ...]) -> Any:
 
 def _to_array(name: str, value: Any) -> np.ndarray:
     """Convert a tensor on any device, an image object or nested lists to an array of numbers."""
+    mode = getattr(value, "mode", "RGB")
+    if isinstance(mode, str) and mode != "RGB":
+        raise ValueError(f"{name} is a PIL image of mode {mode}; use image.convert('RGB')")
     try:
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu()

@@ -307,7 +307,7 @@ class VLAAgent(nn.Module, ABC):
         if noise is None:
             shape = (cond.shape[0], self.pred_horizon, self.action_dim)
             device = cond.device if generator is None else generator.device
-            noise = torch.randn(shape, generator=generator, device=device)
+            noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
         actions = self._sample_actions(noise.to(cond), cond)
         return self.action_normalizer.unnormalize(actions)
 

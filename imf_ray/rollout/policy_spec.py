@@ -39,10 +39,16 @@ class PolicySpec:
 
     @classmethod
     def parse(cls, text: str) -> PolicySpec:
-        """Make the spec of a text form; a text without a known prefix is a checkpoint folder."""
+        """Make the spec of a text form; a text without a known prefix is a checkpoint folder.
+
+        Raises:
+            UserError: there is no path after a prefix.
+        """
         if text == PolicyKind.EXPERT:
             return cls(PolicyKind.EXPERT)
         for kind in (PolicyKind.UNTRAINED, PolicyKind.REPLAY):
+            if text == f"{kind}:":
+                raise UserError(f"{text} has no path. Write {kind}:PATH.")
             if text.startswith(f"{kind}:"):
                 return cls(kind, text.removeprefix(f"{kind}:"))
         return cls(PolicyKind.CHECKPOINT, text)

@@ -9,6 +9,8 @@ from imf_ray.schema.options import check_options, option
 
 ROLLOUT_COMMANDS = ("evaluate", "compare", "train", "tune")
 """Commands that roll out policies. train and tune do so for validation."""
+MAX_SEED = 2.0**63
+"""Seeds are below this number, the limit of torch."""
 
 
 @dataclass
@@ -25,6 +27,7 @@ class TrainConfig:
         42,
         "Seed of the initial weights, batch order, augmentation, noise and training times.",
         min=0,
+        below=MAX_SEED,
     )
     max_steps: int = option(150_000, "Number of training steps of a run.", min=1)
     batch_size: int = option(80, "Number of samples in one batch, over all workers.", min=1)
@@ -127,6 +130,7 @@ class TrainConfig:
         400_000,
         "Seed of the first validation episode. The other episodes have the next seeds.",
         min=0,
+        below=MAX_SEED,
         sweepable=False,
     )
     rollout_video: bool = option(
@@ -234,6 +238,7 @@ class CollectConfig:
         "Seed of the first attempt. The other attempts have the next seeds. Only successful "
         "attempts are kept.",
         min=0,
+        below=MAX_SEED,
     )
     gzip_images: bool = option(
         False,
@@ -251,7 +256,10 @@ class EvaluateConfig:
 
     num_episodes: int = option(50, "Number of episodes of an evaluation.", min=1)
     seed: int = option(
-        500_000, "Seed of the first episode. The other episodes have the next seeds.", min=0
+        500_000,
+        "Seed of the first episode. The other episodes have the next seeds.",
+        min=0,
+        below=MAX_SEED,
     )
     stop_on_success: bool = option(
         False,
@@ -323,6 +331,7 @@ class EvaluateConfig:
         450_000,
         "Seed of the first episode on which checkpoints are compared.",
         min=0,
+        below=MAX_SEED,
         commands=("evaluate",),
     )
     selection_episodes: int = option(

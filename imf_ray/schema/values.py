@@ -6,6 +6,7 @@ The type of an option decides how its value is read. Text is taken literally, as
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_origin
@@ -18,7 +19,8 @@ T = TypeVar("T")
 NULL = "null"
 """Text that stands for None in an option that may be null, also if the option takes text."""
 NOUNS = {bool: "true or false", int: "an integer", float: "a number", str: "text in UTF-8"}
-_TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
+_THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(_[0-9]{3})+(?![_0-9])")
+TRUE_WORDS, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
 
 
 def parse_text(key: str, kind: Any, text: str) -> Any:
@@ -135,23 +137,33 @@ def _to_text(tree: Any) -> str:
 
 def _to_int(tree: Any) -> int:
     value = plain(tree)
-    if isinstance(value, (bool, float)):
+    if isinstance(value, (bool, float)) or not _is_plain(value):
         raise TypeError
     return int(value)
 
 
 def _to_float(tree: Any) -> float:
     value = plain(tree)
-    if isinstance(value, bool) or math.isnan(number := float(value)):
+    if isinstance(value, bool) or not _is_plain(value) or math.isnan(number := float(value)):
         raise TypeError
     return number
 
 
+def _is_plain(value: Any) -> bool:
+    """Return False for a text that Python reads as a number, but people do not.
+
+    These are dates such as 2024_1_13, and digits of other scripts.
+    """
+    if not isinstance(value, str):
+        return True
+    return value.isascii() and ("_" not in value or _THOUSANDS.match(value) is not None)
+
+
 def _to_bool(tree: Any) -> bool:
     word = dump_value(tree).lower()
-    if word not in (*_TRUE, *_FALSE):
+    if word not in (*TRUE_WORDS, *_FALSE):
         raise ValueError
-    return word in _TRUE
+    return word in TRUE_WORDS
 
 
 _CONVERTERS: dict[type, Callable[[Any], Any]] = {

@@ -211,6 +211,10 @@ def _check_space(space: SearchSpace) -> None:
     for key in space.grid:
         if key in space.sample:
             raise UserError(f"{key} is varied twice, by `grid:` and by `sample:`.")
+    fixed = rename_options(space.fixed)
+    for key in space.varied:
+        if rename_option(key) in fixed:
+            raise UserError(f"{key} is varied, and also has a value in `fixed:`.")
     if space.num_samples < 1:
         raise UserError(f"num_samples={space.num_samples} must be at least 1.")
     if space.seed < 0:

@@ -78,6 +78,11 @@ def test_the_seed_determines_the_noise(policy: LoadedPolicy) -> None:
     np.testing.assert_array_equal(episode(policy, 9), first)
     np.testing.assert_array_equal(episode(load_policy(PATH), 9), first)
     assert not np.array_equal(episode(policy, 9, seed=1), first)
+    torch.set_default_dtype(torch.float64)
+    try:
+        np.testing.assert_array_equal(episode(policy, 9), first)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_tensors_are_accepted_and_images_only_needed_for_predictions(policy: LoadedPolicy) -> None:
@@ -231,6 +236,7 @@ def wrong(obs: dict[str, Any], case: str) -> Any:
         "image batch": top[None],
         "no pixels": np.zeros((0, 96, 3), np.uint8),
         "PIL RGBA": Image.fromarray(np.zeros((96, 96, 4), np.uint8)),
+        "PIL HSV": Image.fromarray(top).convert("HSV"),
         "PIL gray": Image.fromarray(np.zeros((96, 96), np.uint8)),
         "path": "top.png",
         "large numbers": [[[300, 0, 0]] * 96] * 96,
@@ -279,8 +285,9 @@ def wrong(obs: dict[str, Any], case: str) -> Any:
         ("bool image", ["'top'", "bool"]),
         ("image batch", ["'top'", "(1, 96, 96, 3)", "batch axis"]),
         ("no pixels", ["'top'", "(0, 96, 3)"]),
-        ("PIL RGBA", ["'top'", "alpha"]),
-        ("PIL gray", ["'top'", "color"]),
+        ("PIL RGBA", ["'top'", "RGBA", "convert"]),
+        ("PIL HSV", ["'top'", "HSV", "convert"]),
+        ("PIL gray", ["'top'", "mode L", "convert"]),
         ("path", ["'top'", "str"]),
         ("large numbers", ["'top'", "255"]),
         ("one array", ["'images'", "ndarray", "'top'"]),

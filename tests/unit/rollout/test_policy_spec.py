@@ -39,3 +39,9 @@ def test_resolved_paths_are_absolute_and_local(
     assert Path(remote.path).is_absolute() and remote.local_path == Path(remote.path)
     with pytest.raises(UserError, match="a replay needs episodes in a local folder"):
         PolicySpec.parse("replay:memory://bucket/demos").resolve()
+
+
+@pytest.mark.parametrize("text", ["replay:", "untrained:"])
+def test_a_prefix_without_a_path_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        PolicySpec.parse(text)

@@ -47,6 +47,7 @@ def test_the_quickstart_keeps_three_cameras_and_a_residual_trunk() -> None:
         ("sample: {train.lr: {logunifrom: [1, 2]}}", "needs one of choice, uniform"),
         ("sample: {train.lr: {loguniform: [-1, 2]}}", "cannot be sampled"),
         ("{grid: {train.lr: [1]}, sample: {train.lr: {choice: [1]}}}", "train.lr is varied twice"),
+        ("{fixed: {train.lr: 1}, grid: {train.lr: [1, 2]}}", "train.lr is varied, and also"),
         ("{grid: {train.lr: [1]}, num_samples: 2}", "only repeats equal trials"),
         ("{sample: {train.lr: {choice: [1]}}, num_samples: 0}", "must be at least 1"),
         ("{grid: {train.lr: [1]}, scheduler: {pbt: {}}}", "one of asha, median_stopping"),
