@@ -205,9 +205,10 @@ def _refuse_obstacles(path: Path) -> None:
             if not stat.S_ISREG(mode):
                 raise UserError(f"{path} is {kind}, but only imf-ray writes this file. Delete it.")
         elif not (stat.S_ISDIR(mode) or is_folder):
+            needed = "" if part == path.parent else f", so {path.parent} cannot be created"
             raise UserError(
-                f"{path.parent} cannot be a folder, because {part} is {kind}. Choose another "
-                f"folder, or remove {part.name}."
+                f"{part} is {kind}, but must be a folder{needed}. Remove it, or choose another "
+                "folder."
             )
         else:
             return
@@ -241,6 +242,7 @@ class _Claim:
 
     def require_free(self) -> None:
         """Raise a `ClaimedError` if another process writes to the folder."""
+        _refuse_obstacles(self._file)
         if self._read() is not None:
             lock, _ = self._acquire_lock()
             if lock.is_new:  # of the local copy of a URL, or deleted meanwhile

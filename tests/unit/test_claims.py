@@ -337,6 +337,8 @@ def test_a_claim_that_is_no_regular_file_is_named(tmp_path: Path, kind: str) -> 
     }[kind]()
     with pytest.raises(UserError, match=str(file)), claim(file.parent, WAY_OUT):
         pass
+    with pytest.raises(UserError, match=str(file)):
+        require_unclaimed(file.parent, WAY_OUT)
     assert os.path.lexists(file)
 
 
