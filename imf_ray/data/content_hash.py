@@ -31,6 +31,8 @@ MAX_LINKS = 16
 """Maximum number of soft links on the way to a dataset."""
 MAX_VLEN_ROWS = 64
 """Maximum number of arrays of variable length that are read at once."""
+NOT_UTF8 = "has a name that is not UTF-8"
+"""Problem of a part that no option can name."""
 _READ_BYTES = 1 << 24
 
 
@@ -62,11 +64,12 @@ def read_contents(file: h5py.File) -> FileContents:
         OSError: the disk or the server that holds the file failed.
     """
     content_hash = hashlib.blake2b(digest_size=16)
-    objects: dict[str, h5py.HLObject] = {}
+    objects: dict[str | bytes, h5py.HLObject] = {}
     problems: dict[str, str] = {}
     parts: list[str] = []
     damaged = False
-    for name in _object_names(file):
+    names = _object_names(file)
+    for name in names:
         part_hash = content_hash.copy()
         try:
             item = objects[name] = file[name or "/"]
@@ -78,19 +81,25 @@ def read_contents(file: h5py.File) -> FileContents:
             problem = f"cannot be read ({first_line(error)})"
             damaged = damaged or not is_unknown_type
             part_hash = content_hash.copy()
-            part_hash.update(f"{name}\0not read".encode())
+            part_hash.update(_name_bytes(name) + b"\0not read")
         content_hash = part_hash
         if not isinstance(objects.get(name), h5py.Group):
-            parts.append(name)
+            parts.append(name_text(name))
+        if problem is None and isinstance(name, bytes):
+            problem = NOT_UTF8
         if problem is not None:
-            problems[name] = problem
+            problems[name_text(name)] = problem
+    visited = set(names)
     for name, link in _links(file):
         # `visit` lists an object once, under one of its hard links.
-        if name not in objects and name not in problems:
-            content_hash.update(f"{name}\0{_describe_link(file, name, link, objects)}".encode())
-            parts.append(name)
+        if name not in visited:
+            target = _describe_link(file, name, link, objects)
+            content_hash.update(_name_bytes(name) + b"\0" + target.encode(errors="surrogateescape"))
+            parts.append(name_text(name))
             if isinstance(link, h5py.ExternalLink):
-                problems[name] = f"is a link to the file {link.filename}"
+                problems[name_text(name)] = f"is a link to the file {link.filename}"
+            elif isinstance(name, bytes):
+                problems[name_text(name)] = NOT_UTF8
     return FileContents(content_hash.hexdigest(), tuple(parts), problems, damaged)
 
 
@@ -135,6 +144,11 @@ def find_object(file: h5py.File, name: str, max_links: int = MAX_LINKS) -> h5py.
     return group
 
 
+def name_text(name: str | bytes) -> str:
+    """Return a name as text. h5py returns names that are not UTF-8 as bytes."""
+    return name if isinstance(name, str) else name.decode(errors="backslashreplace")
+
+
 def may_recover(file: h5py.File, error: BaseException) -> bool:
     """Return True if the network or the disk may be the cause, which says nothing about a file."""
     return file.driver == "fileobj" or (isinstance(error, OSError) and is_transient(error))
@@ -145,13 +159,17 @@ def first_line(error: BaseException) -> str:
     return str(error).strip("'\"").partition("\n")[0] or type(error).__name__
 
 
-def _hash_object(content_hash: Any, name: str, item: h5py.HLObject) -> str | None:
+def _name_bytes(name: str | bytes) -> bytes:
+    return name if isinstance(name, bytes) else name.encode(errors="surrogateescape")
+
+
+def _hash_object(content_hash: Any, name: str | bytes, item: h5py.HLObject) -> str | None:
     """Hash a group, dataset or type; return why its values are not read, or None."""
-    content_hash.update(name.encode())
-    for key in sorted(set(item.attrs) - {HASH_ATTRIBUTE}):
+    content_hash.update(_name_bytes(name))
+    for key in sorted(set(item.attrs) - {HASH_ATTRIBUTE}, key=_name_bytes):
         value = np.asarray(item.attrs[key])
-        description = f"\0{key}\0{value.dtype}\0{value.shape}\0{value.tolist()!r}"
-        content_hash.update(description.encode())
+        description = f"\0{value.dtype}\0{value.shape}\0{value.tolist()!r}"
+        content_hash.update(b"\0" + _name_bytes(key) + description.encode())
     if not isinstance(item, h5py.Dataset):
         return None
     content_hash.update(f"\0{item.dtype.str}\0{item.shape}".encode())
@@ -189,7 +207,10 @@ def _storage_problem(dataset: h5py.Dataset) -> str | None:
 
 
 def _describe_link(
-    file: h5py.File, name: str, link: object, objects: Mapping[str, h5py.HLObject]
+    file: h5py.File,
+    name: str | bytes,
+    link: object,
+    objects: Mapping[str | bytes, h5py.HLObject],
 ) -> str:
     """Return the target of a link, for the hash."""
     if isinstance(link, h5py.ExternalLink):
@@ -197,21 +218,36 @@ def _describe_link(
     if isinstance(link, h5py.SoftLink):
         return f"soft\0{link.path}"
     same = file[name]
-    return f"hard\0{next((other for other, item in objects.items() if item == same), '')}"
+    other = next((other for other, item in objects.items() if item == same), "")
+    return f"hard\0{name_text(other)}"
 
 
-def _object_names(file: h5py.File) -> list[str]:
+def _object_names(file: h5py.File) -> list[str | bytes]:
     """Return the names of all objects: "" for the root group, then the others sorted by name."""
-    names: list[str] = []
+    names: list[str | bytes] = []
     file.visit(names.append)
-    return ["", *sorted(names)]
+    return ["", *sorted(names, key=_name_bytes)]
 
 
-def _links(file: h5py.File) -> Iterator[tuple[str, object]]:
+def _links(file: h5py.File) -> Iterator[tuple[str | bytes, object]]:
     """Yield (name, link) for every link in the file, sorted by name."""
-    links: list[tuple[str, object]] = []
-    file.visititems_links(lambda name, link: links.append((name, link)))
-    return iter(sorted(links, key=lambda item: item[0]))
+    names: list[str | bytes] = []
+    file.visit_links(names.append)
+    for name in sorted(names, key=_name_bytes):
+        yield name, _get_link(file, name)
+
+
+def _get_link(file: h5py.File, name: str | bytes) -> object:
+    """Return a link. `h5py.Group.get` does not accept names that are not UTF-8."""
+    if isinstance(name, str):
+        return file.get(name, getlink=True)
+    kind = file.id.links.get_info(name).type
+    if kind == h5py.h5l.TYPE_HARD:
+        return h5py.HardLink()
+    target = file.id.links.get_val(name)
+    if kind == h5py.h5l.TYPE_SOFT:
+        return h5py.SoftLink(target)
+    return h5py.ExternalLink(*map(name_text, target))
 
 
 def _read_in_parts(dataset: h5py.Dataset) -> Iterator[np.ndarray]:

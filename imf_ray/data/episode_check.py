@@ -24,6 +24,7 @@ from imf_ray.data.content_hash import (
     find_object,
     first_line,
     may_recover,
+    name_text,
     read_contents,
 )
 from imf_ray.data.episode_formats import (
@@ -175,7 +176,7 @@ class _Parts:
         item = self._attempt(group, partial(self._find_object, group))
         if item is not None and not isinstance(item, h5py.Group):
             self.problems[group] = f"/{group} is a dataset, not a group of datasets"
-        return list(item) if isinstance(item, h5py.Group) else []
+        return [name_text(name) for name in item] if isinstance(item, h5py.Group) else []
 
     def note_missing(self, names: Sequence[str]) -> None:
         """Note that one of some datasets is required, unless the problem of one is known."""
@@ -273,9 +274,9 @@ def _read_attributes(file: h5py.File) -> dict[str, Any]:
     attributes = {}
     for name in file.attrs:
         try:
-            attributes[name] = _plain(file.attrs[name])
+            attributes[name_text(name)] = _plain(file.attrs[name])
         except READ_ERRORS as error:
-            attributes[name] = f"cannot be read ({first_line(error)})"
+            attributes[name_text(name)] = f"cannot be read ({first_line(error)})"
     return attributes
 
 

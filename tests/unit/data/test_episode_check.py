@@ -82,6 +82,12 @@ def _attributes(file: h5py.File) -> None:
         file.attrs[name] = value
 
 
+def _latin1_names(file: h5py.File) -> None:
+    file[b"caf\xe9"] = h5py.SoftLink("/action")
+    file.create_dataset(b"observations/images/caf\xe9", data=np.zeros(3))
+    h5py.h5a.create(file.id, b"caf\xe9", h5py.h5t.NATIVE_INT32, h5py.h5s.create(h5py.h5s.SCALAR))
+
+
 NAN_QVEL = np.full((LENGTH, 14), np.nan)
 COMPOUND = np.zeros(LENGTH, dtype=[("time", "f8"), ("name", "S4")])
 
@@ -134,6 +140,7 @@ COMPOUND = np.zeros(LENGTH, dtype=[("time", "f8"), ("name", "S4")])
         (_half_written("observations/qvel"), "observations/qvel"),
         (lambda file: file.create_group("meta/more"), None),
         (_attributes, None),
+        (_latin1_names, r"observations/images/caf\xe9"),
     ],
 )
 def test_what_a_run_does_not_use_is_listed_and_does_not_matter(
@@ -243,6 +250,14 @@ def test_the_hash_covers_links(tmp_path: Path, link: object) -> None:
         file["link"] = h5py.SoftLink("/observations/qpos")
         hashes.add(hash_contents(file))
     assert len(hashes) == 3
+
+
+def test_the_hash_of_a_file_is_the_same_in_all_versions(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "episode_0.hdf5", "w") as file:
+        file["b/größe"] = np.arange(3, dtype="<i4")
+        file["a"] = file["b/größe"]
+        file.attrs.update({"länge": 3, "a": "text"})
+        assert hash_contents(file) == "4e968933f3053b4609ab9d3612980916"
 
 
 def test_the_hash_covers_all_values_of_variable_length(tmp_path: Path) -> None:
