@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from imf_ray.data.channel_order import RGB, has_attribute, recorded_order
-from imf_ray.data.content_hash import find_dataset
+from imf_ray.data.content_hash import HASH_ATTRIBUTE, READ_ERRORS, find_dataset
 from imf_ray.data.frames import Frames, open_frames
 from imf_ray.errors import UserError
 
@@ -25,8 +25,10 @@ _UNIT_TOLERANCE = 1e-3  # of the length of a unit quaternion
 EE_ACTION_DIM = 16
 """Width of RoboIMI's end-effector targets."""
 _EE_QUATERNION_SLICES = (slice(3, 7), slice(11, 15))
+ACTION_SPACE = "action_space"
+"""Root attribute with the action space of `/action`."""
 OWN_ATTRIBUTES = frozenset({"max_reward", "multisampling", "shadows"})
-"""Root attributes that only this project writes."""
+"""Root attributes that other programs hardly write; see `is_own_recording`."""
 
 
 class EpisodeFormat(Protocol):
@@ -81,11 +83,12 @@ class ImfRayFormat(ActFormat):
     actions: Mapping[str, str] = {"joint": "action", "ee": "action_ee"}
 
     def matches(self, file: h5py.File) -> bool:
-        return "action_space" in file.attrs
+        return ACTION_SPACE in file.attrs
 
     def recorded_order(self, file: h5py.File, dataset: h5py.Dataset) -> str | None:
         # Another program may use the attribute of the format, but images in any order.
-        is_own = any(has_attribute(file, name) for name in OWN_ATTRIBUTES)
+        names = {HASH_ATTRIBUTE, ACTION_SPACE, *OWN_ATTRIBUTES}
+        is_own = is_own_recording(name for name in names if has_attribute(file, name))
         return RGB if is_own else super().recorded_order(file, dataset)
 
 
@@ -99,7 +102,7 @@ class ActPlusPlusFormat(ActFormat):
     ignored_datasets: tuple[str, ...] = ("compress_len",)
 
     def matches(self, file: h5py.File) -> bool:
-        return bool(file.attrs.get("compress", False)) or "compress_len" in file
+        return _is_true(file, "compress") or "compress_len" in file
 
 
 class RoboImiFormat(ActFormat):
@@ -140,8 +143,22 @@ FORMATS: dict[str, EpisodeFormat] = {
 
 
 def is_own_recording(attributes: Iterable[str]) -> bool:
-    """Return True if this project recorded a file, according to the names of its attributes."""
-    return not OWN_ATTRIBUTES.isdisjoint(attributes)
+    """Return True if this project recorded a file, according to the names of its attributes.
+
+    One name alone may be in a file of another program. One of several may be damaged in our own.
+    """
+    names = set(attributes)
+    if HASH_ATTRIBUTE in names:
+        return not OWN_ATTRIBUTES.isdisjoint(names)
+    return names >= {ACTION_SPACE, *OWN_ATTRIBUTES}
+
+
+def _is_true(file: h5py.File, attribute: str) -> bool:
+    """Return True if an attribute, which may be an array, has a true value that can be read."""
+    try:
+        return bool(np.any(np.asarray(file.attrs.get(attribute, False), dtype=object)))
+    except READ_ERRORS:
+        return False
 
 
 def format_name(file: h5py.File, requested: str) -> str:

@@ -140,6 +140,10 @@ COMPOUND = np.zeros(LENGTH, dtype=[("time", "f8"), ("name", "S4")])
         (_half_written("observations/qvel"), "observations/qvel"),
         (lambda file: file.create_group("meta/more"), None),
         (_attributes, None),
+        (lambda file: file.attrs.update(compress=[True, False]), None),
+        (lambda file: file.attrs.update(compress=np.zeros(0)), None),
+        (lambda file: file.attrs.update(max_reward=4, robot="aloha"), None),
+        (lambda file: file.attrs.update(action_space="joint", shadows=True, robot="aloha"), None),
         (_latin1_names, r"observations/images/caf\xe9"),
     ],
 )
