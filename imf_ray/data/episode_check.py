@@ -52,7 +52,7 @@ from imf_ray.errors import UserError
 from imf_ray.storage import AnyPath
 
 MAX_LISTED_PARTS = 8
-"""Maximum number of datasets in a message about a missing one."""
+"""Maximum number of parts of a file that a message lists."""
 T = TypeVar("T")
 
 

@@ -20,6 +20,7 @@ from rich.progress import track
 from imf_ray.data.channel_order import check_channel_order
 from imf_ray.data.check_pool import CheckResult, check_files, invalid_reason, metadata_from_dict
 from imf_ray.data.content_hash import HASH_ATTRIBUTE
+from imf_ray.data.episode_check import MAX_LISTED_PARTS
 from imf_ray.data.episode_files import list_episodes, require_episodes
 from imf_ray.data.episode_formats import is_own_recording
 from imf_ray.data.episodes import EpisodeMetadata, EpisodeRef, bad_episode_error
@@ -145,7 +146,9 @@ def _log_unread(episodes: Iterable[EpisodeMetadata], config: Config, folder: Any
         unread = {**find_unread(episode, config), **unread}
     if unread:
         parts = [problem or f"/{name}" for name, problem in sorted(unread.items())]
-        log.warning("These parts of the episodes in %s are not used: %s", folder, "; ".join(parts))
+        listed, others = parts[:MAX_LISTED_PARTS], len(parts) - MAX_LISTED_PARTS
+        text = "; ".join(listed) + (f"; and {others} others" if others > 0 else "")
+        log.warning("These parts of the episodes in %s are not used: %s", folder, text)
 
 
 def check_dataset(

@@ -6,7 +6,8 @@ of its files matter, so it may be moved, copied, and renumbered in the same orde
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from imf_ray.training.run_records import DataManifest
@@ -46,10 +47,16 @@ def _hashes(episodes: Sequence[NamedContent]) -> list[str]:
     return [content_hash for _, content_hash in episodes]
 
 
-def _without(episodes: Sequence[NamedContent], hashes: Collection[str]) -> list[str]:
-    """Return the sorted names of the episodes with other contents than `hashes`."""
-    known = set(hashes)
-    return sorted(name for name, content_hash in episodes if content_hash not in known)
+def _without(episodes: Sequence[NamedContent], hashes: Sequence[str]) -> list[str]:
+    """Return the sorted names of the episodes left after removing one for each of `hashes`."""
+    known = Counter(hashes)
+    left = []
+    for name, content_hash in episodes:
+        if known[content_hash]:
+            known[content_hash] -= 1
+        else:
+            left.append(name)
+    return sorted(left)
 
 
 def _enumerate(names: Sequence[str]) -> str:

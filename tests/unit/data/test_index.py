@@ -13,6 +13,7 @@ from imf_ray.data import index
 from imf_ray.data.episode_check import check_episode
 from imf_ray.data.episodes import EpisodeMetadata
 from imf_ray.data.index import check_dataset
+from tests.helpers.configs import tiny_config
 from tests.helpers.episode_files import write_act
 
 
@@ -41,6 +42,14 @@ def test_a_forced_check_accepts_an_intended_change(
     assert str(path) in caplog.text
     info = check_dataset(path.parent, [path], "auto")[path]
     assert isinstance(info, EpisodeMetadata) and info.images["top"].channel_order == "bgr"
+
+
+def test_the_list_of_unused_parts_is_short(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with h5py.File(path, "r+") as file:
+        file.update({f"camera_log/{number}": number for number in range(1000)})
+    config = tiny_config("unused")
+    index._log_unread([check_episode(path)], config, path.parent)
+    assert "/camera_log/0" in caplog.text and len(caplog.text) < 1000
 
 
 @pytest.mark.parametrize("value", [0.5, float("nan")])

@@ -47,6 +47,11 @@ def test_folder_and_names_do_not_matter(now: DataManifest) -> None:
             {"episode_1.hdf5": "b"},
             "episode_3.hdf5",
         ),
+        (
+            {"episode_0.hdf5": "a", "episode_2.hdf5": "c", "episode_3.hdf5": "a"},
+            {"episode_1.hdf5": "b"},
+            "new or changed: episode_3.hdf5",
+        ),
         ({"episode_0.hdf5": "c", "episode_2.hdf5": "a"}, {"episode_1.hdf5": "b"}, "order"),
         ({"episode_0.hdf5": "a", "episode_2.hdf5": "b"}, {"episode_1.hdf5": "c"}, "order"),
     ],
