@@ -31,8 +31,7 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
     actions = {"check": check, "inspect": inspect}
     if len(arguments) != 2 or arguments[0] not in actions:
         raise UserError(
-            "An action and a data set folder are needed. Usage: imf-ray dataset check DIR, or "
-            "imf-ray dataset inspect DIR."
+            "An action and a folder are needed: imf-ray dataset check DIR, or inspect DIR."
         )
     actions[arguments[0]](config, parse_path(arguments[1]))
 
@@ -56,8 +55,7 @@ def check(config: Config, folder: AnyPath) -> None:
     console.print(check_table(results))
     images = {r.path: r.images for r in results.values() if isinstance(r, EpisodeMetadata)}
     check_channel_order(images, config.data.channel_order, folder)
-    num_invalid = sum(invalid_reason(result) is not None for result in results.values())
-    if num_invalid:
+    if num_invalid := sum(invalid_reason(result) is not None for result in results.values()):
         raise UserError(f"{num_invalid} of {len(results)} files are invalid (see above).")
     console.print(f"All {len(results)} files are valid.")
 
