@@ -39,8 +39,6 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
 def check(config: Config, folder: AnyPath) -> None:
     """Print a line for each file: its format and length, its bad parts, or why it is invalid.
 
-    Files that another program has changed since they were indexed are indexed again, with a note.
-
     Raises:
         UserError: a file is invalid, or `data.channel_order` contradicts a file.
     """

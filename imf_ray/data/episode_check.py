@@ -288,4 +288,6 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, bytes):
         return value.decode(errors="replace")
-    return value if isinstance(value, (str, int, float)) else str(value)
+    if isinstance(value, str):  # invalid UTF-8 is in it as surrogates, which cannot be printed
+        return value.encode(errors="backslashreplace").decode()
+    return value if isinstance(value, (int, float)) else str(value)

@@ -161,6 +161,14 @@ def test_what_a_run_does_not_use_is_listed_and_does_not_matter(
     assert part.images["top"].shape == (LENGTH, HEIGHT, WIDTH, 3)
 
 
+def test_invalid_text_of_an_attribute_is_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "episode_0.hdf5"
+    write_act(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs.create("operator", b"caf\xe9", dtype=h5py.string_dtype())
+    check_episode(path).attributes["operator"].encode()
+
+
 def test_a_damaged_dataset_that_no_run_uses_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "episode_0.hdf5"
     write_act(path)
