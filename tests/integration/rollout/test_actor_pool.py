@@ -59,7 +59,7 @@ def test_an_env_that_kills_or_blocks_its_actor_fails_only_its_own_episode(
 ) -> None:
     """Episodes that shared its actor are repeated."""
     task = replace(spec.config.task, env_id=faulty_envs.ENV_ID)
-    config = replace(spec.config, task=task, episode_timeout_s=2.0)
+    config = replace(spec.config, task=task, episode_timeout_s=8.0)
     faulty = replace(spec, config=config, envs_per_actor=2)
     seeds = [faulty_envs.DIES, 700, faulty_envs.HANGS, 701]
     records: dict[int, EpisodeRecord] = {
