@@ -144,6 +144,7 @@ def main(folder: Path, dataset_dir: str) -> None:
     options += [f"cluster.address={address}", f"cluster.autoscale_max_nodes={MAX_NODES}"]
     # The first node fits the rollout actors of both trials and one worker.
     options += [f"tune.min_cpus_per_trial={NODE_CPUS}", "cluster.cpus_per_worker=0.9"]
+    options.append("cluster.cpus_per_rollout_actor=0.2")
     # The socket paths inside Ray's folder are limited to 107 characters.
     ray_folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     head = start_head(Path(ray_folder), address)
