@@ -38,8 +38,9 @@ from imf_ray.cli import EXIT_USER_ERROR
 from imf_ray.data.content_hash import HASH_ATTRIBUTE
 from imf_ray.data.episode_files import list_episodes
 from imf_ray.files import read_json_lines, write_atomically
-from imf_ray.rollout.record_store import EPISODES_FILE, SUMMARY_FILE, read_records
-from imf_ray.training.run_dir import METRICS_FILE, RunDir
+from imf_ray.folders import EPISODES_FILE, METRICS_FILE
+from imf_ray.rollout.record_store import SUMMARY_FILE, read_records
+from imf_ray.training.run_dir import RunDir
 from testing_support.configs import TINY_AGENT
 
 MAX_OFFSET_S = 20.0

@@ -32,7 +32,8 @@ from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.pretrained import load_agent, load_policy_config
 from imf_ray.evaluation.comparison import Comparison, compare
 from imf_ray.files import write_atomically
-from imf_ray.rollout.record_store import EPISODES_FILE, read_records
+from imf_ray.folders import EPISODES_FILE
+from imf_ray.rollout.record_store import read_records
 from imf_ray.rollout.records import EpisodeRecord, summarize
 from imf_ray.schema import Config
 from imf_ray.training.run_dir import RunDir

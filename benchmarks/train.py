@@ -36,7 +36,7 @@ from benchmarks.result_log import append_result, commit, read_results
 from imf_ray.config import load_config
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.data.windows import window_spec_from_config
-from imf_ray.training.run_dir import METRICS_FILE
+from imf_ray.folders import METRICS_FILE
 from imf_ray.training.train_state import TrainState, to_tensors
 from imf_ray.training.trainer import prepare_run
 

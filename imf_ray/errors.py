@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -31,3 +31,9 @@ class StorageError(UserError):
 
     The same operation may succeed later.
     """
+
+
+def abridge(texts: Sequence[str], limit: int, separator: str = ", ") -> str:
+    """Return texts as one, with the number of those beyond the first `limit`."""
+    more = len(texts) - limit
+    return separator.join(texts[:limit]) + (f" and {more} more" if more > 0 else "")

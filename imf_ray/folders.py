@@ -29,16 +29,21 @@ from imf_ray.checkpoint_dir import (
     read_metrics,
 )
 from imf_ray.errors import StorageError, UserError
+from imf_ray.schema import Config
 from imf_ray.storage import AnyPath, authoritative_path, exists, local_dir, storage_errors
 
-DEFAULT_STORAGE = "runs"
-EPISODE_RECORDS_FILE = "episodes.jsonl"
+DEFAULT_STORAGE = str(Config.storage_path)
+SPACE_FILE, TRIALS_DIR = "space.json", "trials"
+DATA_MANIFEST_FILE, METRICS_FILE = "data.json", "metrics.jsonl"
+EPISODES_FILE = "episodes.jsonl"
+"""Files of a sweep, a run and an evaluation, by which their folders are recognized."""
+EPISODE_SUFFIXES = (".hdf5", ".hdf", ".h5")
+"""Suffixes of episode files, in any case."""
 MAX_SUGGESTIONS = 6
 _POLICY_FILES = {CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE}
 _CHECKPOINT_FILES = {WEIGHTS_FILE, EMA_WEIGHTS_FILE, MANIFEST_FILE, TRAIN_STATE_FILE}
-_SWEEP_FILES = {"space.json", "trials"}
-_RUN_FILES = {"data.json", "metrics.jsonl"}
-_EPISODE_SUFFIXES = (".hdf5", ".h5")
+_SWEEP_FILES = {SPACE_FILE, TRIALS_DIR}
+_RUN_FILES = {DATA_MANIFEST_FILE, METRICS_FILE}
 _MEASURED = {SUCCESS_RATE, "action_error"}
 _MAX_DEPTH_IN_RUN = 3  # RUN/evaluations/NAME/episodes.jsonl
 
@@ -172,7 +177,7 @@ def require_run(
         if folder_kind(source) in accepted:
             suggested.append(source)
             continue
-        around = [source.parent, *_runs_in(source / "trials")]
+        around = [source.parent, *_runs_in(source / TRIALS_DIR)]
         suggested += [folder for folder in around if folder_kind(folder) in accepted]
     problem = _problem(path, kind, _join(accepted))
     if suggested:
@@ -232,9 +237,9 @@ def _kind_by_names(path: AnyPath) -> FolderKind:
         return FolderKind.RUN
     if CONFIG_FILE in names and _has_train_section(path / CONFIG_FILE):
         return FolderKind.RUN  # it has just started
-    if any(name.lower().endswith(_EPISODE_SUFFIXES) for name in names):
+    if any(name.lower().endswith(EPISODE_SUFFIXES) for name in names):
         return FolderKind.DATA_SET
-    if EPISODE_RECORDS_FILE in names:
+    if EPISODES_FILE in names:
         return FolderKind.EVALUATION
     return FolderKind.OTHER if names else FolderKind.EMPTY
 
@@ -308,7 +313,7 @@ def _checkpoints(source: AnyPath, every: bool) -> list[str]:
     if kind == FolderKind.CHECKPOINT:
         return [display(source)]
     if kind == FolderKind.SWEEP:
-        return [line for run in _runs_in(source / "trials") for line in _checkpoints(run, False)]
+        return [line for run in _runs_in(source / TRIALS_DIR) for line in _checkpoints(run, False)]
     metrics = {}
     for path in _children(source):
         if (

@@ -61,7 +61,6 @@ class LoadedPolicy:
         self.config = config
         self._agent = agent
         self._generator = torch.Generator()
-        self._qpos_shape: tuple[int, ...] | None = None  # of the episode
         self._resized_sizes: set[tuple[str, tuple[int, ...]]] = set()
         self.reset(seed)
 
@@ -84,7 +83,6 @@ class LoadedPolicy:
             except (TypeError, ValueError, RuntimeError) as error:
                 raise ValueError(f"seed={seed!r} is not an integer of at most 64 bits") from error
         self._agent.reset()
-        self._qpos_shape = None
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Return the action of one control step, as float32 in the units of training.
@@ -105,17 +103,10 @@ class LoadedPolicy:
                 observation is then not used. Also if the predicted action is not finite.
         """
         inputs = self._read(observation)
-        qpos_shape = inputs["qpos"].shape
-        if qpos_shape != (self._qpos_shape or qpos_shape):
-            raise ValueError(
-                f"observation['qpos'] has shape {qpos_shape}, but the earlier observations of this "
-                f"episode have {self._qpos_shape}; call reset() when an episode starts"
-            )
-        is_batch = len(qpos_shape) == 2
+        is_batch = inputs["qpos"].ndim == 2
         if not is_batch:
             inputs = _add_batch_axis(inputs)
         actions = self._agent.select_action(inputs, generator=self._generator).cpu().numpy()
-        self._qpos_shape = qpos_shape
         if not np.isfinite(actions).all():
             raise ValueError(
                 "the predicted action is not finite; check the units of qpos and object_poses"

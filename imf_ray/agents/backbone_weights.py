@@ -9,7 +9,6 @@ import functools
 import hashlib
 import io
 import logging
-import os
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -17,6 +16,8 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+from imf_ray.errors import StorageError
+from imf_ray.files import write_atomically
 from imf_ray.models.vision import find_weights
 from imf_ray.network import open_url
 
@@ -88,13 +89,7 @@ def _download(url: str) -> bytes:
 
 def _keep(file: Path, content: bytes) -> None:
     """Write a downloaded file into the cache folder if that is possible."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            os.replace(partial, file)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
+        write_atomically(file, content)
+    except StorageError as error:
         log.warning("The next run downloads the pretrained weights again: %s", error)

@@ -48,7 +48,7 @@ from imf_ray.data.episodes import (
 from imf_ray.data.frames import check_frames
 from imf_ray.data.hdf5 import fingerprint, open_hdf5
 from imf_ray.data.running_stats import RunningStats
-from imf_ray.errors import UserError
+from imf_ray.errors import UserError, abridge
 from imf_ray.storage import AnyPath
 
 MAX_LISTED_PARTS = 8
@@ -181,7 +181,7 @@ class _Parts:
     def note_missing(self, names: Sequence[str]) -> None:
         """Note that one of some datasets is required, unless the problem of one is known."""
         if self.problems.keys().isdisjoint(names):
-            others = ", ".join(f"/{name}" for name in self._names[:MAX_LISTED_PARTS])
+            others = abridge([f"/{name}" for name in self._names], MAX_LISTED_PARTS)
             required = " or ".join(f"/{name}" for name in names)
             self.problems[names[0]] = f"it lacks the dataset {required} (it has {others or 'none'})"
 

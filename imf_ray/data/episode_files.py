@@ -13,7 +13,8 @@ from upath import UPath
 
 from imf_ray.config import shell_override
 from imf_ray.data.episodes import SUFFIX
-from imf_ray.errors import StorageError, UserError
+from imf_ray.errors import StorageError, UserError, abridge
+from imf_ray.folders import EPISODE_SUFFIXES
 from imf_ray.storage import (
     AnyPath,
     exists,
@@ -22,7 +23,8 @@ from imf_ray.storage import (
     storage_errors,
 )
 
-_EPISODE_NAME = re.compile(r"episode_?([0-9]+)\.(?:hdf5|hdf|h5)", re.IGNORECASE)
+_SUFFIXES = "|".join(map(re.escape, EPISODE_SUFFIXES))
+_EPISODE_NAME = re.compile(rf"episode_?([0-9]+)(?:{_SUFFIXES})", re.IGNORECASE)
 _HDF5_NAME = re.compile(r"\.(?:hdf5|hdf|h5|he5|hd5|h5py|nc)(?![a-z0-9])", re.IGNORECASE)
 """Also matches copies such as `episode_1.hdf5.bak`."""
 _NUMBERED_NAME = re.compile(
@@ -92,7 +94,7 @@ def require_episodes(
     if left_out:
         log.warning(
             "%d file(s) in %s are left out, because %s: %s",
-            *(len(left_out), folder, NAME_RULE, _enumerate(left_out)),
+            *(len(left_out), folder, NAME_RULE, abridge(left_out, MAX_LISTED_NAMES)),
         )
     return episodes
 
@@ -175,7 +177,7 @@ def _explain_no_episodes(
     unfinished = [name for name in others if _UNFINISHED_NAME.search(name)]
     misnamed = [name for name in others if name not in unfinished]
     ways_out = [
-        f"{way_out} {_enumerate(names)}"
+        f"{way_out} {abridge(names, MAX_LISTED_NAMES)}"
         for way_out, names in (
             ("Unpack", packed),
             ("Download or copy again what is not complete:", unfinished),
@@ -219,9 +221,3 @@ def _try_list(folder: AnyPath) -> list[_Entry]:
     with contextlib.suppress(StorageError):
         return _list_folder(folder)
     return []
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    """Return names separated by commas, shortened to `MAX_LISTED_NAMES`."""
-    more = len(names) - MAX_LISTED_NAMES
-    return ", ".join(names[:MAX_LISTED_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -32,7 +32,7 @@ from imf_ray.data.requirements import (
     find_unread,
     require_fitting_options,
 )
-from imf_ray.errors import StorageError, UserError
+from imf_ray.errors import StorageError, UserError, abridge
 from imf_ray.files import INVALID_JSON, write_atomically
 from imf_ray.schema import Config
 from imf_ray.storage import AnyPath, exists, is_remote, is_transient, parse_path
@@ -146,8 +146,7 @@ def _log_unread(episodes: Iterable[EpisodeMetadata], config: Config, folder: Any
         unread = {**find_unread(episode, config), **unread}
     if unread:
         parts = [problem or f"/{name}" for name, problem in sorted(unread.items())]
-        listed, others = parts[:MAX_LISTED_PARTS], len(parts) - MAX_LISTED_PARTS
-        text = "; ".join(listed) + (f"; and {others} others" if others > 0 else "")
+        text = abridge(parts, MAX_LISTED_PARTS, separator="; ")
         log.warning("These parts of the episodes in %s are not used: %s", folder, text)
 
 

@@ -24,10 +24,11 @@ from imf_ray.aliases import OPTIONS, RECORD_FIELDS, RECORD_SETTINGS, VALUES, ren
 from imf_ray.claims import claim
 from imf_ray.errors import UserError
 from imf_ray.files import append_line, read_json_lines, write_atomically
+from imf_ray.folders import EPISODES_FILE
 from imf_ray.rollout.records import EpisodeRecord, summarize
 from imf_ray.storage import download
 
-EPISODES_FILE, SUMMARY_FILE = "episodes.jsonl", "summary.json"
+SUMMARY_FILE = "summary.json"
 HASH_LENGTH = 8
 """Number of hexadecimal digits of `settings_hash`."""
 

@@ -110,7 +110,7 @@ class Evaluation:
         return run_episodes(self._spec, seeds, resources, artifacts)
 
     def _missing(self, seeds: Sequence[int], save_trajectories: bool) -> set[int]:
-        """Return the seeds of which a record or a requested trajectory is missing."""
+        """Return the seeds without a record, or without a requested trajectory."""
         missing = set(self.store.missing(seeds))
         if save_trajectories:
             missing |= {

@@ -1,6 +1,6 @@
 """Errors of OpenGL libraries, explained by the environment variables and packages that cause them.
 
-The libraries raise errors of many types, few of which name the cause.
+The libraries raise errors of many types, and few messages name the cause.
 """
 
 import ctypes

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from imf_ray.checkpoint_dir import VALIDATION_ERROR
 from imf_ray.errors import UserError, error_source
+from imf_ray.folders import TRIALS_DIR
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
 from imf_ray.schema.values import convert
 from imf_ray.sweep.sweep_dir import SweepDir
@@ -144,7 +145,7 @@ def read_all(folder: str | Path) -> list[RunStatus]:
 def _name_in(folder: Path, run_dir: RunDir) -> str:
     """Return a run's name, and in a folder of sweeps the sweep's name as well."""
     parts = run_dir.path.relative_to(folder).parts
-    return "/".join(part for part in parts if part != "trials") or run_dir.name
+    return "/".join(part for part in parts if part != TRIALS_DIR) or run_dir.name
 
 
 def status_table(runs: Sequence[RunStatus]) -> Table:

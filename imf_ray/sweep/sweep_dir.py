@@ -13,10 +13,11 @@ from imf_ray.aliases import BASELINES_FILES, METRICS, SWEEP_KEYS, rename_keys
 from imf_ray.claims import CLAIM_FILE
 from imf_ray.config import shell_override
 from imf_ray.files import parse_json, write_atomically, write_figure, write_if_changed
+from imf_ray.folders import SPACE_FILE, TRIALS_DIR
 from imf_ray.storage import authoritative_path, display_path, download, storage_errors
 from imf_ray.sweep.search_space import SearchSpace
 from imf_ray.sweep.trial_record import TrialDir, TrialRecord
-from imf_ray.training.stoppable_dir import TRIALS_DIR, StoppableDir
+from imf_ray.training.stoppable_dir import StoppableDir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +62,7 @@ class SweepDir(StoppableDir):
     def find_all(cls, storage: Path) -> list[SweepDir]:
         """Return the sweeps in a storage folder, sorted by name."""
         folders = {storage, authoritative_path(storage)}
-        names = {file.parent.name for folder in folders for file in folder.glob("*/space.json")}
+        names = {file.parent.name for folder in folders for file in folder.glob(f"*/{SPACE_FILE}")}
         return [cls(storage / name) for name in sorted(names)]
 
     def download_state(self) -> None:
@@ -72,7 +73,7 @@ class SweepDir(StoppableDir):
 
     @property
     def _space_file(self) -> Path:
-        return self.path / "space.json"
+        return self.path / SPACE_FILE
 
     def read_space(self) -> SavedSpace | None:
         """Return the saved search space and options, or None if this is not a sweep."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from imf_ray.errors import abridge
 from imf_ray.training.run_records import DataManifest
 
 MAX_LISTED_EPISODES = 5
@@ -29,8 +30,8 @@ def describe_changed_episodes(before: DataManifest, now: DataManifest) -> str | 
     if not missing and not added:
         return "the same episodes are numbered in another order"
     changes = [
-        f"missing or changed since the earlier launch: {_enumerate(missing)}",
-        f"new or changed: {_enumerate(added)}",
+        f"missing or changed since the earlier launch: {abridge(missing, MAX_LISTED_EPISODES)}",
+        f"new or changed: {abridge(added, MAX_LISTED_EPISODES)}",
     ]
     differences = [change for change, names in zip(changes, (missing, added), strict=True) if names]
     return f"the episodes differ: {'; '.join(differences)}"
@@ -57,8 +58,3 @@ def _without(episodes: Sequence[NamedContent], hashes: Sequence[str]) -> list[st
         else:
             left.append(name)
     return sorted(left)
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    more = len(names) - MAX_LISTED_EPISODES
-    return ", ".join(names[:MAX_LISTED_EPISODES]) + (f" and {more} more" if more > 0 else "")

@@ -41,6 +41,7 @@ from imf_ray.files import (
     write_figure,
     write_if_changed,
 )
+from imf_ray.folders import DATA_MANIFEST_FILE, METRICS_FILE
 from imf_ray.storage import (
     AnyPath,
     authoritative_path,
@@ -68,7 +69,6 @@ if TYPE_CHECKING:
     from imf_ray.agents.base import VLAAgent
     from imf_ray.schema import Config
 
-DATA_MANIFEST_FILE, METRICS_FILE = "data.json", "metrics.jsonl"
 DEPTH_WEIGHTS_FILE = "depth_weights.png"
 VALIDATIONS_FILE, VIDEOS_DIR = "validations.jsonl", "videos"
 WORKERS_DIR, WORKERS_LOST_FILE = "workers", "lost"

@@ -10,6 +10,7 @@ from typing import Any
 
 from imf_ray.claims import claim, require_unclaimed
 from imf_ray.files import retry_io, retrying
+from imf_ray.folders import TRIALS_DIR
 from imf_ray.storage import (
     authoritative_path,
     display_path,
@@ -19,7 +20,7 @@ from imf_ray.storage import (
     to_local,
 )
 
-STOP_FILE, TRIALS_DIR = "stop_requested", "trials"
+STOP_FILE = "stop_requested"
 
 
 @dataclass(frozen=True)

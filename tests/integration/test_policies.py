@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from imf_ray.rollout.record_store import EPISODES_FILE, read_records
+from imf_ray.folders import EPISODES_FILE
+from imf_ray.rollout.record_store import read_records
 from tests.helpers import REPO_ROOT
 from tests.helpers.commands import run_command
 

@@ -14,7 +14,8 @@ from imf_ray.cli import EXIT_USER_ERROR
 from imf_ray.data.content_hash import HASH_ATTRIBUTE
 from imf_ray.data.episode_files import list_episodes
 from imf_ray.files import read_json_lines
-from imf_ray.rollout.record_store import EPISODES_FILE, read_records
+from imf_ray.folders import EPISODES_FILE
+from imf_ray.rollout.record_store import read_records
 from tests.helpers import REPO_ROOT
 from tests.helpers.commands import command_environment, run_command
 

@@ -6,7 +6,8 @@ import gzip
 from pathlib import Path
 from typing import Any
 
-from imf_ray.rollout.record_store import EPISODES_FILE, parse_record, read_records
+from imf_ray.folders import EPISODES_FILE
+from imf_ray.rollout.record_store import parse_record, read_records
 from imf_ray.rollout.records import EpisodeRecord
 from tests.helpers import REPO_ROOT
 from tests.helpers.commands import run_command

@@ -160,7 +160,7 @@ def test_a_batch_of_robots(policy: LoadedPolicy) -> None:
     assert actions.shape == (3, 16)
     with pytest.raises(ValueError, match=r"\(2, 16\).*\(3, 16\).*reset"):
         policy.act({"qpos": batch["qpos"][:2]})
-    with pytest.raises(ValueError, match=r"\(16,\).*\(3, 16\).*reset"):
+    with pytest.raises(ValueError, match=r"\(1, 16\).*\(3, 16\).*reset"):
         policy.act({"qpos": batch["qpos"][0]})
     assert policy.act({"qpos": batch["qpos"]}).shape == (3, 16)  # the episode goes on
     # A robot's action does not depend on the other robots.

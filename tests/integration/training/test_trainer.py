@@ -33,10 +33,11 @@ from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.data.windows import window_spec_from_config
 from imf_ray.errors import UserError
+from imf_ray.folders import DATA_MANIFEST_FILE
 from imf_ray.ray_internals import WorkerGroupCallback
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import load_train_state, write_validation
-from imf_ray.training.run_dir import DATA_MANIFEST_FILE, DEPTH_WEIGHTS_FILE, RunDir
+from imf_ray.training.run_dir import DEPTH_WEIGHTS_FILE, RunDir
 from imf_ray.training.train_state import TrainState, to_tensors
 from imf_ray.training.trainer import fit, init_or_verify_run_dir, prepare_run, scaling_config
 from imf_ray.yaml_text import dump_yaml, plain, read_yaml

@@ -7,8 +7,9 @@ from typing import Any
 
 from imf_ray.config import to_yaml
 from imf_ray.files import append_line
+from imf_ray.folders import METRICS_FILE
 from imf_ray.sweep.status import PENDING, RUNNING, STALLED, TRAINED, read_status, status_table
-from imf_ray.training.run_dir import METRICS_FILE, VALIDATIONS_FILE, RunDir
+from imf_ray.training.run_dir import VALIDATIONS_FILE, RunDir
 from imf_ray.training.tracking import RESTARTS, Tracker
 from tests.helpers.trainers import config_of
 
