@@ -42,6 +42,7 @@ LEAVES = {
     "folders",
     "images",
     "interrupts",
+    "labels",
     "network",
     "schema",
     "storage",
