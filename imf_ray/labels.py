@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -65,26 +64,26 @@ def _without_shared_folders(names: Sequence[str]) -> Iterator[list[str]]:
     """
     yield list(names)
     paths = [name.split("/") for name in names]
-    at_start = min(_shared(paths), min(map(len, paths), default=1) - 1)
+    at_start = min(_num_shared(paths), min(map(len, paths), default=1) - 1)
     for count in range(1, at_start + 1):
         yield ["/".join([ELLIPSIS, *path[count:]]) for path in paths]
     ends = [path[at_start + 1 :][::-1] for path in paths]  # the first different part stays
-    for count in range(1, (_shared(ends) if len(paths) > 1 else 0) + 1):
+    for count in range(1, (_num_shared(ends) if len(paths) > 1 else 0) + 1):
         start = [ELLIPSIS] if at_start else []
         yield ["/".join([*start, *path[at_start:-count], ELLIPSIS]) for path in paths]
 
 
 def _without_shared_characters(texts: Sequence[str]) -> list[str]:
     """Return the texts with an ellipsis in place of their shared start and their shared end."""
-    start = len(os.path.commonprefix(list(texts)))
-    ends = [text[start:][::-1] for text in texts]
-    end = len(os.path.commonprefix(ends))
+    start = _num_shared(texts)
+    end = _num_shared([text[start:][::-1] for text in texts])
     return [f"{ELLIPSIS}{text[start : len(text) - end]}{ELLIPSIS}" for text in texts]
 
 
-def _shared(paths: Sequence[Sequence[str]]) -> int:
-    """Return the number of equal parts at the start of all paths."""
-    return len(os.path.commonprefix([list(path) for path in paths]))
+def _num_shared(sequences: Sequence[Sequence[str]]) -> int:
+    """Return the number of equal items at the start of all sequences."""
+    items = zip(*sequences, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda item: len(set(item)) == 1, items))
 
 
 def _cut(text: str, width: int, head_share: float) -> str:
