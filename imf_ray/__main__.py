@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imf_ray.cli import EXIT_USER_ERROR, print_text, run_command
+from imf_ray.cli import EXIT_USER_ERROR, exit_code, print_text, run_command
 from imf_ray.command import Command
 from imf_ray.config import suggest
 from imf_ray.schema import COMMANDS
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     program = "python -m imf_ray" if Path(sys.argv[0]).name == "__main__.py" else "imf-ray"
     if name in ("--help", "-h", "--help-all"):
         print_text(overview(program))
-        return 0
+        return exit_code()
     if name not in COMMANDS:
         print(
             f"Error: Unknown command {name}{suggest(name, COMMANDS)} Commands are: "

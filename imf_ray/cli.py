@@ -19,7 +19,7 @@ from imf_ray.interrupts import ForcedExit, stop_at_once
 from imf_ray.schema import all_options
 from imf_ray.schema.values import TRUE_WORDS
 from imf_ray.storage import DISK_FULL_ERRNOS, PERMANENT_ERRNOS, expand_variables
-from imf_ray.terminal import STDERR, STDOUT, open_missing_streams
+from imf_ray.terminal import STDERR, STDOUT, open_missing_streams, output_failure
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -31,7 +31,7 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
 
     A `UserError` is printed as one message, and the exit code is 2; so is the error of a path that
     the system refuses. With `debug=true` it is raised, so that the traceback is shown. After Ctrl-C
-    the exit code is 130.
+    the exit code is 130. If a file does not take the command's output, see `exit_code`.
 
     Args:
         program: the words that call the command, such as `imf-ray train`, for its help; None uses
@@ -40,7 +40,11 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
     open_missing_streams()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("imf_ray").setLevel(logging.INFO)
-    program = program or f"python -m imf_ray.{command.name}"
+    return exit_code(_run(command, argv, program or f"python -m imf_ray.{command.name}"))
+
+
+def _run(command: Command, argv: Sequence[str], program: str) -> int:
+    """Run the command and return its exit code; see `run_command`."""
     if {HELP_ALL, *HELP} & set(argv):
         print_text(help_text(command, program, every_option=HELP_ALL in argv))
         return 0
@@ -72,6 +76,23 @@ def run_command(command: Command, argv: Sequence[str], program: str | None = Non
             os._exit(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     return 0
+
+
+def exit_code(code: int = 0) -> int:
+    """Return the exit code of a command that has ended with `code`.
+
+    If stdout is a file whose disk did not take the end of the output, an error is printed and the
+    code is not 0. A pipe that is closed early is no error.
+    """
+    failure = output_failure()
+    if failure is None:
+        return code
+    print(
+        f"Error: The output could not be written to stdout: {failure.strerror}. Free some space, "
+        "or redirect the output to another disk, and repeat the command.",
+        file=STDERR,
+    )
+    return code or EXIT_USER_ERROR
 
 
 def _require_working_dir() -> None:

@@ -6,10 +6,11 @@ gone ends no run.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
+import stat
 import sys
+from collections.abc import Callable
 from typing import TextIO, cast
 
 from rich.console import Console
@@ -23,6 +24,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from imf_ray.storage import DISK_FULL_ERRNOS
+
 NON_TTY_WIDTH = 110
 """Maximum width of tables and messages in characters, if stdout is not a terminal."""
 BAR_WIDTH = 20
@@ -30,10 +33,12 @@ BAR_WIDTH = 20
 
 
 class StandardStream(io.TextIOBase):
-    """stdout or stderr without errors: text that nobody can receive is dropped.
+    """stdout or stderr without errors: text that cannot be written is dropped.
 
-    Examples: the terminal is gone, a pipe is closed early (`| head`), the disk of a log file is
-    full. Characters that the stream's encoding lacks are written as backslash escapes.
+    If nobody can receive text, because the terminal is gone or a pipe is closed early (`| head`),
+    all further text is dropped as well. A file can be written again when its full disk has space;
+    `failure` returns the error until then. Characters that the stream's encoding lacks are written
+    as backslash escapes.
 
     Args:
         name: "stdout" or "stderr". `sys` is asked for the stream at each call, as it may change.
@@ -41,6 +46,7 @@ class StandardStream(io.TextIOBase):
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._failure: OSError | None = None
 
     @property
     def _stream(self) -> TextIO | None:
@@ -73,31 +79,66 @@ class StandardStream(io.TextIOBase):
     def write(self, text: str) -> int:
         """Write a text, or drop it."""
         printable = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
-        self._attempt("write", printable)
+        if self._attempt(lambda stream: _write_all(stream, printable)) and text:
+            self._failure = None
         return len(text)
 
     def flush(self) -> None:
         """Write what is buffered, or drop it."""
-        self._attempt("flush")
+        self._attempt(lambda stream: stream.flush())
 
-    def _attempt(self, method: str, *args: str) -> None:
+    def failure(self) -> OSError | None:
+        """Write what is buffered; return the error if a file did not take the newest text."""
+        self.flush()
+        if self._failure is not None:
+            self._discard()
+        return self._failure
+
+    def _attempt(self, operation: Callable[[TextIO], object]) -> bool:
+        """Return False if an operation on the stream fails on a full disk."""
         try:
             if self._stream is not None:
-                getattr(self._stream, method)(*args)
+                operation(self._stream)
         except ValueError:  # the stream is closed
             pass
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk may recover
-                # Otherwise Python would fail again when it flushes the stream at exit.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if error.errno in DISK_FULL_ERRNOS or self._is_file():  # a disk may recover
+                self._failure = error
+                return False
+            self._discard()
+        return True
+
+    def _is_file(self) -> bool:
+        return stat.S_ISREG(os.fstat(self.fileno()).st_mode)
+
+    def _discard(self) -> None:
+        """Drop all further text. Otherwise Python would fail again when it exits."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
 
 
-STDOUT = cast(TextIO, StandardStream("stdout"))
+def _write_all(stream: TextIO, text: str) -> None:
+    """Write all of a text. An unbuffered stream (PYTHONUNBUFFERED) may write only its start."""
+    binary = getattr(stream, "buffer", None)
+    if not isinstance(binary, io.RawIOBase):
+        stream.write(text)
+        return
+    content = memoryview(text.encode(stream.encoding))
+    while content:
+        content = content[binary.write(content) :]
+
+
+_stdout = StandardStream("stdout")
+STDOUT = cast(TextIO, _stdout)
 STDERR = cast(TextIO, StandardStream("stderr"))
 # Text is printed as it is: no markup and no emoji, so that names and commands can be copied.
 console = Console(
     file=STDOUT, markup=False, emoji=False, width=None if STDOUT.isatty() else NON_TTY_WIDTH
 )
+
+
+def output_failure() -> OSError | None:
+    """Return the error if the newest text of `STDOUT` was lost; see `StandardStream.failure`."""
+    return _stdout.failure()
 
 
 def open_missing_streams() -> None:

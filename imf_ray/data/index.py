@@ -36,6 +36,7 @@ from imf_ray.errors import StorageError, UserError, abridge
 from imf_ray.files import INVALID_JSON, write_atomically
 from imf_ray.schema import Config
 from imf_ray.storage import AnyPath, exists, is_remote, is_transient, parse_path
+from imf_ray.terminal import console
 
 INDEX_FILE = "index.json"
 CACHE_VERSION = 11
@@ -187,6 +188,7 @@ def check_dataset(
         _recheck_remote_failures(check_files(unchecked, format), format),
         "Checking episodes",
         len(unchecked),
+        console=console,
     )
     try:
         for path, check in checks:

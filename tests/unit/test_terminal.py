@@ -6,11 +6,15 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from imf_ray.terminal import ProgressBars, StandardStream
+from imf_ray.cli import run_command
+from imf_ray.command import Command
+from imf_ray.terminal import ProgressBars, StandardStream, console
 
 
 def test_plain_lines_without_a_terminal() -> None:
@@ -63,6 +67,78 @@ def test_a_broken_pipe_stays_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", stdout)
     print("dropped", file=StandardStream("stdout"), flush=True)
     stdout.close()
+
+
+class Disk(io.RawIOBase):
+    """A file of a disk with little space, which takes at most 20 bytes at a time."""
+
+    def __init__(self, size: int, number: int = errno.ENOSPC) -> None:
+        self.content, self.size, self._number = b"", size, number
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any, /) -> int:
+        written = bytes(content)[: min(20, self.size - len(self.content))]
+        if not written:
+            raise OSError(self._number, os.strerror(self._number))
+        self.content += written
+        return len(written)
+
+
+def result_command(text: str) -> Command:
+    """Return a command whose result is a text."""
+
+    def main(*_: object) -> None:
+        """Print."""
+        console.print(text)
+
+    return Command("status", main, examples=())
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Disk, bool], None]]:
+    """Make a disk's file the standard output, buffered as by default or not (PYTHONUNBUFFERED)."""
+    with (  # what is lost is redirected to the null device
+        open(os.devnull, "wb") as null,
+        monkeypatch.context() as patch,
+    ):
+
+        def open_stdout(disk: Disk, buffered: bool) -> None:
+            binary = io.BufferedWriter(disk, 64) if buffered else disk
+            stdout = io.TextIOWrapper(binary, encoding="utf-8", write_through=not buffered)
+            patch.setattr(disk, "fileno", null.fileno, raising=False)
+            patch.setattr(sys, "stdout", stdout)
+
+        yield open_stdout
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("size", [0, 30, 100])
+def test_a_result_that_a_full_disk_does_not_take_is_an_error(
+    size: int,
+    buffered: bool,
+    number: int,
+    opened: Callable[[Disk, bool], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for argv in (["--help"], ["--print-config"], []):
+        opened(Disk(size, number), buffered)
+        assert run_command(result_command("result " * 20), argv) == 2
+        assert os.strerror(number) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_disk_that_recovers_gets_the_result(
+    buffered: bool, opened: Callable[[Disk, bool], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = Disk(0)
+    opened(disk, buffered)
+    console.print("progress " * 20)
+    disk.size = 1000
+    assert run_command(result_command("result"), []) == 0
+    assert disk.content.endswith(b"result\n") and not capsys.readouterr().err
 
 
 def test_closed_and_missing_streams(monkeypatch: pytest.MonkeyPatch) -> None:
