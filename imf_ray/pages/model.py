@@ -91,6 +91,8 @@ class Row:
     step: int | None = None
     """Step of the row's best checkpoint once it has ended, otherwise the training step so far."""
     max_steps: int | None = None
+    saved_step: int | None = None
+    """Step of the newest complete checkpoint, from which the run resumes; None without any."""
     samples_per_s: float | None = None
     time_left_s: float | None = None
     last_entry_age_s: float | None = None
