@@ -48,7 +48,7 @@ from imf_ray.checkpoint_dir import checkpoint_step
 from imf_ray.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from imf_ray.files import read_json_lines, write_atomically
 from imf_ray.training.run_dir import RunDir
-from imf_ray.training.tracking import RESTARTS
+from imf_ray.training.run_records import RESTARTS
 from testing_support.configs import TINY_AGENT
 
 ROLLOUT_STEPS = 60

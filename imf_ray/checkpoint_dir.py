@@ -1,4 +1,4 @@
-"""Reads checkpoint folders: their file names, their manifest and their metrics.
+"""Checkpoint folders without their weights: file names, manifest, metrics, upload, deletion.
 
 `training/checkpoint.py` explains the files and writes them.
 """
@@ -15,8 +15,8 @@ from typing import Any
 
 from imf_ray.aliases import METRICS, rename_keys
 from imf_ray.errors import StorageError, UserError
-from imf_ray.files import parse_json
-from imf_ray.storage import AnyPath, is_transient
+from imf_ray.files import parse_json, retrying, write_atomically
+from imf_ray.storage import AnyPath, delete, is_transient, upload
 
 PREFIX, PARTIAL_PREFIX = "checkpoint_", ".partial_"
 CHECKPOINT_GLOB = f"{PREFIX}[0-9]*"  # does not match Ray's checkpoint_manager_snapshot.json
@@ -142,6 +142,42 @@ def _metrics(path: AnyPath, manifest: Mapping[str, Any]) -> dict[str, Any]:
         except UserError as error:  # counts as a failed validation; the weights are not concerned
             metrics[VALIDATION_ERROR] = str(error)
     return rename_keys(metrics, METRICS)
+
+
+def upload_checkpoint(checkpoint: Path) -> None:
+    """Upload a checkpoint, manifest last, so that a partial upload is never valid.
+
+    Raises:
+        StorageError: the checkpoint cannot be uploaded.
+    """
+    upload(checkpoint, upload_last=MANIFEST_FILE)
+
+
+def delete_checkpoint(checkpoint: Path) -> None:
+    """Delete a checkpoint, manifest first, so that a partly deleted one is never valid."""
+    delete(checkpoint / MANIFEST_FILE)
+    delete(checkpoint)
+
+
+def write_validation(checkpoint: Path, metrics: Mapping[str, Any]) -> None:
+    """Write the result of a checkpoint's validation into its folder."""
+    write_atomically(checkpoint / VALIDATION_FILE, json.dumps(metrics))
+
+
+@retrying
+def clear_validation(checkpoint: SavedCheckpoint) -> SavedCheckpoint:
+    """Delete the result of a failed validation so that it is run again.
+
+    The result stays in the run's `validations.jsonl`.
+
+    Returns:
+        The checkpoint without the result.
+
+    Raises:
+        StorageError: the result cannot be deleted.
+    """
+    delete(checkpoint.path / VALIDATION_FILE)
+    return read_checkpoint(checkpoint.path)
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from imf_ray.schema.values import convert
 from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.sweep.trial_record import TrialDir
 from imf_ray.training.run_dir import RunDir
-from imf_ray.training.tracking import RESTARTS, merge_metrics
+from imf_ray.training.run_records import RESTARTS, merge_metrics
 
 STALLED_AFTER_S, STALLED_AFTER_INTERVALS = 300.0, 3.0
 """A run is stalled if its log has had no new line for both of these times.

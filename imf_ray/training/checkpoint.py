@@ -28,18 +28,17 @@ from imf_ray.checkpoint_dir import (
     MANIFEST_FILE,
     PARTIAL_PREFIX,
     TRAIN_STATE_FILE,
-    VALIDATION_FILE,
     SavedCheckpoint,
     checkpoint_name,
+    delete_checkpoint,
     file_digest,
     manifest_digest,
-    read_checkpoint,
+    upload_checkpoint,
 )
 from imf_ray.errors import StorageError, UserError
-from imf_ray.files import atomic_rename, fsync_path, retrying, write_atomically
+from imf_ray.files import atomic_rename, fsync_path
 from imf_ray.folders import verify_checkpoint
 from imf_ray.schema import Config
-from imf_ray.storage import delete, upload
 
 DISK_FULL_PATTERN = re.compile(
     "PytorchStreamWriter|unexpected pos|No space left|os error|I/O error"
@@ -130,42 +129,6 @@ def _write_with_manifest(
             f"The checkpoint {final} cannot be written: {error}. {free:.0f} MiB are free in "
             f"{parent}. Older checkpoints are unchanged."
         ) from error
-
-
-def upload_checkpoint(checkpoint: Path) -> None:
-    """Upload a checkpoint, manifest last, so that a partial upload is never valid.
-
-    Raises:
-        StorageError: the checkpoint cannot be uploaded.
-    """
-    upload(checkpoint, upload_last=MANIFEST_FILE)
-
-
-def delete_checkpoint(checkpoint: Path) -> None:
-    """Delete a checkpoint, manifest first, so that a partly deleted one is never valid."""
-    delete(checkpoint / MANIFEST_FILE)
-    delete(checkpoint)
-
-
-def write_validation(checkpoint: Path, metrics: Mapping[str, Any]) -> None:
-    """Write the result of a checkpoint's validation into its folder."""
-    write_atomically(checkpoint / VALIDATION_FILE, json.dumps(metrics))
-
-
-@retrying
-def clear_validation(checkpoint: SavedCheckpoint) -> SavedCheckpoint:
-    """Delete the result of a failed validation so that it is run again.
-
-    The result stays in the run's `validations.jsonl`.
-
-    Returns:
-        The checkpoint without the result.
-
-    Raises:
-        StorageError: the result cannot be deleted.
-    """
-    delete(checkpoint.path / VALIDATION_FILE)
-    return read_checkpoint(checkpoint.path)
 
 
 def load_train_state(checkpoint: Path, device: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from imf_ray.errors import UserError
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
 from imf_ray.terminal import ProgressBars
 from imf_ray.training.run_dir import RunDir
-from imf_ray.training.tracking import INVALID_CHECKPOINTS, RESTARTS, merge_metrics
+from imf_ray.training.run_records import INVALID_CHECKPOINTS, RESTARTS, merge_metrics
 
 POLL_INTERVAL_S = 1.0
 """Seconds between two reads of a run's metrics."""

@@ -11,10 +11,9 @@ import ray.train
 import ray.train.collective
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode, ReportedCheckpoint
 
-from imf_ray.checkpoint_dir import SavedCheckpoint
+from imf_ray.checkpoint_dir import SavedCheckpoint, clear_validation
 from imf_ray.errors import StorageError
 from imf_ray.schema import TrainConfig
-from imf_ray.training.checkpoint import clear_validation
 from imf_ray.training.run_dir import RunDir
 from imf_ray.training.tracking import Tracker
 

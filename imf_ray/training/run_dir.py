@@ -6,17 +6,14 @@ import functools
 import json
 import logging
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from imf_ray.agents.pretrained import CONFIG_FILE
 from imf_ray.checkpoint_dir import (
     CHECKPOINT_GLOB,
+    CONFIG_FILE,
     MANIFEST_FILE,
     PARTIAL_PREFIX,
     VALIDATED_STEP,
@@ -25,10 +22,12 @@ from imf_ray.checkpoint_dir import (
     checkpoint_name,
     checkpoint_rank_key,
     checkpoint_step,
+    delete_checkpoint,
     read_checkpoint,
+    upload_checkpoint,
+    write_validation,
 )
 from imf_ray.data.episodes import EpisodeRef
-from imf_ray.data.index import locate_episodes
 from imf_ray.errors import StorageError, UserError
 from imf_ray.files import (
     RetryingJsonlWriter,
@@ -53,17 +52,12 @@ from imf_ray.storage import (
     storage_errors,
     upload,
 )
-from imf_ray.training.checkpoint import (
-    delete_checkpoint,
-    save_checkpoint,
-    upload_checkpoint,
-    write_validation,
-)
 from imf_ray.training.run_records import DataManifest, WorkerRecord, parse_metrics
 from imf_ray.training.stoppable_dir import StoppableDir
 from imf_ray.yaml_text import parse_file
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
 
     from imf_ray.agents.base import VLAAgent
@@ -72,7 +66,7 @@ if TYPE_CHECKING:
 DEPTH_WEIGHTS_FILE = "depth_weights.png"
 VALIDATIONS_FILE, VIDEOS_DIR = "validations.jsonl", "videos"
 WORKERS_DIR, WORKERS_LOST_FILE = "workers", "lost"
-SWANLAB_DIR, SWANLAB_RUN_ID_FILE = "swanlab", "run_id"
+SWANLAB_DIR, SWANLAB_RUN_ID_FILE, TENSORBOARD_DIR = "swanlab", "run_id", "tensorboard"
 TRIAL_FILE = "trial.json"
 RAY_SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
 log = logging.getLogger(__name__)
@@ -94,7 +88,8 @@ class RunDir(StoppableDir):
         .claim, stop_requested   see `StoppableDir`
         samples_rank_0.jsonl     sample ids of each update of rank 0 (`train.log_sample_ids`)
         depth_weights.png        attention residuals (`train.diagnostics_freq`)
-        swanlab/                 SwanLab's log; `run_id` names the run online
+        swanlab/                 SwanLab's log; `run_id` names the run at SwanLab
+        tensorboard/             TensorBoard's log (`train.tensorboard`)
         trial.json               result of the trial, if the run belongs to a sweep
         checkpoint_manager_snapshot.json    Ray Train's own list of checkpoints
 
@@ -122,6 +117,11 @@ class RunDir(StoppableDir):
     def swanlab_dir(self) -> Path:
         """SwanLab's log folder."""
         return self.path / SWANLAB_DIR
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        """TensorBoard's log folder."""
+        return self.path / TENSORBOARD_DIR
 
     def checkpoint(self, step: int) -> Path:
         """Return the folder of the checkpoint after `step` updates."""
@@ -198,6 +198,8 @@ class RunDir(StoppableDir):
             UserError: an episode is missing or has changed.
             StorageError: the storage cannot be read; not retried.
         """
+        from imf_ray.data.index import locate_episodes  # takes seconds
+
         download(self.path / DATA_MANIFEST_FILE)
         manifest = self.read_data_manifest()
         episodes = [] if manifest is None else manifest.val_episodes
@@ -244,6 +246,8 @@ class RunDir(StoppableDir):
         train_state: Mapping[str, Any],
     ) -> SavedCheckpoint:
         """Write and upload the checkpoint after `step` updates."""
+        from imf_ray.training.checkpoint import save_checkpoint  # imports torch
+
         saved = retry_io(save_checkpoint, self.path, step, metrics, agent, config, ema, train_state)
         retry_io(upload_checkpoint, saved.path)
         return saved
@@ -348,18 +352,23 @@ class RunDir(StoppableDir):
         """Write the figure of the attention residuals."""
         write_figure(self.path / DEPTH_WEIGHTS_FILE, figure)
 
-    def swanlab_run_id(self) -> str:
-        """Return the id of the run at SwanLab online. The first call makes one. Not retried."""
+    @retrying
+    def read_swanlab_run_id(self) -> str | None:
+        """Return the id of the run at SwanLab, or None if it has none yet."""
         path = self.swanlab_dir / SWANLAB_RUN_ID_FILE
         download(path)
-        if not path.is_file():
-            write_atomically(path, uuid.uuid4().hex)
-        return path.read_text()
+        return path.read_text() if path.is_file() else None
 
     @retrying
-    def upload_swanlab(self) -> None:
-        """Upload SwanLab's log folder."""
+    def write_swanlab_run_id(self, run_id: str) -> None:
+        """Write the id of the run at SwanLab."""
+        write_atomically(self.swanlab_dir / SWANLAB_RUN_ID_FILE, run_id)
+
+    @retrying
+    def upload_charts(self) -> None:
+        """Upload the log folders of SwanLab and TensorBoard."""
         upload(self.swanlab_dir)
+        upload(self.tensorboard_dir)
 
     # Workers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,12 @@ from imf_ray.checkpoint_dir import VALIDATION_ERROR
 from imf_ray.data.episodes import EpisodeRef
 
 VAL_EPISODES_KEY = "held_out_files"
+RESTARTS = "restarts"
+"""Metric: number of times the run was resumed; in the first line of each launch."""
+INVALID_CHECKPOINTS, SKIPPED_EPISODES = "invalid_checkpoints_skipped", "skipped_episodes"
+"""Metrics: see `training/tracking.Tracker`."""
+VALIDATED = "validated"
+"""Metric: marks a line with the result of a validation, successful or failed; always 1."""
 
 
 @dataclass(frozen=True)
@@ -63,3 +70,15 @@ def parse_metrics(row: Any) -> dict[str, Any]:
         if name != VALIDATION_ERROR and not isinstance(metrics.get(name), (int, float)):
             raise TypeError(f"{name} is not a number")
     return metrics
+
+
+def merge_metrics(before: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the latest value of each metric: `before`, overwritten with the values of one line.
+
+    A validation line does not change `step`, because its own step is that of an earlier checkpoint.
+    It also removes the error of the previous validation.
+    """
+    if VALIDATED not in line:
+        return {**before, **line}
+    others = {name: value for name, value in before.items() if name != VALIDATION_ERROR}
+    return {**others, **line, "step": before.get("step", 0)}

@@ -28,15 +28,16 @@ from imf_ray.network import open_url
 from imf_ray.ray_internals import node_log_dir
 from imf_ray.schema import Config
 from imf_ray.training.gauges import Gauges
-from imf_ray.training.run_dir import RunDir, WorkerRecord
+from imf_ray.training.run_dir import RunDir
+from imf_ray.training.run_records import (
+    INVALID_CHECKPOINTS,
+    RESTARTS,
+    SKIPPED_EPISODES,
+    VALIDATED,
+    WorkerRecord,
+)
 from imf_ray.video import decode_video, encode_gif
 
-RESTARTS = "restarts"
-"""Metric: number of times the run was resumed; in the first line of each launch."""
-INVALID_CHECKPOINTS, SKIPPED_EPISODES = "invalid_checkpoints_skipped", "skipped_episodes"
-"""Metrics: see `Tracker`."""
-VALIDATED = "validated"
-"""Metric: marks a line with the result of a validation, successful or failed; always 1."""
 log = logging.getLogger(__name__)
 
 
@@ -181,18 +182,6 @@ class Tracker:
 def _validation_key(metrics: Mapping[str, Any]) -> tuple[int, bool]:
     """Return the step of a validated checkpoint, and True if its validation failed."""
     return int(metrics[VALIDATED_STEP]), VALIDATION_ERROR in metrics
-
-
-def merge_metrics(before: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the latest value of each metric: `before`, overwritten with the values of one line.
-
-    A validation line does not change `step`, because its own step is that of an earlier checkpoint.
-    It also removes the error of the previous validation.
-    """
-    if VALIDATED not in line:
-        return {**before, **line}
-    others = {name: value for name, value in before.items() if name != VALIDATION_ERROR}
-    return {**others, **line, "step": before.get("step", 0)}
 
 
 def check_tracking(config: Config) -> None:

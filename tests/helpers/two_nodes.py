@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 
 from imf_ray.allocation import RolloutResources, RunResources
 from imf_ray.training.run_dir import RunDir
-from imf_ray.training.tracking import RESTARTS
+from imf_ray.training.run_records import RESTARTS
 from imf_ray.training.trainer import fit, prepare_run
 from tests.helpers.configs import tiny_config
 

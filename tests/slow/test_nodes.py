@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imf_ray.training.run_dir import RunDir
-from imf_ray.training.tracking import RESTARTS
+from imf_ray.training.run_records import RESTARTS
 from imf_ray.training.trainer import prepare_run
 from tests.helpers import REPO_ROOT
 from tests.helpers.commands import COMMAND_TIMEOUT_S, command_environment

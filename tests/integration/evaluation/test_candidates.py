@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from imf_ray.checkpoint_dir import write_validation
 from imf_ray.config import load_config
 from imf_ray.errors import UserError
 from imf_ray.evaluation.candidates import (
@@ -18,7 +19,7 @@ from imf_ray.evaluation.candidates import (
 )
 from imf_ray.rollout.policy_spec import PolicySpec
 from imf_ray.rollout.records import EpisodeRecord
-from imf_ray.training.checkpoint import save_checkpoint, write_validation
+from imf_ray.training.checkpoint import save_checkpoint
 from tests.helpers.configs import fresh_agent, tiny_config
 
 QUICK = ("task.max_episode_steps=24",)

@@ -18,18 +18,18 @@ from imf_ray.checkpoint_dir import (
     PARTIAL_PREFIX,
     TRAIN_STATE_FILE,
     VALIDATION_FILE,
+    clear_validation,
     file_digest,
     manifest_digest,
     read_checkpoint,
+    write_validation,
 )
 from imf_ray.errors import UserError
 from imf_ray.schema import TrainConfig
 from imf_ray.training.checkpoint import (
-    clear_validation,
     export_policy,
     load_train_state,
     save_checkpoint,
-    write_validation,
 )
 from imf_ray.training.reporting import CheckpointSchedule
 from imf_ray.training.run_dir import RunDir

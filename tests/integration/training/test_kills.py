@@ -18,7 +18,7 @@ from imf_ray.agents.pretrained import EMA_WEIGHTS_FILE, WEIGHTS_FILE
 from imf_ray.allocation import allocate_run
 from imf_ray.cluster import ClusterSize
 from imf_ray.training.run_dir import WORKERS_DIR, RunDir
-from imf_ray.training.tracking import RESTARTS
+from imf_ray.training.run_records import RESTARTS
 from imf_ray.training.trainer import fit, prepare_run
 from tests.helpers.configs import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from imf_ray import checkpoint_dir
 from imf_ray.agents.pretrained import CONFIG_FILE, EMA_WEIGHTS_FILE, WEIGHTS_FILE, load_agent
 from imf_ray.allocation import RolloutResources, RunResources, allocate_run
-from imf_ray.checkpoint_dir import VALIDATED_STEP, VALIDATION_ERROR
+from imf_ray.checkpoint_dir import VALIDATED_STEP, VALIDATION_ERROR, write_validation
 from imf_ray.cluster import ClusterSize
 from imf_ray.data.episodes import EpisodeFields
 from imf_ray.data.pipeline import DATASET_NAME, PerRankDataConfig, TrainDataset
@@ -36,7 +36,7 @@ from imf_ray.errors import UserError
 from imf_ray.folders import DATA_MANIFEST_FILE
 from imf_ray.ray_internals import WorkerGroupCallback
 from imf_ray.schema import Config
-from imf_ray.training.checkpoint import load_train_state, write_validation
+from imf_ray.training.checkpoint import load_train_state
 from imf_ray.training.run_dir import DEPTH_WEIGHTS_FILE, RunDir
 from imf_ray.training.train_state import TrainState, to_tensors
 from imf_ray.training.trainer import fit, init_or_verify_run_dir, prepare_run, scaling_config

@@ -10,7 +10,8 @@ from imf_ray.files import append_line
 from imf_ray.folders import METRICS_FILE
 from imf_ray.sweep.status import PENDING, RUNNING, STALLED, TRAINED, read_status, status_table
 from imf_ray.training.run_dir import VALIDATIONS_FILE, RunDir
-from imf_ray.training.tracking import RESTARTS, Tracker
+from imf_ray.training.run_records import RESTARTS
+from imf_ray.training.tracking import Tracker
 from tests.helpers.trainers import config_of
 
 

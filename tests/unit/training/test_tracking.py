@@ -12,7 +12,8 @@ from imf_ray.files import append_line
 from imf_ray.training import tracking
 from imf_ray.training.gauges import GAUGES
 from imf_ray.training.run_dir import VALIDATIONS_FILE, RunDir
-from imf_ray.training.tracking import RESTARTS, SampleLog, Tracker, merge_metrics
+from imf_ray.training.run_records import RESTARTS, merge_metrics
+from imf_ray.training.tracking import SampleLog, Tracker
 from imf_ray.video import decode_video, encode_gif, encode_video
 from tests.helpers.trainers import config_of
 
