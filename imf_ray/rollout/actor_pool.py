@@ -70,10 +70,17 @@ def rollout_metadata(spec: RolloutSpec) -> RolloutMetadata:
 
 @ray.remote
 class RolloutActor:
-    """Ray actor that runs one policy in several envs of its process."""
+    """Ray actor that runs one policy in several envs of its process.
 
-    def __init__(self, spec: RolloutSpec) -> None:
-        self._spec = spec
+    Args:
+        number: counts the actors of a rollout, for Ray's dashboard.
+    """
+
+    def __init__(self, spec: RolloutSpec, number: int) -> None:
+        self._spec, self._number = spec, number
+
+    def __repr__(self) -> str:
+        return f"rollout actor {self._number} of {self._spec.policy.short_name}"
 
     def start(self) -> RolloutMetadata:
         """Load the policy, make the envs and return the metadata of the records.
@@ -159,7 +166,7 @@ class RolloutActorPool:
         self._waiting_seeds = deque(dict.fromkeys(seeds))
         self._isolated_seeds: deque[int] = deque()
         self._crash_counts: Counter[int] = Counter()
-        self._failed_starts = 0
+        self._failed_starts, self._num_started = 0, 0
         self._metadata: RolloutMetadata | None = None
         self._num_actors = min(resources.num_actors, len(self._waiting_seeds))
         self._idle: list[_ActorSlot] = []
@@ -299,5 +306,6 @@ class RolloutActorPool:
 
     def _start_actor(self) -> _ActorSlot:
         """Create an actor and call its `start`, without waiting."""
-        actor = self._actor_class.remote(self._spec)
+        actor = self._actor_class.remote(self._spec, self._num_started)
+        self._num_started += 1
         return _ActorSlot(actor, actor.start.remote(), time.monotonic() + START_TIMEOUT_S)

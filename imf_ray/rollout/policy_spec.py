@@ -59,6 +59,12 @@ class PolicySpec:
         return self.path if self.kind == PolicyKind.CHECKPOINT else str(self.kind)
 
     @property
+    def short_name(self) -> str:
+        """The kind, and the last two parts of the path: of a checkpoint, its run and its step."""
+        kind = "" if self.kind == PolicyKind.CHECKPOINT else f"{self.kind} "
+        return f"{kind}{'/'.join(Path(self.path).parts[-2:])}".strip()
+
+    @property
     def is_agent(self) -> bool:
         """True if the policy is a checkpoint's agent, with trained or untrained weights."""
         return self.kind in (PolicyKind.CHECKPOINT, PolicyKind.UNTRAINED)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import socket
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
 from ray import tune
-from ray.exceptions import RayActorError
-from ray.train import UserCallback, WorkerGroupError
-from ray.util.queue import Empty, Queue
+from ray.train import WorkerGroupError
 
 from imf_ray.allocation import RunResources
 from imf_ray.errors import UserError
@@ -26,13 +22,13 @@ from imf_ray.schema import Config
 from imf_ray.storage import display_path
 from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.sweep.trial_record import FAILED, FINISHED, STOPPED, TrialDir, TrialRecord
+from imf_ray.sweep.trial_reports import (
+    ForwardReports,
+    reports_until_done,
+    start_report_queue,
+)
 from imf_ray.training.fault_tolerance import error_summary
-from imf_ray.training.reporting import EARLIER_VALIDATIONS_KEY
 from imf_ray.training.trainer import PreparedRun, RunOutcome, fit, load_run
-
-REPORT_POLL_S = 1.0
-"""Seconds to wait for a report before checking whether training has ended."""
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,24 +94,6 @@ def run_trial(trial: TrialSpec) -> None:
         tune.report(metrics)
 
 
-class _ForwardReports(UserCallback):
-    """Ray Train callback that forwards the reports of a run from the controller to the trial."""
-
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
-    ) -> None:
-        """Forward rank 0's metrics, after those of earlier validations."""
-        latest = dict(metrics[0])
-        try:
-            for validation in [*latest.pop(EARLIER_VALIDATIONS_KEY, []), latest]:
-                self._queue.put(validation)
-        except RayActorError as error:  # validations are reported again when the trial ends
-            log.warning("A report did not reach Tune: %s", error)
-
-
 def _fit_and_report(
     run: PreparedRun,
     run_dir: TrialDir,
@@ -124,21 +102,16 @@ def _fit_and_report(
 ) -> RunOutcome:
     """Train, and forward every report to Tune when it arrives.
 
-    Ray's own callback for this gives Tune a second queue to read. Tune's loop then deadlocks if
-    both queues contain a report, as at the end of a trial (Ray 2.60).
-
     Raises:
         See `fit`.
     """
-    restart = {"max_restarts": -1, "max_task_retries": -1}  # the queue's node may be lost
-    reports = Queue(actor_options={"num_cpus": 0, **restart})
+    queue = start_report_queue(run_dir.name)
     with ThreadPoolExecutor(1) as executor:
-        callbacks = [_ForwardReports(reports)]
+        callbacks = [ForwardReports(queue)]
         training = executor.submit(fit, run, run_dir, resources, callbacks, backbone)
-        while not training.done() or not reports.empty():
-            with suppress(Empty):
-                tune.report(reports.get(timeout=REPORT_POLL_S))
-    reports.shutdown(force=True)  # an actor that ends gracefully would be restarted
+        for report in reports_until_done(queue, training):
+            tune.report(report)
+    ray.kill(queue)  # an actor that ends gracefully would be restarted
     return training.result()
 
 

@@ -222,7 +222,8 @@ def _run_action_error_task(
         ray.exceptions.GetTimeoutError: the task took too long and was cancelled.
     """
     evaluate = config.evaluate
-    result = _action_error_task.options(**ray_options).remote(
+    name = f"action error of {checkpoint.parent.name}/{checkpoint.name}"  # in Ray's dashboard
+    result = _action_error_task.options(**ray_options, name=name).remote(
         str(checkpoint), list(val_episodes), evaluate.use_ema_weights, evaluate.inference_steps
     )
     try:
