@@ -35,8 +35,10 @@ from imf_ray.storage import AnyPath, authoritative_path, exists, local_dir, stor
 DEFAULT_STORAGE = str(Config.storage_path)
 SPACE_FILE, TRIALS_DIR = "space.json", "trials"
 DATA_MANIFEST_FILE, METRICS_FILE = "data.json", "metrics.jsonl"
-EPISODES_FILE = "episodes.jsonl"
-"""Files of a sweep, a run and an evaluation, by which their folders are recognized."""
+EPISODES_FILE, COMPARISON_FILE = "episodes.jsonl", "comparison.json"
+"""Files of a sweep, a run, an evaluation and a comparison, by which folders are recognized."""
+LAUNCHES_FILE, REPORT_FILE = "launches.jsonl", "report.html"
+"""Files about the launches of a run, sweep or comparison, and its report."""
 EPISODE_SUFFIXES = (".hdf5", ".hdf", ".h5")
 """Suffixes of episode files, in any case."""
 MAX_SUGGESTIONS = 6
@@ -59,6 +61,7 @@ class FolderKind(StrEnum):
     STORAGE = "a folder of runs"
     DATA_SET = "a data set"
     EVALUATION = "the output of an evaluation"
+    COMPARISON = "the output of a comparison"
     EMPTY = "an empty folder"
     OTHER = "a folder of other files"
     FILE = "a file"
@@ -241,6 +244,8 @@ def _kind_by_names(path: AnyPath) -> FolderKind:
         return FolderKind.DATA_SET
     if EPISODES_FILE in names:
         return FolderKind.EVALUATION
+    if COMPARISON_FILE in names:
+        return FolderKind.COMPARISON
     return FolderKind.OTHER if names else FolderKind.EMPTY
 
 
