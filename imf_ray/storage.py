@@ -37,6 +37,10 @@ ALWAYS_REFRESH_BELOW_BYTES = 2**16
 
 Larger files of equal size are assumed to be equal. A checkpoint's manifest detects the exceptions.
 """
+REMOTE_VERSION_KEYS = (
+    "etag content-md5 digest last-modified lastmodified mtime updated generation versionid"
+)
+"""fsspec metadata keys (case-insensitive) whose values change when the file changes."""
 TRANSIENT_ERRNOS = frozenset(
     {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EMFILE}
 )

@@ -18,14 +18,16 @@ from platformdirs import user_cache_path
 from upath import UPath
 
 from imf_ray.errors import UserError
-from imf_ray.storage import AnyPath, is_connection_error, is_remote, parse_path
+from imf_ray.storage import (
+    REMOTE_VERSION_KEYS,
+    AnyPath,
+    is_connection_error,
+    is_remote,
+    parse_path,
+)
 
 CACHE_DIR = ".imf_ray"
 """Name of the cache folder inside a data set."""
-REMOTE_VERSION_KEYS = (
-    "etag content-md5 digest last-modified lastmodified mtime updated generation versionid"
-)
-"""fsspec metadata keys (case-insensitive) whose values change when the file changes."""
 REQUEST_BYTES, MAX_CACHED_REQUESTS = 1 << 18, 64
 """Number of bytes per request to a URL, and number of such byte ranges cached per open file."""
 

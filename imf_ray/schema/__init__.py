@@ -22,6 +22,7 @@ from imf_ray.schema.options import (
 )
 from imf_ray.schema.run import (
     ROLLOUT_COMMANDS,
+    BoardConfig,
     ClusterConfig,
     CollectConfig,
     CompareConfig,
@@ -34,6 +35,7 @@ from imf_ray.schema.task import DataConfig, TaskConfig
 __all__ = [
     "COMMANDS",
     "AgentConfig",
+    "BoardConfig",
     "ClusterConfig",
     "CollectConfig",
     "CompareConfig",
@@ -89,6 +91,9 @@ class Config:
         CompareConfig, commands=("compare",), resumable=True, sweepable=False
     )
     tune: TuneConfig = section(TuneConfig, commands=("tune",), resumable=True, sweepable=False)
+    board: BoardConfig = section(
+        BoardConfig, commands=("board", *TRAINING_COMMANDS), resumable=True, sweepable=False
+    )
     search_space: str = option(
         "n_emb_n_layer",
         "Search space: the name of a file in search_spaces/ or the path of a YAML file.",
@@ -122,7 +127,7 @@ class Config:
         "Parent folder of runs, sweeps and comparisons: a folder that all nodes share, or an "
         "fsspec URL (s3://bucket/runs). Each machine keeps a local copy of a URL.",
         is_path=True,
-        commands=(*TRAINING_COMMANDS, *EVALUATION_COMMANDS, "dataset", "report"),
+        commands=(*TRAINING_COMMANDS, *EVALUATION_COMMANDS, "dataset", "board", "report"),
     )
     debug: bool = option(False, "Show tracebacks and the workers' output.", commands=COMMANDS)
 

@@ -17,6 +17,7 @@ COMMANDS = (
     "train",
     "tune",
     "status",
+    "board",
     "report",
     "evaluate",
     "compare",

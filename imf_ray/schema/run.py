@@ -136,7 +136,14 @@ class TrainConfig:
     rollout_video: bool = option(
         False,
         "Save a video of each validation's first episode in the run's videos/, and log it to "
-        "SwanLab if that is used.",
+        "SwanLab and TensorBoard if they are used.",
+        resumable=True,
+        sweepable=False,
+    )
+    board: bool = option(
+        False,
+        "Serve the live page of the run or sweep while it runs, as `imf-ray board` does, and print "
+        "its address.",
         resumable=True,
         sweepable=False,
     )
@@ -149,6 +156,11 @@ class TrainConfig:
         "online, offline (upload later) or local (a dashboard on this machine). Without a login, "
         "online becomes offline.",
         choices=("online", "offline", "local"),
+        resumable=True,
+    )
+    tensorboard: bool = option(
+        False,
+        "Log metrics for TensorBoard in the run's tensorboard/. It needs the package tensorboard.",
         resumable=True,
     )
 
@@ -391,3 +403,23 @@ class TuneConfig:
         "Minimum number of CPUs of a trial. It limits the number of trials that run at a time if "
         "train.device=cpu.",
     )
+
+
+@dataclass
+class BoardConfig:
+    """The web server of `imf-ray board`, and of train.board=true."""
+
+    host: str = option(
+        "127.0.0.1",
+        "Address to listen on. 127.0.0.1 is reachable from this machine only. With any other one, "
+        "everyone who reaches the port can read the pages.",
+    )
+    port: int | None = option(
+        None,
+        "Port to listen on; 0 takes any free one. null takes 8270, or the next free port after it.",
+        min=0,
+        below=2**16,
+    )
+
+    def __post_init__(self) -> None:
+        check_options("board", self)
