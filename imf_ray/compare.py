@@ -39,6 +39,7 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
     from imf_ray.evaluation.comparison import compare, comparison_table, write_comparison
     from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
     from imf_ray.rollout.record_store import settings_hash
+    from imf_ray.tables import FittedTables
 
     require_settable(overrides, "compare")
     storage_dir, evaluate = local_dir(config.storage_path), config.evaluate
@@ -52,10 +53,10 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
         for candidate in candidates:
             records[candidate.name] = evaluate_with_progress(candidate, seeds, resources)
             candidate.evaluation.store.finalize(seeds)
-    console.print(outcome_table(list(records.items()), f"Seeds {seeds[0]}-{seeds[-1]}"))
     without_baselines = {name: records[name] for name in list(records)[: len(policies)]}
     comparisons = compare(without_baselines)
-    console.print(comparison_table(comparisons))
+    outcomes = outcome_table(list(records.items()), f"Seeds {seeds[0]}-{seeds[-1]}")
+    console.print(FittedTables(outcomes, comparison_table(comparisons)))
     record_folders = {
         candidate.name: display_path(candidate.evaluation.folder) for candidate in candidates
     }

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich import box
-from rich.table import Table
-
+from imf_ray.figures import plain_names
 from imf_ray.files import write_atomically, write_figure
+from imf_ray.folders import COMPARISON_FILE
+from imf_ray.labels import short_labels
 from imf_ray.rollout.confidence_intervals import (
     PairedOutcomes,
     difference_interval,
@@ -25,10 +25,15 @@ from imf_ray.rollout.confidence_intervals import (
     required_sample_size,
 )
 from imf_ray.rollout.records import EpisodeRecord, summarize
+from imf_ray.tables import Column, FittedTable
 
-COMPARISON_FILE, PLOT_FILE = "comparison.json", "comparison.png"
+PLOT_FILE = "comparison.png"
 SIGNIFICANCE = 0.05
 """Largest adjusted p value at which a difference is called significant."""
+PLOT_LABEL_WIDTH = 32
+"""Maximum width of a policy's name in the plot, in characters."""
+MARKERS = "osv^D*PX"
+"""Markers of the policies in the plot, used in turn."""
 RecordsByPolicy = Mapping[str, Sequence[EpisodeRecord]]
 
 
@@ -57,12 +62,22 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """The result in words, such as 'A is better'."""
+        """The result as a sentence, with the names of the policies."""
+        return self.describe(self.a, self.b)
+
+    def describe(self, a: str, b: str) -> str:
+        """Return the result as a sentence, with other names of the policies A and B."""
         if self.p_value <= SIGNIFICANCE:
-            return f"{self.a if self.difference > 0 else self.b} is better"
+            better, other = (a, b) if self.difference > 0 else (b, a)
+            return f"{better} is better than {other}."
         if self.additional_episodes_needed is None:
-            return "equal success rates"
-        return f"not significant; about {self.additional_episodes_needed} more episodes needed"
+            return "The success rates are equal."
+        if not self.additional_episodes_needed:
+            return "The difference is not significant."
+        return (
+            "The difference is not significant. If it is real, about "
+            f"{self.additional_episodes_needed} more episodes would show it."
+        )
 
 
 def compare(records_by_policy: RecordsByPolicy) -> list[Comparison]:
@@ -108,25 +123,28 @@ def _count_outcomes(a: Sequence[EpisodeRecord], b: Sequence[EpisodeRecord]) -> P
     )
 
 
-def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+def comparison_table(comparisons: Sequence[Comparison]) -> FittedTable:
     """Make a table with one row per pair of policies."""
-    title = "Comparison on the same seeds (exact McNemar test, p values adjusted by Holm)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    columns = ("A", "B", "success A - B", "95 % CI", "only A", "only B", "adjusted p", "verdict")
-    for column in columns:
-        table.add_column(column)
-    for c in comparisons:
-        table.add_row(
-            c.a,
-            c.b,
-            f"{c.difference:+.2f}",
-            f"[{c.low:+.2f}, {c.high:+.2f}]",
-            str(c.only_a),
-            str(c.only_b),
-            f"{c.p_value:.3g}",
-            c.verdict,
-        )
-    return table
+    columns = {
+        "A - B [95 % CI]": [f"{c.difference:+.2f} {_interval(c)}" for c in comparisons],
+        "only A/B": [f"{c.only_a}/{c.only_b}" for c in comparisons],
+        "p": [f"{c.p_value:.3g}" for c in comparisons],
+    }
+    title = (
+        "Success rates on the same seeds: difference, number of episodes on which only A or only "
+        "B succeeded, p of the exact McNemar test (adjusted by Holm)"
+    )
+    pair = [
+        Column("A", [c.a for c in comparisons], is_name=True),
+        Column("B", [c.b for c in comparisons], is_name=True),
+    ]
+    verdicts = Column("verdict", [c.describe("A", "B") for c in comparisons], is_sentence=True)
+    columns_in_order = [*pair, *itertools.starmap(Column, columns.items()), verdicts]
+    return FittedTable(columns_in_order, title, num_keys=len(pair))
+
+
+def _interval(comparison: Comparison) -> str:
+    return f"[{comparison.low:+.2f}, {comparison.high:+.2f}]"
 
 
 def write_comparison(
@@ -160,6 +178,7 @@ def write_comparison(
     return [folder / COMPARISON_FILE, folder / PLOT_FILE]
 
 
+@plain_names()
 def plot_comparison(
     path: Path, records_by_policy: RecordsByPolicy, comparisons: Sequence[Comparison]
 ) -> None:
@@ -169,30 +188,40 @@ def plot_comparison(
     """
     from matplotlib.figure import Figure
 
-    height = 1.6 + 0.4 * max(len(records_by_policy), len(comparisons))
+    labels = short_labels(records_by_policy, PLOT_LABEL_WIDTH)
+    legend = [f"{label} = {name}" for name, label in labels.items() if label != name]
+    height = 1.8 + 0.4 * max(len(records_by_policy), len(comparisons)) + 0.2 * len(legend)
     figure = Figure(figsize=(15, height), layout="constrained")
     rates, differences, stages = figure.subplots(1, 3)
     for row, records in enumerate(records_by_policy.values()):
         summary = summarize(records)
+        color, marker = f"C{row}", MARKERS[row % len(MARKERS)]
         interval = [summary.success_ci_low, summary.success_ci_high]
-        rates.plot(interval, [row, row], color="tab:blue", linewidth=2)
-        rates.plot([summary.success_rate], [row], "o", color="tab:blue")
+        rates.plot(interval, [row, row], color=color, linewidth=2)
+        rates.plot([summary.success_rate], [row], color=color, marker=marker, clip_on=False)
         shares = {0: 1.0, **summary.stage_shares}
-        stages.plot(list(shares), list(shares.values()), marker="o")
-    rates.set_yticks(range(len(records_by_policy)), list(records_by_policy))
+        stages.plot(list(shares), list(shares.values()), color=color, marker=marker, clip_on=False)
+    rates.set_yticks(range(len(labels)), list(labels.values()))
     rates.set_xlim(0, 1)
     num_episodes = min(len(records) for records in records_by_policy.values())
-    rates.set_title(f"success rate with 95 % CI, n = {num_episodes}")
-    stages.legend(list(records_by_policy), fontsize="small")
-    stages.set_title("share of episodes that reached a stage")
+    rates.set_title(f"success rate with 95 % CI, n = {num_episodes}", fontsize="medium")
+    stages.set_ylim(0, 1)
+    stages.xaxis.get_major_locator().set_params(integer=True)
+    stages.set_title("share of episodes that reached a stage", fontsize="medium")
+    stages.set_xlabel("stage (colors and markers as on the left)")
     for row, c in enumerate(comparisons):
-        color = "tab:red" if c.p_value <= SIGNIFICANCE else "tab:gray"
+        is_significant = c.p_value <= SIGNIFICANCE
+        color = "tab:red" if is_significant else "dimgray"
         differences.plot([c.low, c.high], [row, row], color=color, linewidth=2)
-        differences.plot([c.difference], [row], "o", color=color)
-    labels = [f"{c.a}\n- {c.b}" for c in comparisons]
-    differences.set_yticks(range(len(labels)), labels, fontsize="small")
+        fill = color if is_significant else "white"
+        differences.plot([c.difference], [row], "o", color=color, markerfacecolor=fill)
+    pairs = [f"{labels[c.a]}\n- {labels[c.b]}" for c in comparisons]
+    differences.set_yticks(range(len(pairs)), pairs, fontsize="small")
     differences.axvline(0.0, color="black", linewidth=0.8)
-    differences.set_title(f"success A - B with 95 % CI (red: adjusted p <= {SIGNIFICANCE})")
+    differences.set_title("difference of success rates with 95 % CI", fontsize="medium")
+    differences.set_xlabel(f"filled: significant, adjusted p <= {SIGNIFICANCE}")
     for axes in (rates, differences):
         axes.invert_yaxis()
+    if legend:
+        figure.supxlabel("\n".join(legend), x=0.01, ha="left", fontsize="small")
     write_figure(path, figure)

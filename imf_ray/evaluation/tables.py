@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
-
-from rich import box
-from rich.table import Table
 
 from imf_ray.allocation import RolloutResources
 from imf_ray.errors import UserError
 from imf_ray.evaluation.candidates import Candidate
 from imf_ray.rollout.confidence_intervals import wilson_interval
-from imf_ray.rollout.records import EpisodeRecord, summarize
+from imf_ray.rollout.records import EpisodeRecord, describe_success, summarize
 from imf_ray.storage import display_path, parse_path
+from imf_ray.tables import Column, FittedTable
 from imf_ray.terminal import ProgressBars, console
 from imf_ray.training.run_dir import RunDir
 from imf_ray.training.validation import action_error
 
-NAME_WIDTH = 36
-"""Maximum width of the policy column in characters; longer names are wrapped."""
 PLAIN_LINES = 10
 """Number of progress lines of an evaluation if stdout is not a terminal."""
 
@@ -65,31 +62,31 @@ def _running_success(records: Sequence[EpisodeRecord]) -> str:
     return f"success {successes / len(records):.2f} [{low:.2f}, {high:.2f}]{suffix}"
 
 
-def outcome_table(results: Sequence[tuple[str, Sequence[EpisodeRecord]]], title: str) -> Table:
+def outcome_table(
+    results: Sequence[tuple[str, Sequence[EpisodeRecord]]], title: str
+) -> FittedTable:
     """Make a table with one row per policy.
 
     Columns: success rate with its 95 % confidence interval, number of episodes, mean summed reward,
     share of episodes that reached each stage, and latency of predicting a chunk.
     """
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     stages = range(1, max(record.num_stages for _, records in results for record in records) + 1)
-    stage_header = " ".join(f">={stage} " for stage in stages)
-    table.add_column("policy", overflow="fold", max_width=NAME_WIDTH)
-    for column in ("success", "n", "reward", stage_header, "p50 ms", "p95 ms"):
-        table.add_column(column, no_wrap=True)
-    for name, records in results:
-        summary = summarize(records)
-        interval = f"[{summary.success_ci_low:.2f}, {summary.success_ci_high:.2f}]"
-        shares = [summary.stage_shares.get(stage, 0.0) for stage in stages]
-        table.add_row(
-            name,
-            f"{summary.success_rate:.2f} {interval}",
-            str(summary.episodes),
-            f"{summary.return_mean:.1f}",
-            " ".join(f"{share:.2f}" for share in shares),
-            *_latency(records),
-        )
-    return table
+    summaries = [summarize(records) for _, records in results]
+    columns = {
+        "success": [describe_success(summary.metrics()) or "" for summary in summaries],
+        "n": [str(summary.episodes) for summary in summaries],
+        "reward": [f"{summary.return_mean:.1f}" for summary in summaries],
+        " ".join(f">={stage} " for stage in stages).rstrip(): [
+            " ".join(f"{summary.stage_shares.get(stage, 0.0):.2f}" for stage in stages)
+            for summary in summaries
+        ],
+        "p50/p95 ms": [
+            "/".join(f"{value:.1f}" for value in latency(records).values())
+            for _, records in results
+        ],
+    }
+    names = Column("policy", [name for name, _ in results], is_name=True)
+    return FittedTable([names, *itertools.starmap(Column, columns.items())], title)
 
 
 def latency(records: Sequence[EpisodeRecord]) -> dict[str, float]:
@@ -101,10 +98,6 @@ def latency(records: Sequence[EpisodeRecord]) -> dict[str, float]:
     names = ("inference_ms_p50", "inference_ms_p95")
     values = {name: [r.timing[name] for r in records if name in r.timing] for name in names}
     return {name: statistics.median(values[name]) for name in names if values[name]}
-
-
-def _latency(records: Sequence[EpisodeRecord]) -> list[str]:
-    return [f"{value:.1f}" for value in latency(records).values()]
 
 
 def report_action_error(candidate: Candidate) -> float | None:
