@@ -146,7 +146,12 @@ def _connect(address: str, source: str, environment: Mapping[str, str], debug: b
             f"{ray.__version__}. Install ray=={version} here. {other}"
         )
     try:
-        ray.init(address=address, runtime_env={"env_vars": dict(environment)}, log_to_driver=debug)
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": dict(environment)},
+            log_to_driver=debug,
+            logging_level=logging.WARNING,
+        )
     except failures as error:
         raise UserError(f"{_connection_problem(address, error)} {other}") from error
 

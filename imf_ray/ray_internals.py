@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,14 +175,87 @@ def placement_groups() -> Iterator[PlacementGroupInfo]:
         )
 
 
-def set_failure_policy(trainer: Any, policy: Any) -> None:
-    """Make a `TorchTrainer` use `policy`, a `FailurePolicy`, instead of its default."""
+def configure_controller(trainer: Any, policy: Any, run: str) -> None:
+    """Make a `TorchTrainer` use `policy`, a `FailurePolicy`, and name its controller after the run.
+
+    The name is only for the dashboard, see `label_train_actors`.
+    """
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2.api import data_parallel_trainer
+
     run_controller = trainer._initialize_and_run_controller
 
     def run_with_policy(**kwargs: Any) -> Any:
+        label = f"controller of {run}"
+        data_parallel_trainer.TrainController = _labelled(TrainController, lambda: label)
         return run_controller(**{**kwargs, "failure_policy": policy})
 
     trainer._initialize_and_run_controller = run_with_policy
+
+
+def label_train_actors(run: str) -> None:
+    """Make the actors that Ray Train's controller starts say their run and role.
+
+    The dashboard shows an actor's `__repr__`, which these actors do not have. This function is
+    called in the process of the controller, which belongs to one run.
+    """
+    from ray.train.v2._internal.callbacks import datasets
+    from ray.train.v2._internal.data_integration.dataset_manager import DatasetManager
+    from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
+    from ray.train.v2._internal.execution.worker_group import RayTrainWorker, worker_group
+
+    synchronization = SynchronizationActor.__ray_metadata__.modified_class
+    worker_group.WorkerGroup._worker_cls = _labelled(
+        RayTrainWorker, lambda: f"training worker {_bundle_index()} of {run}"
+    )
+    worker_group.SynchronizationActor = ray.remote(num_cpus=0)(
+        _labelled(synchronization, lambda: f"synchronization of {run}")
+    )
+    datasets.DatasetManager = _labelled(DatasetManager, lambda: f"data set of {run}")
+
+
+def label_trials(trainable: Any, name_param: str) -> None:
+    """Make the actor of each Tune trial say the trial's name, the value of one of its parameters.
+
+    Tune gives the actors of all trials the name of the function `trainable`.
+    """
+
+    class LabelledTrial:
+        def setup(self, config: dict[str, Any]) -> None:
+            self._name = f"trial {config[name_param]}"
+            super().setup(config)  # type: ignore[misc]
+
+    trainable.__mixins__ = (LabelledTrial,)
+
+
+def _labelled(actor_class: type, label: Callable[[], str]) -> type:
+    """Return an actor class with a `__repr__`, which is called once when an actor has started."""
+    members = {"__repr__": lambda self: label(), "__doc__": actor_class.__doc__}
+    return type(actor_class.__name__, (actor_class,), members)
+
+
+def _bundle_index() -> int:
+    """Return the number of the placement group bundle in which this worker process runs."""
+    from ray._private.worker import global_worker
+
+    names = " ".join(global_worker.core_worker.resource_ids())  # such as CPU_group_0_1234abcd
+    index = re.search(r"_group_(\d+)_", names)
+    return int(index[1]) if index else 0
+
+
+def start_shared_actors() -> None:
+    """Start the actors that all runs on a cluster share.
+
+    Every run starts them if they do not exist. If two runs do so at the same time, one start fails,
+    and the dashboard shows a failed task (Ray 2.60).
+    """
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+    from ray.data._internal.stats import get_or_create_stats_actor
+    from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
+
+    get_or_create_state_actor()
+    get_or_create_stats_actor()
+    default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
 
 
 def remove_default_callback(trainer: Any, name: str) -> None:

@@ -28,7 +28,7 @@ from ray.data.datasource import Datasource, ReadTask
 from imf_ray.data.episodes import EpisodeRef, EpisodeSlice
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.windows import Batch, WindowBatcher, WindowSpec
-from imf_ray.ray_internals import ExecutionCallback, num_queued_outputs
+from imf_ray.ray_internals import ExecutionCallback, metric_tag, num_queued_outputs
 
 MIN_ROWS_PER_TASK, MAX_ROWS_PER_TASK, TASK_BYTES = 4, 16, 32 << 20
 """Rows (slices) of a read task: as many as fit into 32 MiB, but at least 4 and at most 16.
@@ -70,6 +70,7 @@ class TrainDataset:
         max_steps: number of updates of the run.
         read_concurrency: number of parallel read tasks of each rank.
         options: Ray options of each read task.
+        name: name of the run, for the names of tasks and metrics.
     """
 
     plan: SamplePlan
@@ -79,11 +80,13 @@ class TrainDataset:
     max_steps: int
     read_concurrency: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
 
     def rank_dataset(self, rank: int, world_size: int, start_step: int) -> ray.data.Dataset:
         """Return the dataset of one rank, from training step `start_step` to the last."""
         segments = list(self.plan.rank_segments(rank, world_size, start_step, self.max_steps))
-        source = _SegmentDatasource(self, segments)
+        name = metric_tag(f"{self.name} rank {rank}")  # Ray Data's metrics have it as a tag
+        source = _SegmentDatasource(self, segments, name)
         dataset = ray.data.read_datasource(
             source,
             num_cpus=0,  # see imf_ray.allocation
@@ -91,6 +94,7 @@ class TrainDataset:
             override_num_blocks=source.num_tasks,
             ray_remote_args=dict(self.options),
         )
+        dataset.set_name(name)
         execution = dataset.context.execution_options
         execution.preserve_order = True
         prefetch = max(MIN_PREFETCH_BYTES, self.prefetch_rows(rank, world_size) * self._row_bytes)
@@ -197,8 +201,11 @@ class _SchedulerThrottle(ExecutionCallback):
 class _SegmentDatasource(Datasource):
     """Reads the segments given as pairs (epoch, segment indices); making its tasks does no I/O."""
 
-    def __init__(self, dataset: TrainDataset, segments: list[tuple[int, np.ndarray]]) -> None:
+    def __init__(
+        self, dataset: TrainDataset, segments: list[tuple[int, np.ndarray]], name: str
+    ) -> None:
         super().__init__()
+        self._name = name
         num_rows = sum(len(indices) for _, indices in segments)
         rows_per_task = max(dataset.rows_per_task, num_rows // MAX_TASKS)
         self._tasks = [
@@ -212,7 +219,7 @@ class _SegmentDatasource(Datasource):
         return max(1, len(self._tasks))
 
     def get_name(self) -> str:
-        return "EpisodeSegments"
+        return f" {self._name}"  # the dashboard shows read tasks as "Read NAME"
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from imf_ray import ray_internals
 from imf_ray.allocation import DRIVER_CPUS, RunResources
 from imf_ray.errors import UserError
 from imf_ray.files import RETRY_DELAYS_S
@@ -55,6 +56,9 @@ def run_sweep(sweep: Sweep, resources: RunResources, concurrent_trials: int) -> 
 
     def trainable(params: dict[str, Any]) -> None:
         run_trial(trials[params["trial"]])
+
+    ray_internals.label_trials(trainable, "trial")
+    ray_internals.start_shared_actors()
 
     def make_tuner() -> tune.Tuner:
         return tune.Tuner(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,13 +22,10 @@ from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
 from imf_ray.schema.values import convert
 from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.sweep.trial_record import TrialDir
+from imf_ray.training.pace import Pace
 from imf_ray.training.run_dir import RunDir
-from imf_ray.training.run_records import RESTARTS, merge_metrics
+from imf_ray.training.run_records import merge_metrics
 
-STALLED_AFTER_S, STALLED_AFTER_INTERVALS = 300.0, 3.0
-"""A run is stalled if its log has had no new line for both of these times.
-
-The first is in seconds, the second in multiples of the run's longest interval between two lines."""
 PENDING, RUNNING, STALLED, TRAINED = "pending", "running", "stalled", "trained"
 
 
@@ -72,38 +68,33 @@ def read_status(run_dir: RunDir, now: float) -> RunStatus:
     """
     lines = run_dir.read_metrics()
     metrics: dict[str, Any] = functools.reduce(merge_metrics, lines, {"step": 0})
-    times = [line["time"] for line in lines if "time" in line]
-    age_s = now - times[-1] if times else None
+    pace = Pace()
+    for line in lines:
+        pace.add(line)
     train = run_dir.read_config().get("train")
     with error_source(str(run_dir.config_file)):
         stored = train.get("max_steps") if isinstance(train, dict) else None
         max_steps = convert("train.max_steps", int, stored)
     return RunStatus(
         name=run_dir.name,
-        state=_run_state(lines, age_s, trained=metrics["step"] >= max_steps),
+        state=run_state(pace, now, trained=metrics["step"] >= max_steps),
         step=int(metrics["step"]),
         max_steps=max_steps,
         checkpoint=run_dir.newest_step(),
-        age_s=age_s,
+        age_s=None if pace.last_time is None else now - pace.last_time,
         metrics=metrics,
         error=metrics.get(VALIDATION_ERROR),
         damaged_lines=run_dir.count_damaged_lines(),
     )
 
 
-def _run_state(lines: Sequence[dict[str, Any]], age_s: float | None, trained: bool) -> str:
-    if age_s is None:
+def run_state(pace: Pace, now: float, trained: bool) -> str:
+    """Return the state of a run without a record, at a time in seconds since 1970."""
+    if pace.last_time is None:
         return PENDING
     if trained:
         return TRAINED
-    intervals = (
-        after["time"] - before["time"]
-        for before, after in itertools.pairwise(line for line in lines if "time" in line)
-        if RESTARTS not in after  # the first line of a launch; the run was down before
-    )
-    longest_s = max(intervals, default=0.0)
-    is_alive = age_s < max(STALLED_AFTER_S, STALLED_AFTER_INTERVALS * longest_s)
-    return RUNNING if is_alive else STALLED
+    return STALLED if pace.is_stalled(now) else RUNNING
 
 
 def find_runs(folder: str | Path) -> list[TrialDir]:
@@ -178,7 +169,7 @@ def status_table(runs: Sequence[RunStatus]) -> Table:
             _metric_cell(run, NUM_EPISODES_METRIC, "{:.0f}"),
             _metric_cell(run, "action_error", "{:.4f}"),
             _metric_cell(run, "restarts", "{:.0f}"),
-            "" if run.age_s is None else f"{_format_duration(run.age_s)} ago",
+            "" if run.age_s is None else f"{format_duration(run.age_s)} ago",
         )
     return table
 
@@ -187,7 +178,8 @@ def _metric_cell(run: RunStatus, name: str, format_string: str) -> str:
     return format_string.format(run.metrics[name]) if name in run.metrics else ""
 
 
-def _format_duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Return a duration in its largest unit, such as `3 min`."""
     for unit, unit_s in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * unit_s:
             return f"{seconds / unit_s:.0f} {unit}"

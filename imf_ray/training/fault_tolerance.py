@@ -83,7 +83,7 @@ class FaultTolerantTorchTrainer(TorchTrainer):
     def __init__(self, run_dir: RunDir, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         policy = ProgressAwareFailurePolicy(self.run_config.failure_config, run_dir)
-        ray_internals.set_failure_policy(self, policy)
+        ray_internals.configure_controller(self, policy, run_dir.name)
         ray_internals.remove_default_callback(self, "PlacementGroupCleanerCallback")
 
 
@@ -95,6 +95,7 @@ class OrphanedPlacementGroupCleanup(WorkerGroupCallback):
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
         """Free the resources and delete the records of earlier workers."""
+        ray_internals.label_train_actors(self._run_dir.name)
         remove_orphaned_placement_groups()
         try:
             self._run_dir.delete_workers()

@@ -159,6 +159,7 @@ def fit(
     _warn_uneven_shards(plan, config.cluster.num_workers)
     spec = window_spec_from_config(config)
     dataset = TrainDataset(
+        name=run_dir.name,
         plan=plan,
         spec=spec,
         episodes=tuple(episode.ref for episode in run.train.episodes),
@@ -207,7 +208,13 @@ def fit(
             datasets={DATASET_NAME: dataset},
             dataset_config=PerRankDataConfig(lambda: _start_step(run_dir)),
             validation_config=ValidationConfig(
-                validate, validation, ray_remote_kwargs={"num_cpus": 0, "max_retries": -1}
+                validate,
+                validation,
+                ray_remote_kwargs={
+                    "num_cpus": 0,
+                    "max_retries": -1,
+                    "name": f"validation of {run_dir.name}",
+                },
             ),
         )
 

@@ -12,6 +12,7 @@ import ray
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api import data_parallel_trainer
 
 from imf_ray import ray_internals
 from imf_ray.errors import UserError
@@ -104,9 +105,13 @@ def test_a_trainer_runs_with_our_policy_and_without_rays_cleaner(
     ray_internals.remove_default_callback(trainer, "PlacementGroupCleanerCallback")
     callbacks = trainer._create_default_callbacks()
     assert callbacks and not any(isinstance(c, cleaner) for c in callbacks)
-    ray_internals.set_failure_policy(trainer, "ours")
+    monkeypatch.setattr(data_parallel_trainer, "TrainController", None)  # restored at the end
+    ray_internals.configure_controller(trainer, "ours", "03")
     trainer._initialize_and_run_controller(failure_policy="Ray's", other=1)
     assert passed == {"failure_policy": "ours", "other": 1}
+    controller = data_parallel_trainer.TrainController
+    assert controller.__name__ == "TrainController"
+    assert repr(controller.__new__(controller)) == "controller of 03"
 
 
 def test_the_output_queue_of_an_executor() -> None:
