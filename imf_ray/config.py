@@ -35,6 +35,7 @@ from imf_ray.yaml_text import Scalar, dump_value, dump_yaml, plain, read_yaml
 
 CONF_DIR = Path(__file__).parent / "conf"
 RECIPE, CONFIG = "recipe", "config"
+YAML_SUFFIXES = (".yaml", ".yml")
 GROUPS = {"agent": "resnet_imf_attnres", "task": "sim_transfer", "cluster": "local"}
 """Sections whose values may come from a YAML group file, and the default file of each."""
 WORKERS, WORKER_RANGE = "cluster.num_workers", re.compile(r"([0-9]+)\.\.([0-9]+)")
@@ -48,7 +49,7 @@ CAMERA_DEFAULTS = {
 """Camera options, each with the option whose value it takes by default."""
 
 
-def load_config(overrides: Iterable[str] = ()) -> Config:
+def load_config(overrides: Iterable[str] = (), sources: Mapping[str, str] | None = None) -> Config:
     """Compose the configuration from defaults, groups and `key=value` overrides.
 
     The order of groups, recipe and saved configuration among the overrides does not matter. Of two
@@ -56,12 +57,22 @@ def load_config(overrides: Iterable[str] = ()) -> Config:
     `task=mine.yaml`. Old names of options are accepted, with a notice on stderr. Environment
     variables in paths are replaced.
 
+    Args:
+        sources: for each key among the overrides that does not come from the command line, where it
+            comes from, for error messages.
+
     Raises:
         UserError: an override is not `key=value`; a key or group is unknown (the message suggests
             the most similar one); a value has the wrong type; a combination is impossible.
     """
     base_file, items = _split_config_file(rename_overrides(overrides, announce_rename))
-    choices, values = _split_choices(_expand_recipe(items, base_file))
+    recipe, from_recipe, others = _expand_recipe(items, base_file)
+    choices, values = _split_choices([*from_recipe, *others])
+    all_sources = {
+        **dict.fromkeys(map(_key, from_recipe), recipe),
+        **{_key(item): (sources or {}).get(_key(item), "") for item in others},
+        **{group: f"{group}={choice}" for group, choice in choices.items()},
+    }
     options = {} if base_file is None else _read_base(base_file)
     for group, default in GROUPS.items():
         is_in_base = any(key.startswith(f"{group}.") for key in options)
@@ -70,13 +81,15 @@ def load_config(overrides: Iterable[str] = ()) -> Config:
             _merge(options, _read_group(group, choices.get(group, default)))
     for item in values:
         _merge(options, _parse_override(item))
-    _resolve_paths(options)
     try:
+        _resolve_paths(options)
         return _build(options)
     except UserError as error:
-        if base_file is None:
-            raise
-        raise UserError(f"{error} Other options come from {CONFIG}={base_file}.") from error
+        found = _find_sources(str(error), all_sources)
+        hints = [f"This comes from {' and '.join(found)}."] if found else []
+        if base_file is not None:
+            hints.append(f"Other options come from {CONFIG}={base_file}.")
+        raise UserError(" ".join([str(error), *hints])) from error
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
@@ -181,19 +194,29 @@ def find_yaml(option: str, choice: str, shipped_dir: Path) -> Path:
     Raises:
         UserError: there is no such name.
     """
-    if choice.lower().endswith((".yaml", ".yml")):
-        return _local_path(choice, f"{option}={choice}")
-    path = shipped_dir / f"{choice}.yaml"
     names = yaml_names(shipped_dir)
+    if choice.lower().endswith(YAML_SUFFIXES):
+        path = _local_path(choice, f"{option}={choice}")
+        name = path.stem.lower()
+        if name in names and not path.exists():
+            raise UserError(
+                f"{option}={choice}: there is no file {path}. For the one that is part of imf_ray, "
+                f"use {option}={name}"
+            )
+        return path
     if choice not in names:
-        own = f"{choice}.yaml"
-        is_own = choice and os.path.isfile(os.path.expanduser(own))
-        example = f", here {shell_override(option, own)}" if is_own else ""
+        files = [f"{choice}{suffix}" for suffix in YAML_SUFFIXES]
+        own = [file for file in files if choice and os.path.isfile(os.path.expanduser(file))]
+        if own:
+            raise UserError(
+                f"{option}={choice} is no part of imf_ray. For your own file, use "
+                f"{shell_override(option, own[0])}"
+            )
         raise UserError(
             f"{option}={choice} is unknown{suggest(choice, names)} Use {', '.join(names)} or the "
-            f"path of a YAML file{example}."
+            "path of a YAML file."
         )
-    return path
+    return shipped_dir / f"{choice}.yaml"
 
 
 def yaml_names(folder: Path) -> list[str]:
@@ -241,11 +264,14 @@ def _split_config_file(overrides: Sequence[str]) -> tuple[str | None, list[str]]
     return files[0] if files else None, [i for i in overrides if not i.startswith(f"{CONFIG}=")]
 
 
-def _expand_recipe(overrides: list[str], base_file: str | None) -> list[str]:
-    """Replace `recipe=NAME`, if given, by the recipe's options, in front of the other overrides."""
+def _expand_recipe(overrides: list[str], base_file: str | None) -> tuple[str, list[str], list[str]]:
+    """Return `recipe=NAME`, the recipe's options as overrides, and the other overrides.
+
+    Without a recipe, the first two are empty.
+    """
     names = [item.partition("=")[2] for item in overrides if item.startswith(f"{RECIPE}=")]
     if not names:
-        return overrides
+        return "", [], overrides
     if len(names) > 1:
         raise UserError(f"Two recipes are given: {' and '.join(names)}. Choose one.")
     if base_file is not None:
@@ -253,10 +279,28 @@ def _expand_recipe(overrides: list[str], base_file: str | None) -> list[str]:
             f"{CONFIG}={base_file} and {RECIPE}={names[0]} both set the options of a run. Choose "
             "one of them."
         )
-    path = find_yaml(RECIPE, names[0], CONF_DIR / RECIPE)
-    options = _read_options(path, f"{RECIPE}={names[0]}", choices=GROUPS)
+    recipe = f"{RECIPE}={names[0]}"
+    options = _read_options(find_yaml(RECIPE, names[0], CONF_DIR / RECIPE), recipe, choices=GROUPS)
     others = [item for item in overrides if not item.startswith(f"{RECIPE}=")]
-    return [*(to_override(key, value) for key, value in options.items()), *others]
+    return recipe, [to_override(key, value) for key, value in options.items()], others
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
+def _find_sources(message: str, sources: Mapping[str, str]) -> list[str]:
+    """Return where the options that an error message names come from.
+
+    Args:
+        sources: the source of each option and of each group; empty for the command line.
+    """
+    found = [
+        sources.get(key, sources.get(key.partition(".")[0], ""))
+        for key in all_options()
+        if re.search(rf"(?<![\w.]){re.escape(key)}(?!\w|\.\w)", message)
+    ]
+    return [source for source in dict.fromkeys(found) if source]
 
 
 def _split_choices(overrides: Iterable[str]) -> tuple[dict[str, str], list[str]]:
