@@ -19,7 +19,7 @@ def error_source(source: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+        raise type(error)(f"{source}: {error}") from error
 
 
 class DivergenceError(UserError):

@@ -12,7 +12,7 @@ from typing import Any
 from imf_ray.allocation import RunResources, allocate_run, max_concurrent_trials
 from imf_ray.cluster import ClusterSize
 from imf_ray.config import dedupe_overrides, new_run_name, to_override
-from imf_ray.errors import UserError
+from imf_ray.errors import UserError, error_source
 from imf_ray.schema import Config
 from imf_ray.storage import local_dir, parse_path
 from imf_ray.sweep.schedulers import check_scheduler
@@ -117,8 +117,9 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Sweep
     configs, params, summary = {}, {}, ""
     for number, combination in enumerate(space.combinations()):
         name = trial_name(number, combination)
-        config = enable_validation(space.config(overrides, combination))
-        run = prepare_run(config)
+        with error_source(f"Trial {name}"):
+            config = enable_validation(space.config(overrides, combination))
+            run = prepare_run(config)
         init_or_verify_run_dir(run, sweep_dir.trial(name))
         starting_weights(config, sweep_dir.trial(name))  # an error appears before Ray starts
         configs[name], params[name] = config, combination
@@ -126,7 +127,7 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Sweep
     sweep = Sweep(sweep_dir, space, configs, params, summary, is_resumed=saved is not None)
     check_scheduler(space.scheduler, sweep.max_steps)
     started_at = time.time() if saved is None else saved.started_at
-    sweep_dir.write_space(SavedSpace(space, list(overrides), started_at))
+    sweep_dir.write_space(SavedSpace(space, list(overrides), started_at, params))
     return sweep
 
 

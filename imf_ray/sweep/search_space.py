@@ -96,7 +96,13 @@ class SearchSpace:
             )
         fixed = [to_override(key, value) for key, value in rename_options(self.fixed).items()]
         varied = [to_override(key, value) for key, value in rename_options(params).items()]
-        return load_config([*fixed, *overrides, *varied])
+        sources = {
+            rename_option(key): f"`{section}:` in the search space {self.name}"
+            for section in ("fixed", "grid", "sample")
+            for key in getattr(self, section)
+            if rename_option(key) not in overridden
+        }
+        return load_config([*fixed, *overrides, *varied], sources)
 
     def combinations(self) -> list[dict[str, Any]]:
         """Return the parameters of every trial in file order. Every call returns the same ones."""
@@ -185,10 +191,18 @@ def _distribution(key: str, spec: Any) -> dict[str, list[Any]]:
     is_choice = name == "choice"
     arguments = [convert(key, kind, v) if is_choice else plain(v) for v in spec[name]]
     try:
-        _sample_value({name: arguments}, np.random.default_rng(0))
+        value = _sample_value({name: arguments}, np.random.default_rng(0))
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"sample: {key} cannot be sampled from {dump_value(spec)}: {error}."
+        ) from error
+    try:
+        convert(key, kind, value)
+    except UserError as error:
+        fitting = "randint, lograndint or choice" if kind in (int, int | None) else "choice"
+        raise UserError(
+            f"sample: {key} cannot be sampled from {dump_value(spec)}, because {error} Use "
+            f"{fitting}."
         ) from error
     return {name: arguments}
 
@@ -224,10 +238,21 @@ def _check_space(space: SearchSpace) -> None:
             f"num_samples={space.num_samples} without `sample:` only repeats equal trials. To "
             "repeat trials with other seeds, vary train.seed."
         )
+    _check_values("fixed", {key: v for key, v in fixed.items() if key in all_options()})
+    for trial in space.combinations():
+        _check_values("grid", {key: trial[key] for key in space.grid})
+        _check_values("sample", {key: trial[key] for key in space.sample})
     if space.scheduler:
         from imf_ray.sweep.schedulers import check_scheduler  # imports Ray, which takes seconds
 
         check_scheduler(space.scheduler)
+
+
+def _check_values(section: str, values: Mapping[str, Any]) -> None:
+    """Check values of options against the rules of each option."""
+    with error_source(section):
+        for key, value in values.items():
+            all_options()[key].check(key, value)
 
 
 def _sample_value(spec: Mapping[str, list[Any]], rng: np.random.Generator) -> Any:
