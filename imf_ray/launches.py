@@ -13,7 +13,6 @@ import os
 import platform
 import resource
 import socket
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,6 @@
 """The content of a page as plain data, which `pages/snapshot.py` reads and `pages/render.py` shows.
 
-Texts are already redacted, see `pages/redaction.py`. Times are in seconds since 1970, durations in
+Texts are already redacted, see `imf_ray.redaction`. Times are in seconds since 1970, durations in
 seconds.
 """
 
@@ -100,6 +100,7 @@ class Row:
     restarts: int = 0
     wall_s: float | None = None
     cpu_s: float | None = None
+    """CPU time of the training workers since their last start; None if they did not record it."""
     error: str | None = None
     """Reason of a failure of the run or of its last validation."""
     checkpoint: str | None = None
@@ -146,7 +147,9 @@ class Launch:
     wall_s: float | None = None
     """None if the launch has not ended, or was killed."""
     cpu_s: float | None = None
-    """CPU time of the process and its ended children; None as above."""
+    """CPU time of the process and its ended children, without Ray's processes; None as above."""
+    error: str | None = None
+    """Why the launch failed, or `interrupted`; None if it did not, or has not ended."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ class Snapshot:
     """Everything that a page shows."""
 
     kind: str
-    """`sweep`, `run`, `comparison`, or `storage` (a folder of runs and sweeps)."""
+    """`sweep`, `run`, `comparison`, `evaluation`, or `storage` (a folder of runs and sweeps)."""
     title: str
     path: str
     """Path or URL of the folder, as the user writes it."""
@@ -197,4 +200,4 @@ class Snapshot:
     @property
     def is_active(self) -> bool:
         """True if the content may still change."""
-        return any(row.state in (State.PENDING, State.RUNNING) for row in self.rows)
+        return self.state in (State.PENDING, State.RUNNING, State.STALLED)

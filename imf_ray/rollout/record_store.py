@@ -28,7 +28,7 @@ from imf_ray.folders import EPISODES_FILE
 from imf_ray.rollout.records import EpisodeRecord, summarize
 from imf_ray.storage import download
 
-SUMMARY_FILE = "summary.json"
+EVALUATIONS_DIR, SUMMARY_FILE, GRID_VIDEO = "evaluations", "summary.json", "grid.mp4"
 HASH_LENGTH = 8
 """Number of hexadecimal digits of `settings_hash`."""
 

@@ -13,10 +13,15 @@ from imf_ray.rollout.artifacts import TRAJECTORY, VIDEO, ArtifactRequest
 from imf_ray.rollout.episode_runner import EpisodeResult
 from imf_ray.rollout.grid_video import VideoClip, failures_first, grid_video
 from imf_ray.rollout.policy_fit import check_rendering
-from imf_ray.rollout.record_store import RecordStore, settings_hash
+from imf_ray.rollout.record_store import (
+    EVALUATIONS_DIR,
+    GRID_VIDEO,
+    RecordStore,
+    settings_hash,
+)
 from imf_ray.rollout.records import EpisodeRecord, RolloutMetadata
 
-EVALUATIONS_DIR, TRAJECTORIES_DIR, GRID_VIDEO = "evaluations", "trajectories", "grid.mp4"
+TRAJECTORIES_DIR = "trajectories"
 OnRecord = Callable[[EpisodeRecord], None]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Baselines = Mapping[str, Mapping[str, float]]
 """Rollout metrics of the expert and of an untrained agent, by name."""
 EXPERT_VIDEO, BEST_VIDEO = "expert.mp4", "best.mp4"
+RESULTS_FILE, BASELINES_FILE = "sweep.json", "baselines.json"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,30 @@ class SavedSpace:
     """Command-line options with which the sweep was last started or resumed."""
     started_at: float
     """Time of the first launch in seconds since 1970."""
+    trials: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Values of the varied options of each trial, by name; empty in files of earlier versions."""
+
+    @classmethod
+    def from_json(cls, content: Any, modified_at: float) -> SavedSpace:
+        """Make it from the content of `space.json`, also of an earlier version.
+
+        Args:
+            modified_at: time at which the file was written, in seconds since 1970.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: it is not the content of that file.
+        """
+        content = rename_keys(content, SWEEP_KEYS)
+        return cls(
+            SearchSpace(**content["space"]),
+            [str(item) for item in content["overrides"]],
+            float(content.get("started_at", modified_at)),
+            {str(name): dict(params) for name, params in content.get("trials", {}).items()},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `space.json`."""
+        return dataclasses.asdict(self)
 
 
 class SweepDir(StoppableDir):
@@ -89,19 +114,11 @@ class SweepDir(StoppableDir):
         )
 
     def _parse_space(self, content: Any) -> SavedSpace:
-        content = rename_keys(content, SWEEP_KEYS)
-        started_at = content.get("started_at", self._space_file.stat().st_mtime)
-        overrides = [str(item) for item in content["overrides"]]
-        return SavedSpace(SearchSpace(**content["space"]), overrides, float(started_at))
+        return SavedSpace.from_json(content, self._space_file.stat().st_mtime)
 
     def write_space(self, saved: SavedSpace) -> None:
         """Write the search space and options, unless the file already contains them."""
-        content = {
-            "space": dataclasses.asdict(saved.space),
-            "overrides": saved.overrides,
-            "started_at": saved.started_at,
-        }
-        write_if_changed(self._space_file, json.dumps(content, indent=1))
+        write_if_changed(self._space_file, json.dumps(saved.to_json(), indent=1))
 
     # Trials
 
@@ -129,7 +146,7 @@ class SweepDir(StoppableDir):
 
     @property
     def _baselines_file(self) -> Path:
-        return self.path / "baselines.json"
+        return self.path / BASELINES_FILE
 
     def read_baselines(self) -> dict[str, dict[str, float]]:
         """Return the metrics of all baselines that have been evaluated, by policy."""
@@ -137,7 +154,7 @@ class SweepDir(StoppableDir):
         for file in (*map(self.path.joinpath, BASELINES_FILES), self._baselines_file):
             if file.is_file():
                 way_out = "Delete it. The next start of the sweep evaluates its policies again."
-                baselines |= parse_json(file.read_bytes(), _rename_metrics, file, way_out)
+                baselines |= parse_json(file.read_bytes(), rename_baselines, file, way_out)
         return baselines
 
     def write_baselines(self, baselines: Baselines) -> None:
@@ -146,7 +163,7 @@ class SweepDir(StoppableDir):
 
     @property
     def _results_file(self) -> Path:
-        return self.path / "sweep.json"
+        return self.path / RESULTS_FILE
 
     def read_results(self) -> tuple[list[TrialRecord], Baselines] | None:
         """Return the records of all trials, best first, and the baselines.
@@ -159,7 +176,7 @@ class SweepDir(StoppableDir):
             return None
         return parse_json(
             self._results_file.read_bytes(),
-            _parse_results,
+            parse_results,
             self._results_file,
             "Delete it, and write it again with: imf-ray tune resume=auto "
             f"{shell_override('run_name', self.name)} "
@@ -197,11 +214,17 @@ class SweepDir(StoppableDir):
         return path
 
 
-def _parse_results(content: Any) -> tuple[list[TrialRecord], Baselines]:
+def parse_results(content: Any) -> tuple[list[TrialRecord], Baselines]:
+    """Return the records of all trials, best first, and the baselines from a `sweep.json`.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: it is not the content of that file.
+    """
     content = rename_keys(content, SWEEP_KEYS)
     records = [TrialRecord.from_dict(trial) for trial in content["trials"]]
-    return records, _rename_metrics(content["baselines"])
+    return records, rename_baselines(content["baselines"])
 
 
-def _rename_metrics(baselines: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def rename_baselines(baselines: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return baselines with the current names of metrics."""
     return {name: rename_keys(metrics, METRICS) for name, metrics in baselines.items()}

@@ -1,0 +1,95 @@
+"""Command lines that a page offers, quoted for a shell and without secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from imf_ray.config import (
+    GROUPS,
+    RUN_OPTIONS,
+    config_to_dict,
+    group_choices,
+    load_config,
+    to_override,
+    typed_options,
+)
+from imf_ray.errors import UserError
+from imf_ray.redaction import redact_command
+from imf_ray.schema import Config, command_options
+
+NUM_FRESH_EPISODES = 100
+"""Number of episodes of an evaluation that a page proposes."""
+TRAIN_AGAIN = "Train it again"
+EVALUATE = "Evaluate it on fresh seeds"
+EXPORT = "Export it without its training state"
+RESUME = "Resume"
+COMPARE = "Compare the best two on fresh seeds"
+SHOW = "Write this report again"
+
+
+def checkpoint_commands(checkpoint: str) -> dict[str, str]:
+    """Return the commands for one checkpoint, given by its path or URL."""
+    episodes = f"evaluate.num_episodes={NUM_FRESH_EPISODES}"
+    return {
+        EVALUATE: command("evaluate", to_override("checkpoint", checkpoint), episodes),
+        EXPORT: command("export", to_override("checkpoint", checkpoint), "exported_policy"),
+    }
+
+
+def compare_command(checkpoints: Sequence[str]) -> str:
+    """Return the command that compares checkpoints on the same seeds."""
+    return command("compare", *checkpoints, f"evaluate.num_episodes={NUM_FRESH_EPISODES}")
+
+
+def train_command(config: Config, run_name: str) -> str:
+    """Return a command that trains with the options of a configuration, under another name.
+
+    Groups of options are chosen so that few single options are left.
+
+    Raises:
+        UserError: the configuration cannot be written as options of this version.
+    """
+    wanted = flat_options(config)
+    arguments = []
+    for group, default in GROUPS.items():
+        choice = max(group_choices(group), key=lambda name: _num_equal(group, name, wanted))
+        if choice != default:
+            arguments.append(f"{group}={choice}")
+    names = [key for key in command_options("train") if key not in RUN_OPTIONS and key in wanted]
+    base = _group_defaults(tuple(arguments))
+    changed = [key for key in names if key not in base or base[key] != wanted[key]]
+    while True:
+        overrides = [to_override(key, wanted[key]) for key in names if key in changed]
+        actual = flat_options(load_config([*arguments, *overrides]))
+        # Some options take the value of a changed one by default.
+        others = [key for key in names if actual.get(key) != wanted[key] and key not in changed]
+        if not others:
+            return command("train", *arguments, *overrides, to_override("run_name", run_name))
+        changed += others
+
+
+def flat_options(config: Config) -> dict[str, Any]:
+    """Return all options of a configuration by their dotted names."""
+    return typed_options(config_to_dict(config))
+
+
+def _num_equal(group: str, choice: str, wanted: Mapping[str, Any]) -> int:
+    """Return how many options have the wanted value if a group is chosen."""
+    options = _group_defaults((f"{group}={choice}",))
+    return sum(options.get(key) == value for key, value in wanted.items())
+
+
+@cache
+def _group_defaults(choices: tuple[str, ...]) -> dict[str, Any]:
+    """Return all options if some groups are chosen; none if these do not fit each other."""
+    try:
+        return flat_options(load_config(choices))
+    except UserError:
+        return {}
+
+
+def command(name: str, *arguments: str) -> str:
+    """Return a command line of the package."""
+    return redact_command(["imf-ray", name, *arguments])

@@ -1,0 +1,71 @@
+"""Reads the folder of a run, sweep, comparison or evaluation, or of several, for its page.
+
+Nothing but the folder is read, so this works during and after a run on any machine that has the
+folder. What was read is kept, and only files that changed are read again.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from imf_ray.errors import UserError
+from imf_ray.folders import FolderKind, display, folder_kind
+from imf_ray.pages.file_cache import FileCache
+from imf_ray.pages.media_files import EmbeddingLimits
+from imf_ray.pages.model import Snapshot
+from imf_ray.pages.snapshot_policies import ComparisonReader, EvaluationReader
+from imf_ray.pages.snapshot_run import RunReader
+from imf_ray.pages.snapshot_storage import StorageReader
+from imf_ray.pages.snapshot_sweep import SweepReader
+
+Reader = RunReader | SweepReader | ComparisonReader | EvaluationReader | StorageReader
+READERS: dict[FolderKind, type[Reader]] = {
+    FolderKind.RUN: RunReader,
+    FolderKind.SWEEP: SweepReader,
+    FolderKind.COMPARISON: ComparisonReader,
+    FolderKind.EVALUATION: EvaluationReader,
+    FolderKind.STORAGE: StorageReader,
+}
+"""The reader of each kind of folder that has a page."""
+
+
+class SnapshotReader:
+    """Reads a folder again and again.
+
+    Args:
+        folder: local folder.
+        links: rows have pages of their own, as on the board.
+        max_file_bytes: size up to which a video becomes part of the page.
+        max_total_bytes: size of all videos together that become part of the page.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        links: bool = True,
+        max_file_bytes: int = 0,
+        max_total_bytes: int = 0,
+    ) -> None:
+        self._folder, self._links = folder, links
+        self._max_file_bytes, self._max_total_bytes = max_file_bytes, max_total_bytes
+        self._kind: FolderKind | None = None
+        self._reader: Reader | None = None
+
+    def read(self) -> Snapshot:
+        """Return the current content.
+
+        Raises:
+            UserError: the folder is missing, or is none that has a page.
+            OSError: the folder cannot be read.
+        """
+        kind = folder_kind(self._folder)
+        if kind not in READERS:
+            raise UserError(
+                f"{display(self._folder)} is {kind}, which has no page. Use the folder of a run, "
+                "sweep, comparison or evaluation, or a folder of runs."
+            )
+        if self._reader is None or kind != self._kind:
+            self._kind, self._reader = kind, READERS[kind](self._folder, FileCache(), self._links)
+        limits = EmbeddingLimits(self._max_file_bytes, self._max_total_bytes)
+        return self._reader.read(time.time(), limits)

@@ -1,0 +1,195 @@
+"""The content of the pages of comparisons and evaluations, whose rows are policies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from imf_ray.aliases import METRICS, RECORD_SETTINGS, rename_keys
+from imf_ray.files import parse_json
+from imf_ray.folders import COMPARISON_FILE
+from imf_ray.labels import short_labels
+from imf_ray.pages import commands
+from imf_ray.pages.file_cache import FileCache
+from imf_ray.pages.launch_history import LaunchHistory
+from imf_ray.pages.media_files import EmbeddingLimits, find_media
+from imf_ray.pages.model import Pair, Row, Snapshot, State
+from imf_ray.pages.run_folder import success_of
+from imf_ray.pages.run_log import ACTION_ERROR
+from imf_ray.pages.stored_config import differing_options, read_config, shown_options, stage_names
+from imf_ray.redaction import redact, redact_options
+from imf_ray.rollout.record_store import EVALUATIONS_DIR, GRID_VIDEO, SUMMARY_FILE
+from imf_ray.rollout.records import stage_shares
+from imf_ray.storage import display_path
+from imf_ray.sweep.search_space import short_names
+
+LABEL_WIDTH = 24
+"""Largest width of the label of a policy in characters."""
+
+
+class ComparisonReader:
+    """Reads the folder of a comparison again and again; its arguments are those of `RunReader`."""
+
+    def __init__(self, folder: Path, cache: FileCache, links: bool = False) -> None:
+        self._folder, self._cache = folder, cache
+        self._history = LaunchHistory(folder)
+
+    def read(self, now: float, limits: EmbeddingLimits) -> Snapshot:
+        """Return the current content, see `SweepReader.read`."""
+        self._history.update()
+        content = self._cache.read(self._folder / COMPARISON_FILE, _parse_comparison) or {}
+        policies: Mapping[str, Mapping[str, Any]] = content.get("policies", {})
+        pairs = [_pair(values) for values in content.get("comparisons", ())]
+        checkpoints = {name: _checkpoint(name, values) for name, values in policies.items()}
+        configs = {
+            name: None if checkpoint is None else read_config(Path(checkpoint), self._cache)
+            for name, checkpoint in checkpoints.items()
+        }
+        options = {
+            name: shown_options(config) for name, config in configs.items() if config is not None
+        }
+        varied = differing_options(options.values())
+        labels = short_labels(policies, LABEL_WIDTH)
+        rows = []
+        for name, values in policies.items():
+            params = {key: options[name][key] for key in varied if key in options.get(name, {})}
+            rows.append(_policy_row(name, labels[name], values, params, checkpoints[name]))
+        compared = {name for pair in pairs for name in (pair.a, pair.b)}
+        ranked = sorted(
+            (row for row in rows if row.name in compared),
+            key=lambda row: 0.0 if row.success is None else -row.success.rate,
+        )
+        first = next((config for config in configs.values() if config is not None), None)
+        shared = next(iter(options.values()), {})
+        records = {name: Path(str(values.get("records", ""))) for name, values in policies.items()}
+        return Snapshot(
+            kind="comparison",
+            title=self._folder.name,
+            path=display_path(self._folder),
+            read_at=now,
+            state=self._history.outcome or State.FINISHED,
+            rows=ranked,
+            varied=short_names(varied),
+            stage_names=[] if first is None else stage_names(first.task),
+            baselines=[row for row in rows if row.name not in compared],
+            pairs=pairs,
+            options={key: value for key, value in shared.items() if key not in varied},
+            launches=self._history.launches,
+            commands=_comparison_commands(ranked),
+            media=find_media(
+                self._folder,
+                [
+                    (folder / GRID_VIDEO, f"Episodes of {labels[name]}, failures first")
+                    for name, folder in records.items()
+                ],
+                limits,
+            ),
+            notes=_notes(self._cache.problem(self._folder / COMPARISON_FILE), self._history),
+        )
+
+
+class EvaluationReader:
+    """Reads the folder of an evaluation again and again; its arguments are those of `RunReader`."""
+
+    def __init__(self, folder: Path, cache: FileCache, links: bool = False) -> None:
+        self._folder, self._cache = folder, cache
+        self._history = LaunchHistory(folder)
+
+    def read(self, now: float, limits: EmbeddingLimits) -> Snapshot:
+        """Return the current content, see `SweepReader.read`."""
+        self._history.update()
+        summary = self._cache.read(self._folder / SUMMARY_FILE, _parse_summary)
+        values = summary or {}
+        row = _policy_row(self._folder.name, self._folder.name, values, {}, None)
+        errors = [
+            f"Seed {seed}: {redact(str(error))}" for seed, error in values.get("errors", {}).items()
+        ]
+        state = State.FINISHED if summary is not None else State.RUNNING
+        return Snapshot(
+            kind="evaluation",
+            title=self._folder.name,
+            path=display_path(self._folder),
+            read_at=now,
+            state=self._history.outcome or state,
+            rows=[row],
+            options=redact_options(rename_keys(values.get("settings", {}), RECORD_SETTINGS)),
+            launches=self._history.launches,
+            media=find_media(
+                self._folder, [(self._folder / GRID_VIDEO, "Episodes, failures first")], limits
+            ),
+            notes=[
+                *errors,
+                *_notes(self._cache.problem(self._folder / SUMMARY_FILE), self._history),
+            ],
+        )
+
+
+def _policy_row(
+    name: str,
+    label: str,
+    metrics: Mapping[str, Any],
+    params: Mapping[str, Any],
+    checkpoint: str | None,
+) -> Row:
+    metrics = rename_keys(metrics, METRICS)
+    return Row(
+        name=name,
+        label=label,
+        state=State.FINISHED,
+        params=params,
+        success=success_of(metrics),
+        reward=metrics.get("rollout/return_mean"),
+        stages=list(stage_shares(metrics).values()),
+        action_error=metrics.get(ACTION_ERROR),
+        checkpoint=None if checkpoint is None else redact(checkpoint),
+        commands={} if checkpoint is None else commands.checkpoint_commands(checkpoint),
+    )
+
+
+def _checkpoint(name: str, values: Mapping[str, Any]) -> str | None:
+    """Return the checkpoint of a policy if it lies next to the folder of its records.
+
+    The records of `RUN/checkpoint_00001000` are in `RUN/evaluations/checkpoint_00001000-HASH`.
+    """
+    records = str(values.get("records", ""))
+    run, _, folder = records.rpartition(f"/{EVALUATIONS_DIR}/")
+    checkpoint = name.rpartition("/")[2]
+    return f"{run}/{checkpoint}" if run and folder.startswith(f"{checkpoint}-") else None
+
+
+def _pair(values: Mapping[str, Any]) -> Pair:
+    numbers = {name: float(values[name]) for name in ("difference", "low", "high", "p_value")}
+    counts = {name: int(values[name]) for name in ("only_a", "only_b")}
+    return Pair(values["a"], values["b"], **numbers, **counts, verdict=str(values["verdict"]))
+
+
+def _comparison_commands(ranked: Sequence[Row]) -> dict[str, str]:
+    checkpoints = [row.checkpoint for row in ranked if row.checkpoint is not None]
+    if not checkpoints:
+        return {}
+    found = dict(ranked[0].commands) if ranked[0].checkpoint is not None else {}
+    if len(checkpoints) == len(ranked):
+        command = commands.compare_command(checkpoints)
+        found["Compare them on more episodes"] = command
+    return found
+
+
+def _notes(problem: str | None, history: LaunchHistory) -> list[str]:
+    return [note for note in (problem, history.error) if note is not None]
+
+
+def _parse_comparison(content: bytes) -> dict[str, Any]:
+    return parse_json(content, _comparison, COMPARISON_FILE, "Repeat the command that wrote it.")
+
+
+def _comparison(content: Any) -> dict[str, Any]:
+    for values in content["policies"].values():
+        rename_keys(values, METRICS)
+    for values in content["comparisons"]:
+        _pair(values)
+    return dict(content)
+
+
+def _parse_summary(content: bytes) -> dict[str, Any]:
+    return parse_json(content, dict, SUMMARY_FILE, "Repeat the command that wrote it.")

@@ -1,0 +1,102 @@
+"""The content of a single run's page."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from imf_ray.config import to_override
+from imf_ray.errors import UserError
+from imf_ray.folders import TRIALS_DIR
+from imf_ray.pages import commands
+from imf_ray.pages.curve_log import MAX_POINTS
+from imf_ray.pages.file_cache import FileCache
+from imf_ray.pages.launch_history import LaunchHistory
+from imf_ray.pages.media_files import EmbeddingLimits, find_media
+from imf_ray.pages.model import Row, Snapshot, State
+from imf_ray.pages.run_folder import RunFolder
+from imf_ray.pages.stored_config import (
+    config_problem,
+    data_summary,
+    read_config,
+    shown_options,
+    stage_names,
+)
+from imf_ray.rollout.record_store import EVALUATIONS_DIR, GRID_VIDEO
+from imf_ray.schema import Config
+from imf_ray.storage import MAX_NAME_BYTES, display_path
+
+
+class RunReader:
+    """Reads the folder of a run, or of one trial of a sweep, again and again.
+
+    Args:
+        folder: local folder of the run.
+        cache: contents of small files.
+        links: as in `SnapshotReader`; a run has no pages below its own.
+    """
+
+    def __init__(self, folder: Path, cache: FileCache, links: bool = False) -> None:
+        self._folder, self._cache = folder, cache
+        self.run = RunFolder(folder, cache)
+        is_trial = folder.parent.name == TRIALS_DIR
+        self._history = LaunchHistory(folder.parents[1] if is_trial else folder)
+
+    def read(self, now: float, limits: EmbeddingLimits) -> Snapshot:
+        """Return the current content, see `SweepReader.read`."""
+        config, row = self.read_row(now)
+        return Snapshot(
+            kind="run",
+            title=self._folder.name,
+            path=display_path(self._folder),
+            read_at=now,
+            state=row.state,
+            rows=[row],
+            stage_names=[] if config is None else stage_names(config.task),
+            data=None if config is None else data_summary(self._folder, config, self._cache),
+            options={} if config is None else shown_options(config),
+            launches=self._history.launches,
+            commands=self._commands(config, row),
+            media=find_media(self._folder, self._videos(), limits),
+        )
+
+    def read_row(self, now: float) -> tuple[Config | None, Row]:
+        """Return the configuration of the run, and its row."""
+        self._history.update()
+        self.run.update()
+        config = read_config(self._folder, self._cache)
+        row = self.run.row(
+            name=self._folder.name,
+            label=self._folder.name,
+            max_steps=None if config is None else config.train.max_steps,
+            now=now,
+            max_points=MAX_POINTS,
+            has_ended=self._history.has_ended,
+        )
+        problem = config_problem(self._folder, self._cache)
+        notes = [*row.notes, *([] if problem is None else [problem])]
+        row = dataclasses.replace(row, notes=notes)
+        if self.run.record is None and self._history.outcome == State.FAILED:
+            row = dataclasses.replace(row, state=State.FAILED, error=self._history.error)
+        return config, row
+
+    def _videos(self) -> Iterator[tuple[Path, str]]:
+        yield from self.run.videos()
+        for grid in sorted((self._folder / EVALUATIONS_DIR).glob(f"*/{GRID_VIDEO}")):
+            yield grid, f"Evaluation {grid.parent.name}, failures first"
+
+    def _commands(self, config: Config | None, row: Row) -> dict[str, str]:
+        found = {}
+        if config is not None:
+            try:
+                name = f"{row.name}-again"[-MAX_NAME_BYTES:]
+                found[commands.TRAIN_AGAIN] = commands.train_command(config, name)
+            except UserError:  # the options do not fit this version
+                pass
+            if self.run.record is None:
+                name = to_override("run_name", row.name)
+                storage = to_override("storage_path", display_path(self._folder.parent))
+                file = to_override("config", display_path(self._folder / "config.yaml"))
+                found[commands.RESUME] = commands.command("train", file, name, storage)
+        return {**found, **row.commands}
