@@ -56,6 +56,12 @@ class StoppableDir:
         return self.path.name
 
     @property
+    def sweep_path(self) -> Path | None:
+        """The folder of the sweep that this run is a trial of; None for other folders."""
+        # SWEEP/trials/NAME is the run folder of a trial.
+        return self.path.parents[1] if self.path.parent.name == TRIALS_DIR else None
+
+    @property
     def is_remote(self) -> bool:
         """True if the folder is a local copy of a URL."""
         return remote_path(self.path) is not None
@@ -75,8 +81,7 @@ class StoppableDir:
 
     def _related_folders(self) -> Iterable[Path]:
         """Return the folders that may have no other writer either."""
-        # SWEEP/trials/NAME is the run folder of a trial.
-        return [self.path.parents[1]] if self.path.parent.name == TRIALS_DIR else []
+        return [] if self.sweep_path is None else [self.sweep_path]
 
     def request_stop(self) -> None:
         """Ask the run or sweep to save its checkpoints and stop.

@@ -1,33 +1,28 @@
 """Logging of a training run.
 
-A run writes metrics.jsonl, Prometheus gauges and worker records. It can also log to SwanLab, an
-experiment tracker.
+A run writes metrics.jsonl, gauges for Prometheus and worker records. It can also log charts to SwanLab
+and TensorBoard.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import json
 import logging
 import os
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
-from urllib.error import HTTPError
 
 import numpy as np
 import ray
 
 from imf_ray.checkpoint_dir import VALIDATED_STEP, VALIDATION_ERROR
-from imf_ray.config import config_to_dict
-from imf_ray.errors import UserError
-from imf_ray.network import open_url
 from imf_ray.ray_internals import node_log_dir
+from imf_ray.rollout.records import describe_success
 from imf_ray.schema import Config
-from imf_ray.training.gauges import Gauges
+from imf_ray.training.chart_log import ChartLog, charts, missing_lines
+from imf_ray.training.gauges import RunGauges
 from imf_ray.training.run_dir import RunDir
 from imf_ray.training.run_records import (
     INVALID_CHECKPOINTS,
@@ -36,7 +31,9 @@ from imf_ray.training.run_records import (
     VALIDATED,
     WorkerRecord,
 )
-from imf_ray.video import decode_video, encode_gif
+from imf_ray.training.stoppable_dir import StoppableDir
+from imf_ray.training.swanlab_log import SwanLabLog, check_swanlab, describe_swanlab
+from imf_ray.training.tensorboard_log import TensorBoardLog, check_tensorboard, describe_tensorboard
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +72,9 @@ class SampleLog:
 
 
 class Tracker:
-    """Logs a run on rank 0: metrics.jsonl, Ray's gauges, and SwanLab if it is enabled.
+    """Logs a run on rank 0: metrics.jsonl, gauges, and charts if they are enabled.
+
+    metrics.jsonl is the record of the run. The other logs show its values.
 
     Each launch of the run first writes a line with three counts:
 
@@ -99,9 +98,15 @@ class Tracker:
             _validation_key(line) for line in lines if {VALIDATED, VALIDATED_STEP} <= line.keys()
         }
         launches = [line for line in lines if RESTARTS in line]
-        self._gauges = Gauges(run_dir.name)
+        self._gauges = RunGauges(run_dir.path, config.train.max_steps, lines)
         self._file = run_dir.open_metrics()
-        self._swanlab = _start_swanlab(run_dir, config) if config.train.use_swanlab else None
+        self._swanlab = SwanLabLog(run_dir, config) if config.train.use_swanlab else None
+        self._chart_logs: list[ChartLog] = [] if self._swanlab is None else [self._swanlab]
+        if config.train.tensorboard:
+            self._chart_logs.append(TensorBoardLog(run_dir, start_step))
+        for chart_log in self._chart_logs:
+            for line in missing_lines(lines, start_step, chart_log.is_new):
+                self._log_charts(chart_log, line)
         self._last_step, self._last_time = start_step, time.monotonic()
         num_invalid = run_dir.count_checkpoints_after(start_step)
         num_invalid += sum(line.get(INVALID_CHECKPOINTS, 0) for line in launches[-1:])
@@ -137,46 +142,39 @@ class Tracker:
             key = _validation_key(metrics)
             if key not in self._logged_validations:
                 self._logged_validations.add(key)
-                step = metrics[VALIDATED_STEP]
-                self._write(step, {VALIDATED: 1.0, **metrics})
-                self._log_video(step)
+                self._write(metrics[VALIDATED_STEP], {VALIDATED: 1.0, **metrics})
                 new.append(metrics)
         return new
 
     @property
     def swanlab_run(self) -> str | None:
         """URL of an online SwanLab run, or folder of an offline one; None if SwanLab is off."""
-        if self._swanlab is None:
-            return None
-        try:
-            return str(self._swanlab.url)
-        except ValueError:  # raised by SwanLab for offline runs
-            return str(self._run_dir.swanlab_dir)
+        return None if self._swanlab is None else self._swanlab.location
 
     def close(self) -> None:
-        """Close the log file and the gauges, and finish the SwanLab run."""
+        """Close all logs, and upload those of charts if the run has a URL."""
         self._gauges.close()
         self._file.close()
-        if self._swanlab is not None:
-            self._swanlab.finish()
-            self._run_dir.upload_swanlab()
-
-    def _log_video(self, step: int) -> None:
-        if self._swanlab is None:
-            return
-        content = self._run_dir.read_validation_video(step)
-        if content is not None:
-            import swanlab
-
-            video = swanlab.Video(encode_gif(decode_video(content)))
-            self._swanlab.log({"rollout/video": video}, step=step)
+        for chart_log in self._chart_logs:
+            chart_log.close()
+        self._run_dir.upload_charts()
 
     def _write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        self._file.append(json.dumps({"step": step, "time": time.time(), **metrics}))
-        self._gauges.set(metrics)
-        if self._swanlab is not None:
-            numbers = {name: v for name, v in metrics.items() if isinstance(v, (int, float))}
-            self._swanlab.log(numbers, step=step)
+        line = {"step": step, "time": time.time(), **metrics}
+        self._file.append(json.dumps(line))
+        self._gauges.add(line)
+        for chart_log in self._chart_logs:
+            self._log_charts(chart_log, line)
+
+    def _log_charts(self, chart_log: ChartLog, line: Mapping[str, Any]) -> None:
+        """Log the charts of a line of metrics.jsonl, and the video of its validation."""
+        step = line["step"]
+        chart_log.log(step, line.get("time", time.time()), charts(line))
+        video = self._run_dir.read_validation_video(step) if VALIDATED in line else None
+        if video is not None:
+            success = describe_success(line)
+            result = "" if success is None else f"; success {success}"
+            chart_log.log_video(step, video, f"First episode after {step} steps{result}")
 
 
 def _validation_key(metrics: Mapping[str, Any]) -> tuple[int, bool]:
@@ -185,65 +183,26 @@ def _validation_key(metrics: Mapping[str, Any]) -> tuple[int, bool]:
 
 
 def check_tracking(config: Config) -> None:
-    """Check that the configured SwanLab mode is installed.
+    """Check that the enabled chart logs can start.
 
     Raises:
-        UserError: SwanLab's board, which mode `local` needs, is not installed.
+        UserError: one of them is not installed, or an option is invalid.
     """
-    is_local = config.train.use_swanlab and config.train.swanlab_mode == "local"
-    if is_local and importlib.util.find_spec("swanboard") is None:
-        raise UserError(
-            "train.swanlab_mode=local needs SwanLab's board, which is not installed. Run "
-            "pip install 'swanlab[dashboard]', or set train.swanlab_mode=offline."
-        )
+    if config.train.use_swanlab:
+        check_swanlab(config)
+    if config.train.tensorboard:
+        check_tensorboard()
 
 
-def swanlab_mode(config: Config) -> str:
-    """Return the configured SwanLab mode, or "offline" if it is "online" without a login."""
-    import swanlab
+def describe_tracking(config: Config, folder: StoppableDir, is_sweep: bool = False) -> list[str]:
+    """Return a line for each enabled chart log, with the command that shows or uploads it.
 
-    mode = config.train.swanlab_mode
-    return "offline" if mode == "online" and swanlab.Settings().api_key is None else mode
-
-
-def describe_tracking(config: Config) -> str:
-    """Return a line such as "SwanLab: offline"."""
-    if not config.train.use_swanlab:
-        return "SwanLab: off"
-    mode = swanlab_mode(config)
-    reason = "" if mode == config.train.swanlab_mode else " (not logged in; run `swanlab login`)"
-    return f"SwanLab: {mode}{reason}"
-
-
-def _start_swanlab(run_dir: RunDir, config: Config) -> Any:
-    """Start or resume the SwanLab run. If SwanLab cannot be reached, the run is offline."""
-    import swanlab
-
-    run_dir.swanlab_dir.mkdir(parents=True, exist_ok=True)
-    init = functools.partial(
-        swanlab.init,
-        project=config.train.swanlab_project,
-        name=run_dir.name,
-        config=config_to_dict(config),
-        log_dir=str(run_dir.swanlab_dir),
-    )
-    mode = swanlab_mode(config)
-    if mode != "online":
-        return init(mode=mode)
-    try:
-        _check_reachable(swanlab.Settings().api_host)  # SwanLab itself would try for minutes
-        return init(mode=mode, id=run_dir.swanlab_run_id(), resume="allow")
-    except Exception as error:  # any failure, usually of the network: training continues
-        reason = f"{type(error).__name__}: {error}"
-        log.warning("SwanLab cannot start online, so this launch is logged offline: %s", reason)
-        return init(mode="offline", reinit=True)
-
-
-def _check_reachable(url: str) -> None:
-    """Check that a server answers, whatever the answer is.
-
-    Raises:
-        OSError: it does not.
+    Args:
+        folder: the folder of the run, or of the sweep if `is_sweep`.
     """
-    with suppress(HTTPError):
-        open_url(url).close()
+    lines = []
+    if config.train.use_swanlab:
+        lines.append(describe_swanlab(config, folder, is_sweep))
+    if config.train.tensorboard:
+        lines.append(describe_tensorboard(folder, is_sweep))
+    return lines

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from imf_ray.files import append_line
-from imf_ray.training import tracking
+from imf_ray.training import swanlab_log
 from imf_ray.training.gauges import GAUGES
 from imf_ray.training.run_dir import VALIDATIONS_FILE, RunDir
 from imf_ray.training.run_records import RESTARTS, merge_metrics
+from imf_ray.training.swanlab_log import SwanLabLog
 from imf_ray.training.tracking import SampleLog, Tracker
 from imf_ray.video import decode_video, encode_gif, encode_video
 from tests.helpers.trainers import config_of
@@ -105,9 +106,9 @@ def test_swanlab_is_offline_where_its_server_does_not_answer(
         return io.BytesIO()
 
     started = []
-    monkeypatch.setattr(tracking, "open_url", open_url)
+    monkeypatch.setattr(swanlab_log, "open_url", open_url)
     monkeypatch.setattr("swanlab.init", lambda mode, **_: started.append(mode))
     monkeypatch.setenv("SWANLAB_API_KEY", "key")
     config = config_of("train.use_swanlab=true", "train.swanlab_mode=online")
-    tracking._start_swanlab(RunDir(tmp_path), config)
+    SwanLabLog(RunDir(tmp_path), config)
     assert started == modes
