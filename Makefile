@@ -59,7 +59,7 @@ integration: setup
 test: lint docs unit integration
 
 slow-test: setup test-aloha
-	$(PYTEST) -m slow --durations=30
+	$(PARALLEL_PYTEST) -m slow --durations=30
 
 test-aloha: $(ALOHA_STAMP)
 	$(ALOHA_VENV)/bin/python -m pytest tests/integration/sim/test_aloha.py
