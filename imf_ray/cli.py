@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imf_ray.aliases import OPTIONS, rename_overrides
+from imf_ray.argument_hints import option_for
 from imf_ray.cluster import cluster_address
 from imf_ray.command import Command, help_text
 from imf_ray.config import CONFIG, GROUPS, RECIPE, announce_rename, check_option, to_yaml
@@ -50,7 +51,9 @@ def _run(command: Command, argv: Sequence[str], program: str) -> int:
         return 0
     try:
         _require_working_dir()
-        positional, overrides = split_arguments(argv, takes_paths=command.positional is not None)
+        takes_paths = command.positional is not None
+        positional, overrides = split_arguments(argv, takes_paths, list(command.flags))
+        require_options(overrides, command.name)
         overrides = rename_overrides(overrides, announce_rename)
         config = command.resolve(overrides)
         if PRINT_CONFIG in argv:
@@ -133,14 +136,17 @@ def resume_command(module: str, overrides: Sequence[str], **options: str) -> str
     return shlex.join(["python", "-m", module, *others, *replacements])
 
 
-def split_arguments(argv: Sequence[str], takes_paths: bool) -> tuple[list[str], list[str]]:
-    """Split a command line into positional arguments and `key=value` options, without flags.
+def split_arguments(
+    argv: Sequence[str], takes_paths: bool, flags: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Split a command line into positional arguments and `key=value` options.
 
     The part before `=` decides whether an argument is an option or a path. The name of an option
     makes it an option, also if there is such a path.
 
     Args:
         takes_paths: the command has positional arguments.
+        flags: flags of the command, which become positional arguments. Other flags are left out.
 
     Raises:
         UserError: an argument is not text, is an unknown flag, or is neither an option nor a path.
@@ -151,9 +157,13 @@ def split_arguments(argv: Sequence[str], takes_paths: bool) -> tuple[list[str], 
             raise UserError(f"The argument {item!r} is not text in UTF-8.")
         if item == PRINT_CONFIG:
             continue
+        if item in flags:
+            positional.append(item)
+            continue
         if item.startswith("-"):
+            known = ", ".join([*flags, PRINT_CONFIG, HELP_ALL])
             raise UserError(
-                f"{item} is not a flag. Flags are {PRINT_CONFIG}, {HELP_ALL} and {HELP[0]}. "
+                f"{item} is not a flag. Flags are {known} and {HELP[0]}. "
                 f"Options are written key=value, without dashes. Write ./{item} for a path."
             )
         if takes_paths and not _is_option(item):
@@ -161,6 +171,17 @@ def split_arguments(argv: Sequence[str], takes_paths: bool) -> tuple[list[str], 
         else:
             overrides.append(item)
     return positional, overrides
+
+
+def require_options(arguments: Sequence[str], command: str) -> None:
+    """Check that arguments have the form `key=value`.
+
+    Raises:
+        UserError: one has not. The message names the option that it may be meant for.
+    """
+    for item in arguments:
+        if "=" not in item and (hint := option_for(item, command)) is not None:
+            raise UserError(f"{item!r} is not an option. Write {hint}")
 
 
 def _is_unicode(text: str) -> bool:

@@ -6,11 +6,16 @@ import inspect
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from imf_ray.config import CONFIG, GROUPS, RECIPE, default_overrides, group_choices, load_config
 from imf_ray.schema import Config, Option, all_options, command_options, section_help
 
+COMMON_FLAGS = {
+    "--print-config": "print the resolved configuration and exit",
+    "--help, -h": "show this text",
+    "--help-all": "show the options of all commands",
+}
 MIN_WIDTH, MAX_WIDTH = 60, 100
 """Minimum and maximum width of the help text in characters; it is the terminal's in between."""
 
@@ -29,6 +34,9 @@ class Command:
     """Form of the arguments that are not options, for the help; None if there are none."""
     resolve: Callable[[Sequence[str]], Config] = load_config
     """Called with the overrides; returns the configuration."""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """Explanation of each flag of a command with positional arguments. Flags that are given are
+    passed on among these."""
 
     @property
     def summary(self) -> str:
@@ -43,7 +51,8 @@ class Command:
     def usage(self, program: str) -> str:
         """Return the usage line of the command."""
         arguments = [self.positional] if self.positional else []
-        return " ".join([program, *arguments, "[key=value ...]"])
+        flags = [f"[{flag}]" for flag in self.flags]
+        return " ".join([program, *arguments, *flags, "[key=value ...]"])
 
 
 def help_text(command: Command, program: str, every_option: bool = False) -> str:
@@ -55,15 +64,14 @@ def help_text(command: Command, program: str, every_option: bool = False) -> str
     """
     width = max(MIN_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size((MAX_WIDTH, 24)).columns))
     options = all_options() if every_option else command_options(command.name)
+    flags = {**command.flags, **COMMON_FLAGS}
     parts = [
         f"usage: {command.usage(program)}",
         "\n\n".join(_fill(part, width) for part in command.description.split("\n\n")),
         "Examples:\n" + "\n".join(f"  {program} {example}" for example in command.examples),
         _groups_text(command.name, options, width),
         *_option_texts(command.name, options, width),
-        "Flags:\n  --print-config  print the resolved configuration and exit\n"
-        "  --help, -h      show this text\n"
-        "  --help-all      show the options of all commands",
+        "\n".join(["Flags:", *(f"  {flag:<14}  {text}" for flag, text in flags.items())]),
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -312,7 +312,7 @@ def _split_choices(overrides: Iterable[str]) -> tuple[dict[str, str], list[str]]
         if not separator or not key:
             raise UserError(
                 f"{item!r} is not an option. Options have the form key=value, without spaces "
-                "around = (--help)."
+                "around = (--help). Quote a value that contains spaces."
             )
         if key in GROUPS:
             choices[key] = value

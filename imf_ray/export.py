@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 
 from imf_ray.cli import run_command
 from imf_ray.command import Command
+from imf_ray.config import shell_override
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.storage import display_path, download, local_dir
@@ -24,9 +26,11 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
     from imf_ray.training.checkpoint import export_policy
 
     if config.checkpoint is None or len(arguments) != 1:
+        checkpoint = config.checkpoint or next(iter(arguments), "RUN/checkpoint_00001000")
+        folders = arguments if config.checkpoint else arguments[1:]
         raise UserError(
             "A checkpoint and a new folder are needed. Usage: imf-ray export "
-            "checkpoint=RUN/checkpoint_00001000 DIR"
+            f"{shell_override('checkpoint', checkpoint)} {shlex.join(folders[:1]) or 'DIR'}"
         )
     policy = PolicySpec.parse(config.checkpoint).resolve()
     if policy.kind != PolicyKind.CHECKPOINT:
