@@ -15,6 +15,7 @@ import importlib
 import logging
 import re
 import string
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ PRIVATE_CLASSES = {
     "PlacementGroupCleanerCallback": f"{_TRAIN}.callbacks.placement_group_callback",
 }
 """Private classes of Ray that are used or subclassed, and the module of each."""
+TASK_EVENTS_INTERVAL_S = 1.2
+"""Seconds within which Ray has surely told the dashboard of a call that has ended."""
 log = logging.getLogger(__name__)
 
 
@@ -199,12 +202,13 @@ def label_train_actors(run: str) -> None:
     The dashboard shows an actor's `__repr__`, which these actors do not have. This function is
     called in the process of the controller, which belongs to one run.
     """
-    from ray.train.v2._internal.callbacks import datasets
+    from ray.train.v2._internal.callbacks import datasets, preemption_callback
     from ray.train.v2._internal.data_integration.dataset_manager import DatasetManager
     from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
+    from ray.train.v2._internal.execution.preemption import PreemptionWatcher
     from ray.train.v2._internal.execution.worker_group import RayTrainWorker, worker_group
 
-    synchronization = SynchronizationActor.__ray_metadata__.modified_class
+    synchronization = SynchronizationActor.__ray_metadata__.modified_class.__ray_actor_class__
     worker_group.WorkerGroup._worker_cls = _labelled(
         RayTrainWorker, lambda: f"training worker {_bundle_index()} of {run}"
     )
@@ -212,6 +216,9 @@ def label_train_actors(run: str) -> None:
         _labelled(synchronization, lambda: f"synchronization of {run}")
     )
     datasets.DatasetManager = _labelled(DatasetManager, lambda: f"data set of {run}")
+    preemption_callback.PreemptionWatcher = _labelled(
+        PreemptionWatcher, lambda: f"preemption watcher of {run}"
+    )
 
 
 def label_trials(trainable: Any, name_param: str) -> None:
@@ -243,11 +250,22 @@ def _bundle_index() -> int:
     return int(index[1]) if index else 0
 
 
+def wait_for_task_events() -> None:
+    """Wait until the dashboard knows which calls of this process have ended.
+
+    Ray tells it once a second. If a process is killed before that, the dashboard counts its last
+    calls as failed (Ray 2.60).
+    """
+    if dashboard_url() is not None:
+        time.sleep(TASK_EVENTS_INTERVAL_S)
+
+
 def start_shared_actors() -> None:
     """Start the actors that all runs on a cluster share.
 
     Every run starts them if they do not exist. If two runs do so at the same time, one start fails,
-    and the dashboard shows a failed task (Ray 2.60).
+    and the dashboard counts a failed task. An actor that a trial starts ends with the resources of
+    that trial (Ray 2.60).
     """
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
     from ray.data._internal.stats import get_or_create_stats_actor

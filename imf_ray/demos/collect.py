@@ -83,14 +83,14 @@ def collect_episodes(
     next_in_order, last_success = next_seed, next_seed
     running: dict[ray.ObjectRef, int] = {}
     outcomes: dict[int, bool] = {}
-    record = _record.options(**options)
     pickled_task = pickle.dumps(task)  # hashable, so that each worker can cache its recorder
     on_progress(state)
     try:
         while len(state.seeds) < episodes:
             while len(running) < workers:
                 target = str(_pending_path(pending, next_seed))
-                reference = record.remote(
+                name = f"demonstration of seed {next_seed}"  # for Ray's dashboard
+                reference = _record.options(**options, name=name).remote(
                     pickled_task, tuple(camera_names), next_seed, target, compress
                 )
                 running[reference] = next_seed

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,20 @@ class Head:
                     lines += response.read().decode().splitlines()
         return lines
 
-    def submit(self, *command: str, options: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-        """Submit a job and wait for its end. Submit again while Ray reports it is not ready."""
-        common = ["--runtime-env=runtime_env.yaml", "--working-dir=."]
+    def submit(
+        self, name: str, *command: str, metadata: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Submit a job and wait for its end. Submit again while Ray reports it is not ready.
+
+        Args:
+            name: submission id of the job.
+        """
+        options = [f"--submission-id={name}", f"--metadata-json={json.dumps(metadata or {})}"]
+        options += ["--runtime-env=runtime_env.yaml", "--working-dir=."]
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             submitted = subprocess.run(
-                [RAY, "job", "submit", f"--address={self.url}", *common, *options, "--", *command],
+                [RAY, "job", "submit", f"--address={self.url}", *options, "--", *command],
                 cwd=REPO_ROOT,
                 env=self.environment,
                 capture_output=True,
@@ -77,6 +84,7 @@ def start_head(require_token: bool) -> Iterator[Head]:
     port = _free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_metrics_report_interval_ms": "1000"}
+    environment["RAY_worker_maximum_startup_concurrency"] = "8"  # as in docs/cluster.md
     if require_token:
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     else:

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import secrets
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import REPO_ROOT
-from tests.helpers.commands import COMMAND_TIMEOUT_S
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
+from tests.helpers.head_node import RAY, Head, start_head
 
-RAY = str(Path(sys.executable).parent / "ray")
-START_TIMEOUT_S = 600
 GAUGE, TRIAL = "ray_imf_ray_", "00000-n_emb_16"
-PROMETHEUS_TARGETS = "prom_metrics_service_discovery.json"
-"""File in Ray's folder that lists the metrics endpoints for Prometheus."""
 SPACE = """
 fixed:
   agent: resnet_imf_attnres_multitoken
@@ -39,102 +25,17 @@ grid:
 """
 
 
-@dataclass(frozen=True)
-class Head:
-    """A running head node: its dashboard, its metrics, and the environment for its clients."""
-
-    url: str
-    folder: Path
-    environment: dict[str, str]
-
-    def get(self, path: str, token: bool = True) -> object:
-        """Return a JSON response of the dashboard's API."""
-        headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
-        request = urllib.request.Request(self.url + path, headers=headers if token else {})
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return json.load(response)
-
-    def gauges(self, run: str) -> set[str]:
-        """Return the names of a run's gauges that Prometheus would scrape now."""
-        names = set()
-        for group in json.loads((self.folder / PROMETHEUS_TARGETS).read_text()):
-            for target in group["targets"]:
-                with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as response:
-                    lines = response.read().decode().splitlines()
-                names |= {line.partition("{")[0] for line in lines if f'run="{run}"' in line}
-        return {name.removeprefix(GAUGE) for name in names if name.startswith(GAUGE)}
-
-
-def _free_port() -> int:
-    """Return a free port outside of the range of Ray's workers (10002-19999)."""
-    for port in range(21000 + os.getpid() % 5000, 32000):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise RuntimeError("no free port")
-
-
 @pytest.fixture
 def head() -> Iterator[Head]:
-    """A head node with two CPUs. It is stopped by its process id."""
-    port = _free_port()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_metrics_report_interval_ms": "1000"}
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
-        process = subprocess.Popen(
-            [
-                RAY,
-                "start",
-                "--head",
-                "--block",
-                "--num-cpus=2",
-                f"--port={port}",
-                f"--dashboard-port={port + 1}",
-                f"--ray-client-server-port={port + 2}",
-                f"--dashboard-agent-listen-port={port + 3}",
-                "--dashboard-host=127.0.0.1",
-                f"--temp-dir={folder}",
-            ],
-            env=environment,
-            start_new_session=True,
-        )
-        running = Head(f"http://127.0.0.1:{port + 1}", Path(folder), environment)
-        try:
-            _wait_for_dashboard(running)
-            yield running
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(START_TIMEOUT_S)
+    """A head node with two CPUs that requires a token."""
+    with start_head(require_token=True) as running:
+        yield running
 
 
-def _wait_for_dashboard(head: Head) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        try:
-            head.get("/api/jobs/")
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "the dashboard did not come up"
-            time.sleep(1)
-
-
-def _submit(head: Head, *command: str) -> subprocess.CompletedProcess[str]:
-    """Submit a job and wait for its end. Submit again while Ray reports that it is not ready."""
-    options = ["--submission-id=sweep", "--runtime-env=runtime_env.yaml", "--working-dir=."]
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        submitted = subprocess.run(
-            [RAY, "job", "submit", f"--address={head.url}", *options, "--", *command],
-            cwd=REPO_ROOT,
-            env=head.environment,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_TIMEOUT_S,
-        )
-        if "No available agent" not in submitted.stderr or time.monotonic() > deadline:
-            return submitted
-        time.sleep(1)
+def _gauges(head: Head, run: str) -> set[str]:
+    """Return the names of a run's gauges that Prometheus would scrape now."""
+    names = {line.partition("{")[0] for line in head.metrics() if f'run="{run}"' in line}
+    return {name.removeprefix(GAUGE) for name in names if name.startswith(GAUGE)}
 
 
 def test_a_submitted_sweep_runs_and_is_shown_on_the_dashboard(
@@ -150,12 +51,12 @@ def test_a_submitted_sweep_runs_and_is_shown_on_the_dashboard(
     def scrape() -> None:
         while not ended.wait(1.0):
             with contextlib.suppress(OSError):  # until the metrics are served
-                scraped.append(head.gauges(TRIAL))
+                scraped.append(_gauges(head, TRIAL))
 
     scraper = threading.Thread(target=scrape)
     scraper.start()
-    submitted = _submit(
-        head,
+    submitted = head.submit(
+        "sweep",
         *(sys.executable, "-m", "imf_ray.tune"),
         *options,
         f"search_space={space}",

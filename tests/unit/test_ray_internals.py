@@ -12,7 +12,10 @@ import ray
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import datasets, preemption_callback
+from ray.train.v2._internal.execution.worker_group import worker_group
 from ray.train.v2.api import data_parallel_trainer
+from ray.tune.trainable import FunctionTrainable, wrap_function
 
 from imf_ray import ray_internals
 from imf_ray.errors import UserError
@@ -119,3 +122,60 @@ def test_the_output_queue_of_an_executor() -> None:
     output = SimpleNamespace(output_queue=deque([1, 2]))
     executor = SimpleNamespace(_output_node=(None, output))
     assert ray_internals.num_queued_outputs(executor) == 2
+
+
+def test_the_actors_of_a_run_say_their_run_and_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner, name in (
+        (worker_group.WorkerGroup, "_worker_cls"),
+        (worker_group, "SynchronizationActor"),
+        (datasets, "DatasetManager"),
+        (preemption_callback, "PreemptionWatcher"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # restored at the end
+        assert name in inspect.getsource(inspect.getmodule(owner))
+    core_worker = SimpleNamespace(
+        resource_ids=lambda: {"CPU_group_3_12ab": [], "CPU_group_12ab": []}
+    )
+    global_worker = "ray._private.worker.global_worker"
+    monkeypatch.setattr(f"{global_worker}.core_worker", core_worker, raising=False)
+    for _ in range(2):  # the second time, the workers are started again
+        ray_internals.label_train_actors("00-n_emb=96")
+    synchronization = worker_group.SynchronizationActor
+    assert synchronization._default_options == {"num_cpus": 0}
+    labels = {
+        actor.__name__: (repr(actor.__new__(actor)), actor.__mro__[1].__name__)
+        for actor in (
+            worker_group.WorkerGroup._worker_cls,
+            synchronization.__ray_metadata__.modified_class.__ray_actor_class__,
+            datasets.DatasetManager,
+            preemption_callback.PreemptionWatcher,
+        )
+    }
+    assert labels["RayTrainWorker"] == ("training worker 3 of 00-n_emb=96", "RayTrainWorker")
+    assert labels["SynchronizationActor"][0] == "synchronization of 00-n_emb=96"
+    assert labels["DatasetManager"] == ("data set of 00-n_emb=96", "DatasetManager")
+    assert labels["PreemptionWatcher"][0] == "preemption watcher of 00-n_emb=96"
+
+
+def test_the_actor_of_a_trial_says_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trainable(params: dict[str, str]) -> None: ...
+
+    monkeypatch.setattr(FunctionTrainable, "setup", lambda self, config: None)
+    ray_internals.label_trials(trainable, "trial")
+    actor_class = wrap_function(trainable)
+    actor = actor_class.__new__(actor_class)
+    actor.setup({"trial": "00-n_emb=96"})
+    assert repr(actor) == "trial 00-n_emb=96"
+
+
+def test_the_actors_that_all_runs_share_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    for path in (
+        "ray.train.v2._internal.state.state_actor.get_or_create_state_actor",
+        "ray.data._internal.stats.get_or_create_stats_actor",
+        "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator."
+        "get_or_create_autoscaling_coordinator",
+    ):
+        monkeypatch.setattr(path, lambda path=path: started.append(path))
+    ray_internals.start_shared_actors()
+    assert len(started) == 3
