@@ -11,6 +11,7 @@ One execution of the dataset spans all epochs and preserves the order.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from ray.data.datasource import Datasource, ReadTask
 from imf_ray.data.episodes import EpisodeRef, EpisodeSlice
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.windows import Batch, WindowBatcher, WindowSpec
+from imf_ray.metrics_export import RANK, MetricExporter
 from imf_ray.ray_internals import ExecutionCallback, metric_tag, num_queued_outputs
 
 MIN_ROWS_PER_TASK, MAX_ROWS_PER_TASK, TASK_BYTES = 4, 16, 32 << 20
@@ -71,6 +73,7 @@ class TrainDataset:
         read_concurrency: number of parallel read tasks of each rank.
         options: Ray options of each read task.
         name: name of the run, for the names of tasks and metrics.
+        metric_tags: tags of the run's metrics.
     """
 
     plan: SamplePlan
@@ -81,12 +84,14 @@ class TrainDataset:
     read_concurrency: int
     options: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
+    metric_tags: Mapping[str, str] = field(default_factory=dict)
 
     def rank_dataset(self, rank: int, world_size: int, start_step: int) -> ray.data.Dataset:
         """Return the dataset of one rank, from training step `start_step` to the last."""
         segments = list(self.plan.rank_segments(rank, world_size, start_step, self.max_steps))
         name = metric_tag(f"{self.name} rank {rank}")  # Ray Data's metrics have it as a tag
-        source = _SegmentDatasource(self, segments, name)
+        exporter = MetricExporter({**self.metric_tags, RANK: str(rank)})
+        source = _SegmentDatasource(self, segments, name, exporter)
         dataset = ray.data.read_datasource(
             source,
             num_cpus=0,  # see imf_ray.allocation
@@ -100,7 +105,8 @@ class TrainDataset:
         prefetch = max(MIN_PREFETCH_BYTES, self.prefetch_rows(rank, world_size) * self._row_bytes)
         execution.resource_limits = ExecutionResources(object_store_memory=prefetch)
         dataset.context.enable_progress_bars = False
-        dataset.context.custom_execution_callback_classes = [_SchedulerThrottle]
+        throttle = functools.partial(_SchedulerThrottle, exporter)
+        dataset.context.custom_execution_callback_classes = [throttle]
         return dataset
 
     def prefetch_rows(self, rank: int, world_size: int) -> int:
@@ -185,14 +191,17 @@ class _SchedulerThrottle(ExecutionCallback):
     after each iteration, in proportion to the CPU time of that iteration.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, exporter: MetricExporter) -> None:
+        self._exporter = exporter
         self._cpu_time_s, self._iterations_waiting = 0.0, 0
 
     def on_execution_step(self, executor: Any) -> None:
         cpu_time_s = time.thread_time()
         sleep_s = (cpu_time_s - self._cpu_time_s) * (1 / MAX_LOOP_CPU_FRACTION - 1)
         self._cpu_time_s = cpu_time_s
-        is_waiting = num_queued_outputs(executor) > 0
+        num_queued = num_queued_outputs(executor)
+        self._exporter.set({"data_queued_blocks": num_queued})
+        is_waiting = num_queued > 0
         self._iterations_waiting = self._iterations_waiting + 1 if is_waiting else 0
         if self._iterations_waiting >= THROTTLE_AFTER_ITERATIONS:
             time.sleep(min(MAX_SLEEP_S, sleep_s))
@@ -202,14 +211,18 @@ class _SegmentDatasource(Datasource):
     """Reads the segments given as pairs (epoch, segment indices); making its tasks does no I/O."""
 
     def __init__(
-        self, dataset: TrainDataset, segments: list[tuple[int, np.ndarray]], name: str
+        self,
+        dataset: TrainDataset,
+        segments: list[tuple[int, np.ndarray]],
+        name: str,
+        exporter: MetricExporter,
     ) -> None:
         super().__init__()
         self._name = name
         num_rows = sum(len(indices) for _, indices in segments)
         rows_per_task = max(dataset.rows_per_task, num_rows // MAX_TASKS)
         self._tasks = [
-            _make_read_task(dataset, epoch, indices[start : start + rows_per_task])
+            _make_read_task(dataset, epoch, indices[start : start + rows_per_task], exporter)
             for epoch, indices in segments
             for start in range(0, len(indices), rows_per_task)
         ]
@@ -230,7 +243,9 @@ class _SegmentDatasource(Datasource):
         return self._tasks
 
 
-def _make_read_task(dataset: TrainDataset, epoch: int, segment_indices: np.ndarray) -> ReadTask:
+def _make_read_task(
+    dataset: TrainDataset, epoch: int, segment_indices: np.ndarray, exporter: MetricExporter
+) -> ReadTask:
     """Make the read task that yields a table with one row for each segment."""
     plan, spec = dataset.plan.epoch(epoch), dataset.spec
     segments = [
@@ -245,14 +260,20 @@ def _make_read_task(dataset: TrainDataset, epoch: int, segment_indices: np.ndarr
     metadata = BlockMetadata(
         num_rows=len(segments), size_bytes=None, input_files=None, exec_stats=None
     )
-    return ReadTask(lambda: _read_segments(spec, epoch, segments), metadata)
+    return ReadTask(lambda: _read_segments(spec, epoch, segments, exporter), metadata)
 
 
 def _read_segments(
-    spec: WindowSpec, epoch: int, segments: list[tuple[int, EpisodeRef, int, int]]
+    spec: WindowSpec,
+    epoch: int,
+    segments: list[tuple[int, EpisodeRef, int, int]],
+    exporter: MetricExporter,
 ) -> Iterator[pa.Table]:
     for index, episode, start, stop in segments:
-        yield _to_table(epoch, index, spec.read(episode, start, stop))
+        with exporter.timed("data_read_seconds"):
+            table = _to_table(epoch, index, spec.read(episode, start, stop))
+        exporter.count("data_read_bytes_total", table.nbytes)
+        yield table
 
 
 def _to_table(epoch: int, segment: int, source: EpisodeSlice) -> pa.Table:

@@ -32,6 +32,7 @@ from imf_ray.rollout.policy_fit import make_fitting_env
 from imf_ray.rollout.policy_spec import PolicySpec
 from imf_ray.rollout.records import EpisodeRecord, RolloutMetadata
 from imf_ray.rollout.rollout_config import THREADS, RolloutConfig
+from imf_ray.rollout.rollout_metrics import RolloutMetrics
 from imf_ray.schema import EvaluateConfig
 
 MAX_ATTEMPTS = 3
@@ -50,6 +51,8 @@ class RolloutSpec:
     policy: PolicySpec
     config: RolloutConfig
     envs_per_actor: int = EvaluateConfig.envs_per_actor
+    sweep: str | None = None
+    """Name of the sweep, a tag of the metrics; None if the path of the policy tells it."""
 
 
 def rollout_metadata(spec: RolloutSpec) -> RolloutMetadata:
@@ -162,6 +165,7 @@ class RolloutActorPool:
         artifacts: Mapping[int, ArtifactRequest],
     ) -> None:
         self._spec, self._artifacts = spec, artifacts
+        self._metrics = RolloutMetrics(spec.policy, spec.sweep)
         self._actor_class = RolloutActor.options(**resources.ray_options)  # type: ignore[attr-defined]
         self._waiting_seeds = deque(dict.fromkeys(seeds))
         self._isolated_seeds: deque[int] = deque()
@@ -198,11 +202,21 @@ class RolloutActorPool:
                     continue
                 yield from self._restart(slot, "its call exceeded the time limit", retry=False)
             self._assign_seeds()
+            num_waiting = len(self._waiting_seeds) + len(self._isolated_seeds)
+            self._metrics.set_load(len(self._busy), num_waiting)
 
     def stop(self) -> None:
-        """Kill all actors."""
+        """Kill all actors that have started.
+
+        Others end when they have started, because nothing refers to them any more. If they were
+        killed, the dashboard would count their start as a failed task.
+        """
+        self._metrics.close()
         for slot in [*self._busy, *self._idle]:
-            ray.kill(slot.actor)
+            if slot.ready:
+                ray.kill(slot.actor)
+        self._busy.clear()
+        self._idle.clear()
 
     def _any_ready(self) -> bool:
         return any(slot.ready for slot in [*self._busy, *self._idle])
@@ -229,6 +243,7 @@ class RolloutActorPool:
         for episode in result:
             del slot.running[episode.record.seed]
             slot.exclusive = False
+            self._metrics.add(episode)
             yield episode
 
     def _assign_seeds(self) -> None:
@@ -274,6 +289,7 @@ class RolloutActorPool:
         self._busy.remove(slot)
         seeds = list(slot.running)
         log.warning("A rollout actor was lost (%s); episodes to repeat: %s", reason, seeds)
+        self._metrics.add_lost_actor()
         if not slot.ready:
             if self._any_ready():
                 return  # the other actors continue without this one
@@ -285,7 +301,9 @@ class RolloutActorPool:
             self._crash_counts[seed] += 1
             if not retry or self._crash_counts[seed] == MAX_ATTEMPTS:
                 seeds = []
-                yield EpisodeResult(self._failed_record(seed, reason), {})
+                result = EpisodeResult(self._failed_record(seed, reason), {})
+                self._metrics.add(result)
+                yield result
         self._isolated_seeds.extend(seeds)
         self._busy.append(self._start_actor())
 

@@ -8,7 +8,7 @@ next seed, so envs do not wait for each other's episodes to end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -26,10 +26,13 @@ log = logging.getLogger(__name__)
 
 
 class EpisodeResult(NamedTuple):
-    """The record of a finished episode, and the content of its requested files by name."""
+    """The record of a finished episode, the content of its files, and its computing times."""
 
     record: EpisodeRecord
     files: dict[str, bytes]
+    """Content of the requested files, by name."""
+    durations_ms: Mapping[str, Sequence[float]] = {}
+    """Durations of each part of the episode, see `Timer`."""
 
 
 class EpisodeError(Exception):
@@ -158,7 +161,8 @@ class _Episode:
             error=self.error,
             timing=self.timer.timing(self._steps),
         )
-        return EpisodeResult(record, {} if self.error else self._artifacts.files())
+        files = {} if self.error else self._artifacts.files()
+        return EpisodeResult(record, files, dict(self.timer.durations_ms))
 
     def _reset(self) -> None:
         """Reset the env with the seed and start the policy."""

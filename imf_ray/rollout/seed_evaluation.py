@@ -62,9 +62,10 @@ class Evaluation:
             if seed not in to_run:
                 on_record(self.store.records[seed])
         remaining_seeds = [seed for seed in seeds if seed in to_run]
-        for record, files in self._run(remaining_seeds, resources, artifacts):
+        for result in self._run(remaining_seeds, resources, artifacts):
+            record = result.record
             self.store.add(record)
-            for name, content in files.items():
+            for name, content in result.files.items():
                 write_atomically(self._trajectory_dir(record.seed) / name, content)
             on_record(record)
         return [self.store.records[seed] for seed in seeds]

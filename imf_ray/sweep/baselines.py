@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from imf_ray.allocation import RolloutResources
+from imf_ray.metrics_export import SWEEP, TRIAL, MetricExporter
 from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
 from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest
 from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
@@ -17,6 +18,7 @@ from imf_ray.sim.tasks import TASKS
 from imf_ray.sweep.prepare import Sweep
 from imf_ray.sweep.sweep_dir import BEST_VIDEO, EXPERT_VIDEO
 from imf_ray.sweep.trial_record import TrialRecord
+from imf_ray.training.gauges import gauge_values
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ def evaluate_expert(sweep: Sweep, resources: RolloutResources) -> dict[str, floa
     task = sweep.first_config.task
     if task.env_id not in TASKS:
         return {}
-    spec = RolloutSpec(EXPERT, scripted_rollout_config(task))
+    spec = RolloutSpec(EXPERT, scripted_rollout_config(task), sweep=sweep.sweep_dir.name)
     return _evaluate_baseline(sweep, resources, spec)
 
 
@@ -64,6 +66,8 @@ def _evaluate_baseline(
         baselines[policy] = summarize(records).metrics()
         if all(record.error is None for record in records):
             sweep.sweep_dir.write_baselines(baselines)
+    tags = {SWEEP: sweep.sweep_dir.name, TRIAL: str(spec.policy.kind)}
+    MetricExporter(tags).set(gauge_values(baselines[policy]))
     return baselines[policy]
 
 

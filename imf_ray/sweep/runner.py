@@ -23,6 +23,7 @@ from imf_ray.sweep.prepare import Sweep
 from imf_ray.sweep.schedulers import make_scheduler
 from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.sweep.trial import TrialSpec, run_trial
+from imf_ray.sweep.trial_metrics import TrialCounts
 from imf_ray.sweep.trial_record import FAILED, TrialRecord
 from imf_ray.training.fault_tolerance import error_summary, remove_orphaned_placement_groups
 from imf_ray.training.trainer import starting_weights
@@ -60,6 +61,8 @@ def run_sweep(sweep: Sweep, resources: RunResources, concurrent_trials: int) -> 
     ray_internals.label_trials(trainable, "trial")
     ray_internals.start_shared_actors()
 
+    trial_counts = TrialCounts(sweep.sweep_dir.name, sweep.trial_dirs)
+
     def make_tuner() -> tune.Tuner:
         return tune.Tuner(
             tune.with_resources(trainable, _trial_placement_group(resources)),
@@ -75,7 +78,7 @@ def run_sweep(sweep: Sweep, resources: RunResources, concurrent_trials: int) -> 
                 storage_path=str(sweep.sweep_dir.tune_dir.parent),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_DRIVER_FAILURES),
-                callbacks=[TrialCleanupCallback(sweep.sweep_dir)],
+                callbacks=[TrialCleanupCallback(sweep.sweep_dir), trial_counts],
             ),
         )
 

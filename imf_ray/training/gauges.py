@@ -1,69 +1,79 @@
-"""Prometheus gauges of a run, exported by Ray on every node and shown on its dashboard."""
+"""Prometheus gauges of a run, from the lines of its metrics.jsonl."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ray.util.metrics import Gauge
-
-from imf_ray.ray_internals import metric_tag
-from imf_ray.rollout.records import SUCCESS_RATE
+from imf_ray.checkpoint_dir import VALIDATED_STEP, VALIDATION_ERROR
+from imf_ray.metrics_export import STAGE, MetricExporter, run_tags
+from imf_ray.rollout.records import STAGE_METRIC, SUCCESS_RATE
+from imf_ray.training.pace import Pace
+from imf_ray.training.run_records import (
+    INVALID_CHECKPOINTS,
+    RESTARTS,
+    SKIPPED_EPISODES,
+    VALIDATED,
+)
 
 GAUGES = {
-    "loss": ("imf_ray_loss", "Training loss of the last logged batch."),
-    "samples_per_s": ("imf_ray_samples_per_s", "Training samples per second, over all workers."),
-    "data_wait_frac": ("imf_ray_data_wait_frac", "Fraction of the time spent waiting for data."),
-    "action_error": ("imf_ray_action_error", "Action error of the last validated checkpoint."),
-    SUCCESS_RATE: ("imf_ray_success_rate", "Success rate of the last validated checkpoint."),
-    "rollout/fps": ("imf_ray_rollout_fps", "Environment steps per second of the last validation."),
-    "skipped_episodes": ("imf_ray_skipped_episodes", "Invalid episode files that were skipped."),
-    "invalid_checkpoints_skipped": (
-        "imf_ray_invalid_checkpoints_skipped",
-        "Invalid checkpoints skipped in all launches of the run.",
-    ),
-    "restarts": ("imf_ray_restarts", "Number of times the run was resumed."),
+    "loss": "loss",
+    "lr": "learning_rate",
+    "grad_norm": "gradient_norm",
+    "samples_per_s": "samples_per_second",
+    SUCCESS_RATE: "success_ratio",
+    "rollout/success_ci_low": "success_ratio_low",
+    "rollout/success_ci_high": "success_ratio_high",
+    "rollout/return_mean": "episode_return",
+    "action_error": "action_error",
+    VALIDATED_STEP: "validated_step",
+    RESTARTS: "restarts",
+    INVALID_CHECKPOINTS: "invalid_checkpoints",
+    SKIPPED_EPISODES: "skipped_episodes",
 }
-"""Name and description of each metric's gauge."""
-RUN_TAG = "run"
-"""Tag of every gauge: the name of the run or trial."""
-REEXPORT_INTERVAL_S = 1.0
-"""Seconds between two exports of the same value."""
+"""Gauge of each metric in the log, see `metrics_export.METRICS`. Others have no gauge."""
 
 
-class Gauges:
+def gauge_values(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values of the gauges of these metrics, by gauge."""
+    return {gauge: float(metrics[name]) for name, gauge in GAUGES.items() if name in metrics}
+
+
+class RunGauges:
     """The gauges of one run.
 
-    A thread exports every value repeatedly. Ray's agent forgets a value after its next report,
-    usually before Prometheus scrapes it (Ray 2.60).
+    Args:
+        run: the run's folder, whose name and sweep are tags.
+        lines: the lines of the log so far, whose latest values are exported at once.
     """
 
-    def __init__(self, run: str) -> None:
-        self._gauges = {}
-        self._values: dict[str, float] = {}
-        for metric, (name, description) in GAUGES.items():
-            self._gauges[metric] = Gauge(name, description, tag_keys=(RUN_TAG,))
-            self._gauges[metric].set_default_tags({RUN_TAG: metric_tag(run)})
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._export_loop, daemon=True)
-        self._thread.start()
+    def __init__(self, run: Path, max_steps: int, lines: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._exporter = MetricExporter(run_tags(run))
+        self._max_steps = max_steps
+        self._failed_validations = 0
+        self._pace = Pace()
+        self._exporter.set({"max_training_steps": max_steps, "failed_validations": 0})
+        for line in lines:
+            self.add(line)
 
-    def set(self, metrics: Mapping[str, Any]) -> None:
-        """Set the gauges of these metrics. Metrics without a gauge are ignored."""
-        values = {name: float(metrics[name]) for name in self._gauges if name in metrics}
-        self._values |= values
-        self._export(values)
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Set the gauges of one line of the log."""
+        values = gauge_values(line)
+        if VALIDATION_ERROR in line:
+            self._failed_validations += 1
+            values["failed_validations"] = self._failed_validations
+        if VALIDATED not in line:  # the step of a validation is that of an earlier checkpoint
+            values["training_step"] = line["step"]
+            self._pace.add(line)
+            time_left_s = self._pace.time_left_s(self._max_steps)
+            if time_left_s is not None:
+                values["time_left_seconds"] = time_left_s
+        self._exporter.set(values)
+        for name, share in line.items():
+            if name.startswith(STAGE_METRIC):
+                self._exporter.set({"stage_ratio": share}, **{STAGE: name[len(STAGE_METRIC) :]})
 
     def close(self) -> None:
-        """Stop exporting the values."""
-        self._closed.set()
-        self._thread.join()
-
-    def _export_loop(self) -> None:
-        while not self._closed.wait(REEXPORT_INTERVAL_S):
-            self._export(dict(self._values))
-
-    def _export(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._gauges[name].set(value)
+        """Stop exporting the gauges."""
+        self._exporter.close()

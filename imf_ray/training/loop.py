@@ -7,9 +7,10 @@ The same loop runs on one CPU, eight GPUs or a cluster. DDP wraps the agent, who
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from imf_ray.data.pipeline import DATASET_NAME, TrainDataset
 from imf_ray.data.statistics import Statistics
 from imf_ray.data.windows import Batch
 from imf_ray.errors import DivergenceError
+from imf_ray.metrics_export import RANK, MetricExporter, run_tags
+from imf_ray.ray_internals import wait_for_task_events
 from imf_ray.schema import Config
 from imf_ray.training.diagnostics import GradientNorms, run_diagnostics
 from imf_ray.training.reporting import CheckpointReporter, CheckpointSchedule
@@ -66,7 +69,8 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     _download_run(run_dir)
-    run_dir.write_worker_record(make_worker_record(rank))
+    worker_record = make_worker_record(rank)
+    run_dir.write_worker_record(worker_record)
     # With more threads than free CPUs, threads wait for each other and throughput collapses.
     torch.set_num_threads(max(1, int(worker.cpus)))
 
@@ -88,7 +92,8 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     reporter.report_existing_checkpoints(state.step)
     stop_monitor = StopMonitor(run_dir, rank, world_size)
     sample_log = SampleLog(run_dir, rank) if train.log_sample_ids else None
-    timer, grad_norms = DataWaitTimer(), GradientNorms(train.grad_clip)
+    exporter = MetricExporter({**run_tags(run_dir.path), RANK: str(rank)})
+    timer, grad_norms = DataWaitTimer(exporter), GradientNorms(train.grad_clip)
     metrics: dict[str, float] = {}
 
     shard = ray.train.get_dataset_shard(DATASET_NAME)
@@ -111,6 +116,8 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
             metrics = {"loss": _mean_over_ranks(loss, world_size)}
             metrics |= {"lr": float(state.schedule.get_last_lr()[0])}
             metrics |= {"data_wait_frac": timer.fraction(), **grad_norms.metrics()}
+            if device.type == "cuda":
+                exporter.set({"gpu_memory_bytes": torch.cuda.max_memory_allocated(device)})
             if tracker is not None:
                 tracker.log(step, {"epoch": num_epochs, **metrics})
             reporter.collect_validations()
@@ -120,13 +127,17 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         if save:
             saved = None
             if tracker is not None:
-                saved = state.save(run_dir, {"epoch": num_epochs, **metrics}, plan)
+                with exporter.timed("checkpoint_seconds"):
+                    saved = state.save(run_dir, {"epoch": num_epochs, **metrics}, plan)
             reporter.report(step, saved)
         if stop_requested:
             break
 
+    exporter.close()
     if sample_log is not None:
         sample_log.close()
+    cpu_s = sum(os.times()[:4])  # of this process and its ended children
+    run_dir.write_worker_record(replace(worker_record, cpu_s=cpu_s))
     stopped = state.step < train.max_steps
     swanlab_run = None
     if tracker is not None:
@@ -134,6 +145,8 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
             reporter.wait_for_validations()
         swanlab_run = tracker.swanlab_run
         tracker.close()
+    wait_for_task_events()  # Ray kills this process at once
+    if tracker is not None:
         run_dir.clear_stop()  # tells the driver that it may kill this process
     return {"swanlab_run": swanlab_run, "stopped": stopped}
 
@@ -147,9 +160,10 @@ def _download_run(run_dir: RunDir) -> None:
 
 
 class DataWaitTimer:
-    """Measures the fraction of time spent waiting for data."""
+    """Measures the time spent waiting for data, and the whole time of each training step."""
 
-    def __init__(self) -> None:
+    def __init__(self, exporter: MetricExporter) -> None:
+        self._exporter = exporter
         self._waited_s, self._since = 0.0, time.perf_counter()
 
     def wrap(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -157,16 +171,20 @@ class DataWaitTimer:
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
-            self._waited_s += time.perf_counter() - start
+            waited_s = time.perf_counter() - start
             if batch is None:
                 return
+            self._waited_s += waited_s
+            self._exporter.observe("data_wait_seconds", waited_s)
             yield batch
+            self._exporter.observe("training_step_seconds", time.perf_counter() - start)
 
     def fraction(self) -> float:
         """Return the fraction of the time since the last call that was spent waiting for data."""
         now = time.perf_counter()
         fraction = self._waited_s / max(now - self._since, 1e-9)
         self._waited_s, self._since = 0.0, now
+        self._exporter.set({"data_wait_ratio": fraction})
         return fraction
 
 

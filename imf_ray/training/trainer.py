@@ -32,6 +32,7 @@ from imf_ray.data.statistics import compute_statistics
 from imf_ray.data.windows import window_spec_from_config
 from imf_ray.errors import UserError
 from imf_ray.files import retry_io
+from imf_ray.metrics_export import run_tags
 from imf_ray.rollout.rollout_config import agent_rollout_config
 from imf_ray.schema import Config, resumable_options
 from imf_ray.storage import check_free_space
@@ -160,6 +161,7 @@ def fit(
     spec = window_spec_from_config(config)
     dataset = TrainDataset(
         name=run_dir.name,
+        metric_tags=run_tags(run_dir.path),
         plan=plan,
         spec=spec,
         episodes=tuple(episode.ref for episode in run.train.episodes),

@@ -28,6 +28,7 @@ from imf_ray.data.episodes import EpisodeRef
 from imf_ray.data.windows import sample_windows, window_spec_from_config
 from imf_ray.errors import UserError
 from imf_ray.files import retry_io
+from imf_ray.metrics_export import MetricExporter, run_tags
 from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
 from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest
 from imf_ray.rollout.policy_fit import check_agent_fits
@@ -109,11 +110,12 @@ def validate(
     metrics: dict[str, Any] = {}
     step = checkpoint_step(Path(checkpoint.path))
     try:
-        if val_episodes:
-            metrics["action_error"] = _run_action_error_task(
-                run_dir.checkpoint(step), val_episodes, config, rollout.ray_options
-            )
-        _run_rollouts(run_dir, step, config, rollout, metrics)
+        with MetricExporter(run_tags(run_dir.path)).timed("validation_seconds"):
+            if val_episodes:
+                metrics["action_error"] = _run_action_error_task(
+                    run_dir.checkpoint(step), val_episodes, config, rollout.ray_options
+                )
+            _run_rollouts(run_dir, step, config, rollout, metrics)
     except Exception as error:  # training continues; the reason is reported
         log.exception("Validation of %s failed", run_dir.checkpoint(step))
         metrics[VALIDATION_ERROR] = _reason(error)

@@ -47,6 +47,7 @@ LEAVES = {
     "interrupts",
     "labels",
     "network",
+    "redaction",
     "schema",
     "storage",
     "tables",
@@ -70,6 +71,8 @@ PACKAGES: dict[str, set[str]] = {
     "training": LEAVES | RAY_LEAVES | {"", "agents", "data", "rollout"},
     "evaluation": LEAVES | RAY_LEAVES | {"agents", "rollout", "sim", "training"},
     "sweep": LEAVES | RAY_LEAVES | {"evaluation", "rollout", "sim", "training"},
+    "launches": LEAVES | {""},
+    "pages": LEAVES | {"launches", "rollout", "sim", "sweep", "training"},
 }
 LIBRARIES: dict[str, set[str]] = {
     "images": {"numpy", "PIL"},
@@ -115,20 +118,21 @@ def _top(module: str) -> str:
     return [*module.split("."), ""][1]
 
 
-def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Walk a syntax tree, but not into `if TYPE_CHECKING:`."""
+def _nodes(tree: ast.AST, in_functions: bool) -> Iterator[ast.AST]:
+    """Walk a syntax tree, but not into `if TYPE_CHECKING:`, and into functions only if asked."""
     yield tree
     for child in ast.iter_child_nodes(tree):
         is_typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
-        if not is_typing:
-            yield from _nodes(child)
+        is_function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if not is_typing and (in_functions or not is_function):
+            yield from _nodes(child, in_functions)
 
 
 @cache
-def _imports(path: Path) -> frozenset[str]:
-    """Return the modules that a file imports, also inside functions."""
+def _imports(path: Path, in_functions: bool = True) -> frozenset[str]:
+    """Return the modules that a file imports, by default also inside functions."""
     names = set()
-    for node in _nodes(ast.parse(path.read_text())):
+    for node in _nodes(ast.parse(path.read_text()), in_functions):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -184,6 +188,20 @@ def test_only_some_modules_import_ray() -> None:
         if any(name.split(".")[0] == "ray" for name in _imports(path)):
             name = path.relative_to(PACKAGE_DIR).as_posix()
             assert name.startswith(MODULES_WITH_RAY), f"{path} imports ray"
+
+
+def test_pages_need_neither_torch_nor_ray_nor_mujoco() -> None:
+    """A board runs next to training and must stay small."""
+    paths = {_name(path): path for path in MODULES}
+    imported = {_name(path) for path in _files("pages")}
+    waiting = [*imported]
+    while waiting:
+        for name in _imports(paths[waiting.pop()], in_functions=False):
+            parents = [name.rsplit(".", depth)[0] for depth in range(name.count(".") + 1)]
+            new = {name, *parents} - imported
+            imported |= new
+            waiting += new & paths.keys()
+    assert not imported & {"torch", "ray", "mujoco"}
 
 
 def test_mujoco_is_set_up_before_it_is_imported() -> None:

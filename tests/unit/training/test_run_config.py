@@ -9,7 +9,7 @@ import pytest
 from ray.train import FailureConfig
 
 from imf_ray.ray_internals import metric_tag
-from imf_ray.training.gauges import Gauges
+from imf_ray.training.gauges import RunGauges
 from imf_ray.training.run_config import make_run_config
 from imf_ray.training.run_dir import RunDir
 
@@ -38,8 +38,8 @@ def test_the_folder_keeps_its_name_and_the_run_gets_an_ascii_name(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gauges_of_a_run_accept_any_name(name: str) -> None:
-    gauges = Gauges(name)
-    gauges.set({"loss": 0.5})
+    gauges = RunGauges(Path(name), max_steps=10)
+    gauges.add({"step": 1, "loss": 0.5})
     gauges.close()
 
 

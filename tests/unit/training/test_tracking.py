@@ -10,7 +10,6 @@ import pytest
 
 from imf_ray.files import append_line
 from imf_ray.training import swanlab_log
-from imf_ray.training.gauges import GAUGES
 from imf_ray.training.run_dir import VALIDATIONS_FILE, RunDir
 from imf_ray.training.run_records import RESTARTS, merge_metrics
 from imf_ray.training.swanlab_log import SwanLabLog
@@ -72,12 +71,6 @@ def test_sample_ids_are_on_disk_as_soon_as_they_are_logged(tmp_path: Path) -> No
     (path,) = tmp_path.iterdir()
     assert path.name == "samples_rank_1.jsonl"
     assert path.read_text() == '{"step": 7, "samples": [3, 1]}\n'
-
-
-def test_gauge_names_are_valid_for_prometheus() -> None:
-    names = [name for name, _ in GAUGES.values()]
-    assert len(set(names)) == len(names)
-    assert all(name.startswith("imf_ray_") and name.isidentifier() for name in names)
 
 
 @pytest.mark.parametrize("num_frames", [1, 5])
