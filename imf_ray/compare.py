@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from imf_ray.allocation import allocate_rollout_actors
 from imf_ray.cli import run_command
@@ -13,6 +14,9 @@ from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.storage import display_path, local_dir
 from imf_ray.terminal import console
+
+if TYPE_CHECKING:
+    from imf_ray.rollout.records import EpisodeRecord
 
 
 def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> None:
@@ -38,6 +42,7 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
     from imf_ray.evaluation.candidates import claimed, require_settable, resolve_candidates
     from imf_ray.evaluation.comparison import compare, comparison_table, write_comparison
     from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
+    from imf_ray.pages.report_file import reported_launch
     from imf_ray.rollout.record_store import settings_hash
     from imf_ray.tables import FittedTables
 
@@ -45,26 +50,29 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> N
     storage_dir, evaluate = local_dir(config.storage_path), config.evaluate
     candidates = resolve_candidates(policies, config, overrides, storage_dir)
     seeds = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
-    records = {}
-    with claimed(candidates, "set another evaluate.seed or storage_path"):
-        for candidate in candidates:
-            candidate.check_rendering(seeds)
-        resources = allocate_rollout_actors(config, init_ray(config))
-        for candidate in candidates:
-            records[candidate.name] = evaluate_with_progress(candidate, seeds, resources)
-            candidate.evaluation.store.finalize(seeds)
-    without_baselines = {name: records[name] for name in list(records)[: len(policies)]}
-    comparisons = compare(without_baselines)
-    outcomes = outcome_table(list(records.items()), f"Seeds {seeds[0]}-{seeds[-1]}")
-    console.print(FittedTables(outcomes, comparison_table(comparisons)))
+    records: dict[str, list[EpisodeRecord]] = {}
     record_folders = {
         candidate.name: display_path(candidate.evaluation.folder) for candidate in candidates
     }
     key = settings_hash("", {"records": sorted(record_folders.values()), "seeds": list(seeds)})
     output_dir = config.compare.output_dir
     folder = storage_dir / "comparisons" / key if output_dir is None else local_dir(output_dir)
-    for path in write_comparison(folder, records, comparisons, record_folders):
-        console.print(display_path(path), soft_wrap=True)
+    with (
+        claimed(candidates, "set another evaluate.seed or storage_path"),
+        reported_launch(folder, COMMAND.name, [*policies, *overrides], config.report),
+    ):
+        for candidate in candidates:
+            candidate.check_rendering(seeds)
+        resources = allocate_rollout_actors(config, init_ray(config))
+        for candidate in candidates:
+            records[candidate.name] = evaluate_with_progress(candidate, seeds, resources)
+            candidate.evaluation.store.finalize(seeds)
+        without_baselines = {name: records[name] for name in list(records)[: len(policies)]}
+        comparisons = compare(without_baselines)
+        outcomes = outcome_table(list(records.items()), f"Seeds {seeds[0]}-{seeds[-1]}")
+        console.print(FittedTables(outcomes, comparison_table(comparisons)))
+        for path in write_comparison(folder, records, comparisons, record_folders):
+            console.print(display_path(path), soft_wrap=True)
 
 
 COMMAND = Command(

@@ -44,9 +44,10 @@ def main(config: Config, overrides: Sequence[str]) -> None:
 
     from imf_ray.evaluation import candidates
     from imf_ray.evaluation.tables import evaluate_with_progress, outcome_table
+    from imf_ray.pages.report_file import reported_launch
 
     candidates.require_settable(overrides, "evaluate")
-    evaluate, storage_dir = config.evaluate, local_dir(config.storage_path)
+    evaluate = config.evaluate
     output_dir = None if evaluate.output_dir is None else str(local_dir(evaluate.output_dir))
     selection = candidates.selection_seeds(evaluate)
     if evaluate.checkpoint_selection is not None and policy.kind != PolicyKind.CHECKPOINT:
@@ -71,10 +72,11 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         console.print(outcome_table(results, title))
         policy = PolicySpec(PolicyKind.CHECKPOINT, str(best))
     candidate = candidates.resolve_candidate(
-        policy, config, overrides, evaluate.seed, storage_dir, output_dir
+        policy, config, overrides, evaluate.seed, local_dir(config.storage_path), output_dir
     )
     seeds = range(evaluate.seed, evaluate.seed + evaluate.num_episodes)
-    with candidate.evaluation.store.claimed():
+    report = reported_launch(candidate.evaluation.folder, COMMAND.name, overrides, config.report)
+    with candidate.evaluation.store.claimed(), report:
         candidate.check_rendering(seeds)
         _report(candidate, evaluate_with_progress(candidate, seeds, actors()), actors())
 

@@ -69,6 +69,8 @@ class FolderKind(StrEnum):
 
 
 RUNS = (FolderKind.RUN, FolderKind.SWEEP)
+WITH_REPORT = (*RUNS, FolderKind.COMPARISON, FolderKind.EVALUATION, FolderKind.STORAGE)
+"""Kinds of folders that a report or a page can show."""
 _SOURCES = (FolderKind.CHECKPOINT, *RUNS)
 
 

@@ -12,6 +12,7 @@ from imf_ray.command import Command
 from imf_ray.config import new_run_name, shell_override
 from imf_ray.errors import UserError
 from imf_ray.interrupts import run_interruptibly
+from imf_ray.pages.background import board_while_running
 from imf_ray.schema import Config
 from imf_ray.storage import display_path, local_dir, parse_path
 from imf_ray.terminal import console
@@ -23,6 +24,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     The folder storage_path/run_name holds the run's checkpoints, metrics and configuration. Ctrl-C
     stops after one more checkpoint and prints the command that resumes the run.
     """
+    from imf_ray.pages.report_file import reported_launch
     from imf_ray.training.progress import RunProgress, format_metrics
     from imf_ray.training.run_dir import RunDir
     from imf_ray.training.tracking import describe_tracking
@@ -36,25 +38,27 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     config.data.dataset_dir = str(parse_path(config.data.dataset_dir))
     name = config.run_name or new_run_name("agent.name", config.agent.name)
     run_dir = RunDir(local_dir(config.storage_path) / name)
-    with run_dir.claimed():
+    with run_dir.claimed(), board_while_running(config, run_dir.path):
         prepared, backbone = prepare_run(config), starting_weights(config, run_dir)
         resources = allocate_run(config, init_ray(config))
         console.print(f"{prepared.describe()}\nResources: {resources}", soft_wrap=True)
-        console.print(describe_tracking(config))
+        for line in describe_tracking(config, run_dir):
+            console.print(line, soft_wrap=True, markup=False)
         option = shell_override("run_name", name)
         console.print(f"Run: {run_dir} (resume it with {option})", soft_wrap=True)
         run_dir.clear_stop()
-        with RunProgress({run_dir: config.train.max_steps}, console):
-            run_interruptibly(
-                lambda: fit(prepared, run_dir, resources, backbone=backbone),
-                request_stop=run_dir.request_stop,
-                is_safe=lambda: run_dir.safe_to_kill(config.train.max_steps),
-                resume=resume_command("imf_ray.train", overrides, run_name=name),
-            )
-        best = run_dir.best_checkpoint()
-        console.print(f"Best checkpoint: {display_path(best.path)}", soft_wrap=True)
-        console.print(f"  {format_metrics(best.metrics)}", soft_wrap=True)
-        check_any_succeeded(run_dir, config)
+        with reported_launch(run_dir.path, COMMAND.name, overrides, config.report):
+            with RunProgress({run_dir: config.train.max_steps}, console):
+                run_interruptibly(
+                    lambda: fit(prepared, run_dir, resources, backbone=backbone),
+                    request_stop=run_dir.request_stop,
+                    is_safe=lambda: run_dir.safe_to_kill(config.train.max_steps),
+                    resume=resume_command("imf_ray.train", overrides, run_name=name),
+                )
+            best = run_dir.best_checkpoint()
+            console.print(f"Best checkpoint: {display_path(best.path)}", soft_wrap=True)
+            console.print(f"  {format_metrics(best.metrics)}", soft_wrap=True)
+            check_any_succeeded(run_dir, config)
 
 
 COMMAND = Command(

@@ -11,6 +11,7 @@ from imf_ray.cluster import init_ray
 from imf_ray.command import Command
 from imf_ray.errors import UserError
 from imf_ray.interrupts import run_interruptibly
+from imf_ray.pages.background import board_while_running
 from imf_ray.schema import Config
 from imf_ray.storage import display_path
 from imf_ray.terminal import console
@@ -38,22 +39,20 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     Raises:
         UserError: the sweep cannot start, or a trial failed.
     """
+    from imf_ray.pages.report_file import reported_launch
+    from imf_ray.sweep import results
     from imf_ray.sweep.baselines import evaluate_expert, evaluate_untrained, record_videos
     from imf_ray.sweep.prepare import allocate_sweep, open_sweep
-    from imf_ray.sweep.results import (
-        EXPERT_NAME,
-        UNTRAINED_NAME,
-        failed_trials,
-        failure_lines,
-        rank,
-        results_table,
-        write_results,
-    )
+    from imf_ray.sweep.progress import SweepProgress
     from imf_ray.sweep.runner import run_sweep, safe_to_kill_sweep, stop_sweep
-    from imf_ray.training.progress import RunProgress, format_metrics
+    from imf_ray.training.progress import format_metrics
     from imf_ray.training.tracking import describe_tracking
 
-    with open_sweep(config, overrides) as sweep:
+    with (
+        open_sweep(config, overrides) as sweep,
+        board_while_running(sweep.first_config, sweep.sweep_dir.path),
+        reported_launch(sweep.sweep_dir.path, COMMAND.name, overrides, config.report),
+    ):
         config, sweep_dir = sweep.first_config, sweep.sweep_dir
         size = init_ray(config)
         resources, concurrent_trials = allocate_sweep(sweep, size)
@@ -63,7 +62,8 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             f"Resources of each trial: {resources}",
             soft_wrap=True,
         )
-        console.print(describe_tracking(config))
+        for line in describe_tracking(config, sweep_dir, is_sweep=True):
+            console.print(line, soft_wrap=True, markup=False)
         expert = evaluate_expert(sweep, resources.rollout)
         expert_text = format_metrics(expert) or "none for this task"
         console.print(f"Expert: {expert_text}", soft_wrap=True)
@@ -75,24 +75,24 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         if config.cluster.address is not None:
             resume_options["cluster.address"] = config.cluster.address
         resume = resume_command("imf_ray.tune", [], **resume_options)
-        with RunProgress(sweep.steps, console):
+        with SweepProgress(sweep, console):
             records = run_interruptibly(
                 lambda: run_sweep(sweep, resources, concurrent_trials),
                 request_stop=lambda: stop_sweep(sweep),
                 is_safe=lambda: safe_to_kill_sweep(sweep),
                 resume=resume,
             )
-        best = rank(records)[0]
+        best = results.rank(records)[0]
         untrained = evaluate_untrained(sweep, resources.rollout, best)
-        baselines = {EXPERT_NAME: expert, UNTRAINED_NAME: untrained}
-        files = write_results(sweep_dir, records, baselines, sweep.space)
-        console.print(results_table(records, baselines))
-        for line in failure_lines(records):
+        baselines = {results.EXPERT_NAME: expert, results.UNTRAINED_NAME: untrained}
+        files = results.write_results(sweep_dir, records, baselines, sweep.space)
+        console.print(results.results_table(records, baselines))
+        for line in results.failure_lines(records):
             console.print(f"Failed trial: {line}", soft_wrap=True)
         console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
         for path in [*files, *record_videos(sweep, best, allocate_rollout_actors(config, size))]:
             console.print(display_path(path), soft_wrap=True)
-        failed = failed_trials(records)
+        failed = results.failed_trials(records)
         if failed:
             raise UserError(
                 f"{len(failed)} of {len(records)} trials failed (see above). Retry them with:\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 from imf_ray.errors import UserError
 from imf_ray.folders import FolderKind, display, folder_kind
 from imf_ray.pages.file_cache import FileCache
-from imf_ray.pages.media_files import EmbeddingLimits
+from imf_ray.pages.media_files import MediaFinder
 from imf_ray.pages.model import Snapshot
 from imf_ray.pages.snapshot_policies import ComparisonReader, EvaluationReader
 from imf_ray.pages.snapshot_run import RunReader
@@ -36,6 +36,7 @@ class SnapshotReader:
     Args:
         folder: local folder.
         links: rows have pages of their own, as on the board.
+        media_root: folder of the page, to which links to videos are relative; None is `folder`.
         max_file_bytes: size up to which a video becomes part of the page.
         max_total_bytes: size of all videos together that become part of the page.
     """
@@ -44,10 +45,11 @@ class SnapshotReader:
         self,
         folder: Path,
         links: bool = True,
+        media_root: Path | None = None,
         max_file_bytes: int = 0,
         max_total_bytes: int = 0,
     ) -> None:
-        self._folder, self._links = folder, links
+        self._folder, self._links, self._media_root = folder, links, media_root or folder
         self._max_file_bytes, self._max_total_bytes = max_file_bytes, max_total_bytes
         self._kind: FolderKind | None = None
         self._reader: Reader | None = None
@@ -67,5 +69,5 @@ class SnapshotReader:
             )
         if self._reader is None or kind != self._kind:
             self._kind, self._reader = kind, READERS[kind](self._folder, FileCache(), self._links)
-        limits = EmbeddingLimits(self._max_file_bytes, self._max_total_bytes)
-        return self._reader.read(time.time(), limits)
+        media = MediaFinder(self._media_root, self._max_file_bytes, self._max_total_bytes)
+        return self._reader.read(time.time(), media)

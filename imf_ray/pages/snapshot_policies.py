@@ -13,7 +13,7 @@ from imf_ray.labels import short_labels
 from imf_ray.pages import commands
 from imf_ray.pages.file_cache import FileCache
 from imf_ray.pages.launch_history import LaunchHistory
-from imf_ray.pages.media_files import EmbeddingLimits, find_media
+from imf_ray.pages.media_files import MediaFinder
 from imf_ray.pages.model import Pair, Row, Snapshot, State
 from imf_ray.pages.run_folder import success_of
 from imf_ray.pages.run_log import ACTION_ERROR
@@ -35,7 +35,7 @@ class ComparisonReader:
         self._folder, self._cache = folder, cache
         self._history = LaunchHistory(folder)
 
-    def read(self, now: float, limits: EmbeddingLimits) -> Snapshot:
+    def read(self, now: float, media: MediaFinder) -> Snapshot:
         """Return the current content, see `SweepReader.read`."""
         self._history.update()
         content = self._cache.read(self._folder / COMPARISON_FILE, _parse_comparison) or {}
@@ -77,13 +77,9 @@ class ComparisonReader:
             options={key: value for key, value in shared.items() if key not in varied},
             launches=self._history.launches,
             commands=_comparison_commands(ranked),
-            media=find_media(
-                self._folder,
-                [
-                    (folder / GRID_VIDEO, f"Episodes of {labels[name]}, failures first")
-                    for name, folder in records.items()
-                ],
-                limits,
+            media=media.find(
+                (folder / GRID_VIDEO, f"Episodes of {labels[name]}, failures first")
+                for name, folder in records.items()
             ),
             notes=_notes(self._cache.problem(self._folder / COMPARISON_FILE), self._history),
         )
@@ -96,7 +92,7 @@ class EvaluationReader:
         self._folder, self._cache = folder, cache
         self._history = LaunchHistory(folder)
 
-    def read(self, now: float, limits: EmbeddingLimits) -> Snapshot:
+    def read(self, now: float, media: MediaFinder) -> Snapshot:
         """Return the current content, see `SweepReader.read`."""
         self._history.update()
         summary = self._cache.read(self._folder / SUMMARY_FILE, _parse_summary)
@@ -115,9 +111,7 @@ class EvaluationReader:
             rows=[row],
             options=redact_options(rename_keys(values.get("settings", {}), RECORD_SETTINGS)),
             launches=self._history.launches,
-            media=find_media(
-                self._folder, [(self._folder / GRID_VIDEO, "Episodes, failures first")], limits
-            ),
+            media=media.find([(self._folder / GRID_VIDEO, "Episodes, failures first")]),
             notes=[
                 *errors,
                 *_notes(self._cache.problem(self._folder / SUMMARY_FILE), self._history),

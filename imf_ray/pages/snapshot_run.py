@@ -13,7 +13,7 @@ from imf_ray.pages import commands
 from imf_ray.pages.curve_log import MAX_POINTS
 from imf_ray.pages.file_cache import FileCache
 from imf_ray.pages.launch_history import LaunchHistory
-from imf_ray.pages.media_files import EmbeddingLimits, find_media
+from imf_ray.pages.media_files import MediaFinder
 from imf_ray.pages.model import Row, Snapshot, State
 from imf_ray.pages.run_folder import RunFolder
 from imf_ray.pages.stored_config import (
@@ -43,7 +43,7 @@ class RunReader:
         is_trial = folder.parent.name == TRIALS_DIR
         self._history = LaunchHistory(folder.parents[1] if is_trial else folder)
 
-    def read(self, now: float, limits: EmbeddingLimits) -> Snapshot:
+    def read(self, now: float, media: MediaFinder) -> Snapshot:
         """Return the current content, see `SweepReader.read`."""
         config, row = self.read_row(now)
         return Snapshot(
@@ -58,7 +58,7 @@ class RunReader:
             options={} if config is None else shown_options(config),
             launches=self._history.launches,
             commands=self._commands(config, row),
-            media=find_media(self._folder, self._videos(), limits),
+            media=media.find(self._videos()),
         )
 
     def read_row(self, now: float) -> tuple[Config | None, Row]:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from imf_ray.folders import FolderKind, folder_kind
 from imf_ray.pages.file_cache import FileCache, Version, file_version
-from imf_ray.pages.media_files import EmbeddingLimits
+from imf_ray.pages.media_files import MediaFinder
 from imf_ray.pages.model import Row, Snapshot, State
 from imf_ray.pages.snapshot_run import RunReader
 from imf_ray.pages.snapshot_sweep import SweepReader
@@ -39,7 +39,7 @@ class StorageReader:
         self._runs: dict[str, RunReader] = {}
         self._sweeps: dict[str, SweepReader] = {}
 
-    def read(self, now: float, limits: EmbeddingLimits) -> Snapshot:
+    def read(self, now: float, media: MediaFinder) -> Snapshot:
         """Return the current content, see `SweepReader.read`. It has no media."""
         self._find_folders()
         rows, options = [], {}
@@ -56,7 +56,7 @@ class StorageReader:
             for row in rows
         ]
         for name, sweep in self._sweeps.items():
-            rows.append(_sweep_row(name, sweep.read(now, EmbeddingLimits())))
+            rows.append(_sweep_row(name, sweep.read(now, MediaFinder(self._folder))))
         rows.sort(key=_age)
         if self._links:
             rows = [dataclasses.replace(row, link=f"{quote(row.name)}/") for row in rows]

@@ -20,7 +20,7 @@ from imf_ray.pages import commands
 from imf_ray.pages.curve_log import MAX_POINTS
 from imf_ray.pages.file_cache import FileCache, Version, file_version
 from imf_ray.pages.launch_history import LaunchHistory
-from imf_ray.pages.media_files import EmbeddingLimits, find_media
+from imf_ray.pages.media_files import MediaFinder
 from imf_ray.pages.model import Row, Snapshot, State
 from imf_ray.pages.run_folder import RunFolder, success_of
 from imf_ray.pages.stored_config import data_summary, read_config, shown_options, stage_names
@@ -60,13 +60,15 @@ class SweepReader:
         self._history = LaunchHistory(folder)
         self._runs: dict[str, RunFolder] = {}
         self._trials_version: Version | None = None
+        self._again: tuple[SavedSpace, str, str | None] | None = None
+        """Saved space, best trial, and the command that trains this trial again."""
 
-    def read(self, now: float, limits: EmbeddingLimits) -> Snapshot:
+    def read(self, now: float, media: MediaFinder) -> Snapshot:
         """Return the current content.
 
         Args:
             now: time in seconds since 1970.
-            limits: what the page may still embed.
+            media: finds the videos of the page.
         """
         self._history.update()
         saved = self._cache.read(self._folder / SPACE_FILE, _parse_space)
@@ -75,17 +77,15 @@ class SweepReader:
         for run in self._runs.values():
             run.update()
         config = self._first_config()
-        rows = self._rows(saved, planned, config, now, limits)
-        baselines = self._baselines()
-        best = next((row for row in rows if row.checkpoint is not None), None)
-        media = find_media(
-            self._folder,
+        videos = media.find(
             [
                 (self._folder / BEST_VIDEO, "The best policy, first validation episode"),
                 (self._folder / EXPERT_VIDEO, "The scripted expert, same episode"),
-            ],
-            limits,
+            ]
         )
+        rows = self._rows(saved, planned, config, now, media)
+        baselines = self._baselines()
+        best = next((row for row in rows if row.checkpoint is not None), None)
         first_run = next(iter(self._runs.values()), None)
         options = {} if config is None else shown_options(config)
         varied = [] if saved is None else list(saved.space.with_current_names().varied)
@@ -106,7 +106,7 @@ class SweepReader:
             options={key: value for key, value in options.items() if key not in varied},
             launches=self._history.launches,
             commands=self._commands(saved, rows, best),
-            media=media,
+            media=videos,
             notes=self._notes(),
         )
 
@@ -135,7 +135,7 @@ class SweepReader:
         planned: Mapping[str, Mapping[str, Any]],
         config: Config | None,
         now: float,
-        limits: EmbeddingLimits,
+        media: MediaFinder,
     ) -> list[Row]:
         """Return the trials, best first; those without a result follow by name."""
         max_points = max(MIN_POINTS, min(MAX_POINTS, MAX_TOTAL_POINTS // max(1, len(self._runs))))
@@ -156,9 +156,9 @@ class SweepReader:
             key = (1,) if metrics is None else (0, *checkpoint_rank_key(metrics))
             ranked.append(((*key, name), row, run))
         ranked.sort(key=lambda item: item[0])
-        return [self._with_details(row, run, limits) for _, row, run in ranked]
+        return [self._with_details(row, run, media) for _, row, run in ranked]
 
-    def _with_details(self, row: Row, run: RunFolder, limits: EmbeddingLimits) -> Row:
+    def _with_details(self, row: Row, run: RunFolder, media: MediaFinder) -> Row:
         """Add the newest video, the command that trains again, and the link to a row."""
         again = {}
         if not is_remote(display_path(run.path)) and row.checkpoint is not None:
@@ -168,7 +168,7 @@ class SweepReader:
         return dataclasses.replace(
             row,
             commands={**row.commands, **again},
-            media=find_media(self._folder, run.videos()[:1], limits),
+            media=media.find(run.videos()[:1]),
             link=f"{TRIALS_DIR}/{quote(row.name)}/" if self._links else None,
         )
 
@@ -208,10 +208,9 @@ class SweepReader:
     ) -> dict[str, str]:
         found = {}
         if saved is not None and best is not None and best.checkpoint is not None:
-            with suppress(UserError):  # the options do not fit this version
-                config = saved.space.config(saved.overrides, dict(best.params))
-                name = f"{self._folder.name}-best"[:MAX_NAME_BYTES]
-                found["Train the best trial again"] = commands.train_command(config, name)
+            train = self._train_command(saved, best.name)
+            if train is not None:
+                found["Train the best trial again"] = train
             checkpoint = commands.checkpoint_commands(best.checkpoint)
             found["Evaluate the best checkpoint on fresh seeds"] = checkpoint[commands.EVALUATE]
             found["Export the best checkpoint"] = checkpoint[commands.EXPORT]
@@ -223,6 +222,18 @@ class SweepReader:
             storage = to_override("storage_path", display_path(self._folder.parent))
             found["Resume the sweep"] = commands.command("tune", "resume=auto", name, storage)
         return found
+
+    def _train_command(self, saved: SavedSpace, trial: str) -> str | None:
+        """Return the command that trains a trial again; None if its options are unknown."""
+        if self._again is None or self._again[:2] != (saved, trial):
+            command: str | None = None
+            config = read_config(self._runs[trial].path, self._cache)
+            if config is not None:
+                with suppress(UserError):  # the options do not fit this version
+                    name = f"{self._folder.name}-best"[:MAX_NAME_BYTES]
+                    command = commands.train_command(config, name)
+            self._again = (saved, trial, command)
+        return self._again[2]
 
     def _notes(self) -> list[str]:
         files = (SPACE_FILE, *BASELINES_FILES, BASELINES_FILE)

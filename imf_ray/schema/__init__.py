@@ -20,9 +20,9 @@ from imf_ray.schema.options import (
     sections,
     walk_options,
 )
+from imf_ray.schema.pages import BoardConfig, ReportConfig
 from imf_ray.schema.run import (
     ROLLOUT_COMMANDS,
-    BoardConfig,
     ClusterConfig,
     CollectConfig,
     CompareConfig,
@@ -44,6 +44,7 @@ __all__ = [
     "EvaluateConfig",
     "HeadConfig",
     "Option",
+    "ReportConfig",
     "TaskConfig",
     "TrainConfig",
     "TuneConfig",
@@ -93,6 +94,12 @@ class Config:
     tune: TuneConfig = section(TuneConfig, commands=("tune",), resumable=True, sweepable=False)
     board: BoardConfig = section(
         BoardConfig, commands=("board", *TRAINING_COMMANDS), resumable=True, sweepable=False
+    )
+    report: ReportConfig = section(
+        ReportConfig,
+        commands=("report", *TRAINING_COMMANDS, *EVALUATION_COMMANDS),
+        resumable=True,
+        sweepable=False,
     )
     search_space: str = option(
         "n_emb_n_layer",

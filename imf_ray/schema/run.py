@@ -403,23 +403,3 @@ class TuneConfig:
         "Minimum number of CPUs of a trial. It limits the number of trials that run at a time if "
         "train.device=cpu.",
     )
-
-
-@dataclass
-class BoardConfig:
-    """The web server of `imf-ray board`, and of train.board=true."""
-
-    host: str = option(
-        "127.0.0.1",
-        "Address to listen on. 127.0.0.1 is reachable from this machine only. With any other one, "
-        "everyone who reaches the port can read the pages.",
-    )
-    port: int | None = option(
-        None,
-        "Port to listen on; 0 takes any free one. null takes 8270, or the next free port after it.",
-        min=0,
-        below=2**16,
-    )
-
-    def __post_init__(self) -> None:
-        check_options("board", self)

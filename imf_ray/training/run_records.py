@@ -31,6 +31,8 @@ class WorkerRecord:
     log_path: str
     placement_group: str
     """Hex id of the placement group of all ranks."""
+    cpu_s: float | None = None
+    """CPU time of the process at the end of its training, in seconds; None before."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,10 @@ def parse_metrics(row: Any) -> dict[str, Any]:
         AttributeError, TypeError, ValueError: the line is not one of these files.
     """
     metrics = rename_keys(row, METRICS)
-    for name in ("step", *metrics):
-        if name != VALIDATION_ERROR and not isinstance(metrics.get(name), (int, float)):
+    if "step" not in metrics:
+        raise ValueError("step is missing")
+    for name, value in metrics.items():
+        if not isinstance(value, (int, float)) and name != VALIDATION_ERROR:
             raise TypeError(f"{name} is not a number")
     return metrics
 

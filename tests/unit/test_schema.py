@@ -20,8 +20,9 @@ from imf_ray.schema import (
 )
 from imf_ray.schema.options import check_options, option
 
-RESUMABLE_SECTIONS = {"cluster", "collect", "compare", "evaluate", "tune"}
+RESUMABLE_SECTIONS = {"board", "cluster", "collect", "compare", "evaluate", "report", "tune"}
 RESUMABLE_TRAIN = {
+    "board",
     "diagnostics_freq",
     "gradient_accumulation_steps",
     "keep_last_k",
@@ -33,6 +34,7 @@ RESUMABLE_TRAIN = {
     "save_freq",
     "swanlab_mode",
     "swanlab_project",
+    "tensorboard",
     "use_swanlab",
 }
 FIXED_EVALUATE = {
@@ -71,8 +73,8 @@ def test_resumable_options() -> None:
 
 
 def test_trials_of_a_sweep_share_task_cluster_and_evaluation() -> None:
-    shared = ("cluster.", "task.", "collect.", "evaluate.", "compare.", "tune.")
-    shared += ("train.device", "train.rollout_", "data.dataset_dir")
+    shared = tuple(f"{section}." for section in (*RESUMABLE_SECTIONS, "task"))
+    shared += ("train.board", "train.device", "train.rollout_", "data.dataset_dir")
     for key in all_options():
         assert is_sweepable(key) == (not key.startswith(shared) and key not in TOP_LEVEL), key
 
@@ -90,6 +92,7 @@ def test_evaluation_commands_leave_the_policy_to_the_checkpoint() -> None:
         )
     }
     common = {"data.camera_names", "data.format", "storage_path", "debug"}
+    common |= {"report.max_video_mb", "report.max_total_mb"}
     common |= {
         key for key in all_options() if key.startswith(("evaluate.", "cluster.", "task."))
     } - one_policy
