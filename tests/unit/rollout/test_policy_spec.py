@@ -45,3 +45,16 @@ def test_resolved_paths_are_absolute_and_local(
 def test_a_prefix_without_a_path_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=text):
         PolicySpec.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("expert", "expert"),
+        ("runs/sweep/trials/03-n_emb_96/checkpoint_00000300", "03-n_emb_96/checkpoint_00000300"),
+        ("untrained:s3://bucket/runs/03/checkpoint_00000300", "untrained 03/checkpoint_00000300"),
+        ("replay:data/transfer/episode_0.hdf5", "replay transfer/episode_0.hdf5"),
+    ],
+)
+def test_the_short_name_says_run_and_step(text: str, expected: str) -> None:
+    assert PolicySpec.parse(text).short_name == expected
