@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from imf_ray.pages.addresses import describe_address
 from imf_ray.schema import Config
@@ -55,7 +56,7 @@ def _announce(process: subprocess.Popen[str], host: str, name: str) -> None:
     """Print the address of a run's page as soon as its board listens."""
     assert process.stdout is not None
     line = process.stdout.readline()
-    answer = json.loads(line) if line else {"error": "its process ended."}
+    answer: dict[str, Any] = json.loads(line) if line else {"error": "its process ended."}
     if "error" in answer:
         text = f"The run has no live page: {answer['error']}"
     else:

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from imf_ray.errors import UserError
@@ -20,7 +19,7 @@ from imf_ray.pages.media_files import MIME_TYPES
 from imf_ray.pages.mirror import Mirror
 from imf_ray.pages.model import Snapshot
 from imf_ray.pages.render import Live
-from imf_ray.storage import display_path, is_remote, parse_path
+from imf_ray.storage import display_path, is_remote, local_dir
 
 MEDIA_FOLDERS = (*RUNS, FolderKind.EVALUATION, FolderKind.COMPARISON)
 """Kinds of folders whose media are served, also from their subfolders."""
@@ -55,7 +54,7 @@ class Site:
 
     def __init__(self, location: str, make_reader: MakeReader, render: Render) -> None:
         self._mirror = Mirror(location, MIME_TYPES) if is_remote(location) else None
-        self._root = Path(parse_path(location)) if self._mirror is None else self._mirror.root
+        self._root = local_dir(location) if self._mirror is None else self._mirror.root
         self._make_reader, self._render = make_reader, render
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="board")
         self._followers: dict[str, Follower] = {}
@@ -89,8 +88,10 @@ class Site:
             folder = self._join(path)
             read = _FolderReader(folder, self._root, self._mirror, self._make_reader)
             live = Live(home="../" * len(folder.relative_to(self._root).parts))
-            render = partial(self._render, live=live)
-            self._followers[path] = Follower(display_path(folder), read, render)
+            follower = Follower(
+                display_path(folder), read, lambda content: self._render(content, live)
+            )
+            self._followers[path] = follower
         follower = self._followers[path]
         if follower.is_due and path not in self._refreshing:
             loop = asyncio.get_running_loop()
