@@ -117,6 +117,8 @@ def rename_keys(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str
     Raises:
         ValueError: a key is given under both its old and its new name.
     """
+    if names.keys().isdisjoint(values):  # most often; twice as fast
+        return {**values}
     renamed = {names.get(key, key): value for key, value in values.items()}
     if len(renamed) < len(values):
         duplicates = sorted(old for old, new in names.items() if old in values and new in values)
