@@ -13,32 +13,44 @@ from imf_ray.schema import Config
 from imf_ray.storage import local_dir
 from imf_ray.terminal import console
 
+WATCH = "--watch"
+
 
 def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> None:
-    """Print the state of a run, of each trial of a sweep, or of all runs in a folder DIR.
+    """Print the state of a run, of each trial of a sweep, or of all runs and sweeps in a folder.
 
-    Shows the state, training step, newest checkpoint, loss, throughput, success rate and errors. It
-    reads only the folder, so it works during and after the run on any machine that can read it.
+    Shows the state, progress, time left, success rate, loss, speed, newest checkpoint and errors.
+    It reads only the folder or URL DIR, so it works during and after the run on any machine that
+    can read it. Columns that are too much for the width of the terminal are named.
+
+    With --watch, the table is shown anew every 2 seconds until Ctrl-C. Into a file or pipe, a new
+    table is printed when a state or a success rate changes, and otherwise once a minute if there
+    is anything new.
     """
-    if len(arguments) != 1:
-        raise UserError("One folder of a run or a sweep is needed. Usage: imf-ray status DIR")
-    from imf_ray.sweep.status import read_all, status_table
+    folders = [argument for argument in arguments if argument != WATCH]
+    if len(folders) != 1:
+        raise UserError(
+            f"One folder of a run or a sweep is needed. Usage: imf-ray status DIR [{WATCH}]"
+        )
+    from imf_ray.pages.terminal_view import TerminalView
+    from imf_ray.pages.terminal_watch import open_reader, watch
 
-    folder = local_dir(arguments[0])
+    folder = local_dir(folders[0])
     kinds = (FolderKind.RUN, FolderKind.SWEEP, FolderKind.STORAGE)
     require_run(folder, config.storage_path, kinds, lambda run: f"imf-ray status {display(run)}")
-    runs = read_all(folder)
-    console.print(status_table(runs))
-    for run in runs:
-        for note in run.notes:
-            console.print(f"{run.name}: {note}", soft_wrap=True)
+    with open_reader(folders[0]) as read:
+        if WATCH in arguments:
+            watch(read, console)
+        else:
+            console.print(TerminalView(read()), crop=False)
 
 
 COMMAND = Command(
     "status",
     main,
-    examples=("runs/transfer", "s3://bucket/runs/sweep"),
+    examples=("runs/transfer", f"s3://bucket/runs/sweep {WATCH}"),
     positional="DIR",
+    flags={WATCH: "show the newest state again and again until Ctrl-C"},
 )
 
 

@@ -91,6 +91,8 @@ class RunDir(StoppableDir):
         swanlab/                 SwanLab's log; `run_id` names the run at SwanLab
         tensorboard/             TensorBoard's log (`train.tensorboard`)
         trial.json               result of the trial, if the run belongs to a sweep
+        launches.jsonl           starts and resumes of `imf-ray train`, see `imf_ray.launches`
+        report.html              the run as one page, see `pages/report_file.py`
         checkpoint_manager_snapshot.json    Ray Train's own list of checkpoints
 
     Methods that write, upload or download retry by `files.retry_io`. If the last retry fails, they
@@ -306,14 +308,6 @@ class RunDir(StoppableDir):
         download(path)
         lines = read_json_lines(path, parse_metrics, offset)
         return lines.rows, lines.end
-
-    def count_damaged_lines(self) -> dict[str, int]:
-        """Return the number of damaged lines of each log that has any, by file name."""
-        counts = {
-            name: read_json_lines(self.path / name, parse_metrics).num_invalid
-            for name in (METRICS_FILE, VALIDATIONS_FILE)
-        }
-        return {name: count for name, count in counts.items() if count}
 
     @retrying
     def write_validation(self, step: int, metrics: Mapping[str, Any]) -> None:

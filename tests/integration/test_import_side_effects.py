@@ -29,7 +29,7 @@ def test_commands_import_mujoco_only_to_make_an_env() -> None:
     """A missing or broken OpenGL setup stops nothing that does not simulate."""
     modules = _modules_after(
         "import imf_ray.training.trainer, imf_ray.evaluation.candidates, imf_ray.sweep.baselines, "
-        "imf_ray.demos.collect, imf_ray.sweep.status, imf_ray.dataset, imf_ray.report"
+        "imf_ray.demos.collect, imf_ray.sweep.runner, imf_ray.dataset, imf_ray.report"
     )
     assert "imf_ray.sim.factory" in modules and not modules & {"mujoco", "OpenGL", "glfw"}
 

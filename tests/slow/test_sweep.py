@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imf_ray.sweep.status import find_runs, read_all
+from imf_ray.pages.model import State
+from imf_ray.pages.snapshot import SnapshotReader
 from imf_ray.sweep.sweep_dir import SweepDir
 from testing_support.processes import is_alive
 from tests.helpers import REPO_ROOT
@@ -63,7 +64,7 @@ def wait_for_steps(
 
 def newest_steps(sweep_dir: Path) -> list[int]:
     """Return the step of each trial's newest valid checkpoint, or 0 if it has none."""
-    checkpoints = [run.newest_checkpoint() for run in find_runs(sweep_dir)]
+    checkpoints = [run.newest_checkpoint() for run in SweepDir(sweep_dir).trials()]
     return [0 if checkpoint is None else checkpoint.step for checkpoint in checkpoints]
 
 
@@ -87,7 +88,7 @@ def test_a_sweep_is_interrupted_killed_resumed_and_reported(
     folder = tmp_path / "runs/sweep"
     interrupted = begin_command("tune", *options, cwd=tmp_path)
     wait_for_steps([5, 5], folder, interrupted)
-    assert [run.state for run in read_all(folder)] == ["running", "running"]
+    assert [row.state for row in SnapshotReader(folder).read().rows] == 2 * [State.RUNNING]
     interrupted.send_signal(signal.SIGINT)
     _, errors = interrupted.communicate(timeout=COMMAND_TIMEOUT_S)
     assert interrupted.returncode == 130, errors
@@ -100,7 +101,7 @@ def test_a_sweep_is_interrupted_killed_resumed_and_reported(
     wait_for_steps([steps + 1 for steps in saved], folder, killed)
     killed.kill()
     killed.communicate(timeout=COMMAND_TIMEOUT_S)
-    workers = [worker["pid"] for run in find_runs(folder) for worker in run.read_workers()]
+    workers = [worker["pid"] for run in SweepDir(folder).trials() for worker in run.read_workers()]
     while any(map(is_alive, workers)):
         time.sleep(0.1)
     resumed_at = [saved, newest_steps(folder)]
@@ -136,16 +137,18 @@ def test_a_sweep_is_interrupted_killed_resumed_and_reported(
     assert report.returncode == 0 and "expert" in report.stdout and "00001 " in report.stdout
 
     status = run_command("status", "runs/sweep", cwd=tmp_path)
-    assert status.returncode == 0 and status.stdout.count("finished") == 2
-    trained_run, pending_run = find_runs(folder)
+    assert status.returncode == 0 and "2 trials: 2 finished" in status.stdout
+    trained_run, pending_run = SweepDir(folder).trials()
     trained_run.delete_record()
     log = trained_run.path / "metrics.jsonl"
     log.write_text(log.read_text() + '{"step": 1, "lo')  # a line that is still being written
     pending_run.delete_record()
     (pending_run.path / "metrics.jsonl").unlink()
-    trained, pending = read_all(folder)
-    assert trained.state == "trained" and trained.step == trained.checkpoint == trained.max_steps
-    assert pending.state == "pending" and pending.step == 0 and pending.age_s is None
+    rows = {row.name: row for row in SnapshotReader(folder).read().rows}
+    trained, pending = rows[trained_run.name], rows[pending_run.name]
+    assert trained.state == State.FINISHED
+    assert trained.saved_step == trained.max_steps
+    assert pending.state == State.PENDING and pending.last_entry_age_s is None
 
     changed = run_command("tune", *options, "train.lr=1e-2", cwd=tmp_path)
     assert changed.returncode == 2 and "started with other settings" in changed.stderr
@@ -183,5 +186,5 @@ def test_a_sweep_makes_an_autoscaling_cluster_grow(demonstrations: Path, tmp_pat
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 trials, 2 at a time" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1]) == [1, 2]
-    states = [run.state for run in read_all(tmp_path / "runs/sweep")]
-    assert states == ["finished", "finished"]
+    rows = SnapshotReader(tmp_path / "runs/sweep").read().rows
+    assert [row.state for row in rows] == 2 * [State.FINISHED]

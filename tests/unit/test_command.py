@@ -73,3 +73,21 @@ def test_positional_arguments_may_contain_an_equals_sign(
     command = Command("status", run, examples=(), positional="DIR")
     assert run_command(command, ["lr=1", "elsewhere", "debug=false"]) == 0
     assert calls == [(["debug=false"], ["lr=1", "elsewhere"])]
+
+
+def test_flags_of_a_command_are_explained_and_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+    calls = []
+    command = Command(
+        "status",
+        lambda config, overrides, arguments: calls.append(arguments),
+        examples=(),
+        positional="DIR",
+        flags={"--watch": "show it again"},
+    )
+    assert run_command(command, ["--watch", "runs", "debug=false"]) == 0
+    assert calls == [["--watch", "runs"]]
+    assert run_command(command, ["runs", "--wach"]) == 2
+    assert "Flags are --watch, --print-config" in capsys.readouterr().err
+    assert run_command(command, ["--help"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "DIR [--watch] [key=value ...]" in words and "--watch show it again" in words

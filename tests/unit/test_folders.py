@@ -24,9 +24,9 @@ from imf_ray.folders import (
     require_run,
     verify_checkpoint,
 )
+from imf_ray.pages.snapshot import SnapshotReader
 from imf_ray.rollout.policy_spec import PolicySpec
 from imf_ray.storage import local_dir
-from imf_ray.sweep.status import read_all
 
 
 def write_checkpoint(run: Path, step: int, success: float | None = None) -> None:
@@ -199,10 +199,12 @@ def test_another_folder_than_a_run_is_refused_with_the_runs(
 
 
 def test_status_lists_the_runs_of_a_folder(workspace: Path) -> None:
-    names = [run.name for run in read_all(workspace / "runs")]
-    assert names == ["sweep/000_a", "sweep/001_b", "transfer", "young"]
-    assert [run.name for run in read_all(workspace / "runs/sweep")] == ["000_a", "001_b"]
-    assert [run.name for run in read_all(workspace / "runs/young")] == ["young"]
+    def names(folder: str) -> list[str]:
+        return sorted(row.name for row in SnapshotReader(workspace / folder).read().rows)
+
+    assert names("runs") == ["sweep", "transfer", "young"]
+    assert names("runs/sweep") == ["000_a", "001_b"]
+    assert names("runs/young") == ["young"]
 
 
 @pytest.mark.parametrize(

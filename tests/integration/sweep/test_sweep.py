@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from imf_ray import cli, report, status, tune
-from imf_ray.sweep.status import find_runs, read_all
+from imf_ray.pages.model import State
+from imf_ray.pages.snapshot import SnapshotReader
 from imf_ray.sweep.sweep_dir import SweepDir
 from tests.helpers.commands import COMMAND_TIMEOUT_S, begin_command, run_command
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
@@ -56,7 +57,7 @@ def test_a_sweep_is_interrupted_resumed_and_reports_a_failed_trial(
     assert interrupted.returncode == 130, errors
     resume = errors.splitlines()[-1].strip()
     assert resume.startswith("python -m imf_ray.tune resume=auto run_name=sweep")
-    checkpoint = find_runs(folder)[0].newest_checkpoint()
+    checkpoint = SweepDir(folder).trials()[0].newest_checkpoint()
     assert checkpoint is not None and checkpoint.step == _updates(folder, 0)[-1]
 
     done = run_command("tune", *shlex.split(resume)[3:], cwd=tmp_path)
@@ -80,7 +81,8 @@ def test_a_sweep_is_interrupted_resumed_and_reports_a_failed_trial(
     assert table.index("expert") < table.index("00000 ") < table.index("untrained")
     assert cli.run_command(status.COMMAND, ["runs/sweep"]) == 0
     assert bad["error"] in capsys.readouterr().out
-    assert [run.state for run in read_all(folder)] == ["finished", "failed"]
+    states = {row.name[:5]: row.state for row in SnapshotReader(folder).read().rows}
+    assert states == {"00000": State.FINISHED, "00001": State.FAILED}
     assert cli.run_command(tune.COMMAND, [*options, "train.warmup_steps=2"]) == 2
     assert "started with other settings" in capsys.readouterr().err
 

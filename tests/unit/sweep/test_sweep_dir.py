@@ -11,7 +11,6 @@ import pytest
 from imf_ray.errors import UserError
 from imf_ray.sweep.prepare import find_resumable_sweep
 from imf_ray.sweep.search_space import SearchSpace
-from imf_ray.sweep.status import find_runs
 from imf_ray.sweep.sweep_dir import SavedSpace, SweepDir
 from imf_ray.sweep.trial_record import FAILED, FINISHED, STOPPED, TrialDir, TrialRecord
 
@@ -106,8 +105,3 @@ def test_a_sweep_s_folder_is_found_by_the_machine_that_unpickles_it(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     there = pickle.loads(pickled)
     assert there.path == tmp_path / "other/imf_ray/runs/memory%3A%2F%2Fbucket/sweep"
-
-
-def test_a_folder_that_is_neither_a_run_nor_a_sweep_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="neither a run"):
-        find_runs(tmp_path)
