@@ -88,7 +88,7 @@ def recorded_launch(folder: Path, command: str, arguments: Sequence[str]) -> Ite
         error = INTERRUPTED
         raise
     except Exception as failure:
-        error = redact(str(failure)) if isinstance(failure, UserError) else repr(failure)
+        error = redact(str(failure) if isinstance(failure, UserError) else repr(failure))
         raise
     finally:
         wall_s = time.monotonic() - began

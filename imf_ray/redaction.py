@@ -15,9 +15,10 @@ from imf_ray.schema import all_options
 
 MASK = "***"
 """Text that replaces a secret."""
-SECRET_WORDS = frozenset(
-    "auth authorization cookie pass passwd password pwd sas sig signature token".split()
-)
+SECRET_WORDS = {
+    *("auth", "authorization", "cookie", "pass", "password", "pwd", "sas", "sig", "signature"),
+    "token",
+}
 """Words of a name that mark its value as a secret."""
 SECRET_PARTS = (
     *("accesskey", "accesstoken", "accountkey", "apikey", "authkey", "authtoken"),
@@ -26,12 +27,11 @@ SECRET_PARTS = (
 )
 """Parts of a name without separators that mark its value as a secret."""
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^\s\"<>]+)")
-_NAMED = re.compile(
-    r"""(?P<name>[\w.-]*\w)(?P<quote>["']?)(?P<separator>\s*[=:]\s*)
-        (?P<value>"(?:[^"\\]|\\.)*"|'[^']*'|(?:(?:bearer|basic|token)\s+)?[^\s,;&}\])"']+)""",
-    re.VERBOSE | re.IGNORECASE,
+_NAME = re.compile(r"""(?P<name>[\w.-]*\w)["']?\s*[=:]\s*|(?P<flag>(?<!\S)--?[\w-]+)\s+""")
+_VALUE = re.compile(
+    r"""(?:(?:bearer|basic|token)\s+)?(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s,;&}\])"']+)""",
+    re.IGNORECASE,
 )
-_FLAG = re.compile(r"(?P<name>(?<!\S)--?[\w-]+)(?P<separator>\s+)(?P<value>[^\s-]\S*)")
 _KNOWN_FORMS = re.compile(
     r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_\w{20,}|github_pat_\w{20,}|hf_[A-Za-z0-9]{20,}"
     r"|sk-[\w-]{20,}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]+\.[\w-]*)"
@@ -41,8 +41,7 @@ _KNOWN_FORMS = re.compile(
 def redact(text: str) -> str:
     """Return a text with each secret replaced by `MASK`."""
     text = _URL.sub(_redact_url, text)
-    text = _NAMED.sub(_redact_named, text)
-    text = _FLAG.sub(_redact_named, text)
+    text = _redact_named(text)
     return _KNOWN_FORMS.sub(MASK, text)
 
 
@@ -110,7 +109,15 @@ def _redact_url(match: re.Match[str]) -> str:
     return f"{scheme}{path}#{MASK}" if number_sign and "=" in fragment else f"{scheme}{rest}"
 
 
-def _redact_named(match: re.Match[str]) -> str:
-    if not _is_secret_name(match["name"]) or match["name"] in all_options():
-        return match[0]
-    return match[0][: match.start("value") - match.start()] + MASK
+def _redact_named(text: str) -> str:
+    """Replace the values of names that mark them as secrets."""
+    parts, position = [], 0
+    for match in _NAME.finditer(text):
+        name = match["name"] or match["flag"]
+        if match.start() < position or name in all_options() or not _is_secret_name(name):
+            continue
+        value = _VALUE.match(text, match.end())
+        if value is not None:
+            parts += [text[position : match.end()], MASK]
+            position = value.end()
+    return "".join([*parts, text[position:]])

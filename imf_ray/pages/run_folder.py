@@ -121,8 +121,9 @@ class RunFolder:
     @property
     def best_metrics(self) -> dict[str, Any] | None:
         """Metrics of the best checkpoint, with its step; None without any."""
-        if self.record is not None and self.record.best_checkpoint is not None:
-            return self.record.metrics
+        if self.record is not None:
+            has_best = self.record.best_checkpoint is not None and "step" in self.record.metrics
+            return self.record.metrics if has_best else None
         if self.log.best_validation is not None:
             return self.log.best_validation
         return {"step": self._saved_steps[-1]} if self._saved_steps else None
@@ -146,7 +147,7 @@ class RunFolder:
 
     def _best_checkpoint(self, metrics: Mapping[str, Any] | None) -> str | None:
         """Return the path or URL of the best checkpoint, also of a folder that was moved."""
-        if metrics is None or "step" not in metrics:
+        if metrics is None:
             return None
         step = int(metrics["step"])
         if step in self._saved_steps:

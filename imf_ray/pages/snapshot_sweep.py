@@ -76,7 +76,7 @@ class SweepReader:
         self._find_runs(planned)
         for run in self._runs.values():
             run.update()
-        config = self._first_config()
+        first, config = self._first_config()
         videos = media.find(
             [
                 (self._folder / BEST_VIDEO, "The best policy, first validation episode"),
@@ -86,7 +86,6 @@ class SweepReader:
         rows = self._rows(saved, planned, config, now, media)
         baselines = self._baselines()
         best = next((row for row in rows if row.checkpoint is not None), None)
-        first_run = next(iter(self._runs.values()), None)
         options = {} if config is None else shown_options(config)
         varied = [] if saved is None else list(saved.space.with_current_names().varied)
         return Snapshot(
@@ -100,9 +99,7 @@ class SweepReader:
             is_grid=saved is not None and len(saved.space.grid) == 2 and not saved.space.sample,
             stage_names=[] if config is None else stage_names(config.task),
             baselines=baselines,
-            data=None
-            if config is None or first_run is None
-            else data_summary(first_run.path, config, self._cache),
+            data=None if config is None else data_summary(first, config, self._cache),
             options={key: value for key, value in options.items() if key not in varied},
             launches=self._history.launches,
             commands=self._commands(saved, rows, best),
@@ -125,9 +122,13 @@ class SweepReader:
             name: self._runs.get(name) or RunFolder(trials / name, self._cache) for name in names
         }
 
-    def _first_config(self) -> Config | None:
-        configs = (read_config(run.path, self._cache) for run in self._runs.values())
-        return next((config for config in configs if config is not None), None)
+    def _first_config(self) -> tuple[Path, Config | None]:
+        """Return the folder of the first trial whose configuration can be read, and the latter."""
+        for run in self._runs.values():
+            config = read_config(run.path, self._cache)
+            if config is not None:
+                return run.path, config
+        return self._folder, None
 
     def _rows(
         self,
@@ -195,8 +196,8 @@ class SweepReader:
         """Return the state of the sweep."""
         states = {row.state for row in rows}
         if self._history.outcome is not None:
-            have_ended = states <= {State.FINISHED, State.STOPPED, State.FAILED}
-            return State.FINISHED if have_ended else self._history.outcome
+            is_complete = all(run.record is not None for run in self._runs.values())
+            return State.FINISHED if is_complete else self._history.outcome
         if self._history.launches or not rows:
             waits = not states & {State.RUNNING, State.STALLED} and states != {State.PENDING}
             states |= {State.RUNNING} if waits else set()  # baselines or videos

@@ -77,6 +77,8 @@ class SweepDir(StoppableDir):
         grid.png          heat map, if the grid varies two options
         expert.mp4        one episode of the expert
         best.mp4          the same episode by the best checkpoint
+        launches.jsonl    starts and resumes of `imf-ray tune`, see `imf_ray.launches`
+        report.html       the sweep as one page, see `pages/report_file.py`
 
     Files and keys of earlier versions, which had other names, are also read (`imf_ray.aliases`).
 
