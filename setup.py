@@ -16,6 +16,7 @@ setup(
     package_dir=BUNDLED,
     package_data={
         "imf_ray": ["conf/*/*.yaml", "py.typed"],
+        "imf_ray.pages": ["static/*", "templates/*.html"],
         **{package: ["*.json", "*.safetensors", "*.yaml"] for package in BUNDLED},
     },
 )

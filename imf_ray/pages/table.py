@@ -1,0 +1,244 @@
+"""The table of results: its columns, and the cells of each row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from imf_ray.pages.charts import row_key
+from imf_ray.pages.formats import (
+    duration_text,
+    interval_text,
+    number_text,
+    value_text,
+)
+from imf_ray.pages.model import Row, Snapshot, State, Success
+
+BASELINE_STATE = "baseline"
+MAX_DETAILED_ROWS = 200
+"""Maximum number of rows with details of their own; rows that failed always have some."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table."""
+
+    title: str
+    help: str
+    is_number: bool = True
+    is_descending: bool = False
+    """True if the first click on the header sorts the largest value first."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table; `sort` is the number or text that the script sorts by."""
+
+    content: str | Markup = ""
+    sort: str = ""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row of the table."""
+
+    key: str
+    is_baseline: bool
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True)
+class ResultsTable:
+    """The table of results."""
+
+    columns: Sequence[Column]
+    rows: Sequence[TableRow]
+
+
+def results_table(snapshot: Snapshot, labels: Mapping[str, str]) -> ResultsTable:
+    """Return the table: the expert, the rows in their order, then the other baselines.
+
+    Columns without any value are left out.
+
+    Args:
+        labels: short label of each row, by its name.
+    """
+    is_first = [row.label == "expert" for row in snapshot.baselines]
+    first = [row for row, flag in zip(snapshot.baselines, is_first, strict=True) if flag]
+    last = [row for row, flag in zip(snapshot.baselines, is_first, strict=True) if not flag]
+    rows = [*first, *snapshot.rows, *last]
+    ranks = {row.name: rank for rank, row in enumerate(snapshot.rows, 1)}
+    detailed = detailed_rows(snapshot.rows)
+    names = {row.name for row in snapshot.baselines}
+    columns = [
+        (column, [make_cell(row) for row in rows])
+        for column, make_cell in _columns(snapshot, ranks, labels, names, detailed)
+    ]
+    columns = [(column, cells) for column, cells in columns if any(cell.content for cell in cells)]
+    return ResultsTable(
+        [column for column, _ in columns],
+        [
+            TableRow(row_key(row.name), row.name in names, [cells[index] for _, cells in columns])
+            for index, row in enumerate(rows)
+        ],
+    )
+
+
+def detailed_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with details of their own on the page: the best ones, and all that failed."""
+    return [row for index, row in enumerate(rows) if index < MAX_DETAILED_ROWS or row.error]
+
+
+def _columns(
+    snapshot: Snapshot,
+    ranks: Mapping[str, int],
+    labels: Mapping[str, str],
+    baselines: set[str],
+    detailed: Sequence[Row],
+) -> Iterator[tuple[Column, Callable[[Row], Cell]]]:
+    """Generate the columns, each with the function that makes its cells."""
+    linked = {row.name for row in detailed} if snapshot.kind != "storage" else set()
+
+    def rank(row: Row) -> Cell:
+        number = ranks.get(row.name)
+        return Cell("" if number is None else str(number), "" if number is None else str(number))
+
+    def name(row: Row) -> Cell:
+        return Cell(_name(row, labels[row.name], linked), row.label)
+
+    def state(row: Row) -> Cell:
+        return _state(row, row.name in baselines)
+
+    yield Column("#", "Rank by success rate, then by action error"), rank
+    yield Column("name", "Name; a click shows its details", is_number=False), name
+    yield Column("state", "State of training and validation", is_number=False), state
+    yield Column("success", "Success rate with its 95 % interval", is_descending=True), _success
+    yield Column("0 to 1", "The interval as a line", is_descending=True), _whisker
+    yield Column("n", "Number of episodes", is_descending=True), _episodes
+    for option, short_name in snapshot.varied.items():
+        is_number = all(isinstance(row.params.get(option, 0), int | float) for row in snapshot.rows)
+        yield Column(short_name, option, is_number), _param(option)
+    yield Column("reward", "Mean over episodes of the summed reward", is_descending=True), _reward
+    yield Column("action error", "Mean error of actions on held-out episodes"), _action_error
+    yield Column("step", "Step so far, or of the best checkpoint", is_descending=True), _step
+    yield Column("samples/s", "Training samples per second", is_descending=True), _speed
+    yield Column("time left", "Estimated time until training ends"), _duration("time_left_s")
+    yield Column("last entry", "Time since the last line of the log"), _entry_age
+    yield Column("wall time", "Time from start to end"), _duration("wall_s")
+    yield Column("CPU time", "CPU time of all processes"), _duration("cpu_s")
+    yield Column("restarts", "Number of times it was resumed", is_descending=True), _restarts
+
+
+def state_chip(state: str) -> Markup:
+    """Return a state as a word with its symbol and colour."""
+    return Markup(f'<span class="state s-{escape(state.partition(" ")[0])}">{escape(state)}</span>')
+
+
+def whisker(success: Success) -> Markup:
+    """Return the interval of a success rate as a line with a dot, drawn by the style sheet."""
+    low, rate, high = (f"{100 * value:.0f}" for value in (success.low, success.rate, success.high))
+    return Markup(f'<i class="w" style="--l:{low};--m:{rate};--h:{high}"></i>')
+
+
+def _name(row: Row, label: str, linked: set[str]) -> Markup:
+    shown = escape(label)
+    if row.link is not None and is_own_page(row.link):
+        return Markup(f'<a href="{escape(row.link)}" title="{escape(row.name)}">{shown}</a>')
+    if row.name in linked:
+        key = row_key(row.name)
+        return Markup(f'<a href="#row-{key}" title="{escape(row.name)}">{shown}</a>')
+    return Markup(f'<span title="{escape(row.name)}">{shown}</span>')
+
+
+def is_own_page(link: str) -> bool:
+    """Return True if a link stays on the server of the page, and runs no script."""
+    return not re.match(r"[\s\x00-\x1f]*([a-zA-Z][a-zA-Z0-9+.-]*:|[/\\]{2})", link)
+
+
+def _state(row: Row, is_baseline: bool) -> Cell:
+    if is_baseline:
+        return Cell(state_chip(BASELINE_STATE), BASELINE_STATE)
+    order = list(State).index(row.state)
+    return Cell(state_chip(str(row.state)), f"{order} {row.state}")
+
+
+def _success(row: Row) -> Cell:
+    if row.success is None:
+        return Cell()
+    rate = f"{row.success.rate:.2f}"
+    shown = Markup("<b>{}</b> <small>{}</small>").format(rate, interval_text(row.success))
+    return Cell(shown, f"{row.success.rate:.6g}")
+
+
+def _whisker(row: Row) -> Cell:
+    if row.success is None:
+        return Cell()
+    return Cell(whisker(row.success), f"{row.success.low:.6g}")
+
+
+def _episodes(row: Row) -> Cell:
+    return Cell() if row.success is None else _count(row.success.episodes)
+
+
+def _param(option: str) -> Callable[[Row], Cell]:
+    def cell(row: Row) -> Cell:
+        if option not in row.params:
+            return Cell()
+        value = row.params[option]
+        shown = value_text(value)
+        return Cell(shown, str(value) if isinstance(value, float) else shown)
+
+    return cell
+
+
+def _reward(row: Row) -> Cell:
+    return Cell() if row.reward is None else Cell(f"{row.reward:.1f}", str(row.reward))
+
+
+def _action_error(row: Row) -> Cell:
+    if row.action_error is None:
+        return Cell()
+    return Cell(number_text(row.action_error), str(row.action_error))
+
+
+def _step(row: Row) -> Cell:
+    if row.step is None:
+        return Cell()
+    shown = Markup(f"{row.step:,}")
+    if row.max_steps and row.state in (State.PENDING, State.RUNNING, State.STALLED):
+        shown = Markup(
+            f'<progress max="{row.max_steps}" value="{row.step}"></progress> '
+            f"{row.step:,} of {row.max_steps:,}"
+        )
+    return Cell(shown, str(row.step))
+
+
+def _speed(row: Row) -> Cell:
+    if row.samples_per_s is None:
+        return Cell()
+    return Cell(number_text(row.samples_per_s), str(row.samples_per_s))
+
+
+def _entry_age(row: Row) -> Cell:
+    if row.last_entry_age_s is None or row.state not in (State.RUNNING, State.STALLED):
+        return Cell()
+    return Cell(f"{duration_text(row.last_entry_age_s)} ago", str(row.last_entry_age_s))
+
+
+def _duration(name: str) -> Callable[[Row], Cell]:
+    def cell(row: Row) -> Cell:
+        seconds = getattr(row, name)
+        return Cell() if seconds is None else Cell(duration_text(seconds), str(seconds))
+
+    return cell
+
+
+def _restarts(row: Row) -> Cell:
+    return _count(row.restarts) if row.restarts else Cell()
+
+
+def _count(count: int) -> Cell:
+    return Cell(f"{count:,}", str(count))
