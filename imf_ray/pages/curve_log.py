@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import bisect
 from array import array
-from collections.abc import Sequence
+from typing import TypeVar
 
 from imf_ray.pages.model import Curve
 
+Number = TypeVar("Number", int, float)
 MAX_POINTS = 300
 """Largest number of points of a curve on a page."""
 
@@ -44,33 +45,35 @@ class CurveLog:
     def insert(self, step: int, value: float, low: float, high: float) -> None:
         """Add or replace the value of a step, which may be an earlier one."""
         index = bisect.bisect_left(self._steps, step)
-        rows = [(self._steps, step), (self._values, value)]
+        columns = [(self._values, value)]
         if self._has_interval:
-            rows += [(self._lows, low), (self._highs, high)]
-        is_known = index < len(self._steps) and self._steps[index] == step
-        for column, item in rows:
-            if is_known:
+            columns += [(self._lows, low), (self._highs, high)]
+        if index < len(self._steps) and self._steps[index] == step:
+            for column, item in columns:
                 column[index] = item
-            else:
-                column.insert(index, item)
+            return
+        self._steps.insert(index, step)
+        for column, item in columns:
+            column.insert(index, item)
 
     def curve(self, max_points: int = MAX_POINTS) -> Curve | None:
         """Return the curve, thinned to some `max_points` points; None without any."""
         if not self._steps:
             return None
         stride = -(-len(self._steps) // max_points)
-        columns = [self._steps, self._values, self._lows, self._highs]
-        steps, values, lows, highs = (_thin(column, stride) for column in columns)
+        steps = _thin(self._steps, stride)
+        values, lows, highs = (
+            _thin(column, stride) for column in (self._values, self._lows, self._highs)
+        )
         if self._last is not None and steps[-1] < self._last[0]:
             steps.append(self._last[0])
             values.append(self._last[1])
         return Curve(self._metric, steps, values, lows, highs)
 
 
-def _thin(column: Sequence[float], stride: int) -> array:
+def _thin(column: array[Number], stride: int) -> array[Number]:
     """Return every `stride`-th value, and the last one."""
     thinned = column[::stride]
-    assert isinstance(thinned, array)
     if len(column) and (len(column) - 1) % stride:
         thinned.append(column[-1])
     return thinned

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from imf_ray.errors import UserError
+from imf_ray.files import parse_json
 from imf_ray.redaction import redact
 
 T = TypeVar("T")
@@ -62,6 +63,16 @@ class FileCache:
                 problem = redact(str(error))
             entry = self._entries[key] = _Entry(version, value, problem)
         return cast(T | None, entry.value)
+
+    def read_json(self, path: str | Path, parse: Callable[[Any], T], consequence: str) -> T | None:
+        """Return the converted content of a JSON file, see `read`.
+
+        Args:
+            parse: converts the JSON value; raises one of `INVALID_JSON` if it is invalid.
+            consequence: what a damaged file means for the page, as a sentence.
+        """
+        name = Path(Path(path).name)
+        return self.read(path, lambda content: parse_json(content, parse, name, consequence))
 
     def problem(self, path: str | Path) -> str | None:
         """Return why the file that was read last from this path is damaged; None if it is not."""

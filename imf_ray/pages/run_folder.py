@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from imf_ray.checkpoint_dir import (
     checkpoint_name,
     checkpoint_step,
 )
-from imf_ray.files import parse_json
 from imf_ray.pages.commands import checkpoint_commands
 from imf_ray.pages.file_cache import FileCache, Version, file_version
 from imf_ray.pages.model import Process, Row, State, Success
@@ -57,7 +56,9 @@ class RunFolder:
     def update(self) -> None:
         """Read what changed since the last call."""
         self.log.update()
-        self.record = self._cache.read(self._trial_file, _parse_record)
+        self.record = self._cache.read_json(
+            self._trial_file, TrialRecord.from_dict, "The trial is shown without its result."
+        )
         version = file_version(self.path)
         if version != self._folder_version:
             self._folder_version = version
@@ -100,14 +101,16 @@ class RunFolder:
             reward=(metrics or {}).get("rollout/return_mean"),
             stages=list(stage_shares(metrics or {}).values()),
             action_error=(metrics or {}).get(ACTION_ERROR),
-            step=step if log.last_time is not None or metrics else None,
+            step=step if log.pace.last_time is not None or metrics else None,
             max_steps=max_steps,
             saved_step=self._saved_steps[-1] if self._saved_steps else None,
             samples_per_s=log.latest.get("samples_per_s"),
-            time_left_s=log.time_left_s(max_steps) if is_active and max_steps else None,
-            last_entry_age_s=None if log.last_time is None else max(0.0, now - log.last_time),
+            time_left_s=log.pace.time_left_s(max_steps) if is_active and max_steps else None,
+            last_entry_age_s=None
+            if log.pace.last_time is None
+            else max(0.0, now - log.pace.last_time),
             restarts=log.restarts,
-            wall_s=log.wall_s if log.last_time is not None else None,
+            wall_s=log.wall_s if log.pace.last_time is not None else None,
             cpu_s=self._cpu_s(),
             error=self._error(),
             checkpoint=checkpoint,
@@ -137,13 +140,13 @@ class RunFolder:
         if self.record is not None:
             return ENDED.get(self.record.status, State.FAILED)
         log = self.log
-        if log.last_time is None:
+        if log.pace.last_time is None:
             return State.PENDING
         if max_steps is not None and log.step >= max_steps:
             return State.FINISHED
         if has_ended:
             return State.STOPPED
-        return State.STALLED if log.is_stalled(now) else State.RUNNING
+        return State.STALLED if log.pace.is_stalled(now) else State.RUNNING
 
     def _best_checkpoint(self, metrics: Mapping[str, Any] | None) -> str | None:
         """Return the path or URL of the best checkpoint, also of a folder that was moved."""
@@ -161,7 +164,7 @@ class RunFolder:
             error = f"The last validation failed: {failed}"
         return None if error is None else redact(error)
 
-    def _workers(self) -> list[Mapping[str, Any]]:
+    def _workers(self) -> Sequence[Mapping[str, Any]]:
         if self.record is not None and self.record.workers:
             return self.record.workers
         try:
@@ -169,7 +172,7 @@ class RunFolder:
         except OSError:
             return []
         files = [f"{self._workers_dir}/{name}" for name in names if name.endswith(".json")]
-        workers = [self._cache.read(file, _parse_worker) for file in files]
+        workers = [self._cache.read_json(file, dict, "It is not shown.") for file in files]
         return [worker for worker in workers if worker is not None]
 
     def _processes(self) -> Iterator[Process]:
@@ -213,11 +216,3 @@ def success_of(metrics: Mapping[str, Any]) -> Success | None:
 
 def _step_in_name(video: Path) -> str:
     return video.stem.rpartition("_")[2].lstrip("0") or "0"
-
-
-def _parse_record(content: bytes) -> TrialRecord:
-    return parse_json(content, TrialRecord.from_dict, TRIAL_FILE, "It is shown without its result.")
-
-
-def _parse_worker(content: bytes) -> Mapping[str, Any]:
-    return parse_json(content, dict, WORKERS_DIR, "It is not shown.")

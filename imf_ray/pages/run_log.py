@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,13 @@ from imf_ray.folders import METRICS_FILE
 from imf_ray.pages.curve_log import CurveLog
 from imf_ray.pages.file_cache import Version, file_version
 from imf_ray.pages.model import Curve
-from imf_ray.training.pace import STALLED_AFTER_INTERVALS, STALLED_AFTER_S
+from imf_ray.training.pace import Pace
 from imf_ray.training.run_records import RESTARTS, VALIDATED, merge_metrics, parse_metrics
 
 TRAINING_METRICS = ("loss", "lr", "samples_per_s")
 """Metrics of training with a curve."""
 ACTION_ERROR = "action_error"
 SUCCESS_BOUNDS = ("rollout/success_ci_low", "rollout/success_ci_high")
-SPEED_LINES = 20
-"""Number of log lines from which the time left is estimated."""
 
 
 class RunLog:
@@ -50,10 +47,7 @@ class RunLog:
         """Metrics of the validation that ranks first, with the step of its checkpoint."""
         self.wall_s = 0.0
         """Time between the first and the last line of each launch, summed."""
-        self.last_time: float | None = None
-        """Time of the last line in seconds since 1970."""
-        self._longest_interval_s = 0.0
-        self._speed: deque[tuple[float, int]] = deque(maxlen=SPEED_LINES)
+        self.pace = Pace()
         self._curves = {
             SUCCESS_RATE: CurveLog(SUCCESS_RATE, has_interval=True),
             ACTION_ERROR: CurveLog(ACTION_ERROR),
@@ -65,12 +59,9 @@ class RunLog:
         version = file_version(self._path)
         if version == self._version:
             return
-        is_same_file = self._version is not None and version is not None
-        if not is_same_file or version[1] < self._offset or version[2] != self._version[2]:
+        known, self._version = self._version, version
+        if version is None or known is None or version[1] < self._offset or version[2] != known[2]:
             self._reset()
-        self._version = version
-        if version is None:
-            return
         lines = read_json_lines(self._path, parse_metrics, self._offset)
         self._offset = lines.end
         self.num_damaged += lines.num_invalid
@@ -87,27 +78,16 @@ class RunLog:
         """Number of times the run was resumed."""
         return int(self.latest.get(RESTARTS, 0))
 
-    def is_stalled(self, now: float) -> bool:
-        """Return True if there has been no new line for long, see `sweep/status.py`."""
-        longest_s = max(STALLED_AFTER_S, STALLED_AFTER_INTERVALS * self._longest_interval_s)
-        return self.last_time is not None and now - self.last_time >= longest_s
-
-    def time_left_s(self, max_steps: int) -> float | None:
-        """Estimate the time until the last update from the speed of the last lines."""
-        if len(self._speed) < 2:
-            return None
-        (first_time, first_step), (last_time, last_step) = self._speed[0], self._speed[-1]
-        if last_step <= first_step or last_time <= first_time:
-            return None
-        return (max_steps - last_step) * (last_time - first_time) / (last_step - first_step)
-
     def curves(self, max_points: int) -> list[Curve]:
         """Return the curves of all metrics that have values."""
         curves = [log.curve(max_points) for log in self._curves.values()]
         return [curve for curve in curves if curve is not None]
 
     def _add(self, line: Mapping[str, Any]) -> None:
-        self._add_time(line)
+        before = self.pace.last_time
+        self.pace.add(line)
+        if before is not None and self.pace.last_time is not None and RESTARTS not in line:
+            self.wall_s += max(0.0, self.pace.last_time - before)
         self.latest = merge_metrics(self.latest, line)
         step = int(line["step"])
         if VALIDATED in line:
@@ -116,19 +96,6 @@ class RunLog:
         for metric in TRAINING_METRICS:
             if metric in line:
                 self._curves[metric].append(step, line[metric])
-
-    def _add_time(self, line: Mapping[str, Any]) -> None:
-        if "time" not in line:
-            return
-        if self.last_time is not None and RESTARTS not in line:
-            interval_s = line["time"] - self.last_time
-            self.wall_s += max(interval_s, 0.0)
-            self._longest_interval_s = max(self._longest_interval_s, interval_s)
-        self.last_time = line["time"]
-        if RESTARTS in line:
-            self._speed.clear()
-        if RESTARTS in line or "loss" in line:
-            self._speed.append((line["time"], int(line["step"])))
 
     def _add_validation(self, step: int, line: Mapping[str, Any]) -> None:
         if VALIDATION_ERROR in line:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from imf_ray.aliases import METRICS, RECORD_SETTINGS, rename_keys
-from imf_ray.files import parse_json
 from imf_ray.folders import COMPARISON_FILE
 from imf_ray.labels import short_labels
 from imf_ray.pages import commands
@@ -26,6 +25,7 @@ from imf_ray.sweep.search_space import short_names
 
 LABEL_WIDTH = 24
 """Largest width of the label of a policy in characters."""
+REPEAT = "Repeat the command that wrote it."
 
 
 class ComparisonReader:
@@ -38,7 +38,8 @@ class ComparisonReader:
     def read(self, now: float, media: MediaFinder) -> Snapshot:
         """Return the current content, see `SweepReader.read`."""
         self._history.update()
-        content = self._cache.read(self._folder / COMPARISON_FILE, _parse_comparison) or {}
+        path = self._folder / COMPARISON_FILE
+        content = self._cache.read_json(path, _comparison, REPEAT) or {}
         policies: Mapping[str, Mapping[str, Any]] = content.get("policies", {})
         pairs = [_pair(values) for values in content.get("comparisons", ())]
         checkpoints = {name: _checkpoint(name, values) for name, values in policies.items()}
@@ -81,7 +82,7 @@ class ComparisonReader:
                 (folder / GRID_VIDEO, f"Episodes of {labels[name]}, failures first")
                 for name, folder in records.items()
             ),
-            notes=_notes(self._cache.problem(self._folder / COMPARISON_FILE), self._history),
+            notes=_notes(self._cache.problem(path), self._history),
         )
 
 
@@ -95,7 +96,8 @@ class EvaluationReader:
     def read(self, now: float, media: MediaFinder) -> Snapshot:
         """Return the current content, see `SweepReader.read`."""
         self._history.update()
-        summary = self._cache.read(self._folder / SUMMARY_FILE, _parse_summary)
+        path = self._folder / SUMMARY_FILE
+        summary = self._cache.read_json(path, dict, REPEAT)
         values = summary or {}
         row = _policy_row(self._folder.name, self._folder.name, values, {}, None)
         errors = [
@@ -114,7 +116,7 @@ class EvaluationReader:
             media=media.find([(self._folder / GRID_VIDEO, "Episodes, failures first")]),
             notes=[
                 *errors,
-                *_notes(self._cache.problem(self._folder / SUMMARY_FILE), self._history),
+                *_notes(self._cache.problem(path), self._history),
             ],
         )
 
@@ -153,9 +155,17 @@ def _checkpoint(name: str, values: Mapping[str, Any]) -> str | None:
 
 
 def _pair(values: Mapping[str, Any]) -> Pair:
-    numbers = {name: float(values[name]) for name in ("difference", "low", "high", "p_value")}
-    counts = {name: int(values[name]) for name in ("only_a", "only_b")}
-    return Pair(values["a"], values["b"], **numbers, **counts, verdict=str(values["verdict"]))
+    return Pair(
+        a=values["a"],
+        b=values["b"],
+        difference=float(values["difference"]),
+        low=float(values["low"]),
+        high=float(values["high"]),
+        p_value=float(values["p_value"]),
+        only_a=int(values["only_a"]),
+        only_b=int(values["only_b"]),
+        verdict=str(values["verdict"]),
+    )
 
 
 def _comparison_commands(ranked: Sequence[Row]) -> dict[str, str]:
@@ -173,17 +183,9 @@ def _notes(problem: str | None, history: LaunchHistory) -> list[str]:
     return [note for note in (problem, history.error) if note is not None]
 
 
-def _parse_comparison(content: bytes) -> dict[str, Any]:
-    return parse_json(content, _comparison, COMPARISON_FILE, "Repeat the command that wrote it.")
-
-
 def _comparison(content: Any) -> dict[str, Any]:
     for values in content["policies"].values():
         rename_keys(values, METRICS)
     for values in content["comparisons"]:
         _pair(values)
     return dict(content)
-
-
-def _parse_summary(content: bytes) -> dict[str, Any]:
-    return parse_json(content, dict, SUMMARY_FILE, "Repeat the command that wrote it.")

@@ -14,7 +14,6 @@ from imf_ray.aliases import BASELINES_FILES, rename_options
 from imf_ray.checkpoint_dir import CONFIG_FILE, checkpoint_rank_key
 from imf_ray.config import to_override
 from imf_ray.errors import UserError
-from imf_ray.files import parse_json
 from imf_ray.folders import SPACE_FILE, TRIALS_DIR
 from imf_ray.pages import commands
 from imf_ray.pages.curve_log import MAX_POINTS
@@ -71,7 +70,11 @@ class SweepReader:
             media: finds the videos of the page.
         """
         self._history.update()
-        saved = self._cache.read(self._folder / SPACE_FILE, _parse_space)
+        saved = self._cache.read_json(
+            self._folder / SPACE_FILE,
+            lambda content: SavedSpace.from_json(content, modified_at=0.0),
+            "The options that vary are not shown.",
+        )
         planned = {} if saved is None else _planned_trials(saved)
         self._find_runs(planned)
         for run in self._runs.values():
@@ -176,7 +179,9 @@ class SweepReader:
     def _baselines(self) -> list[Row]:
         metrics: dict[str, Mapping[str, Any]] = {}
         for name in (*BASELINES_FILES, BASELINES_FILE):
-            metrics |= self._cache.read(self._folder / name, _parse_baselines) or {}
+            path = self._folder / name
+            found = self._cache.read_json(path, rename_baselines, "The baselines are not shown.")
+            metrics |= found or {}
         rows = []
         for name, values in metrics.items():
             kind = name.partition(":")[0]  # untrained:CHECKPOINT
@@ -259,16 +264,3 @@ def _label(name: str, params: Mapping[str, Any], short: Mapping[str, str]) -> st
         return " ".join(f"{short.get(key, key)}={dump_value(params[key])}" for key in params)
     number = name.partition("-")[0]
     return number.lstrip("0").rjust(2, "0") if number.isdigit() else name
-
-
-def _parse_space(content: bytes) -> SavedSpace:
-    return parse_json(
-        content,
-        lambda value: SavedSpace.from_json(value, 0.0),
-        SPACE_FILE,
-        "The options that vary are not shown.",
-    )
-
-
-def _parse_baselines(content: bytes) -> dict[str, dict[str, Any]]:
-    return parse_json(content, rename_baselines, BASELINES_FILE, "The baselines are not shown.")

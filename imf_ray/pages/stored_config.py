@@ -8,7 +8,6 @@ from typing import Any
 
 from imf_ray.checkpoint_dir import CONFIG_FILE
 from imf_ray.config import config_from_dict
-from imf_ray.files import parse_json
 from imf_ray.folders import DATA_MANIFEST_FILE
 from imf_ray.pages.commands import flat_options
 from imf_ray.pages.file_cache import FileCache
@@ -63,7 +62,8 @@ def stage_names(task: TaskConfig) -> list[str]:
 
 def data_summary(folder: Path, config: Config, cache: FileCache) -> DataSummary | None:
     """Return the data set of a run; None if its `data.json` is missing or damaged."""
-    counts = cache.read(folder / DATA_MANIFEST_FILE, _parse_counts)
+    path = folder / DATA_MANIFEST_FILE
+    counts = cache.read_json(path, _counts, "The data set is not shown.")
     if counts is None:
         return None
     num_train, num_val, num_steps = counts
@@ -79,10 +79,6 @@ def data_summary(folder: Path, config: Config, cache: FileCache) -> DataSummary 
 
 def _parse_config(content: bytes) -> Config:
     return config_from_dict(parse_file(content, CONFIG_FILE))
-
-
-def _parse_counts(content: bytes) -> Counts:
-    return parse_json(content, _counts, DATA_MANIFEST_FILE, "The data set is not shown.")
 
 
 def _counts(manifest: Any) -> Counts:
