@@ -6,30 +6,41 @@ gone ends no run.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO, cast
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
+    Task,
     TaskID,
-    TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
+from imf_ray.labels import short_labels
 from imf_ray.storage import DISK_FULL_ERRNOS
 
 NON_TTY_WIDTH = 110
-"""Maximum width of tables and messages in characters, if stdout is not a terminal."""
-BAR_WIDTH = 20
-"""Width of a progress bar in characters."""
+"""Maximum width of tables and messages in characters, if stdout is not a terminal and the
+environment variable COLUMNS is not set."""
+BAR_WIDTH, TIME_WIDTH = 20, 8
+"""Widths of a progress bar and of the remaining time in characters."""
+MIN_BAR_LABEL_WIDTH, MAX_BAR_LABEL_WIDTH = 16, 40
+"""Limits of the width of a bar's name, which otherwise takes a quarter of the terminal."""
+TEXT_INDENT = 2
+"""Number of spaces before a text beneath its bar."""
+REFRESHES_PER_S = 4
 
 
 class StandardStream(io.TextIOBase):
@@ -130,10 +141,18 @@ def _write_all(stream: TextIO, text: str) -> None:
 _stdout = StandardStream("stdout")
 STDOUT = cast(TextIO, _stdout)
 STDERR = cast(TextIO, StandardStream("stderr"))
+
+
+def _plain_width() -> int | None:
+    """Return the width of output that no terminal shows; None on a terminal, which has its own."""
+    columns = os.environ.get("COLUMNS", "")
+    if STDOUT.isatty() or columns.isdecimal():
+        return None  # Rich uses COLUMNS or the terminal's width
+    return NON_TTY_WIDTH
+
+
 # Text is printed as it is: no markup and no emoji, so that names and commands can be copied.
-console = Console(
-    file=STDOUT, markup=False, emoji=False, width=None if STDOUT.isatty() else NON_TTY_WIDTH
-)
+console = Console(file=STDOUT, markup=False, emoji=False, width=_plain_width())
 
 
 def output_failure() -> OSError | None:
@@ -154,6 +173,70 @@ def open_missing_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
+class _FittedProgress(Progress):
+    """Progress bars that fit the terminal."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield _Bars(self.tasks)
+
+
+class _Bars:
+    """A line per task: its name, which may be shortened, a bar, counts, and a text.
+
+    A text that does not fit the line follows beneath. If the terminal has too few lines, finished
+    tasks are left out first, then the last ones. A line counts them.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = tasks
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        tasks, width = self._tasks, options.max_width
+        limit = max(MIN_BAR_LABEL_WIDTH, min(width // 4, MAX_BAR_LABEL_WIDTH))
+        labels = _bar_labels(tuple(task.description for task in tasks), limit)
+        label_width = max(map(cell_len, labels.values()), default=0)
+        bar, count, time_left = BarColumn(BAR_WIDTH), MofNCompleteColumn(), TimeRemainingColumn()
+        count_width = max((2 * len(f"{task.total:.0f}") + 1 for task in tasks), default=0)
+        widths = (label_width, BAR_WIDTH, count_width, TIME_WIDTH)
+        text_width = max(0, width - sum(widths) - len(widths))
+        shown = self._fitting(console, width, text_width)
+        for index in shown:
+            task = tasks[index]
+            label, text = Text(labels[task.description]), Text(task.fields["text"])
+            is_beneath = cell_len(text.plain) > text_width
+            line = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
+            for column_width in widths:
+                line.add_column(width=column_width, no_wrap=True)
+            line.add_column()
+            line.add_row(label, bar(task), count(task), time_left(task), "" if is_beneath else text)
+            yield line
+            if is_beneath:
+                yield Padding(text, (0, 0, 0, TEXT_INDENT))
+        left_out = [task for index, task in enumerate(tasks) if index not in shown]
+        if left_out:
+            num_finished = sum(task.finished for task in left_out)
+            yield Text(f"{len(left_out)} more, {num_finished} of them finished")
+
+    def _fitting(self, console: Console, width: int, text_width: int) -> list[int]:
+        """Return the indices of the tasks that fit the height of the terminal, in their order."""
+        shown: list[int] = []
+        used = 1  # the last line of the terminal is for the cursor
+        for index in sorted(range(len(self._tasks)), key=lambda index: self._tasks[index].finished):
+            text = Text(self._tasks[index].fields["text"])
+            is_beneath = cell_len(text.plain) > text_width
+            used += 1 + (len(text.wrap(console, width - TEXT_INDENT)) if is_beneath else 0)
+            is_last = len(shown) == len(self._tasks) - 1
+            if shown and used > console.height - (not is_last):  # a line counts the others
+                break
+            shown.append(index)
+        return sorted(shown)
+
+
+@functools.lru_cache(maxsize=4)
+def _bar_labels(names: tuple[str, ...], width: int) -> dict[str, str]:
+    return short_labels(names, width)
+
+
 class ProgressBars:
     """Progress bars with a name, a count, a status text and the remaining time.
 
@@ -165,14 +248,9 @@ class ProgressBars:
 
     def __init__(self, console: Console = console, lines: int | None = None) -> None:
         self._console, self._lines = console, lines
-        columns: list[ProgressColumn] = [
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=BAR_WIDTH),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}", markup=False),
-            TimeRemainingColumn(),
-        ]
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._progress = _FittedProgress(
+            console=console, disable=not console.is_terminal, refresh_per_second=REFRESHES_PER_S
+        )
         self._bars: dict[str, TaskID] = {}
         self._printed: dict[str, int] = {}
 

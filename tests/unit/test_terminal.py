@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from imf_ray.cli import run_command
@@ -32,6 +33,41 @@ def test_bar_on_a_terminal() -> None:
         bars.update("expert", 1, total=2, text="[brackets] stay")
         bars.update("expert", 2, total=2, text="[brackets] stay")
     assert "2/2" in output.getvalue() and "[brackets] stay" in output.getvalue()
+
+
+TEXT = "epoch 0.52  loss 0.1234  lr 1.0e-04  grad 0.50  success 0.75 [0.60, 0.86] of 20"
+
+
+def last_screen(width: int, height: int, num_finished: int, num_others: int) -> list[str]:
+    """Return the lines that are drawn for trials with long names."""
+    output = io.StringIO()
+    console = Console(
+        file=output, width=width, height=height, force_terminal=True, color_system=None
+    )
+    with ProgressBars(console) as bars:
+        for number in range(num_finished + num_others):
+            step = 3000 if number < num_finished else 1200
+            name = f"{number:05d}-n_emb_96-größe_大-train.batch_size_32-lr_0.0001"
+            bars.update(name, step, total=3000, text=TEXT)
+    screen = output.getvalue().rpartition("\x1b[2K")[2]
+    return [line.rstrip() for line in screen.partition("\x1b[?25h")[0].splitlines()]
+
+
+@pytest.mark.parametrize("width", [80, 110, 160])
+def test_bars_show_everything_at_every_width(width: int) -> None:
+    lines = last_screen(width, 24, num_finished=0, num_others=2)
+    assert all(cell_len(line) <= width for line in lines)
+    words = " ".join(" ".join(lines).split())
+    assert words.count(" ".join(TEXT.split())) == 2 and words.count("1200/3000 -:--:--") == 2
+    assert len({line.split()[0] for line in lines if line.startswith("0000")}) == 2
+
+
+def test_unfinished_bars_stay_on_a_low_terminal() -> None:
+    lines = last_screen(80, 24, num_finished=40, num_others=3)
+    assert len(lines) < 24
+    assert {"00040", "00041", "00042"} <= {line[:5] for line in lines}
+    shown = sum(line.startswith("000") for line in lines)
+    assert lines[-1] == f"{43 - shown} more, {43 - shown} of them finished"
 
 
 class Gone(io.TextIOWrapper):
