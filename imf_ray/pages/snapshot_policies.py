@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from imf_ray.aliases import METRICS, RECORD_SETTINGS, rename_keys
-from imf_ray.folders import COMPARISON_FILE
+from imf_ray.folders import COMPARISON_FILE, EPISODES_FILE
 from imf_ray.labels import short_labels
 from imf_ray.pages import commands
-from imf_ray.pages.file_cache import FileCache
+from imf_ray.pages.file_cache import FileCache, Version, file_version
 from imf_ray.pages.launch_history import LaunchHistory
 from imf_ray.pages.media_files import MediaFinder
 from imf_ray.pages.model import Pair, Row, Snapshot, State
 from imf_ray.pages.run_folder import success_of
 from imf_ray.pages.run_log import ACTION_ERROR
-from imf_ray.pages.stored_config import differing_options, read_config, shown_options, stage_names
+from imf_ray.pages.stored_config import (
+    differing_options,
+    known_stage_names,
+    read_config,
+    shown_options,
+    stage_names,
+)
 from imf_ray.redaction import redact, redact_options
-from imf_ray.rollout.record_store import EVALUATIONS_DIR, GRID_VIDEO, SUMMARY_FILE
-from imf_ray.rollout.records import stage_shares
+from imf_ray.rollout.record_store import (
+    EVALUATIONS_DIR,
+    GRID_VIDEO,
+    SUMMARY_FILE,
+    read_records,
+)
+from imf_ray.rollout.records import EpisodeRecord, stage_shares, summarize
 from imf_ray.storage import display_path
 from imf_ray.sweep.search_space import short_names
 
@@ -92,33 +103,49 @@ class EvaluationReader:
     def __init__(self, folder: Path, cache: FileCache, links: bool = False) -> None:
         self._folder, self._cache = folder, cache
         self._history = LaunchHistory(folder)
+        self._version: Version | None = None
+        self._records: list[EpisodeRecord] = []
 
     def read(self, now: float, media: MediaFinder) -> Snapshot:
         """Return the current content, see `SweepReader.read`."""
         self._history.update()
         path = self._folder / SUMMARY_FILE
-        summary = self._cache.read_json(path, dict, REPEAT)
-        values = summary or {}
-        row = _policy_row(self._folder.name, self._folder.name, values, {}, None)
-        errors = [
-            f"Seed {seed}: {redact(str(error))}" for seed, error in values.get("errors", {}).items()
-        ]
-        state = State.FINISHED if summary is not None else State.RUNNING
+        summary = self._cache.read_json(path, _summary, REPEAT)
+        is_running = summary is None or (self._history.launches and not self._history.has_ended)
+        if is_running or summary is None:
+            summary = self._running_summary()
+        settings = rename_keys(summary.get("settings", {}), RECORD_SETTINGS)
+        errors: Mapping[str, str] = summary.get("errors", {})
         return Snapshot(
             kind="evaluation",
             title=self._folder.name,
             path=display_path(self._folder),
             read_at=now,
-            state=self._history.outcome or state,
-            rows=[row],
-            options=redact_options(rename_keys(values.get("settings", {}), RECORD_SETTINGS)),
+            state=self._history.outcome or (State.RUNNING if is_running else State.FINISHED),
+            rows=[_policy_row(self._folder.name, self._folder.name, summary, {}, None)],
+            stage_names=known_stage_names(str(settings.get("task", {}).get("env_id"))),
+            options=redact_options(dict(_flatten(settings))),
             launches=self._history.launches,
             media=media.find([(self._folder / GRID_VIDEO, "Episodes, failures first")]),
             notes=[
-                *errors,
+                *(f"Seed {seed}: {redact(str(error))}" for seed, error in errors.items()),
                 *_notes(self._cache.problem(path), self._history),
             ],
         )
+
+    def _running_summary(self) -> dict[str, Any]:
+        """Return the summary of the episodes that have ended so far."""
+        path = self._folder / EPISODES_FILE
+        version = file_version(path)
+        if version != self._version:
+            self._version, self._records = version, read_records(path)
+        if not self._records:
+            return {}
+        return {
+            **summarize(self._records).metrics(),
+            "settings": self._records[0].settings,
+            "errors": {record.seed: record.error for record in self._records if record.error},
+        }
 
 
 def _policy_row(
@@ -189,3 +216,19 @@ def _comparison(content: Any) -> dict[str, Any]:
     for values in content["comparisons"]:
         _pair(values)
     return dict(content)
+
+
+def _summary(content: Any) -> dict[str, Any]:
+    settings = content.get("settings", {})
+    rename_keys(settings, RECORD_SETTINGS)
+    content.get("errors", {}).items()
+    return dict(rename_keys(content, METRICS))
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested values by their dotted names."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -52,12 +52,15 @@ def differing_options(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def stage_names(task: TaskConfig) -> list[str]:
     """Return each stage of a task in words; empty if nothing is known about them."""
-    if task.env_id in TASKS:
-        return list(TASKS[task.env_id].stages)
-    if task.adapter is None:
-        return []
+    if task.env_id in TASKS or task.adapter is None:
+        return known_stage_names(task.env_id)
     signal = task.adapter.progress_signal
     return [f"{signal} reaches {threshold:g}" for threshold in task.adapter.stage_thresholds]
+
+
+def known_stage_names(env_id: str) -> list[str]:
+    """Return each stage of a registered task in words; empty for other tasks."""
+    return list(TASKS[env_id].stages) if env_id in TASKS else []
 
 
 def data_summary(folder: Path, config: Config, cache: FileCache) -> DataSummary | None:
