@@ -24,7 +24,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
 
     Adds episodes to data.dataset_dir until it has collect.num_episodes successful ones.
     """
-    from imf_ray.data.episode_files import list_episodes
+    from imf_ray.data.episode_files import list_episodes, refuse_other_folders
     from imf_ray.data.index import require_extendable
     from imf_ray.demos.collect import CollectionState, collect_episodes
     from imf_ray.demos.recorder import DemoRecorder
@@ -35,6 +35,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             "into a folder of this machine. Set data.dataset_dir to a local folder and copy it."
         )
     folder = local_dir(config.data.dataset_dir)
+    refuse_other_folders(folder)
     config.data.dataset_dir = str(folder)
     with claim(folder, "choose another data.dataset_dir"):
         existing = list_episodes(folder)

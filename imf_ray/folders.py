@@ -9,6 +9,7 @@ import difflib
 import fnmatch
 import shlex
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from imf_ray.checkpoint_dir import (
 from imf_ray.errors import StorageError, UserError
 from imf_ray.schema import Config
 from imf_ray.storage import AnyPath, authoritative_path, exists, local_dir, storage_errors
+from imf_ray.yaml_text import dump_value, parse_file
 
 DEFAULT_STORAGE = str(Config.storage_path)
 SPACE_FILE, TRIALS_DIR = "space.json", "trials"
@@ -69,6 +71,15 @@ class FolderKind(StrEnum):
 
 
 RUNS = (FolderKind.RUN, FolderKind.SWEEP)
+WRITTEN_KINDS = (
+    *RUNS,
+    FolderKind.CHECKPOINT,
+    FolderKind.UNFINISHED,
+    FolderKind.INCOMPLETE,
+    FolderKind.STORAGE,
+    FolderKind.EVALUATION,
+)
+"""Kinds of folders that training and evaluation write."""
 WITH_REPORT = (*RUNS, FolderKind.COMPARISON, FolderKind.EVALUATION, FolderKind.STORAGE)
 """Kinds of folders that a report or a page can show."""
 _SOURCES = (FolderKind.CHECKPOINT, *RUNS)
@@ -200,8 +211,16 @@ def refuse_without_episodes(path: Path, prefix: str = "") -> None:
         UserError: the folder belongs to training or evaluation.
     """
     kind = folder_kind(path)
-    if kind not in (FolderKind.DATA_SET, FolderKind.OTHER, FolderKind.FILE, FolderKind.MISSING):
+    if kind in (*WRITTEN_KINDS, FolderKind.EMPTY):
         raise UserError(_problem(path, kind, "a data set or an episode file", prefix))
+
+
+def training_data_of(folder: AnyPath) -> str | None:
+    """Return the data set that a run or checkpoint was trained on; None if it is not recorded."""
+    with suppress(OSError, UserError, KeyError, TypeError):
+        config = parse_file((folder / CONFIG_FILE).read_bytes(), str(folder / CONFIG_FILE))
+        return dump_value(config["data"]["dataset_dir"])
+    return None
 
 
 def display(path: AnyPath) -> str:

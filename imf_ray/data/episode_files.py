@@ -14,12 +14,13 @@ from upath import UPath
 from imf_ray.config import shell_override
 from imf_ray.data.episodes import SUFFIX
 from imf_ray.errors import StorageError, UserError, abridge
-from imf_ray.folders import EPISODE_SUFFIXES
+from imf_ray.folders import EPISODE_SUFFIXES, WRITTEN_KINDS, folder_kind, training_data_of
 from imf_ray.storage import (
     AnyPath,
     exists,
     is_connection_error,
     is_remote,
+    parse_path,
     storage_errors,
 )
 
@@ -99,6 +100,19 @@ def require_episodes(
     return episodes
 
 
+def refuse_other_folders(folder: AnyPath) -> None:
+    """Check that demonstrations can be recorded into a folder, which may be missing.
+
+    Raises:
+        UserError: it is the folder of a run, a checkpoint, or another one that imf_ray writes.
+    """
+    if (kind := folder_kind(folder)) in WRITTEN_KINDS:
+        raise UserError(
+            f"{_dataset_option(folder)} is {kind}, not a data set. Record demonstrations into "
+            "another folder."
+        )
+
+
 def _list_folder(folder: AnyPath) -> list[_Entry]:
     """Return the entries of a folder, sorted by name; a missing folder or a file has none."""
     with storage_errors(folder, "listed"):
@@ -172,6 +186,10 @@ def _explain_no_episodes(
         return f"{'is a file' if is_file else 'has no episodes itself'}. Use {folders}"
     if is_file:
         return f"is a file. Give a folder of episodes; {NAME_RULE}."
+    if (kind := folder_kind(folder)) in WRITTEN_KINDS:
+        source = training_data_of(folder)
+        hint = f"It was trained on {as_argument(parse_path(source))}" if source else ""
+        return f"is {kind}, not a data set. {hint or 'Give a folder of episodes.'}"
     packed = [entry.name for entry in entries if _PACKED_NAME.search(entry.name)]
     others = [name for name in _other_hdf5_names(entries) if name not in packed]
     unfinished = [name for name in others if _UNFINISHED_NAME.search(name)]

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from imf_ray.data.episode_files import episode_number, list_episodes, require_episodes
+from imf_ray.data.episode_files import (
+    episode_number,
+    list_episodes,
+    refuse_other_folders,
+    require_episodes,
+)
 from imf_ray.data.episodes import episode_path
 from imf_ray.errors import UserError
 from imf_ray.storage import AnyPath, parse_path
@@ -123,3 +128,40 @@ def test_a_folder_without_episodes_is_explained(
     with pytest.raises(UserError) as error:
         require_episodes(root / path)
     assert all(text.format(root) in str(error.value) for text in named), error.value
+
+
+WRITTEN = {
+    "a checkpoint": ("config.yaml", "manifest.json", "model.safetensors"),
+    "an incomplete checkpoint": ("config.yaml", "trainer_state.pt"),
+    "the folder of a run": ("config.yaml", "metrics.jsonl"),
+    "the folder of a sweep": ("config.yaml", "space.json"),
+    "a folder of runs": ("mine/config.yaml", "mine/metrics.jsonl"),
+    "the output of an evaluation": ("episodes.jsonl",),
+}
+"""Kinds of folders that imf_ray writes, and files by which they are recognized."""
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_a_folder_of_training_is_named_and_no_collection_is_advised(
+    kind: str, folder: AnyPath
+) -> None:
+    for name in WRITTEN[kind]:
+        _touch(folder / name)
+    if "config.yaml" in WRITTEN[kind]:
+        (folder / "config.yaml").write_text("data:\n  dataset_dir: /demos/007\n")
+    with pytest.raises(UserError) as error:
+        require_episodes(folder)
+    message = str(error.value)
+    assert message.startswith(f"data.dataset_dir={folder} is {kind}") and "ollect" not in message
+    assert ("data.dataset_dir=/demos/007" in message) == ("config.yaml" in WRITTEN[kind])
+    with pytest.raises(UserError, match=kind):
+        refuse_other_folders(folder)
+
+
+def test_demonstrations_can_be_recorded_into_other_folders(tmp_path: Path) -> None:
+    refuse_other_folders(tmp_path / "new")
+    refuse_other_folders(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    refuse_other_folders(tmp_path)
+    _touch(episode_path(tmp_path, 0))
+    refuse_other_folders(tmp_path)
