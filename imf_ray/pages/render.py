@@ -49,7 +49,7 @@ def render_page(snapshot: Snapshot, live: Live | None = None) -> str:
         live: how the page updates itself; None for a file, which makes no request to anywhere.
     """
     labels = charts_success.chart_labels([*snapshot.baselines, *snapshot.rows])
-    return (
+    page = (
         _environment()
         .get_template("page.html")
         .render(
@@ -71,6 +71,7 @@ def render_page(snapshot: Snapshot, live: Live | None = None) -> str:
             **_stages(snapshot),
         )
     )
+    return page.encode("utf-8", "backslashreplace").decode()  # names of files may be no UTF-8
 
 
 def _charts(snapshot: Snapshot, labels: Mapping[str, str]) -> dict[str, Any]:
