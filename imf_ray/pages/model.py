@@ -178,7 +178,8 @@ class Snapshot:
     read_at: float
     state: State
     rows: Sequence[Row]
-    """Best first (`sweep/results.rank`); rows without a result after those with one."""
+    """Best first (`sweep/results.rank`); rows without a result after those with one. In a storage
+    folder, rows that may still change come first, and then those with the newest log lines."""
     varied: Mapping[str, str] = field(default_factory=dict)
     """Short name of each varied option, by option name."""
     is_grid: bool = False

@@ -19,6 +19,8 @@ from imf_ray.pages.stored_config import differing_options, shown_options
 from imf_ray.storage import display_path
 from imf_ray.sweep.search_space import short_names
 
+ACTIVE = (State.RUNNING, State.STALLED, State.PENDING)
+"""States of rows that may still change, the most important one first."""
 Number = TypeVar("Number", int, float)
 MAX_VARIED = 8
 """Largest number of differing options that are columns of the table."""
@@ -62,13 +64,12 @@ class StorageReader:
             rows = [dataclasses.replace(row, link=f"{quote(row.name)}/") for row in rows]
         shared = next(iter(options.values()), {})
         states = {row.state for row in rows}
-        order = (State.RUNNING, State.STALLED, State.PENDING)
         return Snapshot(
             kind="storage",
             title=self._folder.name,
             path=display_path(self._folder),
             read_at=now,
-            state=next((state for state in order if state in states), State.FINISHED),
+            state=next((state for state in ACTIVE if state in states), State.FINISHED),
             rows=rows,
             varied=short_names(varied[:MAX_VARIED]),
             options={key: value for key, value in shared.items() if key not in varied},
@@ -134,6 +135,6 @@ def _total(values: Sequence[Number | None]) -> Number | None:
 
 
 def _age(row: Row) -> tuple[bool, float, str]:
-    """Return a sort key: the newest log line comes first, then folders without any."""
-    age = row.last_entry_age_s
-    return age is None, 0.0 if age is None else age, row.name
+    """Return a sort key: rows that may still change come first, then the newest log lines."""
+    age = float("inf") if row.last_entry_age_s is None else row.last_entry_age_s
+    return row.state not in ACTIVE, age, row.name

@@ -63,7 +63,12 @@ def headline(snapshot: Snapshot) -> Headline:
             main += f", at step {best.step:,}"
         details += _progress(best)
     elif snapshot.kind == "storage":
-        main = f"Highest {result}: {best.label}"
+        best, success = max(
+            ((row, row.success) for row in ranked if row.success is not None),
+            key=lambda item: item[1].rate,
+        )
+        episodes = count_text(success.episodes, "episode")
+        main = f"Highest success {success_text(success)} in {episodes}: {best.label}"
         details.append("Rows may differ in task, data and episodes; imf-ray compare tests them.")
     else:
         so_far = " so far" if snapshot.is_active else ""
