@@ -6,10 +6,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from imf_ray.metrics_export import METRICS
 from imf_ray.schema import Option, all_options
 
 ROOT = Path(__file__).parents[1]
-OPTIONS_MARKER = "<!-- options -->"
+OPTIONS_MARKER, METRICS_MARKER = "<!-- options -->", "<!-- metrics -->"
 PACKAGES = {
     "agents": "Policies and their objectives.",
     "models": "Networks: attention residuals, heads and image encoders.",
@@ -40,10 +41,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Replace the marker of the options page by tables of all options."""
-    if OPTIONS_MARKER not in markdown:
-        return markdown
-    return markdown.replace(OPTIONS_MARKER, "\n\n".join(_option_tables()))
+    """Replace the markers of the pages on options and monitoring by their tables."""
+    if OPTIONS_MARKER in markdown:
+        return markdown.replace(OPTIONS_MARKER, "\n\n".join(_option_tables()))
+    return markdown.replace(METRICS_MARKER, _metric_table())
 
 
 def _api_index(links: list[str]) -> str:
@@ -86,6 +87,15 @@ def _option_tables() -> list[str]:
             lines.append(_option_row(key))
         tables.append("\n".join(lines))
     return tables
+
+
+def _metric_table() -> str:
+    """A Markdown table of the metrics for Prometheus."""
+    rows = [
+        f"| `{name}` | {metric.kind} | {metric.help} | {', '.join(metric.tags)} |"
+        for name, metric in METRICS.items()
+    ]
+    return "\n".join(["| name | kind | meaning | further tags |", "|---|---|---|---|", *rows])
 
 
 def _option_row(key: str) -> str:

@@ -34,7 +34,7 @@ def head() -> Iterator[Head]:
 
 def _gauges(head: Head, run: str) -> set[str]:
     """Return the names of a run's gauges that Prometheus would scrape now."""
-    names = {line.partition("{")[0] for line in head.metrics() if f'run="{run}"' in line}
+    names = {line.partition("{")[0] for line in head.metrics() if f'trial="{run}"' in line}
     return {name.removeprefix(GAUGE) for name in names if name.startswith(GAUGE)}
 
 
@@ -74,8 +74,8 @@ def test_a_submitted_sweep_runs_and_is_shown_on_the_dashboard(
     assert [job["status"] for job in jobs if job["submission_id"] == "sweep"] == ["SUCCEEDED"]
     runs = head.get("/api/train/v2/runs/v1")["train_runs"]
     assert [(run["name"], run["status"]) for run in runs] == [(TRIAL, "FINISHED")]
-    launch_gauges = {"restarts", "skipped_episodes", "invalid_checkpoints_skipped"}
-    training_gauges = {"loss", "samples_per_s", "data_wait_frac"}
+    launch_gauges = {"restarts", "skipped_episodes", "invalid_checkpoints"}
+    training_gauges = {"loss", "samples_per_second", "data_wait_ratio"}
     assert any({*launch_gauges, *training_gauges} <= names for names in scraped)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         head.get("/api/jobs/", token=False)
