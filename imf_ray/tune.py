@@ -40,10 +40,10 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         UserError: the sweep cannot start, or a trial failed.
     """
     from imf_ray.pages.report_file import reported_launch
+    from imf_ray.pages.sweep_progress import SweepProgress
     from imf_ray.sweep import results
     from imf_ray.sweep.baselines import evaluate_expert, evaluate_untrained, record_videos
     from imf_ray.sweep.prepare import allocate_sweep, open_sweep
-    from imf_ray.sweep.progress import SweepProgress
     from imf_ray.sweep.runner import run_sweep, safe_to_kill_sweep, stop_sweep
     from imf_ray.training.progress import format_metrics
     from imf_ray.training.tracking import describe_tracking
@@ -75,7 +75,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         if config.cluster.address is not None:
             resume_options["cluster.address"] = config.cluster.address
         resume = resume_command("imf_ray.tune", [], **resume_options)
-        with SweepProgress(sweep, console):
+        with SweepProgress(sweep_dir, sweep.steps, console):
             records = run_interruptibly(
                 lambda: run_sweep(sweep, resources, concurrent_trials),
                 request_stop=lambda: stop_sweep(sweep),

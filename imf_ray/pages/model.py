@@ -18,7 +18,7 @@ class State(StrEnum):
     PENDING = "pending"
     RUNNING = "running"
     STALLED = "stalled"
-    """The log has had no new line for long, see `sweep/status.py`."""
+    """The log has had no new line for long, see `training/pace.py`."""
     FINISHED = "finished"
     STOPPED = "stopped"
     """Stopped by the scheduler or by the user."""

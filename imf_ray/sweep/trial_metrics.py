@@ -9,9 +9,9 @@ from typing import Any
 from ray import tune
 
 from imf_ray.metrics_export import STATE, SWEEP, MetricExporter
-from imf_ray.sweep.status import PENDING, RUNNING
 from imf_ray.sweep.trial_record import FAILED, FINISHED, STOPPED, TrialDir
 
+PENDING, RUNNING = "pending", "running"
 STATES = (PENDING, RUNNING, FINISHED, STOPPED, FAILED)
 
 
