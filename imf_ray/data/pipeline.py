@@ -50,6 +50,8 @@ MAX_TASKS = 4096
 Ray Data keeps track of each task, so a long run has larger tasks instead of more.
 """
 DATASET_NAME = "train"
+MAX_NAME_LENGTH = 100
+"""Maximum length of a run's name in the name of a dataset, which is part of a file name of Ray."""
 MAX_LOOP_CPU_FRACTION, MAX_SLEEP_S, THROTTLE_AFTER_ITERATIONS = 0.03, 0.1, 3
 """CPU share (3 %) of Ray Data's scheduling loop while it is throttled, maximum sleep per iteration
 in seconds, and number of iterations with waiting output after which it is throttled.
@@ -89,7 +91,7 @@ class TrainDataset:
     def rank_dataset(self, rank: int, world_size: int, start_step: int) -> ray.data.Dataset:
         """Return the dataset of one rank, from training step `start_step` to the last."""
         segments = list(self.plan.rank_segments(rank, world_size, start_step, self.max_steps))
-        name = metric_tag(f"{self.name} rank {rank}")  # Ray Data's metrics have it as a tag
+        name = f"{metric_tag(self.name)[:MAX_NAME_LENGTH]} rank {rank}"
         exporter = MetricExporter({**self.metric_tags, RANK: str(rank)})
         source = _SegmentDatasource(self, segments, name, exporter)
         dataset = ray.data.read_datasource(

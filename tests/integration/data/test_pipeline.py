@@ -99,6 +99,7 @@ def test_reading_pauses_while_training_is_slow(
         frame_bytes=48 * 48 * 3 * len(cameras),
         max_steps=plan.steps_per_epoch,
         read_concurrency=1,
+        name="Übung" * 40,  # Ray Data names a log file and tags metrics after the dataset
     )
     batches = dataset.batches(dataset.rank_dataset(0, 1, 0).iterator(), 0, 1, 0)
     next(batches)
