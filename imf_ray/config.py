@@ -430,5 +430,7 @@ def _build(options: Mapping[str, Any]) -> Config:
     defaults = {key: rules.default for key, rules in all_options().items()}
     options = dict(options)
     for key, source in CAMERA_DEFAULTS.items():
-        options.setdefault(key, list(options.get(source, defaults[source])))
+        value = options.get(source, defaults[source])
+        all_options()[source].check(source, value)  # an error names the option that was set
+        options.setdefault(key, list(value))
     return build(Config, options)

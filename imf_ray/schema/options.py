@@ -79,8 +79,9 @@ class Option:
         Raises:
             UserError: the value breaks a rule.
         """
-        texts = value if isinstance(value, list) else [value]
-        if "" in texts and not self.may_be_empty:
+        if isinstance(value, list) and "" in value:
+            raise UserError(f"{key}={value} has an empty item. Write {key}=[VALUE, ...].")
+        if value == "" and not self.may_be_empty:
             raise UserError(f"{key} is empty. Set it with {key}=VALUE.")
         if value is None or value == self.default:
             return

@@ -66,9 +66,7 @@ def _convert(label: str, key: str, kind: Any, tree: Any) -> Any:
     kind = _without_none(kind)
     if get_origin(kind) is list:
         if not isinstance(tree, list):
-            is_item = plain(tree) is not None and not isinstance(tree, Mapping)
-            example = dump_value(tree) if is_item else "VALUE, ..."
-            raise UserError(f"{label} is not a list. Write {key}=[{example}].")
+            raise UserError(f"{label} is not a list. Write {key}=[{_list_items(tree)}].")
         (item_kind,) = get_args(kind)
         return [_convert(label, key, item_kind, item) for item in tree]
     if get_origin(kind) is dict:
@@ -108,6 +106,15 @@ def build(section: type[T], options: Mapping[str, Any], prefix: str = "") -> T:
         elif item.default is not None or any(name.startswith(f"{key}.") for name in options):
             values[item.name] = build(nested[item.name], options, f"{key}.")
     return section(**values)
+
+
+def _list_items(tree: Any) -> str:
+    """Return the items, without brackets, of the list that was probably meant."""
+    if isinstance(tree, Mapping):  # {a, b}
+        items = list(tree) if not any(map(plain, tree.values())) else []
+    else:
+        items = [] if plain(tree) is None else re.split(r"[\s,;\[\]{}()\"']+", dump_value(tree))
+    return ", ".join(filter(None, items)) or "VALUE, ..."
 
 
 def _no_value(item: str) -> UserError:

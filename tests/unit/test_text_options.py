@@ -330,3 +330,34 @@ def test_a_value_of_another_type_is_named_with_its_option(item: str) -> None:
 def test_the_list_that_would_have_worked_is_named() -> None:
     with pytest.raises(UserError, match=r"data\.camera_names=\[top\]"):
         load_config(["data.camera_names=top"])
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("top]", "[top]"),
+        ("{top}", "[top]"),
+        ("{top, front}", "[top, front]"),
+        ("top,front", "[top, front]"),
+        ("(top, front)", "[top, front]"),
+        ("'[top]'", "[top]"),
+        ("top front", "[top, front]"),
+        ("{top: 1}", "[VALUE, ...]"),
+        ("null", "[VALUE, ...]"),
+    ],
+)
+def test_the_list_that_was_meant_is_suggested(text: str, meant: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config([f"data.camera_names={text}"])
+    assert str(error.value).endswith(f"Write data.camera_names={meant}.")
+    if "VALUE" not in meant:
+        assert load_config([f"data.camera_names={meant}"]).data.camera_names[0] == "top"
+    with pytest.raises(UserError, match=r"stage_widths=\[8, 16\]"):
+        load_config(["agent.vision_backbone.stage_widths=8,16"])
+
+
+@pytest.mark.parametrize("key", ["data.camera_names", "agent.camera_names"])
+@pytest.mark.parametrize("text", ["['']", "[top, '']"])
+def test_an_empty_item_names_the_option_that_was_set(key: str, text: str) -> None:
+    with pytest.raises(UserError, match=rf"^{key}=.*empty item"):
+        load_config([f"{key}={text}"])
