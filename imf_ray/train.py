@@ -39,18 +39,20 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     name = config.run_name or new_run_name("agent.name", config.agent.name)
     run_dir = RunDir(local_dir(config.storage_path) / name)
     with run_dir.claimed(), board_while_running(config, run_dir.path):
-        prepared, backbone = prepare_run(config), starting_weights(config, run_dir)
+        prepared, initial = prepare_run(config), starting_weights(config, run_dir)
         resources = allocate_run(config, init_ray(config))
         console.print(f"{prepared.describe()}\nResources: {resources}", soft_wrap=True)
         for line in describe_tracking(config, run_dir):
             console.print(line, soft_wrap=True, markup=False)
+        if initial is not None:
+            console.print(initial.describe(), soft_wrap=True, markup=False)
         option = shell_override("run_name", name)
         console.print(f"Run: {run_dir} (resume it with {option})", soft_wrap=True)
         run_dir.clear_stop()
         with reported_launch(run_dir.path, COMMAND.name, overrides, config.report):
             with RunProgress({run_dir: config.train.max_steps}, console):
                 run_interruptibly(
-                    lambda: fit(prepared, run_dir, resources, backbone=backbone),
+                    lambda: fit(prepared, run_dir, resources, initial=initial),
                     request_stop=run_dir.request_stop,
                     is_safe=lambda: run_dir.safe_to_kill(config.train.max_steps),
                     resume=resume_command("imf_ray.train", overrides, run_name=name),

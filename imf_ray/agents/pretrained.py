@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from imf_ray.agents.backbone_weights import read_backbone_weights
 from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.registry import OBJECTIVES
 from imf_ray.aliases import STATE_DICT_PREFIXES
@@ -50,14 +49,15 @@ def make_agent(
     config: AgentConfig,
     action_space: str,
     stats: Stats | None = None,
-    backbone: Mapping[str, torch.Tensor] | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> VLAAgent:
     """Build an agent.
 
     Args:
         stats: normalization statistics of a new agent, see `VLAAgent`. None builds an agent whose
             weights are loaded later.
-        backbone: pretrained weights of a new agent, see `initial_backbone`.
+        weights: tensors with which a new agent starts, see `agents/initial_weights.py`. They may be
+            a part of its state dict.
 
     Raises:
         UserError: an impossible combination of options.
@@ -93,24 +93,9 @@ def make_agent(
         )
     except ValueError as error:
         raise UserError(f"agent={config.name} cannot be built: {error}") from error
-    if backbone is not None and agent.vision_encoder is not None:
-        agent.vision_encoder.load_backbone(backbone)
+    if weights is not None:
+        agent.load_state_dict(weights, strict=False)
     return agent
-
-
-def initial_backbone(config: AgentConfig) -> dict[str, torch.Tensor] | None:
-    """Return the pretrained weights with which a new agent's image encoders start, or None.
-
-    Raises:
-        UserError: they are not in PyTorch's cache folder and cannot be downloaded.
-    """
-    name = config.vision_backbone.pretrained_backbone_weights
-    if name is None or not config.camera_names:
-        return None
-    try:
-        return read_backbone_weights(name)
-    except OSError as error:
-        raise UserError(f"agent.vision_backbone.{error}") from error
 
 
 def check_agent_options(config: AgentConfig, action_space: str) -> None:

@@ -288,11 +288,6 @@ class MultiViewResNetEncoder(nn.Module):
         ]
         return torch.stack(crops)
 
-    def load_backbone(self, weights: Mapping[str, Tensor]) -> None:
-        """Load the same weights into every trunk, see `agents/backbone_weights.py`."""
-        for encoder in self.encoders.values():
-            encoder.trunk.load_state_dict(weights)  # type: ignore[union-attr]
-
     def select(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the images of `camera_names`, in that order.
 

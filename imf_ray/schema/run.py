@@ -49,6 +49,20 @@ class TrainConfig:
     ema: bool = option(
         True, "Keep an exponential moving average (EMA) of the weights. Validation evaluates it."
     )
+    init_from: str | None = option(
+        None,
+        "Policy whose weights a new run starts with: a checkpoint folder, its URL or policies/NAME. "
+        "EMA weights are used if it has them, and normalization statistics never. null starts "
+        "untrained, or with agent.vision_backbone.pretrained_backbone_weights.",
+        is_path=True,
+        resumable=True,
+    )
+    init_parts: str = option(
+        "all",
+        "Weights that init_from gives: all, or encoders (the image encoders, without projection "
+        "and head). Names and shapes must be those of this agent.",
+        choices=("all", "encoders"),
+    )
     compile: bool = option(
         False,
         "Compile the image encoders and the loss with torch.compile. Training is then about twice "

@@ -95,21 +95,16 @@ def run_sweep(sweep: Sweep, resources: RunResources, concurrent_trials: int) -> 
 
 
 def _make_trials(sweep: Sweep, resources: RunResources) -> dict[str, TrialSpec]:
-    """Return the input of each trial, by name. Trials share the pretrained weights in Ray."""
-    shared: dict[str | None, ray.ObjectRef] = {}
+    """Return the input of each trial, by name. Trials share equal initial weights in Ray."""
+    shared: dict[tuple[str, ...], ray.ObjectRef] = {}
     trials = {}
     for name, config in sweep.configs.items():
-        backbone = starting_weights(config, sweep.sweep_dir.trial(name))
-        backbone_name = config.agent.vision_backbone.pretrained_backbone_weights
-        if backbone is not None and backbone_name not in shared:
-            shared[backbone_name] = ray.put(backbone)
+        initial, reference = starting_weights(config, sweep.sweep_dir.trial(name)), None
+        if initial is not None:
+            key = (initial.source, *initial.tensors)
+            reference = shared[key] = shared.get(key) or ray.put(initial)
         trials[name] = TrialSpec(
-            name,
-            sweep.params[name],
-            config,
-            resources,
-            sweep.sweep_dir,
-            backbone=None if backbone is None else shared[backbone_name],
+            name, sweep.params[name], config, resources, sweep.sweep_dir, reference
         )
     return trials
 

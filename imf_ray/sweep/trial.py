@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 from ray.train import WorkerGroupError
 
+from imf_ray.agents.initial_weights import InitialWeights
 from imf_ray.allocation import RunResources
 from imf_ray.errors import UserError
 from imf_ray.files import retry_io
@@ -41,8 +40,8 @@ class TrialSpec:
     config: Config
     resources: RunResources
     sweep_dir: SweepDir
-    backbone: ray.ObjectRef | None = None
-    """Pretrained weights of the image encoders, see `starting_weights`."""
+    initial_weights: ray.ObjectRef | None = None
+    """The `InitialWeights` of a new trial."""
 
 
 def run_trial(trial: TrialSpec) -> None:
@@ -75,9 +74,9 @@ def run_trial(trial: TrialSpec) -> None:
         run_dir.clear_stop()
         return
     run = retry_io(load_run, trial.config)  # `prepare_sweep` has checked the options
-    backbone = None if trial.backbone is None else ray.get(trial.backbone)
+    initial = None if trial.initial_weights is None else ray.get(trial.initial_weights)
     try:
-        outcome = _fit_and_report(run, run_dir, trial.resources, backbone)
+        outcome = _fit_and_report(run, run_dir, trial.resources, initial)
     except UserError as error:
         record = dataclasses.replace(record, error=str(error))
         run_dir.write_record(record)
@@ -98,7 +97,7 @@ def _fit_and_report(
     run: PreparedRun,
     run_dir: TrialDir,
     resources: RunResources,
-    backbone: Mapping[str, torch.Tensor] | None,
+    initial: InitialWeights | None,
 ) -> RunOutcome:
     """Train, and forward every report to Tune when it arrives.
 
@@ -108,7 +107,7 @@ def _fit_and_report(
     queue = start_report_queue(run_dir.name)
     with ThreadPoolExecutor(1) as executor:
         callbacks = [ForwardReports(queue)]
-        training = executor.submit(fit, run, run_dir, resources, callbacks, backbone)
+        training = executor.submit(fit, run, run_dir, resources, callbacks, initial)
         for report in reports_until_done(queue, training):
             tune.report(report)
     ray.kill(queue)  # an actor that ends gracefully would be restarted

@@ -50,8 +50,8 @@ class WorkerConfig:
     statistics: Statistics
     cpus: float
     """Number of CPUs of each worker, and of PyTorch's threads in it."""
-    backbone: ray.ObjectRef | None = None
-    """Pretrained weights of the image encoders of a new run, see `make_agent`."""
+    initial_weights: ray.ObjectRef | None = None
+    """The `InitialWeights` of a new run."""
     num_skipped_episodes: int = 0
     """Number of invalid episode files that the data set leaves out."""
 
@@ -76,9 +76,9 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
 
     device = ray.train.torch.get_device() if train.device == "cuda" else torch.device("cpu")
     checkpoint = run_dir.newest_checkpoint()
-    is_new = checkpoint is None and worker.backbone is not None
-    backbone = ray.get(worker.backbone) if is_new else None
-    state = TrainState(config, worker.statistics, device, backbone)
+    is_new = checkpoint is None and worker.initial_weights is not None
+    weights = ray.get(worker.initial_weights).tensors if is_new else None
+    state = TrainState(config, worker.statistics, device, weights)
     if checkpoint is not None:
         state.restore(checkpoint, plan)
     state.distribute()

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from imf_ray.checkpoint_dir import (
     CHECKPOINT_GLOB,
@@ -52,7 +52,12 @@ from imf_ray.storage import (
     storage_errors,
     upload,
 )
-from imf_ray.training.run_records import DataManifest, WorkerRecord, parse_metrics
+from imf_ray.training.run_records import (
+    DataManifest,
+    InitRecord,
+    WorkerRecord,
+    parse_metrics,
+)
 from imf_ray.training.stoppable_dir import StoppableDir
 from imf_ray.yaml_text import parse_file
 
@@ -67,8 +72,9 @@ DEPTH_WEIGHTS_FILE = "depth_weights.png"
 VALIDATIONS_FILE, VIDEOS_DIR = "validations.jsonl", "videos"
 WORKERS_DIR, WORKERS_LOST_FILE = "workers", "lost"
 SWANLAB_DIR, SWANLAB_RUN_ID_FILE, TENSORBOARD_DIR = "swanlab", "run_id", "tensorboard"
-TRIAL_FILE = "trial.json"
+TRIAL_FILE, INIT_FILE = "trial.json", "initial_weights.json"
 RAY_SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -77,6 +83,7 @@ class RunDir(StoppableDir):
 
         config.yaml              resolved configuration of the run
         data.json                episodes for training and validation, number of virtual shards
+        initial_weights.json     policy whose weights the run started with (`InitRecord`)
         checkpoint_00001000/     state after 1000 updates, see `training/checkpoint.py`
         .partial_00001000/       a checkpoint that is being written; it is never uploaded
         metrics.jsonl            one line per log entry: training metrics, validations, restarts
@@ -174,21 +181,27 @@ class RunDir(StoppableDir):
 
     def read_data_manifest(self) -> DataManifest | None:
         """Return the stored `DataManifest`, or None if there is none."""
-        path = self.path / DATA_MANIFEST_FILE
-        if not path.is_file():
-            return None
-        return parse_json(
-            path.read_bytes(),
-            DataManifest.from_json,
-            path,
+        way_out = (
             "Restore it from a copy. Without one, delete it. Then nothing checks that the episodes "
-            "are still those of the run.",
+            "are still those of the run."
         )
+        return _read_if_present(self.path / DATA_MANIFEST_FILE, DataManifest.from_json, way_out)
 
     @retrying
     def write_data_manifest(self, manifest: DataManifest) -> None:
         """Write a `DataManifest`, unless the file already contains it."""
         write_if_changed(self.path / DATA_MANIFEST_FILE, json.dumps(manifest.to_json()))
+
+    def read_init_record(self) -> InitRecord | None:
+        """Return the `InitRecord`, or None if the run did not start with a policy's weights."""
+        download(self.path / INIT_FILE)
+        way_out = "Restore it from a copy, or choose another run_name."
+        return _read_if_present(self.path / INIT_FILE, lambda row: InitRecord(**row), way_out)
+
+    @retrying
+    def write_init_record(self, record: InitRecord) -> None:
+        """Write the `InitRecord`, unless the file already contains it."""
+        write_if_changed(self.path / INIT_FILE, json.dumps(asdict(record)))
 
     def find_val_episodes(self, dataset_dir: AnyPath, format: str) -> list[EpisodeRef]:
         """Return the episodes held out for validation, also if their data set was moved.
@@ -416,6 +429,10 @@ class RunDir(StoppableDir):
             return True
         # A run that has saved its last checkpoint only waits for validations.
         return exists(authoritative_path(self.checkpoint(max_steps)) / MANIFEST_FILE)
+
+
+def _read_if_present(path: Path, parse: Callable[[Any], T], way_out: str) -> T | None:
+    return parse_json(path.read_bytes(), parse, path, way_out) if path.is_file() else None
 
 
 def _iter_valid(paths: Iterable[Path]) -> Iterator[SavedCheckpoint]:

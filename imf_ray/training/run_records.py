@@ -61,6 +61,20 @@ class DataManifest:
         }
 
 
+@dataclass(frozen=True)
+class InitRecord:
+    """The weights that a run started with (`train.init_from`)."""
+
+    source: str
+    """Path of the policy when the run started."""
+    parts: str
+    """`train.init_parts`."""
+    digest: str
+    """`weights_digest` of the policy."""
+    untrained: list[str]
+    """Names of the agent's tensors that started untrained."""
+
+
 def parse_metrics(row: Any) -> dict[str, Any]:
     """Check a line of `metrics.jsonl` or `validations.jsonl`, and give metrics their new names.
 

@@ -42,7 +42,7 @@ class TrainState:
     """Agent, EMA, optimizer, schedule and step: everything that a checkpoint saves.
 
     Args:
-        backbone: see `make_agent`.
+        weights: see `make_agent`.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class TrainState:
         config: Config,
         statistics: Statistics,
         device: torch.device,
-        backbone: Mapping[str, Tensor] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         torch.manual_seed(config.train.seed)  # equal initial weights on every rank
         self._config = config
         self.agent: VLAAgent = make_agent(
-            config.agent, config.task.action_space, statistics, backbone
+            config.agent, config.task.action_space, statistics, weights
         )
         self.agent.to(device).train()
         if config.train.encoder_precision == "bf16":

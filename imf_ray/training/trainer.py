@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-import torch
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -21,8 +20,10 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from imf_ray.agents.pretrained import check_agent_options, initial_backbone
+from imf_ray.agents.initial_weights import InitialWeights, policy_digest, read_initial_weights
+from imf_ray.agents.pretrained import check_agent_options
 from imf_ray.allocation import RunResources
+from imf_ray.bundled import policy_dir
 from imf_ray.cluster import DATA_POOL, TRAIN_POOL, label_selector
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
 from imf_ray.data.index import EpisodeIndex, build_index
@@ -46,6 +47,7 @@ from imf_ray.training.fault_tolerance import (
 from imf_ray.training.loop import WORKER_CONFIG_KEY, WorkerConfig, train_worker
 from imf_ray.training.run_config import make_run_config
 from imf_ray.training.run_dir import DataManifest, RunDir
+from imf_ray.training.run_records import InitRecord
 from imf_ray.training.tracking import check_tracking
 from imf_ray.training.validation import check_validation, has_validation, validate
 
@@ -125,15 +127,27 @@ def load_run(config: Config) -> PreparedRun:
     return PreparedRun(config, train, val, plan)
 
 
-def starting_weights(config: Config, run_dir: RunDir) -> dict[str, torch.Tensor] | None:
-    """Return the pretrained weights of a run's image encoders; None if it has or needs none.
+def starting_weights(config: Config, run_dir: RunDir) -> InitialWeights | None:
+    """Read the weights that a new run starts with, see `read_initial_weights`.
 
-    A run that resumes from a checkpoint needs none. Call this before Ray starts.
+    Call this before Ray starts. Returns None if all weights start untrained, or if the run resumes
+    from a checkpoint.
 
     Raises:
-        UserError: see `initial_backbone`.
+        UserError: the weights cannot be read or do not fit, or the run was started with others.
     """
-    return None if run_dir.newest_step() is not None else initial_backbone(config.agent)
+    is_resumed = run_dir.newest_step() is not None
+    source, before = config.train.init_from, run_dir.read_init_record()
+    if source is not None and before is not None:
+        # The policy may be gone by then. Another path must have the same weights.
+        is_gone = is_resumed and source == before.source and not policy_dir(source).exists()
+        if not is_gone and policy_digest(source) != before.digest:
+            raise UserError(
+                f"The run {run_dir} was started with the weights of {before.source}, and those of "
+                f"train.init_from={source} are others. Choose another run_name, or set "
+                "train.init_from to a copy of that policy."
+            )
+    return None if is_resumed else read_initial_weights(config)
 
 
 def fit(
@@ -141,13 +155,13 @@ def fit(
     run_dir: RunDir,
     resources: RunResources,
     callbacks: Sequence[Any] = (),
-    backbone: Mapping[str, torch.Tensor] | None = None,
+    initial: InitialWeights | None = None,
 ) -> RunOutcome:
     """Train in `run_dir`, or resume there from the newest valid checkpoint.
 
     Args:
         callbacks: callbacks of Ray Train's controller.
-        backbone: see `starting_weights`.
+        initial: see `starting_weights`.
 
     Raises:
         UserError: the folder belongs to a run with another configuration, or training failed
@@ -157,6 +171,15 @@ def fit(
     config = run.config
     run_dir.download()
     plan = init_or_verify_run_dir(run, run_dir)
+    if initial is not None and initial.digest is not None:
+        run_dir.write_init_record(
+            InitRecord(
+                initial.source,
+                config.train.init_parts,
+                initial.digest,
+                list(initial.untrained),
+            )
+        )
     _warn_uneven_shards(plan, config.cluster.num_workers)
     spec = window_spec_from_config(config)
     dataset = TrainDataset(
@@ -176,7 +199,7 @@ def fit(
         dataset=dataset,
         statistics=compute_statistics(run.train.episodes, spec.fields),
         cpus=resources.cpus_per_worker,
-        backbone=None if backbone is None else ray.put(backbone),
+        initial_weights=None if initial is None else ray.put(initial),
         num_skipped_episodes=len(run.train.skipped),
     )
     validation = ValidationTaskConfig(
@@ -292,6 +315,10 @@ def init_or_verify_run_dir(run: PreparedRun, run_dir: RunDir) -> SamplePlan:
         # Options that did not exist at the first launch get their defaults.
         stored = config_from_dict(retry_io(run_dir.read_config))
         changes = _config_diff(config_to_dict(stored), config_to_dict(config))
+        if (stored.train.init_from is None) != (config.train.init_from is None):
+            changes.append(
+                f"train.init_from was {stored.train.init_from} and is {config.train.init_from}"
+            )
         changed_episodes = describe_changed_episodes(manifest, current)
         if changed_episodes is not None:
             changes.append(f"in data.dataset_dir={config.data.dataset_dir} {changed_episodes}")

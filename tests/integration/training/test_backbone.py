@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from imf_ray.agents.initial_weights import InitialWeights
 from imf_ray.agents.pretrained import load_agent
 from imf_ray.allocation import allocate_run
 from imf_ray.cluster import ClusterSize
@@ -32,9 +33,11 @@ def test_workers_get_the_weights_that_the_driver_read(demonstrations: Path, tmp_
     """The trunk is frozen, so it still has these weights at the end. No worker downloads any."""
     torch.manual_seed(7)
     weights = ResNetTrunk(pretrained_weights=WEIGHTS).state_dict()
+    tensors = {f"vision_encoder.encoders.top.trunk.{key}": t for key, t in weights.items()}
+    initial = InitialWeights(tensors, WEIGHTS)
     config, run_dir = tiny_config(demonstrations, *OPTIONS), RunDir(tmp_path / "größe 🤖")
     resources = allocate_run(config, ClusterSize(((float(LOGICAL_CPUS), float(LOGICAL_GPUS)),)))
-    fit(prepare_run(config), run_dir, resources, backbone=weights)
+    fit(prepare_run(config), run_dir, resources, initial=initial)
     agent, _ = load_agent(run_dir.checkpoint(1))
     assert agent.vision_encoder is not None
     trunk = agent.vision_encoder.encoders["top"].trunk

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from imf_ray.agents import initial_weights
 from imf_ray.errors import UserError
 from imf_ray.models.vision import ResNetTrunk
 from imf_ray.training.train_state import TrainState, split_microbatches
@@ -144,13 +145,18 @@ def test_emulated_bfloat16_is_refused(
     assert make_trainer("train.encoder_precision=bf16").agent.bf16_encoders
 
 
-def test_pretrained_weights_are_in_every_encoder_and_in_the_averages() -> None:
+def test_pretrained_weights_are_in_every_encoder_and_in_the_averages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pretrained = "agent.vision_backbone.pretrained_backbone_weights=IMAGENET1K_V1"
     sizes = ("stage_widths=[64,128,256,512]", "blocks_per_stage=[2,2,2,2]")
     config = config_of(pretrained, *(f"agent.vision_backbone.{size}" for size in sizes))
     weights = ResNetTrunk(pretrained_weights="IMAGENET1K_V1").state_dict()
+    monkeypatch.setattr(initial_weights, "read_backbone_weights", lambda name: weights)
+    initial = initial_weights.read_initial_weights(config)
+    assert initial is not None
     stats = {"qpos": _stats(16), "action": _stats(16), "object_poses": {}}
-    state = TrainState(config, stats, torch.device("cpu"), backbone=weights)
+    state = TrainState(config, stats, torch.device("cpu"), initial.tensors)
     assert state.agent.vision_encoder is not None and state.ema is not None
     for camera, encoder in state.agent.vision_encoder.encoders.items():
         torch.testing.assert_close(encoder.trunk.state_dict(), weights, rtol=0, atol=0)
