@@ -51,7 +51,7 @@ class TrainConfig:
     )
     init_from: str | None = option(
         None,
-        "Policy whose weights a new run starts with: a checkpoint folder, its URL or policies/NAME. "
+        "Policy whose weights a new run starts with: a checkpoint folder, its URL or a shipped one. "
         "EMA weights are used if it has them, and normalization statistics never. null starts "
         "untrained, or with agent.vision_backbone.pretrained_backbone_weights.",
         is_path=True,

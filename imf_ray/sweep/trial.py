@@ -13,7 +13,6 @@ import ray
 from ray import tune
 from ray.train import WorkerGroupError
 
-from imf_ray.agents.initial_weights import InitialWeights
 from imf_ray.allocation import RunResources
 from imf_ray.errors import UserError
 from imf_ray.files import retry_io
@@ -27,7 +26,7 @@ from imf_ray.sweep.trial_reports import (
     start_report_queue,
 )
 from imf_ray.training.fault_tolerance import error_summary
-from imf_ray.training.trainer import PreparedRun, RunOutcome, fit, load_run
+from imf_ray.training.trainer import InitialWeights, PreparedRun, RunOutcome, fit, load_run
 
 
 @dataclass(frozen=True)
