@@ -51,9 +51,9 @@ class TrainConfig:
     )
     init_from: str | None = option(
         None,
-        "Policy whose weights a new run starts with: a checkpoint folder, its URL or a shipped one. "
-        "EMA weights are used if it has them, and normalization statistics never. null starts "
-        "untrained, or with agent.vision_backbone.pretrained_backbone_weights.",
+        "Policy whose weights a new run starts with: a checkpoint folder, its URL or "
+        "policies/NAME. EMA weights are used if it has them, and normalization statistics never. "
+        "null starts untrained, or with agent.vision_backbone.pretrained_backbone_weights.",
         is_path=True,
         resumable=True,
     )
