@@ -61,7 +61,9 @@ MIN_FREE_BYTES = 20_000_000
 MAX_NAME_BYTES = 200
 """Maximum length of a run's name. File systems allow 255 bytes, and files get longer names."""
 _SCHEME = quote("://", safe="")
-_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^{}]*)\})", re.ASCII)
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^{}]*)\}|\([^()]*\))", re.ASCII)
+"""`$NAME`, `${...}` or `$(...)`."""
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
 def is_remote(text: str | AnyPath) -> bool:
@@ -108,6 +110,12 @@ def expand_variables(text: str, source: str) -> str:
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2] or ""
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"{source}: {match[0]} is not replaced, because only the forms $NAME and ${{NAME}} "
+                "of an environment variable are. Write the path itself, or let the shell replace "
+                "it: without quotes, or in double quotes."
+            )
         if name not in os.environ:
             raise UserError(
                 f"{source}: the environment variable {name} is not set, and there is no folder or "

@@ -172,6 +172,21 @@ def test_an_unknown_variable_or_user_is_named(
     assert text in str(error.value) and unknown in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text", ["${HOME:-/tmp}", "${HOME%/}/x", "$(pwd)/runs", "${oc.env:HOME}", "${data.format}", "${}"]
+)
+@pytest.mark.parametrize("option", ["storage_path", "data.dataset_dir", "recipe"])
+def test_what_only_a_shell_replaces_is_refused_unless_it_exists(
+    text: str, option: str, folder: Path
+) -> None:
+    path = f"{text}.yaml"
+    with pytest.raises(UserError, match=r"\$\{NAME\}") as error:
+        load_config([f"{option}={path}"])
+    assert f"{option}={path}" in str(error.value) and "shell" in str(error.value)
+    (folder / path).mkdir(parents=True)
+    assert expand_variables(path, "it") == path
+
+
 def test_printed_options_are_quoted() -> None:
     assert shell_override("run_name", "plain_1") == "run_name=plain_1"
     assert shell_override("run_name", "run #2") == "'run_name=run #2'"
