@@ -18,7 +18,6 @@ from imf_ray.pages.run_folder import success_of
 from imf_ray.pages.run_log import ACTION_ERROR
 from imf_ray.pages.stored_config import (
     differing_options,
-    known_stage_names,
     read_config,
     shown_options,
     stage_names,
@@ -72,7 +71,6 @@ class ComparisonReader:
             (row for row in rows if row.name in compared),
             key=lambda row: 0.0 if row.success is None else -row.success.rate,
         )
-        first = next((config for config in configs.values() if config is not None), None)
         shared = next(iter(options.values()), {})
         records = {name: Path(str(values.get("records", ""))) for name, values in policies.items()}
         return Snapshot(
@@ -83,7 +81,7 @@ class ComparisonReader:
             state=self._history.outcome or State.FINISHED,
             rows=ranked,
             varied=short_names(varied),
-            stage_names=[] if first is None else stage_names(first.task),
+            stage_names=next((_stage_names(values, rows) for values in policies.values()), []),
             baselines=[row for row in rows if row.name not in compared],
             pairs=pairs,
             options={key: value for key, value in shared.items() if key not in varied},
@@ -115,6 +113,7 @@ class EvaluationReader:
         if is_running or summary is None:
             summary = self._running_summary()
         settings = rename_keys(summary.get("settings", {}), RECORD_SETTINGS)
+        row = _policy_row(self._folder.name, self._folder.name, summary, {}, None)
         errors: Mapping[str, str] = summary.get("errors", {})
         return Snapshot(
             kind="evaluation",
@@ -122,8 +121,8 @@ class EvaluationReader:
             path=display_path(self._folder),
             read_at=now,
             state=self._history.outcome or (State.RUNNING if is_running else State.FINISHED),
-            rows=[_policy_row(self._folder.name, self._folder.name, summary, {}, None)],
-            stage_names=known_stage_names(str(settings.get("task", {}).get("env_id"))),
+            rows=[row],
+            stage_names=_stage_names(summary, [row]),
             options=redact_options(dict(_flatten(settings))),
             launches=self._history.launches,
             media=media.find([(self._folder / GRID_VIDEO, "Episodes, failures first")]),
@@ -216,6 +215,15 @@ def _comparison(content: Any) -> dict[str, Any]:
     for values in content["comparisons"]:
         _pair(values)
     return dict(content)
+
+
+def _stage_names(values: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+    """Return the names of the stages of the task in recorded settings."""
+    task = values.get("settings", {}).get("task", {})
+    adapter = task.get("adapter") or {}
+    signal = str(adapter.get("progress_signal", adapter.get("progress", "")))
+    thresholds = adapter.get("stage_thresholds", adapter.get("stages", ()))
+    return stage_names(str(task.get("env_id")), signal, thresholds, rows)
 
 
 def _summary(content: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from imf_ray.pages.stored_config import (
     data_summary,
     read_config,
     shown_options,
-    stage_names,
+    task_stage_names,
 )
 from imf_ray.rollout.record_store import EVALUATIONS_DIR, GRID_VIDEO
 from imf_ray.schema import Config
@@ -53,7 +53,7 @@ class RunReader:
             read_at=now,
             state=row.state,
             rows=[row],
-            stage_names=[] if config is None else stage_names(config.task),
+            stage_names=[] if config is None else task_stage_names(config.task, [row]),
             data=None if config is None else data_summary(self._folder, config, self._cache),
             options={} if config is None else shown_options(config),
             launches=self._history.launches,

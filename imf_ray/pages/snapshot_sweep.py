@@ -22,7 +22,7 @@ from imf_ray.pages.launch_history import LaunchHistory
 from imf_ray.pages.media_files import MediaFinder
 from imf_ray.pages.model import Row, Snapshot, State
 from imf_ray.pages.run_folder import RunFolder, success_of
-from imf_ray.pages.stored_config import data_summary, read_config, shown_options, stage_names
+from imf_ray.pages.stored_config import data_summary, read_config, shown_options, task_stage_names
 from imf_ray.redaction import redact_options
 from imf_ray.rollout.policy_spec import PolicyKind
 from imf_ray.rollout.records import stage_shares
@@ -100,7 +100,7 @@ class SweepReader:
             rows=rows,
             varied=short_names(varied),
             is_grid=saved is not None and len(saved.space.grid) == 2 and not saved.space.sample,
-            stage_names=[] if config is None else stage_names(config.task),
+            stage_names=[] if config is None else task_stage_names(config.task, rows),
             baselines=baselines,
             data=None if config is None else data_summary(first, config, self._cache),
             options={key: value for key, value in options.items() if key not in varied},

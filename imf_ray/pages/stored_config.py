@@ -11,7 +11,7 @@ from imf_ray.config import config_from_dict
 from imf_ray.folders import DATA_MANIFEST_FILE
 from imf_ray.pages.commands import flat_options
 from imf_ray.pages.file_cache import FileCache
-from imf_ray.pages.model import DataSummary
+from imf_ray.pages.model import DataSummary, Row
 from imf_ray.redaction import redact, redact_options
 from imf_ray.schema import Config
 from imf_ray.schema.task import TaskConfig
@@ -50,17 +50,31 @@ def differing_options(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def stage_names(task: TaskConfig) -> list[str]:
-    """Return each stage of a task in words; empty if nothing is known about them."""
-    if task.env_id in TASKS or task.adapter is None:
-        return known_stage_names(task.env_id)
-    signal = task.adapter.progress_signal
-    return [f"{signal} reaches {threshold:g}" for threshold in task.adapter.stage_thresholds]
+def task_stage_names(task: TaskConfig, rows: Iterable[Row]) -> list[str]:
+    """Return each stage of a task in words, see `stage_names`."""
+    if task.adapter is None:
+        return stage_names(task.env_id, "", (), rows)
+    adapter = task.adapter
+    return stage_names(task.env_id, adapter.progress_signal, adapter.stage_thresholds, rows)
 
 
-def known_stage_names(env_id: str) -> list[str]:
-    """Return each stage of a registered task in words; empty for other tasks."""
-    return list(TASKS[env_id].stages) if env_id in TASKS else []
+def stage_names(
+    env_id: str, signal: str, thresholds: Iterable[float], rows: Iterable[Row]
+) -> list[str]:
+    """Return each stage of a task in words.
+
+    Args:
+        env_id: environment id of the task; a registered task names its stages.
+        signal, thresholds: signal of the task's adapter, and its value that each stage reaches.
+        rows: the results. If they have another number of stages, these are only numbered.
+    """
+    names = [f"{signal} reaches {threshold:g}" for threshold in thresholds]
+    if env_id in TASKS and TASKS[env_id].stages:
+        names = list(TASKS[env_id].stages)
+    num_stages = max((len(row.stages) for row in rows), default=0)
+    if num_stages in (0, len(names)):
+        return names
+    return [f"stage {number}" for number in range(1, num_stages + 1)]
 
 
 def data_summary(folder: Path, config: Config, cache: FileCache) -> DataSummary | None:

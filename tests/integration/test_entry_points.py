@@ -17,6 +17,7 @@ from imf_ray.data.episodes import episode_path
 from imf_ray.training.run_dir import RunDir
 from tests.helpers.commands import command_environment, run_command
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
+from tests.helpers.reports import read_report
 
 
 def test_train_and_evaluate_accept_relative_paths(demonstrations: Path, tmp_path: Path) -> None:
@@ -53,6 +54,8 @@ def test_train_and_evaluate_accept_relative_paths(demonstrations: Path, tmp_path
     assert "smoke: 2/2" in done.stdout and str(checkpoint) in done.stdout
     assert "1 invalid ones skipped" in done.stdout and "episode_99.hdf5" in done.stderr
     assert RunDir(tmp_path / "runs/smoke").read_metrics()[0]["skipped_episodes"] == 1
+    page, sections = read_report(tmp_path / "runs/smoke")
+    assert {"results", "commands", "curves", "setup"} <= sections and "imf-ray train " in page
 
     evaluated = run_command(
         "evaluate",
@@ -79,6 +82,8 @@ def test_train_and_evaluate_accept_relative_paths(demonstrations: Path, tmp_path
     )
     assert refused.returncode == 2 and "part of the checkpoint" in refused.stderr
     assert (tmp_path / "evaluated/grid.mp4").stat().st_size > 1000
+    page, sections = read_report(tmp_path / "evaluated")
+    assert {"results", "videos", "setup"} <= sections and "imf-ray evaluate " in page
 
 
 def _no_data(folder: Path) -> list[str]:

@@ -21,6 +21,7 @@ from imf_ray.pages.snapshot import SnapshotReader
 from imf_ray.sweep.sweep_dir import SweepDir
 from tests.helpers.commands import COMMAND_TIMEOUT_S, begin_command, run_command
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
+from tests.helpers.reports import read_report
 
 SPACE = """
 fixed:
@@ -53,12 +54,15 @@ def test_a_sweep_is_interrupted_resumed_and_reports_a_failed_trial(
         assert interrupted.poll() is None
         time.sleep(0.1)
     os.killpg(interrupted.pid, signal.SIGHUP)  # the terminal closes, for Ray's processes as well
-    _, errors = interrupted.communicate(timeout=COMMAND_TIMEOUT_S)
+    output, errors = interrupted.communicate(timeout=COMMAND_TIMEOUT_S)
     assert interrupted.returncode == 130, errors
     resume = errors.splitlines()[-1].strip()
     assert resume.startswith("python -m imf_ray.tune resume=auto run_name=sweep")
     checkpoint = SweepDir(folder).trials()[0].newest_checkpoint()
     assert checkpoint is not None and checkpoint.step == _updates(folder, 0)[-1]
+    assert f"Report: {folder}/report.html" in output
+    assert "interrupted" in read_report(folder)[0]
+    assert SnapshotReader(folder).read().state == State.STOPPED
 
     done = run_command("tune", *shlex.split(resume)[3:], cwd=tmp_path)
     assert done.returncode == 2, done.stderr
@@ -76,7 +80,18 @@ def test_a_sweep_is_interrupted_resumed_and_reports_a_failed_trial(
     for name in ("grid.png", "expert.mp4", "best.mp4"):
         assert (folder / name).stat().st_size > 1000 and str(folder / name) in done.stdout
 
-    assert cli.run_command(report.COMMAND, ["run_name=sweep"]) == 0
+    assert f"Report: {folder}/report.html" in done.stdout
+    page, sections = read_report(folder)
+    assert {"results", "failures", "commands", "curves", "stages", "videos", "setup"} <= sections
+    assert "The gradient norm is" in page and "the right gripper lifts the cube" in page
+    assert page.count("imf-ray tune ") == 3 and "data:video/mp4;base64," in page
+    first, second = SnapshotReader(folder).read().launches
+    assert first.error == "interrupted" and "1 of 2 trials failed" in str(second.error)
+    assert all(launch.wall_s and launch.cpu_s for launch in (first, second))
+    assert SnapshotReader(folder).read().rows[0].cpu_s
+
+    assert cli.run_command(report.COMMAND, ["run_name=sweep", "report.output=page.html"]) == 0
+    assert (tmp_path / "page.html").stat().st_size > 20_000
     table = capsys.readouterr().out
     assert table.index("expert") < table.index("00000 ") < table.index("untrained")
     assert cli.run_command(status.COMMAND, ["runs/sweep"]) == 0

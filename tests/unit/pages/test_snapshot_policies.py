@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+import pkgutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,7 @@ from imf_ray.pages.model import State
 from imf_ray.pages.snapshot import SnapshotReader
 from imf_ray.rollout.record_store import RecordStore
 from imf_ray.rollout.records import EpisodeRecord
+from imf_ray.sim.tasks import TASKS
 
 SETTINGS = {"num_action_steps": 8, "task": {"env_id": "imf_ray/SimTransfer-v0"}}
 SECRET = "s3cr3t-value"
@@ -137,3 +141,29 @@ def test_an_evaluation_while_it_runs_and_at_its_end(tmp_path: Path) -> None:
     assert len(snapshot.stage_names) == 4 and len(snapshot.media) == 1
     assert snapshot.notes == ["Seed 500003: timeout of https://***@host"]
     assert snapshot.launches[0].command == "imf-ray evaluate checkpoint=expert"
+
+
+def test_stages_of_other_tasks(tmp_path: Path) -> None:
+    def names(settings: Mapping[str, Any]) -> Sequence[str]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        store = RecordStore(folder, "a", settings)
+        with store.claimed():
+            for record in records("a", [4, 2]):
+                store.add(dataclasses.replace(record, settings=settings))
+            store.finalize([500_000, 500_001])
+        return SnapshotReader(folder).read().stage_names
+
+    adapter = {"progress_signal": "reward", "stage_thresholds": [1, 2.5, 3, 4]}
+    task = {"env_id": "other/Task-v0", "adapter": adapter}
+    assert names({"task": task})[1] == "reward reaches 2.5"
+    assert names({"task": {"env_id": "other/Task-v0"}}) == [f"stage {k}" for k in range(1, 5)]
+    assert names({"task": {"env_id": "imf_ray/SimAirInsert-v0"}})[-1] == "stage 4"  # it has five
+
+
+def test_registered_tasks_name_each_stage() -> None:
+    for task in TASKS.values():
+        if task.env is not None:
+            assert len(task.stages) == pkgutil.resolve_name(task.env).num_stages
+    adapter = load_config(["task=aloha_transfer_cube", "data.camera_names=[top]"]).task.adapter
+    assert adapter is not None
+    assert len(TASKS["gym_aloha/AlohaTransferCube-v0"].stages) == len(adapter.stage_thresholds)
