@@ -1,4 +1,4 @@
-"""Makes the grid video of an evaluation: one tile per episode, with a coloured frame."""
+"""Videos of episodes with captions: one tile per episode, with a coloured border."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw
 
+from imf_ray.captions import LINE_HEIGHT, caption, wrap
 from imf_ray.rollout.records import EpisodeRecord
 from imf_ray.video import decode_video, encode_video
 
 BORDER = 4
-"""Width in pixels of a tile's frame, which is green for success and red for failure."""
-SUCCESS_COLOR, FAILURE_COLOR, TEXT_COLOR = (40, 150, 70), (200, 50, 40), (255, 255, 255)
-CAPTION_HEIGHT = 18
-"""Height in pixels of the caption above the video of a tile."""
+"""Width in pixels of a tile's border, which is green for success and red for failure."""
+GAP = 2
+"""Width in pixels of the white space around each tile."""
+SUCCESS_COLOR, FAILURE_COLOR, TEXT_COLOR = (20, 110, 50), (180, 35, 30), (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,15 @@ class VideoClip:
 
     record: EpisodeRecord
     video: bytes
+    title: str = ""
+    """Text above the caption, such as the policy."""
 
-    @property
-    def caption(self) -> str:
-        """The text above the video."""
-        outcome = "success" if self.record.success else "failure"
-        return f"seed {self.record.seed}  {outcome}  stage {self.record.max_stage}"
+    def caption_lines(self, width: int) -> list[str]:
+        """Return the lines above the video, which are wrapped at a width in pixels."""
+        record = self.record
+        outcome = "success" if record.success else "failure"
+        result = f"seed {record.seed}: {outcome}, stage {record.max_stage} of {record.num_stages}"
+        return [*wrap(self.title, width), *wrap(result, width)]
 
 
 def failures_first(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
@@ -49,21 +52,21 @@ def grid_video(clips: Sequence[VideoClip]) -> bytes:
     videos = [decode_video(clip.video) for clip in clips]
     num_frames = max(len(frames) for frames in videos)
     height, width = videos[0].shape[1:3]
-    tile_height, tile_width = height + CAPTION_HEIGHT + BORDER, width + 2 * BORDER
-    grid = np.zeros((num_frames, rows * tile_height, columns * tile_width, 3), np.uint8)
-    for index, (clip, frames) in enumerate(zip(clips, videos, strict=True)):
-        top, left = (index // columns) * tile_height, (index % columns) * tile_width
-        grid[:, top : top + tile_height, left : left + tile_width] = _tile(
-            clip, tile_height, tile_width
-        )
-        interior = grid[:, top + CAPTION_HEIGHT :, left + BORDER :][:, :height, :width]
+    captions = [clip.caption_lines(width + 2 * BORDER) for clip in clips]
+    caption_height = LINE_HEIGHT * max(map(len, captions))
+    tile_height, tile_width = caption_height + height + BORDER, width + 2 * BORDER
+    cell_height, cell_width = tile_height + 2 * GAP, tile_width + 2 * GAP
+    # H.264 needs an even height and width.
+    size = (math.ceil(rows * cell_height / 2) * 2, math.ceil(columns * cell_width / 2) * 2)
+    grid = np.full((num_frames, *size, 3), 255, np.uint8)
+    for index, (clip, lines, frames) in enumerate(zip(clips, captions, videos, strict=True)):
+        top = (index // columns) * cell_height + GAP
+        left = (index % columns) * cell_width + GAP
+        color = SUCCESS_COLOR if clip.record.success else FAILURE_COLOR
+        tile = grid[:, top : top + tile_height, left : left + tile_width]
+        tile[:] = color
+        text = np.asarray(caption(lines, tile_width, TEXT_COLOR, color))
+        tile[:, : len(text)] = text
+        interior = tile[:, caption_height : caption_height + height, BORDER : BORDER + width]
         interior[: len(frames)], interior[len(frames) :] = frames, frames[-1]
     return encode_video(grid)
-
-
-def _tile(clip: VideoClip, height: int, width: int) -> np.ndarray:
-    """Return an image (height, width, 3) with the coloured frame and the caption of a clip."""
-    color = SUCCESS_COLOR if clip.record.success else FAILURE_COLOR
-    image = Image.new("RGB", (width, height), color)
-    ImageDraw.Draw(image).text((BORDER, BORDER), clip.caption, fill=TEXT_COLOR)
-    return np.asarray(image)

@@ -10,6 +10,7 @@ from imf_ray.allocation import RolloutResources
 from imf_ray.metrics_export import SWEEP, TRIAL, MetricExporter
 from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
 from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest
+from imf_ray.rollout.grid_video import VideoClip, grid_video
 from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
 from imf_ray.rollout.records import summarize
 from imf_ray.rollout.rollout_config import agent_rollout_config, scripted_rollout_config
@@ -80,7 +81,7 @@ def record_videos(sweep: Sweep, best: TrialRecord, resources: RolloutResources) 
     """
     config = sweep.configs[best.name]
     seed = config.train.rollout_seed
-    specs = {}
+    specs, titles = {}, {EXPERT_VIDEO: str(EXPERT), BEST_VIDEO: best.name}
     if best.best_checkpoint is not None:
         checkpoint = PolicySpec(PolicyKind.CHECKPOINT, best.best_checkpoint)
         specs[BEST_VIDEO] = RolloutSpec(checkpoint, agent_rollout_config(config, noise_seed=seed))
@@ -97,5 +98,6 @@ def record_videos(sweep: Sweep, best: TrialRecord, resources: RolloutResources) 
             break
         for episode in episodes:
             if VIDEO in episode.files:
-                videos.append(sweep.sweep_dir.write_video(name, episode.files[VIDEO]))
+                clip = VideoClip(episode.record, episode.files[VIDEO], titles[name])
+                videos.append(sweep.sweep_dir.write_video(name, grid_video([clip])))
     return videos

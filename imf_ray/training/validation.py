@@ -31,6 +31,7 @@ from imf_ray.files import retry_io
 from imf_ray.metrics_export import MetricExporter, run_tags
 from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
 from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest
+from imf_ray.rollout.grid_video import VideoClip, grid_video
 from imf_ray.rollout.policy_fit import check_agent_fits
 from imf_ray.rollout.policy_spec import PolicyKind, PolicySpec
 from imf_ray.rollout.records import SUCCESS_RATE, summarize
@@ -153,7 +154,8 @@ def _run_rollouts(
     for episode in run_episodes(spec, seeds, rollout, artifacts):
         records.append(episode.record)
         if VIDEO in episode.files:
-            videos.append(episode.files[VIDEO])
+            title = f"{run_dir.name}, step {step}"
+            videos.append(VideoClip(episode.record, episode.files[VIDEO], title))
     errors = [record.error for record in records if record.error is not None]
     if len(errors) == len(records):
         raise RuntimeError(
@@ -163,7 +165,7 @@ def _run_rollouts(
     metrics |= summarize(records).metrics()
     metrics["rollout/fps"] = num_env_steps / (time.perf_counter() - started_at)
     for video in videos:  # at most one; not written earlier, since episodes have a time limit
-        run_dir.write_validation_video(step, video)
+        run_dir.write_validation_video(step, grid_video([video]))
     try:
         retry_io(store_records, run_dir.path, checkpoint.name, records)
     except ClaimedError as error:  # `evaluate` with the same settings stores the same records

@@ -34,6 +34,7 @@ LEAVES = {
     "aliases",
     "argument_hints",
     "bundled",
+    "captions",
     "checkpoint_dir",
     "claim_owner",
     "claims",
@@ -76,6 +77,7 @@ PACKAGES: dict[str, set[str]] = {
 }
 LIBRARIES: dict[str, set[str]] = {
     "images": {"numpy", "PIL"},
+    "captions": {"numpy", "PIL"},
     "models": {"torch", "torchvision"},
     "agents": {"diffusers", "numpy", "safetensors", "torch"},
     "policy": {"numpy", "torch"},
@@ -99,7 +101,9 @@ SLOW_LIBRARIES = (
     "matplotlib",
     "scipy",
     "swanlab",
+    "tensorboard",
     "torch._dynamo",
+    "torch.utils.tensorboard",
     "torchvision",
 )
 
