@@ -40,6 +40,12 @@ class Cell:
     content: str | Markup = ""
     sort: str = ""
 
+    def html(self, css_class: str) -> str:
+        """Return the cell as HTML; pages have thousands, for which a template is slow."""
+        content, sort = escape(self.content), escape(self.sort)
+        data = f' data-sort="{sort}"' if sort and sort != content else ""
+        return f"<td{css_class}{data}>{content}</td>"
+
 
 @dataclass(frozen=True)
 class TableRow:
@@ -48,6 +54,8 @@ class TableRow:
     key: str
     is_baseline: bool
     cells: Sequence[Cell]
+    html: Markup
+    """The cells as HTML."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +86,15 @@ def results_table(snapshot: Snapshot, labels: Mapping[str, str]) -> ResultsTable
         for column, make_cell in _columns(snapshot, ranks, labels, names, detailed)
     ]
     columns = [(column, cells) for column, cells in columns if any(cell.content for cell in cells)]
-    return ResultsTable(
-        [column for column, _ in columns],
-        [
-            TableRow(row_key(row.name), row.name in names, [cells[index] for _, cells in columns])
-            for index, row in enumerate(rows)
-        ],
-    )
+    css_classes = [' class="num"' if column.is_number else "" for column, _ in columns]
+    table_rows = []
+    for index, row in enumerate(rows):
+        cells = [column_cells[index] for _, column_cells in columns]
+        html = map(Cell.html, cells, css_classes)
+        table_rows.append(
+            TableRow(row_key(row.name), row.name in names, cells, Markup("".join(html)))
+        )
+    return ResultsTable([column for column, _ in columns], table_rows)
 
 
 def detailed_rows(rows: Sequence[Row]) -> list[Row]:
@@ -112,7 +122,8 @@ def _columns(
     def state(row: Row) -> Cell:
         return _state(row, row.name in baselines)
 
-    yield Column("#", "Rank by success rate, then by action error"), rank
+    if snapshot.kind != "storage":
+        yield Column("#", "Rank by success rate, then by action error"), rank
     yield Column("name", "Name; a click shows its details", is_number=False), name
     yield Column("state", "State of training and validation", is_number=False), state
     yield Column("success", "Success rate with its 95 % interval", is_descending=True), _success
@@ -170,7 +181,7 @@ def _success(row: Row) -> Cell:
     if row.success is None:
         return Cell()
     rate = f"{row.success.rate:.2f}"
-    shown = Markup("<b>{}</b> <small>{}</small>").format(rate, interval_text(row.success))
+    shown = Markup(f"<b>{rate}</b> <small>{interval_text(row.success)}</small>")
     return Cell(shown, f"{row.success.rate:.6g}")
 
 

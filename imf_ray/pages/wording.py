@@ -18,8 +18,13 @@ from imf_ray.pages.formats import (
 )
 from imf_ray.pages.model import Pair, Row, Snapshot, State, Success
 
-ROW_NOUNS = {"sweep": "trial", "comparison": "policy", "storage": "run", "run": "run"}
-PLURALS = {"policy": "policies"}
+ROW_NOUNS = {
+    "sweep": "trial",
+    "comparison": "policy",
+    "evaluation": "policy",
+    "run": "run",
+    "storage": "run",
+}
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ def row_noun(snapshot: Snapshot) -> str:
 
 def rows_text(count: int, noun: str) -> str:
     """Return a number of rows, such as `1 policy` or `64 trials`."""
-    if noun in PLURALS and count != 1:
-        return f"{count:,} {PLURALS[noun]}"
+    if count != 1 and noun.endswith("policy"):
+        return f"{count:,} {noun.removesuffix('y')}ies"
     return count_text(count, noun)
 
 
@@ -55,9 +60,9 @@ def headline(snapshot: Snapshot) -> Headline:
     if not ranked or ranked[0].success is None:
         return _without_success(snapshot, noun)
     best, success = ranked[0], ranked[0].success
-    result = f"success {success_text(success)} in {count_text(success.episodes, 'episode')}"
+    result = _result(success)
     details = []
-    if snapshot.kind == "run":
+    if len(snapshot.rows) == 1 and snapshot.kind != "storage":
         main = f"{result[0].upper()}{result[1:]}"
         if best.step is not None and not snapshot.is_active:
             main += f", at step {best.step:,}"
@@ -67,8 +72,7 @@ def headline(snapshot: Snapshot) -> Headline:
             ((row, row.success) for row in ranked if row.success is not None),
             key=lambda item: item[1].rate,
         )
-        episodes = count_text(success.episodes, "episode")
-        main = f"Highest success {success_text(success)} in {episodes}: {best.label}"
+        main = f"Highest {_result(success)}: {best.label}"
         details.append("Rows may differ in task, data and episodes; imf-ray compare tests them.")
     else:
         so_far = " so far" if snapshot.is_active else ""
@@ -89,15 +93,20 @@ def headline(snapshot: Snapshot) -> Headline:
     return Headline(f"{main}.", details)
 
 
+def _result(success: Success) -> str:
+    return f"success {success_text(success)} in {count_text(success.episodes, 'episode')}"
+
+
 def _without_success(snapshot: Snapshot, noun: str) -> Headline:
     """Return the headline of a page without a success rate."""
     counts = ", ".join(f"{count} {state}" for state, count in state_counts(snapshot.rows).items())
     if not snapshot.rows:
         return Headline(f"There is no {noun} yet.", [])
-    if snapshot.kind == "run":
+    if len(snapshot.rows) == 1 and snapshot.kind != "storage":
         row = snapshot.rows[0]
         error = f" Its action error is {number_text(row.action_error)}." if row.action_error else ""
-        return Headline(f"The run is {row.state}, without a success rate.{error}", _progress(row))
+        main = f"The {noun} is {row.state}, without a success rate.{error}"
+        return Headline(main, _progress(row))
     ranked = [row for row in snapshot.rows if row.action_error is not None]
     details = []
     if ranked and ranked[0].action_error is not None:
@@ -146,8 +155,9 @@ def _against_others(snapshot: Snapshot, ranked: Sequence[Row], noun: str) -> lis
         sentences = [f"Its interval lies above that of the second, {named}."]
     others = len(overlapping) - (second in overlapping)
     if others:
-        verb = "overlaps" if others == 1 else "overlap"
-        sentences.append(f"The interval of {rows_text(others, f'further {noun}')} {verb} it, too.")
+        subject, verb = ("interval", "overlaps") if others == 1 else ("intervals", "overlap")
+        rows = rows_text(others, f"further {noun}")
+        sentences.append(f"The {subject} of {rows} {verb} it, too.")
     return sentences
 
 
