@@ -7,6 +7,8 @@ import numpy as np
 
 FRAMES_PER_SECOND = 25
 """Frame rate of all videos."""
+GIF_FRAMES_PER_SECOND = 5
+"""Frame rate of animated GIFs: at 25, an episode's GIF is 30 times as large as its video."""
 
 
 def encode_video(frames: np.ndarray) -> bytes:
@@ -21,9 +23,10 @@ def decode_video(video: bytes) -> np.ndarray:
     return iio.imread(video, extension=".mp4", plugin="pyav")
 
 
-def encode_gif(frames: np.ndarray) -> bytes:
-    """Encode frames (T, H, W, 3) uint8 as an animated GIF at `FRAMES_PER_SECOND`."""
-    period_ms = round(1000 / FRAMES_PER_SECOND)
+def convert_to_gif(video: bytes) -> bytes:
+    """Convert a video to an animated GIF at `GIF_FRAMES_PER_SECOND`, for charts without video."""
+    frames = decode_video(video)[:: FRAMES_PER_SECOND // GIF_FRAMES_PER_SECOND]
+    period_ms = 1000 // GIF_FRAMES_PER_SECOND
     return iio.imwrite(
         "<bytes>", frames, extension=".gif", plugin="pillow", duration=period_ms, loop=0
     )

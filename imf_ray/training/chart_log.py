@@ -61,8 +61,8 @@ class ChartLog(Protocol):
     def log(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
         """Log the values of charts after `step` updates; `time_s` is in seconds since 1970."""
 
-    def log_video(self, step: int, video: bytes, caption: str) -> None:
-        """Log the video (MP4) of a validation after `step` updates as `VIDEO_CHART`."""
+    def log_video(self, step: int, gif: bytes, caption: str) -> None:
+        """Log the video of a validation after `step` updates as `VIDEO_CHART`."""
 
     def close(self) -> None:
         """Write everything to disk."""

@@ -21,7 +21,6 @@ from imf_ray.schema import Config
 from imf_ray.training.chart_log import VIDEO_CHART
 from imf_ray.training.run_dir import SWANLAB_DIR, SWANLAB_RUN_ID_FILE, RunDir
 from imf_ray.training.stoppable_dir import StoppableDir
-from imf_ray.video import decode_video, encode_gif
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +49,10 @@ class SwanLabLog:
         if values:
             self._run.log(dict(values), step=step)
 
-    def log_video(self, step: int, video: bytes, caption: str) -> None:
-        """Log a video as GIF, the only format that SwanLab shows."""
+    def log_video(self, step: int, gif: bytes, caption: str) -> None:
+        """Log the video of a validation."""
         import swanlab
 
-        gif = encode_gif(decode_video(video))
         self._run.log({VIDEO_CHART: swanlab.Video(gif, caption=caption)}, step=step)
 
     @property
@@ -110,12 +108,12 @@ def swanlab_folder(run_dir: RunDir, config: Config) -> Path:
 
 def describe_swanlab(config: Config, folder: StoppableDir, is_sweep: bool) -> str:
     """Return a line with the mode, and with the command that shows or uploads an offline run."""
-    mode, quoted = swanlab_mode(config), shlex.quote(str(folder.path))
+    mode = swanlab_mode(config)
     if mode == "online":
-        return f"SwanLab: project {config.train.swanlab_project}"
+        return f"SwanLab: online, project {config.train.swanlab_project}"
     if mode == "local":
-        return f"SwanLab: swanlab watch {quoted}/{SWANLAB_DIR}"
-    runs = f"{quoted}/{TRIALS_DIR}/*" if is_sweep else quoted
+        return f"SwanLab: {shlex.join(['swanlab', 'watch', str(folder.path / SWANLAB_DIR)])}"
+    runs = shlex.quote(str(folder.path)) + (f"/{TRIALS_DIR}/*" if is_sweep else "")
     reason = "" if mode == config.train.swanlab_mode else " (not logged in; run `swanlab login`)"
     return f"SwanLab: offline{reason}. Upload it with:\n  {_upload_command(runs)}"
 

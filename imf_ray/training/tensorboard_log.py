@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import shlex
 from collections.abc import Mapping
+
+from PIL import Image
 
 from imf_ray.errors import UserError
 from imf_ray.folders import TRIALS_DIR
 from imf_ray.training.chart_log import VIDEO_CHART
 from imf_ray.training.run_dir import TENSORBOARD_DIR, RunDir
 from imf_ray.training.stoppable_dir import StoppableDir
-from imf_ray.video import decode_video, encode_gif
 
 
 class TensorBoardLog:
@@ -35,15 +37,12 @@ class TensorBoardLog:
             self._writer.add_scalar(chart, value, step, walltime=time_s)
         self._writer.flush()
 
-    def log_video(self, step: int, video: bytes, caption: str) -> None:
-        """Log a video as an animated image, because TensorBoard shows no MP4."""
+    def log_video(self, step: int, gif: bytes, caption: str) -> None:
+        """Log the video of a validation as an animated image, which has no caption."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        frames = decode_video(video)
-        height, width = frames.shape[1:3]
-        image = Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=encode_gif(frames)
-        )
+        width, height = Image.open(io.BytesIO(gif)).size
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
         summary = Summary(value=[Summary.Value(tag=VIDEO_CHART, image=image)])
         self._writer.file_writer.add_summary(summary, step)
 

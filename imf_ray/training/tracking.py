@@ -1,7 +1,7 @@
 """Logging of a training run.
 
-A run writes metrics.jsonl, gauges for Prometheus and worker records. It can also log charts to SwanLab
-and TensorBoard.
+A run writes metrics.jsonl, gauges for Prometheus and worker records. It can also log charts to
+SwanLab and TensorBoard.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from imf_ray.training.run_records import (
 from imf_ray.training.stoppable_dir import StoppableDir
 from imf_ray.training.swanlab_log import SwanLabLog, check_swanlab, describe_swanlab
 from imf_ray.training.tensorboard_log import TensorBoardLog, check_tensorboard, describe_tensorboard
+from imf_ray.video import convert_to_gif
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class Tracker:
             self._chart_logs.append(TensorBoardLog(run_dir, start_step))
         for chart_log in self._chart_logs:
             for line in missing_lines(lines, start_step, chart_log.is_new):
-                self._log_charts(chart_log, line)
+                self._log_charts([chart_log], line)
         self._last_step, self._last_time = start_step, time.monotonic()
         num_invalid = run_dir.count_checkpoints_after(start_step)
         num_invalid += sum(line.get(INVALID_CHECKPOINTS, 0) for line in launches[-1:])
@@ -163,18 +164,23 @@ class Tracker:
         line = {"step": step, "time": time.time(), **metrics}
         self._file.append(json.dumps(line))
         self._gauges.add(line)
-        for chart_log in self._chart_logs:
-            self._log_charts(chart_log, line)
+        self._log_charts(self._chart_logs, line)
 
-    def _log_charts(self, chart_log: ChartLog, line: Mapping[str, Any]) -> None:
+    def _log_charts(self, chart_logs: Sequence[ChartLog], line: Mapping[str, Any]) -> None:
         """Log the charts of a line of metrics.jsonl, and the video of its validation."""
-        step = line["step"]
-        chart_log.log(step, line.get("time", time.time()), charts(line))
+        if not chart_logs:
+            return
+        step, values = line["step"], charts(line)
+        for chart_log in chart_logs:
+            chart_log.log(step, line.get("time", time.time()), values)
         video = self._run_dir.read_validation_video(step) if VALIDATED in line else None
         if video is not None:
+            gif, caption = convert_to_gif(video), f"First episode after {step} steps"
             success = describe_success(line)
-            result = "" if success is None else f"; success {success}"
-            chart_log.log_video(step, video, f"First episode after {step} steps{result}")
+            if success is not None:
+                caption += f"; success in all episodes {success}"
+            for chart_log in chart_logs:
+                chart_log.log_video(step, gif, caption)
 
 
 def _validation_key(metrics: Mapping[str, Any]) -> tuple[int, bool]:
