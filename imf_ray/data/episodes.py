@@ -142,6 +142,11 @@ class EpisodeMetadata:
         return {camera: (images.height, images.width) for camera, images in self.images.items()}
 
     @property
+    def seed(self) -> int | None:
+        """Seed of the recording; None if the attribute `seed` is missing or is no seed."""
+        return whole_number(self.attributes.get("seed"), minimum=0)
+
+    @property
     def ref(self) -> EpisodeRef:
         """Reference for reading the file again."""
         return EpisodeRef(self.path, self.length, self.format, self.fingerprint, self.content_hash)
@@ -178,6 +183,32 @@ class EpisodeSlice:
     qpos: np.ndarray
     object_poses: Mapping[str, np.ndarray]
     action: np.ndarray
+
+
+def unwrap(value: Any) -> Any:
+    """Return the single value of a list with one element, otherwise the value itself."""
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value
+
+
+def whole_number(value: Any, minimum: int) -> int | None:
+    """Return an attribute's value as a whole number, or None if it is not one, or too small.
+
+    Other programs store numbers as text, floats or arrays of one element.
+    """
+    value = unwrap(value)
+    if isinstance(value, bool):
+        return None
+    if not isinstance(value, int):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            return None
+        if not number.is_integer():
+            return None
+        value = int(number)
+    return value if value >= minimum else None
 
 
 def episode_path(folder: Path, number: int) -> Path:

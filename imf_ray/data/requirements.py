@@ -21,7 +21,13 @@ from imf_ray.data.episode_formats import (
     IMF_RAY,
     is_own_recording,
 )
-from imf_ray.data.episodes import QPOS, EpisodeMetadata, pose_dataset
+from imf_ray.data.episodes import (
+    QPOS,
+    EpisodeMetadata,
+    pose_dataset,
+    unwrap,
+    whole_number,
+)
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.storage import AnyPath
@@ -141,7 +147,7 @@ def _action_space_mismatches(info: EpisodeMetadata, space: str) -> Iterable[Mism
     """Check that a file has actions of the run's action space, and that its attribute agrees."""
     if space in info.action_spaces and space != "joint":
         return  # end-effector targets have a dataset of their own, or a format of their own
-    recorded = _unwrap(info.attributes.get("action_space", "joint"))
+    recorded = unwrap(info.attributes.get("action_space", "joint"))
     # The attribute describes /action. Other programs may name their action spaces differently.
     if info.format == IMF_RAY and str(recorded).lower() != "joint":
         is_ee = recorded == "ee"
@@ -225,7 +231,7 @@ def _recording_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mis
     task = config.task
     if "control_hz" in info.attributes:
         recorded = info.attributes["control_hz"]
-        rate = _positive_integer(recorded)
+        rate = whole_number(recorded, minimum=1)
         if rate is None:
             yield Mismatch(
                 f"the attribute control_hz={recorded} is not a whole number of steps per second. "
@@ -252,23 +258,6 @@ def _compare(
             f"the episodes were recorded with {name}={recorded}, but the run has {option}={value}",
             (to_override(option, recorded),),
         )
-
-
-def _unwrap(value: Any) -> Any:
-    """Return the single value of a list with one element, otherwise the value itself."""
-    while isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    return value
-
-
-def _positive_integer(value: Any) -> int | None:
-    """Return an attribute's value as a whole number of at least 1, or None if it is not one."""
-    value = _unwrap(value)
-    try:
-        number = float("nan" if isinstance(value, bool) else value)
-    except (TypeError, ValueError):
-        return None
-    return int(number) if number.is_integer() and number >= 1 else None
 
 
 def _image_dataset(camera: str) -> str:

@@ -195,7 +195,7 @@ def _read_state(folder: Path, first_seed: int) -> CollectionState:
         try:
             with h5py.File(path, "r") as file:
                 seed = int(file.attrs["seed"])
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} is not an episode of this collection ({error}). Collect into another "
                 "data.dataset_dir, or remove the file."

@@ -21,7 +21,7 @@ from imf_ray.agents.pretrained import (
     weights_digest,
 )
 from imf_ray.data.episode_files import require_episodes
-from imf_ray.data.episodes import read_actions
+from imf_ray.data.episodes import read_actions, whole_number
 from imf_ray.data.index import check_dataset
 from imf_ray.errors import UserError
 from imf_ray.rollout.policy_fit import PolicyNeeds, agent_needs
@@ -231,10 +231,9 @@ class ReplayPolicy(OpenLoopPolicy):
                     f"{file} has actions of {actions.shape[1]} numbers, but {files[0]} of "
                     f"{self._recordings[0].shape[1]}. Replay them separately."
                 )
-            rate = info.attributes.get("control_hz")
-            control_hz = rate if isinstance(rate, int) else control_hz
-            if "seed" in info.attributes:
-                self._recording_by_seed[int(info.attributes["seed"])] = actions
+            control_hz = whole_number(info.attributes.get("control_hz"), minimum=1) or control_hz
+            if info.seed is not None:
+                self._recording_by_seed[info.seed] = actions
         self.name = f"replay-{digest.hexdigest()[:16]}"
         self.needs = PolicyNeeds(
             action_dim=self._recordings[0].shape[1],

@@ -173,7 +173,8 @@ def test_an_unknown_variable_or_user_is_named(
 
 
 @pytest.mark.parametrize(
-    "text", ["${HOME:-/tmp}", "${HOME%/}/x", "$(pwd)/runs", "${oc.env:HOME}", "${data.format}", "${}"]
+    "text",
+    ["${HOME:-/tmp}", "${HOME%/}/x", "$(pwd)/runs", "${oc.env:HOME}", "${data.format}", "${}"],
 )
 @pytest.mark.parametrize("option", ["storage_path", "data.dataset_dir", "recipe"])
 def test_what_only_a_shell_replaces_is_refused_unless_it_exists(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
 from imf_ray.agents.pretrained import make_agent, save_agent
@@ -110,14 +113,48 @@ def test_a_checkpoint_is_refused_in_another_environment(tmp_path: Path) -> None:
         rollout_metadata(RolloutSpec(joint, agent_rollout_config(in_ee, 0)))
 
 
-def test_a_replay_is_refused_in_another_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Episodes are checked in this process, as `check_dataset` does in others."""
+
     def check_here(_: Path, files: list[Path], __: str) -> dict[Path, EpisodeMetadata]:
-        """Check files as `check_dataset` does, but in this process."""
         return {file: check_episode(file) for file in files}
 
     monkeypatch.setattr(policies, "check_dataset", check_here)
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (7, 7),
+        (np.array([7]), 7),
+        ("7", 7),
+        (7.0, 7),
+        ("seven", None),
+        ("", None),
+        (7.5, None),
+        (-7, None),
+        (np.array([7, 8]), None),
+        (float("nan"), None),
+        (True, None),
+        (np.void(b"7x"), None),
+    ],
+)
+def test_an_attribute_seed_of_another_program_is_read_or_ignored(
+    seed: Any, expected: int | None, tmp_path: Path, checked_here: None
+) -> None:
+    path = tmp_path / "episode_0.hdf5"
+    write_act(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["seed"] = seed
+        file.attrs["control_hz"] = "50"
+    assert check_episode(path).seed == expected
+    policy = policies.ReplayPolicy(path, "auto", "joint")
+    assert policy.needs.control_hz == 50
+    assert (7 in policy._recording_by_seed) == (expected is not None)
+
+
+def test_a_replay_is_refused_in_another_environment(tmp_path: Path, checked_here: None) -> None:
     write_act(tmp_path / "episode_0.hdf5")
     config = scripted_rollout_config(load_config().task)
     for path in (tmp_path, tmp_path / "episode_0.hdf5"):
