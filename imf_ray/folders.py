@@ -257,7 +257,8 @@ def _kind_by_names(path: AnyPath) -> FolderKind:
         return FolderKind.INCOMPLETE
     if names & _SWEEP_FILES:
         return FolderKind.SWEEP
-    if names & _RUN_FILES or fnmatch.filter(names, CHECKPOINT_GLOB):
+    checkpoints = fnmatch.filter(names, CHECKPOINT_GLOB)
+    if names & _RUN_FILES or any("." not in name for name in checkpoints):  # videos have a suffix
         return FolderKind.RUN
     if CONFIG_FILE in names and _has_train_section(path / CONFIG_FILE):
         return FolderKind.RUN  # it has just started

@@ -222,6 +222,8 @@ def test_a_sweep_resumes_on_another_machine(
         assert trial_before["metrics"][success] == trial_after["metrics"][success]
     table = run_command("report", f"storage_path={bucket}", "run_name=sweep", cwd=tmp_path)
     assert table.returncode == 0 and "untrained" in table.stdout
+    assert f"Report: {bucket}/sweep/report.html" in table.stdout
+    assert f"checkpoint={bucket}/sweep/trials/" in (remote / "report.html").read_text()
     best = f"{bucket}/sweep/trials/{trial.name}/checkpoint_00000004"
     evaluated = run_command(
         "evaluate",
