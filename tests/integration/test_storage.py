@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from safetensors.torch import load_file
 from upath import UPath
@@ -27,36 +26,24 @@ from imf_ray.storage import delete, display_path, download, local_dir, remote_pa
 from imf_ray.sweep.trial_record import TrialDir
 from imf_ray.training.run_dir import RunDir
 from tests.helpers import REPO_ROOT
+from tests.helpers.buckets import open_bucket, s3_server
 from tests.helpers.commands import COMMAND_TIMEOUT_S, command_environment, run_command
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 
-BUCKET = "s3://runs"
 AGENT = "resnet_imf_attnres_multitoken"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The address of a local S3 server."""
-    s3_server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    s3_server.start()
-    host, port = s3_server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    s3_server.stop()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """The URL of a new folder that this process and its children can access."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "XDG_CACHE_HOME": str(tmp_path / "one"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    UPath(BUCKET).mkdir(exist_ok=True)
-    return f"{BUCKET}/{tmp_path.name}"
+    return open_bucket(server, monkeypatch, tmp_path)
 
 
 def use_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
