@@ -79,8 +79,12 @@ class Head:
 
 
 @contextlib.contextmanager
-def start_head(require_token: bool) -> Iterator[Head]:
-    """Start a head node with two CPUs on ports of its own. It is stopped by its process id."""
+def start_head(require_token: bool, variables: Mapping[str, str] | None = None) -> Iterator[Head]:
+    """Start a head node with two CPUs on ports of its own. It is stopped by its process id.
+
+    Args:
+        variables: further environment variables of the node and of its clients.
+    """
     port = _free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_metrics_report_interval_ms": "1000"}
@@ -89,6 +93,7 @@ def start_head(require_token: bool) -> Iterator[Head]:
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     else:
         environment |= {"RAY_AUTH_MODE": "disabled"}
+    environment |= variables or {}
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         process = subprocess.Popen(
             [

@@ -1,16 +1,25 @@
-"""Grafana's dashboards show a real sweep: a real Prometheus answers all of their queries."""
+"""Grafana's dashboards show a real sweep: a real Prometheus answers all of their queries.
+
+Grafana itself is not part of the tests. A stub takes its place where Ray's dashboard asks for it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.browser import Browser
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
-from tests.helpers.grafana import MONITORING, queries, variables
+from tests.helpers.grafana import MONITORING, dashboards, queries, variables
 from tests.helpers.head_node import PROMETHEUS_TARGETS, start_head
 from tests.helpers.prometheus import PROMETHEUS, start_prometheus
 
@@ -27,7 +36,12 @@ NEEDS_GPU = {"ray_node_gpus_utilization", "ray_imf_ray_gpu_memory_bytes"}
 RATE_INTERVAL_S = 30
 
 
-@pytest.mark.skipif(PROMETHEUS is None, reason="needs Debian's package prometheus")
+needs_prometheus = pytest.mark.skipif(
+    PROMETHEUS is None, reason="needs Prometheus (apt-get install prometheus)"
+)
+
+
+@needs_prometheus
 def test_every_query_of_the_dashboards_shows_a_sweep(demonstrations: Path, tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(SPACE)
     varied = ("agent.head.n_emb", "agent.head.n_head")
@@ -72,3 +86,64 @@ def test_every_query_of_the_dashboards_shows_a_sweep(demonstrations: Path, tmp_p
     unexpected = {q for q in without if not any(metric in q[2] for metric in NEEDS_GPU)}
     assert not unexpected
     assert len(without) == len(NEEDS_GPU) and len(queries()) > 50
+
+
+class _GrafanaStub(BaseHTTPRequestHandler):
+    """Answers as a healthy Grafana, and every dashboard with an empty page."""
+
+    def do_GET(self) -> None:
+        is_health = self.path == "/api/health"
+        body = json.dumps({"database": "ok"}) if is_health else "<p>A dashboard</p>"
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json" if is_health else "text/html")
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _grafana_stub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _GrafanaStub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+@needs_prometheus
+def test_the_metrics_page_of_rays_dashboard_asks_for_our_dashboard(tmp_path: Path) -> None:
+    """As docs/monitoring.md says, with the variable that it names."""
+    (variable,) = re.findall(
+        r"(RAY_GRAFANA_DATA_DASHBOARD_UID)=(\S+)",
+        (MONITORING.parents[1] / "docs/monitoring.md").read_text(),
+    )
+    no_nodes = tmp_path / "nodes.json"
+    no_nodes.write_text("[]")
+    with (
+        _grafana_stub() as grafana,
+        start_prometheus(MONITORING / "prometheus.yml", no_nodes, tmp_path) as prometheus,
+    ):
+        servers = {"RAY_GRAFANA_HOST": grafana, "RAY_PROMETHEUS_HOST": prometheus.url}
+        variables = dict([variable], **servers)
+        with start_head(require_token=False, variables=variables) as head, Browser() as browser:
+            page = browser.open(f"{head.url}/#/metrics", width=1600)
+            page.wait_for("document.querySelector('iframe')")
+            core = page.evaluate("document.querySelector('iframe').src")
+            assert core.startswith(f"{grafana}/d/rayDefaultDashboard/?")
+            page.evaluate(
+                "[...document.querySelectorAll('[role=tab]')]"
+                ".find(tab => tab.textContent == 'Ray Data').click()"
+            )
+            frame = "document.querySelector('iframe').src"
+            page.wait_for(f"{frame}.includes('imf-ray')")
+            url = page.evaluate(frame)
+            written = head.folder / "session_latest/metrics/grafana/dashboards"
+            ray_uids = {json.loads(file.read_text())["uid"] for file in written.glob("*.json")}
+    assert url.startswith(f"{grafana}/d/{dashboards()['sweep.json']['uid']}/sweep/?")
+    assert "var-datasource=Prometheus" in url
+    assert not ray_uids & {board["uid"] for board in dashboards().values()}
