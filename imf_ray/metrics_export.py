@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -193,7 +193,7 @@ class _GaugeValues:
                 self._thread = threading.Thread(target=self._export_loop, daemon=True)
                 self._thread.start()
 
-    def remove(self, all_series: set[_Series]) -> None:
+    def remove(self, all_series: Iterable[_Series]) -> None:
         with self._lock:
             values = {s: self._values.pop(s) for s in all_series if s in self._values}
         self._export(values)

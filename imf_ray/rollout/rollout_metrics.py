@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from imf_ray.checkpoint_dir import CHECKPOINT_GLOB
-from imf_ray.metrics_export import OUTCOME, SWEEP, TRIAL, MetricExporter, run_tags
+from imf_ray.metrics_export import SWEEP, TRIAL, MetricExporter, run_tags
 from imf_ray.rollout.episode_runner import EpisodeResult
 from imf_ray.rollout.policy_spec import PolicyKind, PolicySpec
 from imf_ray.rollout.records import EpisodeRecord
@@ -40,7 +40,7 @@ class RolloutMetrics:
     def add(self, result: EpisodeResult) -> None:
         """Add an episode that has ended."""
         record = result.record
-        self._exporter.count("episodes_total", **{OUTCOME: _outcome(record)})
+        self._exporter.count("episodes_total", outcome=_outcome(record))
         self._exporter.count("env_steps_total", record.steps)
         if "wall_s" in record.timing:
             self._exporter.observe("episode_seconds", record.timing["wall_s"])

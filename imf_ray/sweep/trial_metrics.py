@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from imf_ray.metrics_export import STATE, SWEEP, MetricExporter
+from imf_ray.metrics_export import SWEEP, MetricExporter
 from imf_ray.sweep.trial_record import FAILED, FINISHED, STOPPED, TrialDir
 
 PENDING, RUNNING = "pending", "running"
@@ -49,4 +49,4 @@ class TrialCounts(tune.Callback):
     def _export(self) -> None:
         counts = Counter(self._states.values())
         for state in STATES:
-            self._exporter.set({"trials": counts[state]}, **{STATE: state})
+            self._exporter.set({"trials": counts[state]}, state=state)

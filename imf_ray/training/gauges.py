@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from imf_ray.checkpoint_dir import VALIDATED_STEP, VALIDATION_ERROR
-from imf_ray.metrics_export import STAGE, MetricExporter, run_tags
+from imf_ray.metrics_export import MetricExporter, run_tags
 from imf_ray.rollout.records import STAGE_METRIC, SUCCESS_RATE
 from imf_ray.training.pace import Pace
 from imf_ray.training.run_records import (
@@ -72,7 +72,7 @@ class RunGauges:
         self._exporter.set(values)
         for name, share in line.items():
             if name.startswith(STAGE_METRIC):
-                self._exporter.set({"stage_ratio": share}, **{STAGE: name[len(STAGE_METRIC) :]})
+                self._exporter.set({"stage_ratio": share}, stage=name[len(STAGE_METRIC) :])
 
     def close(self) -> None:
         """Stop exporting the gauges."""
