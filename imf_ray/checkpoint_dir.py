@@ -25,6 +25,8 @@ CONFIG_FILE, MANIFEST_FILE = "config.yaml", "manifest.json"
 TRAIN_STATE_FILE, VALIDATION_FILE = "trainer_state.pt", "validation.json"
 DIGEST_KEY = "digest"
 """Key of a manifest: SHA-256 digest of the manifest without this key."""
+COPY_AGAIN = "Copy the whole folder again, or use another checkpoint."
+"""Way out of a damaged checkpoint, for messages."""
 SUCCESS_RATE = "rollout/success_rate"
 """Metric: success rate of the rollouts of a validation."""
 VALIDATED_STEP = "validated_step"
@@ -92,35 +94,41 @@ def read_checkpoint(path: str | Path, *patterns: str) -> SavedCheckpoint:
     """
     path = Path(path)
     try:
-        manifest = json.loads((path / MANIFEST_FILE).read_text())
+        content = (path / MANIFEST_FILE).read_bytes()
+        if not content.strip(b"\0 \n"):  # after a crash of the machine, or of a copy
+            raise UserError(
+                f"{path} is not a valid checkpoint: {MANIFEST_FILE} is empty. {COPY_AGAIN}"
+            )
+        manifest = json.loads(content)
         digest = manifest.pop(DIGEST_KEY, None)  # earlier versions wrote none
         if digest is not None and digest != manifest_digest(manifest):
-            raise UserError(f"{path} is not a valid checkpoint: {MANIFEST_FILE} was changed.")
+            raise UserError(
+                f"{path} is not a valid checkpoint: {MANIFEST_FILE} was changed. {COPY_AGAIN}"
+            )
         for name, digest in manifest["files"].items():
             file = path / name
             is_verified = not patterns or any(file.match(pattern) for pattern in patterns)
             if is_verified and file_digest(file) != digest:
                 raise UserError(
-                    f"{path} is not a valid checkpoint: {name} was changed or is damaged. Copy the "
-                    "folder again, or use another checkpoint."
+                    f"{path} is not a valid checkpoint: {name} was changed or is damaged. "
+                    f"{COPY_AGAIN}"
                 )
         return SavedCheckpoint(path, _metrics(path, manifest))
     except FileNotFoundError as error:
         name = Path(error.filename).name if error.filename else error
         raise UserError(
-            f"{path} is not a valid checkpoint: {name} is missing. Copy the whole folder again, or "
-            "use another checkpoint."
+            f"{path} is not a valid checkpoint: {name} is missing. {COPY_AGAIN}"
         ) from error
     except OSError as error:
         if is_transient(error):
             raise StorageError(f"{path} cannot be read: {error}") from error
-        raise UserError(f"{path} is not a valid checkpoint: {error}.") from error
+        raise UserError(f"{path} is not a valid checkpoint: {error}. {COPY_AGAIN}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
             f"{path} is not a valid checkpoint: {MANIFEST_FILE} is damaged "
-            f"({type(error).__name__}: {error})."
+            f"({type(error).__name__}: {error}). {COPY_AGAIN}"
         ) from error
 
 

@@ -16,7 +16,7 @@ import torch
 
 from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.checks import image_fault
-from imf_ray.agents.pretrained import POLICY_FILES, load_agent
+from imf_ray.agents.pretrained import POLICY_FILES, default_tensors, load_agent
 from imf_ray.bundled import policy_dir
 from imf_ray.checkpoint_dir import MANIFEST_FILE
 from imf_ray.folders import require_checkpoint, verify_checkpoint
@@ -60,7 +60,7 @@ class LoadedPolicy:
         self.control_hz = config.task.control_hz
         self.config = config
         self._agent = agent
-        self._generator = torch.Generator()
+        self._generator = torch.Generator("cpu")
         self._resized_sizes: set[tuple[str, tuple[int, ...]]] = set()
         self.reset(seed)
 
@@ -106,7 +106,8 @@ class LoadedPolicy:
         is_batch = inputs["qpos"].ndim == 2
         if not is_batch:
             inputs = _add_batch_axis(inputs)
-        actions = self._agent.select_action(inputs, generator=self._generator).cpu().numpy()
+        with default_tensors():
+            actions = self._agent.select_action(inputs, generator=self._generator).cpu().numpy()
         if not np.isfinite(actions).all():
             raise ValueError(
                 "the predicted action is not finite; check the units of qpos and object_poses"

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from torch import nn
 from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.registry import OBJECTIVES
 from imf_ray.aliases import STATE_DICT_PREFIXES
+from imf_ray.bundled import policy_dir
 from imf_ray.checkpoint_dir import CONFIG_FILE, EMA_WEIGHTS_FILE, WEIGHTS_FILE
 from imf_ray.config import config_from_dict, config_to_dict, to_yaml
 from imf_ray.errors import UserError, error_source
@@ -32,6 +34,7 @@ from imf_ray.folders import checkpoint_error
 from imf_ray.models.imf_transformer import IMFTransformer1D
 from imf_ray.models.transformer1d import Transformer1D
 from imf_ray.schema import AgentConfig, Config, HeadConfig
+from imf_ray.storage import download, is_remote
 from imf_ray.yaml_text import dump_yaml, read_yaml
 
 POLICY_FILES = ("*.safetensors", "*.yaml")
@@ -184,20 +187,24 @@ def load_agent(
     The agent refuses images of another size than in training; see `VLAAgent.image_size`.
 
     Args:
-        folder: local path. `~` is the home folder.
+        folder: local path, released policy, or a URL, whose files are downloaded. `~` is the home
+            folder.
         ema: load the EMA weights if the checkpoint has them.
 
     Raises:
         UserError: the folder is not a checkpoint, its weights do not fit its configuration, or
             the device does not exist.
     """
-    folder = Path(folder).expanduser()
     _check_device(device)
+    path, folder = folder, policy_dir(folder)
+    if is_remote(path):
+        download(folder, *POLICY_FILES)
     config = load_policy_config(folder)
     weights = weights_path(folder, ema)
     if not weights.is_file():
         raise checkpoint_error(folder)
-    agent = make_agent(config.agent, config.task.action_space)
+    with default_tensors():
+        agent = make_agent(config.agent, config.task.action_space)
     agent.image_size = config.task.image_size
     try:
         agent.load_state_dict(load_weights(weights))
@@ -214,12 +221,30 @@ def _check_device(device: str | torch.device) -> None:
     """
     try:
         torch.zeros(1, device=device).item()
+        if torch.device(device).type == "cpu" and torch.device(device).index:
+            raise ValueError("the CPU is one device, without a number")  # torch ignores it
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
         raise UserError(
             f"device={str(device)!r} cannot be used: {reason}. Use device='cpu', or a device that "
             f"torch finds here ({torch.cuda.device_count()} CUDA devices)."
         ) from error
+
+
+@contextmanager
+def default_tensors() -> Iterator[None]:
+    """Make new tensors float32 and on the CPU inside the `with` block, as torch does by default.
+
+    The caller may have set another default device or type for its own tensors.
+    """
+    dtype, device = torch.get_default_dtype(), torch.device("cpu")
+    torch.set_default_dtype(torch.float32)
+    try:
+        # Entering a device makes every operation of torch slower.
+        with nullcontext() if torch.get_default_device() == device else device:
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def make_untrained_agent(
@@ -233,7 +258,7 @@ def make_untrained_agent(
         UserError: as `load_agent`.
     """
     trained, config = load_agent(folder)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), default_tensors():
         torch.manual_seed(UNTRAINED_SEED)
         agent = make_agent(config.agent, config.task.action_space)
     for name in ("qpos_normalizer", "action_normalizer"):

@@ -377,11 +377,14 @@ def test_a_url_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for file in PATH.iterdir():
         (url / file.name).write_bytes(file.read_bytes())
     assert load_policy("memory://robots/policy").image_size == 96
-    with pytest.raises(UserError, match="memory://robots/other does not exist"):
-        load_policy("memory://robots/other")
+    assert load_agent("memory://robots/policy")[0].image_size == 96
+    assert load_policy(f"file://{PATH}").image_size == load_agent(f"file://{PATH}")[0].image_size
+    for load in (load_policy, load_agent):
+        with pytest.raises(UserError, match="memory://robots/other does not exist"):
+            load("memory://robots/other")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x", "meta", 1.5])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x", "cpu:3", "meta", 1.5])
 def test_a_device_that_does_not_exist_is_named(device: Any) -> None:
     with pytest.raises(UserError, match=f"device='{device}'"):
         load_policy(PATH, device=device)
@@ -418,3 +421,28 @@ def test_a_damaged_policy_is_refused(tmp_path: Path) -> None:
     config.unlink()
     with pytest.raises(UserError, match=r"config\.yaml"):
         load_policy(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("content", ["", "\0" * 100, "{}", "[]", "null", '{"files": []}', "\udcff"])
+def test_a_damaged_manifest_is_named_with_the_way_out(content: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(PATH, tmp_path / "copy"))
+    (folder / "manifest.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"manifest\.json.*Copy the whole folder again"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_default_device_and_type_of_the_script_do_not_matter(
+    policy: LoadedPolicy, device: str, dtype: torch.dtype
+) -> None:
+    expected = episode(policy, 10)
+    try:
+        torch.set_default_device(device)
+        torch.set_default_dtype(dtype)
+        actions = episode(load_policy(PATH), 10)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(actions, expected)
+    assert actions.dtype == np.float32
