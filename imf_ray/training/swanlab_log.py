@@ -162,7 +162,10 @@ def _start(run_dir: RunDir, config: Config, run_id: str, folder: Path) -> Any:
 
 
 def flat_config(config: Config) -> dict[str, Any]:
-    """Return all options by their dotted names; SwanLab shows nested ones as [object Object]."""
+    """Return all options by their dotted names.
+
+    SwanLab shows nested dictionaries and None as `[object Object]`. So None is the text `null`.
+    """
     options: dict[str, Any] = {}
 
     def add(values: Mapping[str, Any], prefix: str) -> None:
@@ -170,7 +173,7 @@ def flat_config(config: Config) -> dict[str, Any]:
             if isinstance(value, Mapping):
                 add(value, f"{prefix}{name}.")
             else:
-                options[f"{prefix}{name}"] = value
+                options[f"{prefix}{name}"] = "null" if value is None else value
 
     add(config_to_dict(config), "")
     return options

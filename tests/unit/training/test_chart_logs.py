@@ -183,7 +183,8 @@ def test_trials_share_one_board_in_local_mode(tmp_path: Path, fake_swanlab: Fake
 def test_the_config_is_flat() -> None:
     options = flat_config(config_of("train.lr=1e-3"))
     assert options["train.lr"] == 1e-3 and options["agent.head.n_emb"] > 0
-    assert not any(isinstance(value, dict) for value in options.values())
+    assert options["cluster.address"] == "null"
+    assert not any(value is None or isinstance(value, dict) for value in options.values())
 
 
 def test_a_missing_package_and_an_invalid_project_are_errors(
