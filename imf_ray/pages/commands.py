@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from imf_ray.config import (
@@ -90,6 +90,7 @@ def _group_defaults(choices: tuple[str, ...]) -> dict[str, Any]:
         return {}
 
 
+@lru_cache(maxsize=10_000)
 def command(name: str, *arguments: str) -> str:
     """Return a command line of the package."""
     return redact_command(["imf-ray", name, *arguments])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ class RunFolder:
         self.record: TrialRecord | None = None
         """Result of the trial, if the run is one that has ended."""
         self._folder_version: Version | None = None
+        self._subfolders: set[str] = set()
         self._saved_steps: list[int] = []
 
     def update(self) -> None:
@@ -62,9 +64,11 @@ class RunFolder:
         version = file_version(self.path)
         if version != self._folder_version:
             self._folder_version = version
+            self._subfolders = set(os.listdir(self.path)) if version is not None else set()
+            checkpoints = map(self.path.joinpath, fnmatch.filter(self._subfolders, CHECKPOINT_GLOB))
             self._saved_steps = sorted(
                 checkpoint_step(folder)
-                for folder in self.path.glob(CHECKPOINT_GLOB)
+                for folder in checkpoints
                 if (folder / MANIFEST_FILE).is_file()
             )
 
@@ -133,6 +137,8 @@ class RunFolder:
 
     def videos(self) -> list[tuple[Path, str]]:
         """Return path and caption of the videos of validations, newest first."""
+        if VIDEOS_DIR not in self._subfolders:
+            return []
         files = sorted((self.path / VIDEOS_DIR).glob("*.mp4"), reverse=True)
         return [(file, f"Validation at step {_step_in_name(file)}") for file in files]
 
@@ -194,8 +200,8 @@ class RunFolder:
     def _swanlab_run(self) -> str | None:
         if self.record is not None and self.record.swanlab_run is not None:
             return redact(self.record.swanlab_run)
-        folder = self.path / SWANLAB_DIR
-        return display_path(folder) if folder.is_dir() else None
+        is_offline = SWANLAB_DIR in self._subfolders
+        return display_path(self.path / SWANLAB_DIR) if is_offline else None
 
     def _notes(self) -> Iterator[str]:
         if self.log.num_damaged:
