@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,32 +48,39 @@ class RunGauges:
         lines: the lines of the log so far, whose latest values are exported at once.
     """
 
-    def __init__(self, run: Path, max_steps: int, lines: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, run: Path, max_steps: int, lines: Iterable[Mapping[str, Any]] = ()) -> None:
         self._exporter = MetricExporter(run_tags(run))
-        self._max_steps = max_steps
-        self._failed_validations = 0
-        self._pace = Pace()
-        self._exporter.set({"max_training_steps": max_steps, "failed_validations": 0})
+        self._max_steps, self._pace = max_steps, Pace()
+        self._values: dict[str, float] = {"max_training_steps": max_steps, "failed_validations": 0}
+        self._stages: dict[str, float] = {}
         for line in lines:
-            self.add(line)
+            self._read(line)
+        self._export()
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Set the gauges of one line of the log."""
-        values = gauge_values(line)
-        if VALIDATION_ERROR in line:
-            self._failed_validations += 1
-            values["failed_validations"] = self._failed_validations
-        if VALIDATED not in line:  # the step of a validation is that of an earlier checkpoint
-            values["training_step"] = line["step"]
-            self._pace.add(line)
-            time_left_s = self._pace.time_left_s(self._max_steps)
-            if time_left_s is not None:
-                values["time_left_seconds"] = time_left_s
-        self._exporter.set(values)
-        for name, share in line.items():
-            if name.startswith(STAGE_METRIC):
-                self._exporter.set({"stage_ratio": share}, stage=name[len(STAGE_METRIC) :])
+        self._read(line)
+        self._export()
 
     def close(self) -> None:
         """Stop exporting the gauges."""
         self._exporter.close()
+
+    def _read(self, line: Mapping[str, Any]) -> None:
+        self._values |= gauge_values(line)
+        if VALIDATION_ERROR in line:
+            self._values["failed_validations"] += 1
+        if VALIDATED not in line:  # the step of a validation is that of an earlier checkpoint
+            self._values["training_step"] = line["step"]
+            self._pace.add(line)
+            time_left_s = self._pace.time_left_s(self._max_steps)
+            if time_left_s is not None:
+                self._values["time_left_seconds"] = time_left_s
+        for name, share in line.items():
+            if name.startswith(STAGE_METRIC):
+                self._stages[name.removeprefix(STAGE_METRIC)] = share
+
+    def _export(self) -> None:
+        self._exporter.set(self._values)
+        for stage, share in self._stages.items():
+            self._exporter.set({"stage_ratio": share}, stage=stage)
