@@ -107,7 +107,8 @@ def svg(
         attributes: further attributes of the `svg` element, already escaped.
     """
     return Markup(
-        f'<svg viewBox="0 0 {fixed(width)} {fixed(height)}" role="img" {attributes}>'
+        f'<svg viewBox="0 0 {fixed(width)} {fixed(height)}" style="max-width:{width * 1.1:.0f}px" '
+        f'role="img" {attributes}>'
         f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{''.join(parts)}</svg>"
     )
 

@@ -27,9 +27,9 @@ from imf_ray.pages.model import Pair, Row, State, Success
 
 MAX_LABELLED_ROWS = 16
 """Maximum number of rows with a line and a label each; more rows stand side by side."""
-LABEL_WIDTH = 22
-"""Maximum number of characters of a label in a chart."""
-WIDTH, LINE_HEIGHT = 640.0, 24.0
+LABEL_WIDTH, PAIR_LABEL_WIDTH = 22, 14
+"""Maximum number of characters of a row's label in a chart, alone and as one of a pair."""
+WIDTH, LINE_HEIGHT = 460.0, 22.0
 
 
 def chart_labels(rows: Iterable[Row]) -> dict[str, str]:
@@ -55,7 +55,7 @@ def whisker_plot(rows: Sequence[Row], baselines: Sequence[Row]) -> Markup:
 
 def _lines_of_whiskers(rows: Sequence[Row], references: Sequence[Row]) -> Markup:
     labels = chart_labels([*references, *rows])
-    left, right = 150.0, WIDTH - 20
+    left, right = 146.0, WIDTH - 12
     scale = Scale(0, 1, left, right)
     shown = sorted([*references, *rows], key=lambda row: -(row.success or _NONE).rate)
     bottom = 6 + LINE_HEIGHT * len(shown)
@@ -73,12 +73,12 @@ def _lines_of_whiskers(rows: Sequence[Row], references: Sequence[Row]) -> Markup
             f"{line(scale(success.low), y, scale(success.high), y, 'whisker')}"
             f'<circle cx="{fixed(scale(success.rate))}" cy="{fixed(y)}" r="4.5"/></g>'
         )
-    parts.append(text((left + right) / 2, bottom + 34, "success rate", "axis", "middle"))
+    parts.append(text((left + right) / 2, bottom + 32, "success rate", "axis", "middle"))
     return svg(WIDTH, bottom + 40, "Success rates", _DESCRIPTION, *parts)
 
 
 def _columns_of_whiskers(rows: Sequence[Row], references: Sequence[Row]) -> Markup:
-    width, height, left, bottom = 860.0, 260.0, 44.0, 226.0
+    width, height, left, bottom = 760.0, 240.0, 40.0, 206.0
     scale = Scale(0, 1, bottom, 10)
     step = (width - 90 - left) / len(rows)
     parts = [y_axis(scale, left, width - 84, 5)]
@@ -119,14 +119,16 @@ def pair_plot(pairs: Sequence[Pair], labels: dict[str, str]) -> Markup:
         labels: short label of each policy, by name.
     """
     reach = max(max(abs(pair.low), abs(pair.high)) for pair in pairs) * 1.05 or 1.0
-    left, right = 200.0, WIDTH - 20
+    left, right = 204.0, WIDTH + 60
     scale = Scale(-reach, reach, left, right)
     bottom = 6 + LINE_HEIGHT * len(pairs)
+    names = {labels.get(name, name) for pair in pairs for name in (pair.a, pair.b)}
+    shortened = short_labels(sorted(names), PAIR_LABEL_WIDTH)
     parts = [x_axis(scale, 0, bottom, grid=True), line(scale(0), 0, scale(0), bottom, "zero")]
     for index, pair in enumerate(pairs):
         y = 6 + LINE_HEIGHT * (index + 0.5)
         a, b = labels.get(pair.a, pair.a), labels.get(pair.b, pair.b)
-        name = short_labels([f"{a} \u2212 {b}"], 30)[f"{a} \u2212 {b}"]
+        name = f"{shortened[a]} \u2212 {shortened[b]}"
         title = f"{a} minus {b}: {pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
         parts.append(
             f'<g class="mark"><title>{escape(title)}</title>'
@@ -137,7 +139,7 @@ def pair_plot(pairs: Sequence[Pair], labels: dict[str, str]) -> Markup:
     axis = "difference of success rates: first minus second policy"
     parts.append(text((left + right) / 2, bottom + 34, axis, "axis", "middle"))
     description = "Each line is the 95 % confidence interval of a difference; the dot is its value."
-    return svg(WIDTH, bottom + 40, "Differences of pairs", description, *parts)
+    return svg(WIDTH + 72, bottom + 40, "Differences of pairs", description, *parts)
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,7 @@ def _heat_map(
 def _cell_texts(row: Row, is_success: bool) -> tuple[float | None, str, str]:
     """Return value, text and further text of a cell; a row without a value shows its state."""
     if is_success and row.success is not None:
-        detail = f"{interval_text(row.success)} n\u00a0=\u00a0{row.success.episodes}"
+        detail = f"{interval_text(row.success)}\nn = {row.success.episodes}"
         return row.success.rate, f"{row.success.rate:.2f}", detail
     if not is_success and row.action_error is not None:
         return row.action_error, number_text(row.action_error), ""

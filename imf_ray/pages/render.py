@@ -23,6 +23,8 @@ from imf_ray.pages.model import Media, Snapshot
 
 NUM_STAGE_ROWS = 5
 """Number of rows in the table of stages, without baselines."""
+MAX_EFFECT_VALUES = 8
+"""Maximum number of values of an option for means over the rows with one value."""
 MIN_EFFECT_ROWS = 4
 """Minimum number of evaluated rows for means over the values of an option."""
 _STATIC = resources.files("imf_ray.pages") / "static"
@@ -60,10 +62,11 @@ def render_page(snapshot: Snapshot, live: Live | None = None) -> str:
             script=Markup(SCRIPT),
             labels=labels,
             noun=wording.row_noun(snapshot),
+            nouns=wording.plural(wording.row_noun(snapshot)),
             headline=wording.headline(snapshot),
             counts=wording.state_counts(snapshot.rows),
             failures=wording.failures(snapshot.rows, labels),
-            table=table.results_table(snapshot, labels),
+            table=table.results_table(snapshot, labels, is_served=live is not None),
             detailed=table.detailed_rows(snapshot.rows),
             clip_path=charts_curves.clip_path(),
             **_charts(snapshot, labels),
@@ -103,7 +106,7 @@ def _differences(snapshot: Snapshot) -> dict[str, Any]:
     if len(evaluated) >= MIN_EFFECT_ROWS:
         for option in snapshot.varied:
             values = wording.option_effects(evaluated, option)
-            if 1 < len(values) < len(evaluated):
+            if 1 < len(values) <= min(len(evaluated) // 2, MAX_EFFECT_VALUES):
                 effects[option] = values
     return {
         "best_two": best_two,

@@ -18,6 +18,8 @@ from imf_ray.pages.formats import (
 from imf_ray.pages.model import Row, Snapshot, State, Success
 
 BASELINE_STATE = "baseline"
+MIN_FIXED_ERROR = 1e-3
+"""Smallest action error with four decimals; smaller ones have three significant digits."""
 MAX_DETAILED_ROWS = 200
 """Maximum number of rows with details of their own; rows that failed always have some."""
 
@@ -31,6 +33,11 @@ class Column:
     is_number: bool = True
     is_descending: bool = False
     """True if the first click on the header sorts the largest value first."""
+
+    @property
+    def css_class(self) -> str:
+        """Class of the column's cells: `num` is aligned to the right, `name` stays visible."""
+        return "num" if self.is_number else "name" if self.title == "name" else ""
 
 
 @dataclass(frozen=True)
@@ -66,27 +73,30 @@ class ResultsTable:
     rows: Sequence[TableRow]
 
 
-def results_table(snapshot: Snapshot, labels: Mapping[str, str]) -> ResultsTable:
+def results_table(
+    snapshot: Snapshot, labels: Mapping[str, str], *, is_served: bool = False
+) -> ResultsTable:
     """Return the table: the expert, the rows in their order, then the other baselines.
 
     Columns without any value are left out.
 
     Args:
         labels: short label of each row, by its name.
+        is_served: a server shows the page, and the pages of the rows of a storage folder.
     """
     is_first = [row.label == "expert" for row in snapshot.baselines]
     first = [row for row, flag in zip(snapshot.baselines, is_first, strict=True) if flag]
     last = [row for row, flag in zip(snapshot.baselines, is_first, strict=True) if not flag]
     rows = [*first, *snapshot.rows, *last]
     ranks = {row.name: rank for rank, row in enumerate(snapshot.rows, 1)}
-    detailed = detailed_rows(snapshot.rows)
     names = {row.name for row in snapshot.baselines}
+    make_name = _make_name(snapshot, labels, is_served)
     columns = [
         (column, [make_cell(row) for row in rows])
-        for column, make_cell in _columns(snapshot, ranks, labels, names, detailed)
+        for column, make_cell in _columns(snapshot, ranks, names, make_name)
     ]
     columns = [(column, cells) for column, cells in columns if any(cell.content for cell in cells)]
-    css_classes = [' class="num"' if column.is_number else "" for column, _ in columns]
+    css_classes = [f' class="{column.css_class}"' * bool(column.css_class) for column, _ in columns]
     table_rows = []
     for index, row in enumerate(rows):
         cells = [column_cells[index] for _, column_cells in columns]
@@ -105,29 +115,24 @@ def detailed_rows(rows: Sequence[Row]) -> list[Row]:
 def _columns(
     snapshot: Snapshot,
     ranks: Mapping[str, int],
-    labels: Mapping[str, str],
     baselines: set[str],
-    detailed: Sequence[Row],
+    make_name: Callable[[Row], Cell],
 ) -> Iterator[tuple[Column, Callable[[Row], Cell]]]:
     """Generate the columns, each with the function that makes its cells."""
-    linked = {row.name for row in detailed} if snapshot.kind != "storage" else set()
 
     def rank(row: Row) -> Cell:
         number = ranks.get(row.name)
         return Cell("" if number is None else str(number), "" if number is None else str(number))
-
-    def name(row: Row) -> Cell:
-        return Cell(_name(row, labels[row.name], linked), row.label)
 
     def state(row: Row) -> Cell:
         return _state(row, row.name in baselines)
 
     if snapshot.kind != "storage":
         yield Column("#", "Rank by success rate, then by action error"), rank
-    yield Column("name", "Name; a click shows its details", is_number=False), name
+    yield Column("name", "Name; a click shows its details", is_number=False), make_name
     yield Column("state", "State of training and validation", is_number=False), state
     yield Column("success", "Success rate with its 95 % interval", is_descending=True), _success
-    yield Column("0 to 1", "The interval as a line", is_descending=True), _whisker
+    yield Column("0 to 1", "The interval as a line", False, True), _whisker
     yield Column("n", "Number of episodes", is_descending=True), _episodes
     for option, short_name in snapshot.varied.items():
         is_number = all(isinstance(row.params.get(option, 0), int | float) for row in snapshot.rows)
@@ -154,14 +159,24 @@ def whisker(success: Success) -> Markup:
     return Markup(f'<i class="w" style="--l:{low};--m:{rate};--h:{high}"></i>')
 
 
-def _name(row: Row, label: str, linked: set[str]) -> Markup:
-    shown = escape(label)
-    if row.link is not None and is_own_page(row.link):
-        return Markup(f'<a href="{escape(row.link)}" title="{escape(row.name)}">{shown}</a>')
-    if row.name in linked:
-        key = row_key(row.name)
-        return Markup(f'<a href="#row-{key}" title="{escape(row.name)}">{shown}</a>')
-    return Markup(f'<span title="{escape(row.name)}">{shown}</span>')
+def _make_name(
+    snapshot: Snapshot, labels: Mapping[str, str], is_served: bool
+) -> Callable[[Row], Cell]:
+    """Return a function that makes the cell with a row's name, which links to its details."""
+    is_storage = snapshot.kind == "storage"
+    detailed = set() if is_storage else {row.name for row in detailed_rows(snapshot.rows)}
+
+    def cell(row: Row) -> Cell:
+        label, name = escape(labels[row.name]), escape(row.name)
+        if row.name in detailed:
+            link = f"#row-{row_key(row.name)}"
+        elif is_storage and is_served and row.link is not None and is_own_page(row.link):
+            link = escape(row.link)
+        else:
+            return Cell(Markup(f'<span title="{name}">{label}</span>'), row.label)
+        return Cell(Markup(f'<a href="{link}" title="{name}">{label}</a>'), row.label)
+
+    return cell
 
 
 def is_own_page(link: str) -> bool:
@@ -213,7 +228,9 @@ def _reward(row: Row) -> Cell:
 def _action_error(row: Row) -> Cell:
     if row.action_error is None:
         return Cell()
-    return Cell(number_text(row.action_error), str(row.action_error))
+    error = row.action_error
+    shown = f"{error:.4f}" if MIN_FIXED_ERROR <= error < 10 else number_text(error)
+    return Cell(shown, str(error))
 
 
 def _step(row: Row) -> Cell:

@@ -42,9 +42,12 @@ def row_noun(snapshot: Snapshot) -> str:
 
 def rows_text(count: int, noun: str) -> str:
     """Return a number of rows, such as `1 policy` or `64 trials`."""
-    if count != 1 and noun.endswith("policy"):
-        return f"{count:,} {noun.removesuffix('y')}ies"
-    return count_text(count, noun)
+    return f"{count:,} {noun if count == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """Return the plural of a noun of `row_noun`."""
+    return f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
 
 
 def state_counts(rows: Sequence[Row]) -> dict[State, int]:

@@ -91,7 +91,8 @@
     if (operator === "=") return found === value || row.cells[index].textContent.trim() === value
       || Number(found) === Number(value);
     const difference = Number(found) - Number(value);
-    return { "<": difference < 0, ">": difference > 0, "<=": difference <= 0, ">=": difference >= 0 }[operator];
+    return { "<": difference < 0, ">": difference > 0,
+      "<=": difference <= 0, ">=": difference >= 0 }[operator];
   }
 
   function applyFilter() {
@@ -112,6 +113,9 @@
       for (const group of all(`svg.curves g[data-r="${button.dataset.r}"]`)) {
         group.classList.toggle("off", !isShown);
       }
+    }
+    for (const chart of all("svg.curves")) { // the bands of many rows would hide the lines
+      chart.classList.toggle("many", all("g[data-r]:not(.off)", chart).length > 4);
     }
     const slider = one("#smoothing");
     if (!slider) return;
@@ -244,7 +248,7 @@
   function openTarget() {
     const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (target instanceof HTMLDetailsElement) {
-      target.open = true;
+      for (let part = target; part; part = part.parentElement.closest("details")) part.open = true;
       target.scrollIntoView({ block: "start" });
     }
   }
@@ -338,7 +342,11 @@
     if (header) sortBy(header);
     const button = event.target.closest("button");
     if (!button) return;
-    if (button.id === "theme") chooseTheme(stored("theme", isDark() ? "light" : "dark") ?? (isDark() ? "light" : "dark"));
+    if (button.id === "theme") {
+      const theme = isDark() ? "light" : "dark";
+      stored("theme", theme);
+      chooseTheme(theme);
+    }
     if (button.classList.contains("copy")) copy(button);
     if (button.dataset.show) showCurves(button.dataset.show);
     if (button.closest("#legend")) {
