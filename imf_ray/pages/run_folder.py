@@ -200,8 +200,11 @@ class RunFolder:
     def _swanlab_run(self) -> str | None:
         if self.record is not None and self.record.swanlab_run is not None:
             return redact(self.record.swanlab_run)
-        is_offline = SWANLAB_DIR in self._subfolders
-        return display_path(self.path / SWANLAB_DIR) if is_offline else None
+        runs = (worker.get("swanlab_run") for worker in self._workers())
+        found = next((str(run) for run in runs if run is not None), None)
+        if found is None and SWANLAB_DIR in self._subfolders:
+            return display_path(self.path / SWANLAB_DIR)
+        return None if found is None else redact(found)
 
     def _notes(self) -> Iterator[str]:
         if self.log.num_damaged:

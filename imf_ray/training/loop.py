@@ -87,6 +87,9 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     if rank == 0:
         run_dir.delete_partial_checkpoints()
         tracker = Tracker(run_dir, config, state.step, worker.num_skipped_episodes)
+        if tracker.swanlab_run is not None:
+            worker_record = replace(worker_record, swanlab_run=tracker.swanlab_run)
+            run_dir.write_worker_record(worker_record)
     schedule = CheckpointSchedule(train, plan.steps_per_epoch)
     reporter = CheckpointReporter(run_dir, schedule, train.keep_last_k, tracker)
     reporter.report_existing_checkpoints(state.step)

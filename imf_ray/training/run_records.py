@@ -33,6 +33,8 @@ class WorkerRecord:
     """Hex id of the placement group of all ranks."""
     cpu_s: float | None = None
     """CPU time of the process at the end of its training, in seconds; None before."""
+    swanlab_run: str | None = None
+    """URL or folder of the SwanLab run, of rank 0 if it logs to SwanLab."""
 
 
 @dataclass(frozen=True)
