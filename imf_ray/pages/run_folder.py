@@ -21,10 +21,12 @@ from imf_ray.pages.file_cache import FileCache, Version, file_version
 from imf_ray.pages.model import Process, Row, State, Success
 from imf_ray.pages.run_log import ACTION_ERROR, RunLog
 from imf_ray.redaction import redact
+from imf_ray.rollout.record_store import EVALUATIONS_DIR, GRID_VIDEO
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, stage_shares
 from imf_ray.storage import display_path
 from imf_ray.sweep.trial_record import TrialRecord
 from imf_ray.training.run_dir import (
+    DEPTH_WEIGHTS_FILE,
     SWANLAB_DIR,
     TRIAL_FILE,
     VIDEOS_DIR,
@@ -141,6 +143,17 @@ class RunFolder:
             return []
         files = sorted((self.path / VIDEOS_DIR).glob("*.mp4"), reverse=True)
         return [(file, f"Validation at step {_step_in_name(file)}") for file in files]
+
+    def evaluation_videos(self) -> list[tuple[Path, str]]:
+        """Return path and caption of the grid videos of evaluations of the run's checkpoints."""
+        if EVALUATIONS_DIR not in self._subfolders:
+            return []
+        files = sorted((self.path / EVALUATIONS_DIR).glob(f"*/{GRID_VIDEO}"))
+        return [(file, f"Evaluation {file.parent.name}, failures first") for file in files]
+
+    def images(self) -> list[tuple[Path, str]]:
+        """Return path and caption of the images in the folder."""
+        return [(self.path / DEPTH_WEIGHTS_FILE, "What each sub-layer reads (attention residuals)")]
 
     def _state(self, max_steps: int | None, now: float, has_ended: bool) -> State:
         if self.record is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 from imf_ray.config import to_override
@@ -23,7 +22,6 @@ from imf_ray.pages.stored_config import (
     shown_options,
     task_stage_names,
 )
-from imf_ray.rollout.record_store import EVALUATIONS_DIR, GRID_VIDEO
 from imf_ray.schema import Config
 from imf_ray.storage import MAX_NAME_BYTES, display_path
 
@@ -58,7 +56,9 @@ class RunReader:
             options={} if config is None else shown_options(config),
             launches=self._history.launches,
             commands=self._commands(config, row),
-            media=media.find(self._videos()),
+            media=media.find(
+                [*self.run.videos(), *self.run.evaluation_videos(), *self.run.images()]
+            ),
         )
 
     def read_row(self, now: float) -> tuple[Config | None, Row]:
@@ -80,11 +80,6 @@ class RunReader:
         if self.run.record is None and self._history.outcome == State.FAILED:
             row = dataclasses.replace(row, state=State.FAILED, error=self._history.error)
         return config, row
-
-    def _videos(self) -> Iterator[tuple[Path, str]]:
-        yield from self.run.videos()
-        for grid in sorted((self._folder / EVALUATIONS_DIR).glob(f"*/{GRID_VIDEO}")):
-            yield grid, f"Evaluation {grid.parent.name}, failures first"
 
     def _commands(self, config: Config | None, row: Row) -> dict[str, str]:
         found = {}

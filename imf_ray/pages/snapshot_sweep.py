@@ -172,7 +172,7 @@ class SweepReader:
         return dataclasses.replace(
             row,
             commands={**row.commands, **again},
-            media=media.find(run.videos()[:1]),
+            media=media.find([*run.videos()[:1], *run.evaluation_videos()]),
             link=f"{TRIALS_DIR}/{quote(row.name)}/" if self._links else None,
         )
 

@@ -250,10 +250,17 @@ def test_damaged_files_are_noted_and_the_rest_is_shown(tmp_path: Path) -> None:
 def test_a_trial_has_a_page_of_its_own(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "sweep", 2, statuses=(FINISHED,), video=b"video")
     trial = sorted((folder / "trials").iterdir())[1]
+    grid = trial / "evaluations/checkpoint_00001200-0a1b2c3d/grid.mp4"
+    grid.parent.mkdir(parents=True)
+    grid.write_bytes(b"grid")
+    (trial / "depth_weights.png").write_bytes(b"image")
     snapshot = read(trial)
     assert (snapshot.kind, snapshot.title) == ("run", trial.name)
     assert snapshot.media[0].caption == "Validation at step 1200"
-    assert len(snapshot.media) == 6 and snapshot.media[0].path == "videos/checkpoint_00001200.mp4"
+    assert [media.mime_type for media in snapshot.media[-2:]] == ["video/mp4", "image/png"]
+    row = next(row for row in read(folder).rows if row.name == trial.name)
+    assert [Path(media.path).name for media in row.media] == ["checkpoint_00001200.mp4", "grid.mp4"]
+    assert len(snapshot.media) == 8 and snapshot.media[0].path == "videos/checkpoint_00001200.mp4"
     assert snapshot.options["agent.head.n_layer"] == 4
     assert "agent.head.n_layer=4" in str(snapshot.commands)
 
