@@ -132,7 +132,7 @@ def test_the_metrics_page_of_rays_dashboard_asks_for_our_dashboard(tmp_path: Pat
         variables = dict([variable], **servers)
         with start_head(require_token=False, variables=variables) as head, Browser() as browser:
             page = browser.open(f"{head.url}/#/metrics", width=1600)
-            page.wait_for("document.querySelector('iframe')")
+            page.wait_for("!!document.querySelector('iframe')")
             core = page.evaluate("document.querySelector('iframe').src")
             assert core.startswith(f"{grafana}/d/rayDefaultDashboard/?")
             page.evaluate(
