@@ -51,7 +51,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         run_dir.clear_stop()
         with reported_launch(run_dir.path, COMMAND.name, overrides, config.report):
             with RunProgress({run_dir: config.train.max_steps}, console):
-                run_interruptibly(
+                outcome = run_interruptibly(
                     lambda: fit(prepared, run_dir, resources, initial=initial),
                     request_stop=run_dir.request_stop,
                     is_safe=lambda: run_dir.safe_to_kill(config.train.max_steps),
@@ -60,6 +60,8 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             best = run_dir.best_checkpoint()
             console.print(f"Best checkpoint: {display_path(best.path)}", soft_wrap=True)
             console.print(f"  {format_metrics(best.metrics)}", soft_wrap=True)
+            for line in describe_tracking(config, run_dir, swanlab_run=outcome.swanlab_run):
+                console.print(line, soft_wrap=True, markup=False)
             check_any_succeeded(run_dir, config)
 
 

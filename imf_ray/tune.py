@@ -92,6 +92,8 @@ def main(config: Config, overrides: Sequence[str]) -> None:
         console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
         for path in [*files, *record_videos(sweep, best, allocate_rollout_actors(config, size))]:
             console.print(display_path(path), soft_wrap=True)
+        for line in describe_tracking(config, sweep_dir, is_sweep=True):
+            console.print(line, soft_wrap=True, markup=False)
         failed = results.failed_trials(records)
         if failed:
             raise UserError(

@@ -11,13 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from imf_ray.checkpoint_dir import SUCCESS_RATE, VALIDATED_STEP
+from imf_ray.config import config_to_dict
+from imf_ray.redaction import redact_options
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, STAGE_METRIC
+from imf_ray.schema import Config
 from imf_ray.training.run_records import (
     INVALID_CHECKPOINTS,
     RESTARTS,
     SKIPPED_EPISODES,
     VALIDATED,
 )
+from imf_ray.yaml_text import dump_value
 
 SUCCESS, VALIDATION, TRAIN, DIAGNOSTICS, SYSTEM = (
     "1_success",
@@ -26,10 +30,11 @@ SUCCESS, VALIDATION, TRAIN, DIAGNOSTICS, SYSTEM = (
     "4_diagnostics",
     "5_system",
 )
+SUCCESS_CHART = f"{SUCCESS}/rate"
 VIDEO_CHART = f"{VALIDATION}/first_episode"
 """Name of the video of a validation's first episode."""
 CHARTS = {
-    SUCCESS_RATE: f"{SUCCESS}/rate",
+    SUCCESS_RATE: SUCCESS_CHART,
     "rollout/success_ci_low": f"{SUCCESS}/ci_low",
     "rollout/success_ci_high": f"{SUCCESS}/ci_high",
     "action_error": f"{VALIDATION}/action_error",
@@ -95,6 +100,27 @@ def _rank(chart: str) -> tuple[str, int]:
     return chart.partition("/")[0], order.index(chart) if chart in order else len(order)
 
 
+def flat_config(config: Config) -> dict[str, bool | int | float | str]:
+    """Return the values of all options by their dotted names, without secrets.
+
+    Lists and null are text. SwanLab shows dictionaries and None as `[object Object]`, and
+    TensorBoard accepts neither.
+    """
+    options: dict[str, bool | int | float | str] = {}
+
+    def add(values: Mapping[str, Any], prefix: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                add(value, f"{prefix}{name}.")
+            elif isinstance(value, (bool, int, float, str)):
+                options[f"{prefix}{name}"] = value
+            else:
+                options[f"{prefix}{name}"] = dump_value(value)
+
+    add(config_to_dict(config), "")
+    return redact_options(options)
+
+
 def missing_lines(
     lines: Sequence[Mapping[str, Any]], start_step: int, is_new: bool
 ) -> Iterator[Mapping[str, Any]]:
@@ -103,6 +129,7 @@ def missing_lines(
     Training steps after `start_step` are repeated, so a chart log drops its values of these steps.
     But their validations are not repeated. A new log lacks all other lines, too. The lines of one
     step are merged, so that each step of a chart is logged once and in order.
+    Videos are not logged again.
 
     Args:
         start_step: step from which the launch resumes.

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
-from imf_ray.config import config_to_dict
 from imf_ray.errors import UserError
 from imf_ray.folders import TRIALS_DIR
 from imf_ray.network import open_url
 from imf_ray.schema import Config
-from imf_ray.training.chart_log import VIDEO_CHART
+from imf_ray.training.chart_log import VIDEO_CHART, flat_config
 from imf_ray.training.run_dir import SWANLAB_DIR, SWANLAB_RUN_ID_FILE, RunDir
 from imf_ray.training.stoppable_dir import StoppableDir
 
@@ -106,10 +105,19 @@ def swanlab_folder(run_dir: RunDir, config: Config) -> Path:
     return run_dir.swanlab_dir
 
 
-def describe_swanlab(config: Config, folder: StoppableDir, is_sweep: bool) -> str:
-    """Return a line with the mode, and with the command that shows or uploads an offline run."""
+def describe_swanlab(
+    config: Config, folder: StoppableDir, is_sweep: bool, location: str | None = None
+) -> str:
+    """Return a line that says where the runs are, and how to show or upload those on this machine.
+
+    Args:
+        folder: the folder of the run, or of the sweep if `is_sweep`.
+        location: see `SwanLabLog.location`; None while it is unknown.
+    """
     mode = swanlab_mode(config)
-    if mode == "online":
+    if location is not None and location.startswith("http"):
+        return f"SwanLab: {location}"
+    if mode == "online" and location is None:
         return f"SwanLab: online, project {config.train.swanlab_project}"
     if mode == "local":
         return f"SwanLab: {shlex.join(['swanlab', 'watch', str(folder.path / SWANLAB_DIR)])}"
@@ -159,24 +167,6 @@ def _start(run_dir: RunDir, config: Config, run_id: str, folder: Path) -> Any:
         reason = f"{type(error).__name__}: {error}"
         log.warning("SwanLab cannot start online, so this launch is logged offline: %s", reason)
         return init(mode="offline", reinit=True)
-
-
-def flat_config(config: Config) -> dict[str, Any]:
-    """Return all options by their dotted names.
-
-    SwanLab shows nested dictionaries and None as `[object Object]`. So None is the text `null`.
-    """
-    options: dict[str, Any] = {}
-
-    def add(values: Mapping[str, Any], prefix: str) -> None:
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                add(value, f"{prefix}{name}.")
-            else:
-                options[f"{prefix}{name}"] = "null" if value is None else value
-
-    add(config_to_dict(config), "")
-    return options
 
 
 def _check_reachable(url: str) -> None:

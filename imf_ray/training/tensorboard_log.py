@@ -11,7 +11,8 @@ from PIL import Image
 
 from imf_ray.errors import UserError
 from imf_ray.folders import TRIALS_DIR
-from imf_ray.training.chart_log import VIDEO_CHART
+from imf_ray.schema import Config
+from imf_ray.training.chart_log import SUCCESS_CHART, VIDEO_CHART, flat_config
 from imf_ray.training.run_dir import TENSORBOARD_DIR, RunDir
 from imf_ray.training.stoppable_dir import StoppableDir
 
@@ -23,13 +24,16 @@ class TensorBoardLog:
         start_step: step from which the launch resumes. Values of later steps are dropped.
     """
 
-    def __init__(self, run_dir: RunDir, start_step: int) -> None:
+    def __init__(self, run_dir: RunDir, config: Config, start_step: int) -> None:
         check_tensorboard()
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         self.is_new = not run_dir.tensorboard_dir.is_dir()
         purge_step = 0 if self.is_new else start_step + 1
         self._writer = SummaryWriter(str(run_dir.tensorboard_dir), purge_step=purge_step)
+        for summary in hparams(flat_config(config), {SUCCESS_CHART: 0}):  # the value is not used
+            self._writer.file_writer.add_summary(summary)
 
     def log(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
         """Log the values of charts after `step` updates."""

@@ -7,11 +7,10 @@ SwanLab and TensorBoard.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,8 +34,6 @@ from imf_ray.training.stoppable_dir import StoppableDir
 from imf_ray.training.swanlab_log import SwanLabLog, check_swanlab, describe_swanlab
 from imf_ray.training.tensorboard_log import TensorBoardLog, check_tensorboard, describe_tensorboard
 from imf_ray.video import convert_to_gif
-
-log = logging.getLogger(__name__)
 
 
 def make_worker_record(rank: int) -> WorkerRecord:
@@ -104,10 +101,10 @@ class Tracker:
         self._swanlab = SwanLabLog(run_dir, config) if config.train.use_swanlab else None
         self._chart_logs: list[ChartLog] = [] if self._swanlab is None else [self._swanlab]
         if config.train.tensorboard:
-            self._chart_logs.append(TensorBoardLog(run_dir, start_step))
+            self._chart_logs.append(TensorBoardLog(run_dir, config, start_step))
         for chart_log in self._chart_logs:
             for line in missing_lines(lines, start_step, chart_log.is_new):
-                self._log_charts([chart_log], line)
+                _log_charts(chart_log, line)
         self._last_step, self._last_time = start_step, time.monotonic()
         num_invalid = run_dir.count_checkpoints_after(start_step)
         num_invalid += sum(line.get(INVALID_CHECKPOINTS, 0) for line in launches[-1:])
@@ -144,6 +141,7 @@ class Tracker:
             if key not in self._logged_validations:
                 self._logged_validations.add(key)
                 self._write(metrics[VALIDATED_STEP], {VALIDATED: 1.0, **metrics})
+                self._log_video(metrics)
                 new.append(metrics)
         return new
 
@@ -164,23 +162,26 @@ class Tracker:
         line = {"step": step, "time": time.time(), **metrics}
         self._file.append(json.dumps(line))
         self._gauges.add(line)
-        self._log_charts(self._chart_logs, line)
+        for chart_log in self._chart_logs:
+            _log_charts(chart_log, line)
 
-    def _log_charts(self, chart_logs: Sequence[ChartLog], line: Mapping[str, Any]) -> None:
-        """Log the charts of a line of metrics.jsonl, and the video of its validation."""
-        if not chart_logs:
+    def _log_video(self, validation: Mapping[str, Any]) -> None:
+        """Log the video of a validation, if there is one and a log that shows it."""
+        step = validation[VALIDATED_STEP]
+        video = self._run_dir.read_validation_video(step) if self._chart_logs else None
+        if video is None:
             return
-        step, values = line["step"], charts(line)
-        for chart_log in chart_logs:
-            chart_log.log(step, line.get("time", time.time()), values)
-        video = self._run_dir.read_validation_video(step) if VALIDATED in line else None
-        if video is not None:
-            gif, caption = convert_to_gif(video), f"First episode after {step} steps"
-            success = describe_success(line)
-            if success is not None:
-                caption += f"; success in all episodes {success}"
-            for chart_log in chart_logs:
-                chart_log.log_video(step, gif, caption)
+        gif, caption = convert_to_gif(video), f"First episode after {step} steps"
+        success = describe_success(validation)
+        if success is not None:
+            caption += f"; success in all episodes {success}"
+        for chart_log in self._chart_logs:
+            chart_log.log_video(step, gif, caption)
+
+
+def _log_charts(chart_log: ChartLog, line: Mapping[str, Any]) -> None:
+    """Log the charts of a line of metrics.jsonl."""
+    chart_log.log(line["step"], line.get("time", time.time()), charts(line))
 
 
 def _validation_key(metrics: Mapping[str, Any]) -> tuple[int, bool]:
@@ -200,15 +201,21 @@ def check_tracking(config: Config) -> None:
         check_tensorboard()
 
 
-def describe_tracking(config: Config, folder: StoppableDir, is_sweep: bool = False) -> list[str]:
+def describe_tracking(
+    config: Config,
+    folder: StoppableDir,
+    is_sweep: bool = False,
+    swanlab_run: str | None = None,
+) -> list[str]:
     """Return a line for each enabled chart log, with the command that shows or uploads it.
 
     Args:
         folder: the folder of the run, or of the sweep if `is_sweep`.
+        swanlab_run: see `Tracker.swanlab_run`; None while it is unknown.
     """
     lines = []
     if config.train.use_swanlab:
-        lines.append(describe_swanlab(config, folder, is_sweep))
+        lines.append(describe_swanlab(config, folder, is_sweep, swanlab_run))
     if config.train.tensorboard:
         lines.append(describe_tensorboard(folder, is_sweep))
     return lines

@@ -11,9 +11,9 @@ import pytest
 from imf_ray.errors import UserError
 from imf_ray.files import append_line
 from imf_ray.sweep.sweep_dir import SweepDir
-from imf_ray.training.chart_log import charts, missing_lines
+from imf_ray.training.chart_log import charts, flat_config, missing_lines
 from imf_ray.training.run_dir import VALIDATIONS_FILE, RunDir
-from imf_ray.training.swanlab_log import SwanLabLog, flat_config
+from imf_ray.training.swanlab_log import SwanLabLog
 from imf_ray.training.tracking import Tracker, check_tracking, describe_tracking
 from imf_ray.video import encode_video
 from tests.helpers.trainers import config_of
@@ -180,11 +180,13 @@ def test_trials_share_one_board_in_local_mode(tmp_path: Path, fake_swanlab: Fake
     assert {init["log_dir"] for init in fake_swanlab.inits} == {str(sweep_dir.path / "swanlab")}
 
 
-def test_the_config_is_flat() -> None:
-    options = flat_config(config_of("train.lr=1e-3"))
+def test_the_config_is_flat_and_without_secrets() -> None:
+    options = flat_config(config_of("train.lr=1e-3", "storage_path=s3://me:hush@bucket/runs"))
+    assert options["storage_path"] == "s3://***@bucket/runs"
     assert options["train.lr"] == 1e-3 and options["agent.head.n_emb"] > 0
     assert options["cluster.address"] == "null"
-    assert not any(value is None or isinstance(value, dict) for value in options.values())
+    assert options["agent.camera_names"] == "[r_vis, top, front]"
+    assert {type(value) for value in options.values()} == {bool, int, float, str}
 
 
 def test_a_missing_package_and_an_invalid_project_are_errors(
@@ -216,4 +218,16 @@ def test_commands_that_show_and_upload_are_printed(tmp_path: Path) -> None:
     assert line == f"SwanLab: swanlab watch '{run_dir.path}/swanlab'"
     config = config_of("train.use_swanlab=true", "train.swanlab_mode=offline")
     (line,) = describe_tracking(config, sweep_dir, is_sweep=True)
+    assert line.startswith("SwanLab: offline. Upload it with:\n  for run in ")
+
+
+def test_the_end_of_a_run_prints_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWANLAB_API_KEY", "key")
+    config, run_dir = config_of("train.use_swanlab=true"), RunDir(tmp_path)
+    url, folder = "https://swanlab.cn/@me/imf_ray/runs/1", str(run_dir.swanlab_dir)
+    assert describe_tracking(config, run_dir) == ["SwanLab: online, project imf_ray"]
+    assert describe_tracking(config, run_dir, swanlab_run=url) == [f"SwanLab: {url}"]
+    (line,) = describe_tracking(config, run_dir, swanlab_run=folder)  # no server was reached
     assert line.startswith("SwanLab: offline. Upload it with:\n  for run in ")
