@@ -24,7 +24,8 @@ SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 TRIALS = 'sweep=~"$sweep",trial=~"$trial"'
 SWEEPS = 'sweep=~"$sweep"'
 BASELINES = 'sweep=~"$sweep",trial=~"expert|untrained"'
-"""Tags of the selected trials, the selected sweeps, and the baselines of these sweeps."""
+TRAINED = f'{TRIALS},trial!~"expert|untrained"'
+"""Tags of the selected trials, of the selected sweeps, of their baselines, and of no baseline."""
 LEGEND = "{{sweep}} / {{trial}}"
 WIDTH, HEIGHT = 24, 8
 """Width of a dashboard in columns, and height of a panel in rows."""

@@ -22,11 +22,12 @@ from grafana_panels import (
     SECONDS,
     SOURCE,
     SWEEPS,
-    TRIALS,
+    TRAINED,
     bars,
     counts_by_time,
     gauge,
     interval_lines,
+    latest,
     lines,
     number,
     overall_quantile,
@@ -86,8 +87,8 @@ def sweep_dashboard() -> dashboard.Dashboard:
         number("Trials", "Number of trials in each state.", {"{{state}}": states}, width=10),
         number(
             "Best success rate",
-            "Highest success rate of a trial's last validation.",
-            {"{{sweep}}": gauge("success_ratio", TRIALS + ',trial!~"expert|untrained"', "sweep")},
+            "Highest success rate of a trial's last validation, also of trials that ended.",
+            {"{{sweep}}": f"max by (sweep) ({latest('success_ratio', TRAINED)})"},
             FRACTION,
         ),
         number(
@@ -98,11 +99,11 @@ def sweep_dashboard() -> dashboard.Dashboard:
         ),
         number(
             "Faults",
-            "Restarts and failed validations of the trials that run, and lost rollout actors since "
-            "the Ray cluster started.",
+            "Restarts and failed validations of all trials, and lost rollout actors since the Ray "
+            "cluster started.",
             {
-                "restarts": f"sum({gauge('restarts')})",
-                "failed validations": f"sum({gauge('failed_validations')})",
+                "restarts": f"sum({latest('restarts')})",
+                "failed validations": f"sum({latest('failed_validations')})",
                 "lost actors": f"sum({total('lost_rollout_actors_total')}) or vector(0)",
             },
             width=6,
@@ -199,7 +200,7 @@ def trial_dashboard() -> dashboard.Dashboard:
         number(
             "Time left",
             "Estimated time to the last update, at the current speed.",
-            {"": gauge("time_left_seconds")},
+            {"left": gauge("time_left_seconds")},
             SECONDS,
         ),
         number(
