@@ -65,6 +65,7 @@ class Follower:
         self._shown: Snapshot | None = None
         self._rendered_at = 0.0
         self._next_read = 0.0
+        self._logged = ""
         self.page: Page | None = None
         """The newest page; None before the end of the first `refresh`."""
         self.problem: str | None = None
@@ -121,9 +122,12 @@ class Follower:
             return self._render(empty_snapshot(self._path, self._describe(error)))
 
     def _describe(self, error: Exception) -> str:
-        """Log an unexpected error, and return a sentence about it."""
-        log.exception("%s cannot be shown", self._path)
-        return redact(f"{self._path} cannot be shown: {type(error).__name__}: {error}.")
+        """Log an unexpected error once, and return a sentence about it."""
+        problem = redact(f"{self._path} cannot be shown: {type(error).__name__}: {error}.")
+        if problem != self._logged:
+            log.exception("%s", problem)
+            self._logged = problem
+        return problem
 
 
 def empty_snapshot(path: str, note: str) -> Snapshot:

@@ -11,22 +11,14 @@ from pathlib import Path
 
 from imf_ray.errors import UserError
 from imf_ray.folders import FolderKind, display, folder_kind
-from imf_ray.pages.file_cache import FileCache
+from imf_ray.pages.file_cache import FileCache, Version, file_version
 from imf_ray.pages.media_files import MediaFinder
 from imf_ray.pages.model import Snapshot
-from imf_ray.pages.snapshot_policies import ComparisonReader, EvaluationReader
-from imf_ray.pages.snapshot_run import RunReader
-from imf_ray.pages.snapshot_storage import StorageReader
-from imf_ray.pages.snapshot_sweep import SweepReader
+from imf_ray.pages.snapshot_storage import ROW_READERS, RowReader, StorageReader
+from imf_ray.storage import authoritative_path
 
-Reader = RunReader | SweepReader | ComparisonReader | EvaluationReader | StorageReader
-READERS: dict[FolderKind, type[Reader]] = {
-    FolderKind.RUN: RunReader,
-    FolderKind.SWEEP: SweepReader,
-    FolderKind.COMPARISON: ComparisonReader,
-    FolderKind.EVALUATION: EvaluationReader,
-    FolderKind.STORAGE: StorageReader,
-}
+Reader = RowReader | StorageReader
+READERS: dict[FolderKind, type[Reader]] = {**ROW_READERS, FolderKind.STORAGE: StorageReader}
 """The reader of each kind of folder that has a page."""
 
 
@@ -51,7 +43,8 @@ class SnapshotReader:
     ) -> None:
         self._folder, self._links, self._media_root = folder, links, media_root or folder
         self._max_file_bytes, self._max_total_bytes = max_file_bytes, max_total_bytes
-        self._kind: FolderKind | None = None
+        self._kind = FolderKind.MISSING
+        self._version: Version | None = None
         self._reader: Reader | None = None
 
     def read(self) -> Snapshot:
@@ -61,13 +54,17 @@ class SnapshotReader:
             UserError: the folder is missing, or is none that has a page.
             OSError: the folder cannot be read.
         """
-        kind = folder_kind(self._folder)
+        version = file_version(self._folder)
+        is_same = self._reader is not None and version == self._version
+        kind = self._kind if is_same else folder_kind(self._folder)
         if kind not in READERS:
+            shown = display(authoritative_path(self._folder))
             raise UserError(
-                f"{display(self._folder)} is {kind}, which has no page. Use the folder of a run, "
-                "sweep, comparison or evaluation, or a folder of runs."
+                f"{shown} is {kind}, which has no page. Use the folder of a run, sweep, comparison "
+                "or evaluation, or a folder of runs."
             )
         if self._reader is None or kind != self._kind:
             self._kind, self._reader = kind, READERS[kind](self._folder, FileCache(), self._links)
+        self._version = version
         media = MediaFinder(self._media_root, self._max_file_bytes, self._max_total_bytes)
         return self._reader.read(time.time(), media)

@@ -1,4 +1,4 @@
-"""The content of the page of a folder of runs and sweeps."""
+"""The content of the page of a folder of runs, sweeps and comparisons."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from imf_ray.folders import FolderKind, folder_kind
-from imf_ray.pages.file_cache import FileCache, Version, file_version
+from imf_ray.pages.file_cache import FileCache
 from imf_ray.pages.media_files import MediaFinder
 from imf_ray.pages.model import Row, Snapshot, State
+from imf_ray.pages.snapshot_policies import ComparisonReader, EvaluationReader
 from imf_ray.pages.snapshot_run import RunReader
 from imf_ray.pages.snapshot_sweep import SweepReader
 from imf_ray.pages.stored_config import differing_options, shown_options
 from imf_ray.storage import display_path
 from imf_ray.sweep.search_space import short_names
 
+RowReader = RunReader | SweepReader | ComparisonReader | EvaluationReader
+ROW_READERS: dict[FolderKind, type[RowReader]] = {
+    FolderKind.RUN: RunReader,
+    FolderKind.SWEEP: SweepReader,
+    FolderKind.COMPARISON: ComparisonReader,
+    FolderKind.EVALUATION: EvaluationReader,
+}
+"""The reader of each kind of folder that is one row."""
+COMPARISONS_DIR = "comparisons"
+"""Folder of the comparisons in a storage folder."""
 ACTIVE = (State.RUNNING, State.STALLED, State.PENDING)
 """States of rows that may still change, the most important one first."""
 Number = TypeVar("Number", int, float)
@@ -27,7 +38,7 @@ MAX_VARIED = 8
 
 
 class StorageReader:
-    """Reads a folder of runs and sweeps again and again; a sweep is one row.
+    """Reads a folder of runs, sweeps, comparisons and evaluations; each of them is one row.
 
     Args:
         folder: local folder.
@@ -37,19 +48,22 @@ class StorageReader:
 
     def __init__(self, folder: Path, cache: FileCache, links: bool) -> None:
         self._folder, self._cache, self._links = folder, cache, links
-        self._version: Version | None = None
-        self._runs: dict[str, RunReader] = {}
-        self._sweeps: dict[str, SweepReader] = {}
+        self._readers: dict[tuple[str, int], RowReader] = {}
+        """Reader of each folder, by its path in this one and its inode."""
 
     def read(self, now: float, media: MediaFinder) -> Snapshot:
         """Return the current content, see `SweepReader.read`. It has no media."""
         self._find_folders()
         rows, options = [], {}
-        for name, run in self._runs.items():
-            config, row = run.read_row(now)
+        for (name, _), reader in self._readers.items():
+            if isinstance(reader, RunReader):
+                config, row = reader.read_row(now)
+                if config is not None:
+                    options[name] = shown_options(config)
+            else:
+                content = reader.read(now, MediaFinder(self._folder))
+                row = (_sweep_row if content.kind == "sweep" else _policies_row)(name, content)
             rows.append(row)
-            if config is not None:
-                options[name] = shown_options(config)
         varied = differing_options(options.values())
         rows = [
             dataclasses.replace(
@@ -57,8 +71,6 @@ class StorageReader:
             )
             for row in rows
         ]
-        for name, sweep in self._sweeps.items():
-            rows.append(_sweep_row(name, sweep.read(now, MediaFinder(self._folder))))
         rows.sort(key=_age)
         if self._links:
             rows = [dataclasses.replace(row, link=f"{quote(row.name)}/") for row in rows]
@@ -76,22 +88,25 @@ class StorageReader:
         )
 
     def _find_folders(self) -> None:
-        version = file_version(self._folder)
-        if version == self._version:
-            return
-        self._version = version
-        runs, sweeps = {}, {}
-        for entry in sorted(os.scandir(self._folder), key=lambda entry: entry.name):
-            if not entry.is_dir():
-                continue
-            path = self._folder / entry.name
-            kind = folder_kind(path)
-            if kind == FolderKind.RUN:
-                runs[entry.name] = self._runs.get(entry.name) or RunReader(path, self._cache)
-            elif kind == FolderKind.SWEEP:
-                old = self._sweeps.get(entry.name)
-                sweeps[entry.name] = old or SweepReader(path, self._cache, links=False)
-        self._runs, self._sweeps = runs, sweeps
+        """Find new folders. Those that have no page yet are looked at each time."""
+        folders = dict(_subfolders(self._folder))
+        nested = _subfolders(self._folder / COMPARISONS_DIR)
+        folders |= {f"{COMPARISONS_DIR}/{name}": inode for name, inode in nested}
+        readers = {key: self._readers.get(key) or self._open(key[0]) for key in folders.items()}
+        self._readers = {key: reader for key, reader in readers.items() if reader is not None}
+
+    def _open(self, name: str) -> RowReader | None:
+        """Return the reader of a folder; None if it has no page."""
+        path = self._folder / name
+        reader_class = ROW_READERS.get(folder_kind(path))
+        return None if reader_class is None else reader_class(path, self._cache, False)
+
+
+def _subfolders(folder: Path) -> list[tuple[str, int]]:
+    """Return name and inode of the folders in a folder, sorted; none if it is missing."""
+    if not folder.is_dir():
+        return []
+    return sorted((entry.name, entry.inode()) for entry in os.scandir(folder) if entry.is_dir())
 
 
 def _sweep_row(name: str, sweep: Snapshot) -> Row:
@@ -125,6 +140,24 @@ def _sweep_row(name: str, sweep: Snapshot) -> Row:
         curves=() if best is None else best.curves,
         commands=sweep.commands,
         notes=[f"Sweep: {ended} of {len(rows)} trials have ended.", *sweep.notes],
+    )
+
+
+def _policies_row(name: str, content: Snapshot) -> Row:
+    """Return a comparison or evaluation as one row, with the result of the best policy."""
+    best = next((row for row in content.rows if row.success is not None), None)
+    ended = [launch.started_at + (launch.wall_s or 0.0) for launch in content.launches[-1:]]
+    row = Row(name, name, content.state) if best is None else best
+    return dataclasses.replace(
+        row,
+        name=name,
+        label=name,
+        state=content.state,
+        last_entry_age_s=content.read_at - ended[0] if ended else None,
+        commands=content.commands,
+        curves=(),
+        media=(),
+        notes=[f"{content.kind.capitalize()} of {len(content.rows)} policies.", *content.notes],
     )
 
 
