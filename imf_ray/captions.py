@@ -7,10 +7,9 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-FONT_SIZE, LINE_HEIGHT = 13, 17
+FONT_SIZE, LINE_HEIGHT = 13, 18
 """Size of the text and distance of two lines in pixels."""
 MARGIN = 3
 """Space at the left and right of a line in pixels."""
@@ -58,13 +57,6 @@ def fit(text: str, width: int) -> str:
         if _length(shortened) <= width:
             return shortened
     return ""
-
-
-def add_above(frames: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Return frames (T, H, W, 3) with an image of the same width above each of them."""
-    strip = np.asarray(image)
-    above = np.broadcast_to(strip, (len(frames), *strip.shape))
-    return np.concatenate([above, frames], axis=1)
 
 
 def _length(text: str) -> float:

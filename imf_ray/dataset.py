@@ -64,12 +64,12 @@ def inspect(config: Config, folder: AnyPath) -> None:
     Raises:
         UserError: see `check`; one valid file is enough.
     """
+    from imf_ray.data import visualize
     from imf_ray.data.channel_order import check_channel_order
     from imf_ray.data.check_pool import invalid_reason
     from imf_ray.data.episode_files import require_episodes
     from imf_ray.data.episodes import EpisodeMetadata
     from imf_ray.data.index import check_dataset
-    from imf_ray.data.visualize import contact_sheet, episode_table, episode_video, statistics_table
     from imf_ray.files import write_atomically
 
     files = require_episodes(folder, str)
@@ -83,10 +83,10 @@ def inspect(config: Config, folder: AnyPath) -> None:
         raise UserError(f"None of the {len(files)} files in {folder} is valid (see above).")
     order = config.data.channel_order
     check_channel_order({e.path: e.images for e in episodes}, order, folder)
-    console.print(episode_table(episodes, order))
+    console.print(visualize.episodes_summary(episodes, order))
     # Episodes whose vectors have other names or widths get a separate table.
     for _, group in groupby(sorted(episodes, key=_vector_widths), key=_vector_widths):
-        console.print(statistics_table(list(group)))
+        console.print(visualize.statistics_table(list(group)))
     cameras = sorted(set.intersection(*(set(episode.cameras) for episode in episodes)))
     if not cameras:
         console.print(
@@ -95,8 +95,10 @@ def inspect(config: Config, folder: AnyPath) -> None:
         return
     output = local_dir(config.storage_path) / "inspections" / folder.name
     video = f"{Path(episodes[0].path).stem}.mp4"
-    write_atomically(output / "contact_sheet.png", contact_sheet(episodes, cameras, order))
-    write_atomically(output / video, episode_video(episodes[0], cameras, order))
+    write_atomically(
+        output / "contact_sheet.png", visualize.contact_sheet(episodes, cameras, order)
+    )
+    write_atomically(output / video, visualize.episode_video(episodes[0], cameras, order))
     for name in ("contact_sheet.png", video):
         console.print(display_path(output / name), soft_wrap=True)
 

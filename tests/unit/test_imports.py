@@ -77,7 +77,7 @@ PACKAGES: dict[str, set[str]] = {
 }
 LIBRARIES: dict[str, set[str]] = {
     "images": {"numpy", "PIL"},
-    "captions": {"numpy", "PIL"},
+    "captions": {"PIL"},
     "models": {"torch", "torchvision"},
     "agents": {"diffusers", "numpy", "safetensors", "torch"},
     "policy": {"numpy", "torch"},

@@ -5,10 +5,9 @@ from pathlib import Path
 import h5py
 from PIL import Image
 
-from imf_ray.data.channel_order import AUTO
-from imf_ray.data.episode_check import check_episode
+from imf_ray.captions import LINE_HEIGHT
 from imf_ray.data.episodes import episode_path
-from imf_ray.data.visualize import IMAGES_PER_CAMERA, LINE_HEIGHT, TILE_SIZE, episode_table
+from imf_ray.data.visualize import BORDER, CAMERA_GAP, STRIP_WIDTH, TILE_SIZE
 from imf_ray.video import decode_video
 from tests.helpers.commands import run_command
 from tests.helpers.configs import DEMONSTRATIONS
@@ -33,28 +32,23 @@ def test_inspect_shows_the_valid_files(own_demonstrations: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert "Skipped episode_1.hdf5" in done.stdout
     vectors = ("observations/qpos", "observations/qvel", "action", "action_ee")
-    for text in ("400", "True", "top 48x48", *(f"{name}[15]" for name in vectors)):
+    num_valid = DEMONSTRATIONS - 1
+    assert f"{num_valid} episodes: episode_0.hdf5" in done.stdout
+    for text in ("400 each", f"{num_valid} of {num_valid}", "top: 48x48"):
         assert text in done.stdout
+    assert all(f"{name}[15]" in done.stdout for name in vectors)
     with h5py.File(episode_path(own_demonstrations, 0)) as file:
         assert f"{file['action'][:, 0].max():.4f}" in done.stdout
     output = tmp_path / "runs" / "inspections" / own_demonstrations.name
     with Image.open(output / "contact_sheet.png") as sheet:
-        rows = DEMONSTRATIONS - 1
+        row_height = 2 * LINE_HEIGHT + TILE_SIZE + 2 * BORDER
+        header_height = (1 + 3) * LINE_HEIGHT
         assert sheet.size == (
-            3 * IMAGES_PER_CAMERA * TILE_SIZE,
-            (1 + 3) * LINE_HEIGHT + rows * (TILE_SIZE + 2 * LINE_HEIGHT),
+            3 * STRIP_WIDTH + (3 + 1) * CAMERA_GAP,
+            header_height + num_valid * row_height + (num_valid + 2) * CAMERA_GAP,
         )
     video = decode_video((output / "episode_0.mp4").read_bytes())
-    assert video.shape == (400, TILE_SIZE, 3 * TILE_SIZE, 3)
-
-
-def test_the_episode_table_has_one_row_per_episode(demonstrations: Path) -> None:
-    episodes = [check_episode(episode_path(demonstrations, n)) for n in range(DEMONSTRATIONS)]
-    table = episode_table(episodes, AUTO)
-    columns = {str(column.header): list(column.cells) for column in table.columns}
-    assert columns["seed"] == [str(episode.attributes["seed"]) for episode in episodes]
-    assert len(set(columns["seed"])) == DEMONSTRATIONS
-    assert columns["steps"] == ["400"] * 3 and columns["success"] == ["True"] * 3
+    assert video.shape == (400, 2 * LINE_HEIGHT + TILE_SIZE, 3 * TILE_SIZE, 3)
 
 
 def test_an_unknown_action_or_an_empty_folder_is_an_error(tmp_path: Path) -> None:

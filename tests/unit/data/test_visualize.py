@@ -1,5 +1,6 @@
 """Tables and contact sheet of a data set: which colors a policy is trained on."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -7,16 +8,20 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
 
+from imf_ray.captions import LINE_HEIGHT
 from imf_ray.data.episode_check import check_episode
 from imf_ray.data.episodes import EpisodeMetadata
 from imf_ray.data.visualize import (
     IMAGES_PER_CAMERA,
     TILE_SIZE,
+    check_table,
     contact_sheet,
-    episode_table,
     episode_video,
+    episodes_summary,
+    statistics_table,
 )
 from imf_ray.video import decode_video
 from tests.helpers.episode_files import LENGTH, encode_jpeg, write_act
@@ -84,8 +89,12 @@ def test_the_video_has_the_colors_of_training(tmp_path: Path) -> None:
     episode = red_episodes(tmp_path, encoded=True)[0]
     for option, channel in (("rgb", 0), ("auto", 2)):
         frames = decode_video(episode_video(episode, ["top"], option))
-        assert frames.shape == (LENGTH, TILE_SIZE, TILE_SIZE, 3)
-        assert (frames.argmax(-1) == channel).all()
+        caption_height = 2 * LINE_HEIGHT
+        assert frames.shape == (LENGTH, caption_height + TILE_SIZE, TILE_SIZE, 3)
+        assert (frames[:, caption_height:].argmax(-1) == channel).all()
+        captions = frames[:, :caption_height].astype(int).min(-1)
+        assert (captions > 200).mean() > 0.5 and (captions < 60).any()
+        assert (abs(captions[0] - captions[-1]) > 100).any()  # the step counts
 
 
 @pytest.mark.parametrize(
@@ -100,8 +109,66 @@ def test_the_video_has_the_colors_of_training(tmp_path: Path) -> None:
 def test_the_table_has_encoding_and_order(
     tmp_path: Path, encoded: bool, option: str, text: str
 ) -> None:
-    table = episode_table(red_episodes(tmp_path, encoded), option)
-    console = Console(file=io.StringIO(), width=200)
-    console.print(table)
-    output = console.file.getvalue()
-    assert output.count(f"top 32x32 {text} ") == 2
+    lines = printed(episodes_summary(red_episodes(tmp_path, encoded), option), 110)
+    assert lines[0] == "2 episodes: episode_0.hdf5 to episode_1.hdf5"
+    assert f"  cameras  top: 32x32 {text}" in lines
+
+
+def printed(renderable: RenderableType, width: int) -> list[str]:
+    """Return the lines on a console without spaces at their ends."""
+    console = Console(file=io.StringIO(), width=width, record=True)
+    console.print(renderable)
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+@pytest.mark.parametrize("width", [80, 110, 160])
+def test_episodes_that_are_alike_are_folded_and_differences_listed(
+    tmp_path: Path, width: int
+) -> None:
+    write_act(tmp_path / "file.hdf5")
+    alike = check_episode(tmp_path / "file.hdf5")
+    episodes = [
+        dataclasses.replace(
+            alike,
+            path=f"/data/episode_{number}.hdf5",
+            content_hash=str(number),
+            length=400 + 10 * (number == 30),
+            attributes={"seed": number + 5 * (number > 40), "success": number != 7},
+        )
+        for number in range(50)
+    ]
+    other = dataclasses.replace(episodes[20], unused_datasets=("base_action",))
+    episodes[20] = other
+    lines = printed(episodes_summary(episodes, "auto"), width)
+    assert all(len(line) <= width for line in lines) and len(lines) < 20
+    words = " ".join(" ".join(lines).split())
+    assert (
+        "49 episodes: episode_0.hdf5 to episode_19.hdf5, episode_21.hdf5 to episode_49.hdf5"
+        in words
+    )
+    assert "steps 400 (episode_0.hdf5) to 410 (episode_30.hdf5), 19610 in total" in words
+    assert "success 48 of 49; not: episode_7.hdf5" in words
+    assert "seeds 0 to 19, 21 to 40, 46 to 54" in words
+    assert "1 episode: episode_20.hdf5 steps 400 each" in words
+    assert "unused base_action otherwise as above" in words
+    assert words.count("cameras") == 1
+
+
+@pytest.mark.parametrize("width", [80, 110, 160])
+def test_a_check_names_each_file_and_the_whole_reason(tmp_path: Path, width: int) -> None:
+    names = [f"episode_größe_大_{'recorded_on_the_left_table_' * 4}{n}.hdf5" for n in range(3)]
+    reason = "observations/qpos has 12 rows, but action has 13: record the episode again"
+    lines = printed(check_table({tmp_path / name: reason for name in names}), width)
+    assert all(cell_len(line) <= width for line in lines)
+    text = "".join(lines).replace(" ", "")
+    assert all(name in text for name in names)
+    assert text.count("again") == 3
+
+
+def test_equal_dimensions_are_one_row_of_the_statistics(tmp_path: Path) -> None:
+    write_act(tmp_path / "file.hdf5")
+    with h5py.File(tmp_path / "file.hdf5", "r+") as file:
+        file["observations/qvel"][:, 3:9] = 0.0
+    lines = printed(statistics_table([check_episode(tmp_path / "file.hdf5")]), 110)
+    assert sum("observations/qvel[" in line for line in lines) == 14 - 5
+    assert any(line.split() == ["observations/qvel[3-8]", *4 * ["0.0000"]] for line in lines)
