@@ -35,8 +35,8 @@ VIDEO_CHART = f"{VALIDATION}/first_episode"
 """Name of the video of a validation's first episode."""
 CHARTS = {
     SUCCESS_RATE: SUCCESS_CHART,
-    "rollout/success_ci_low": f"{SUCCESS}/ci_low",
-    "rollout/success_ci_high": f"{SUCCESS}/ci_high",
+    "rollout/success_ci_low": f"{SUCCESS_CHART}_ci_low",
+    "rollout/success_ci_high": f"{SUCCESS_CHART}_ci_high",
     "action_error": f"{VALIDATION}/action_error",
     "rollout/return_mean": f"{VALIDATION}/return_mean",
     "rollout/failed": f"{VALIDATION}/failed_episodes",

@@ -7,10 +7,11 @@ SwanLab and TensorBoard.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ from imf_ray.training.stoppable_dir import StoppableDir
 from imf_ray.training.swanlab_log import SwanLabLog, check_swanlab, describe_swanlab
 from imf_ray.training.tensorboard_log import TensorBoardLog, check_tensorboard, describe_tensorboard
 from imf_ray.video import convert_to_gif
+
+log = logging.getLogger(__name__)
 
 
 def make_worker_record(rank: int) -> WorkerRecord:
@@ -154,16 +157,14 @@ class Tracker:
         """Close all logs, and upload those of charts if the run has a URL."""
         self._gauges.close()
         self._file.close()
-        for chart_log in self._chart_logs:
-            chart_log.close()
+        self._for_each_chart_log(lambda chart_log: chart_log.close())
         self._run_dir.upload_charts()
 
     def _write(self, step: int, metrics: Mapping[str, Any]) -> None:
         line = {"step": step, "time": time.time(), **metrics}
         self._file.append(json.dumps(line))
         self._gauges.add(line)
-        for chart_log in self._chart_logs:
-            _log_charts(chart_log, line)
+        self._for_each_chart_log(lambda chart_log: _log_charts(chart_log, line))
 
     def _log_video(self, validation: Mapping[str, Any]) -> None:
         """Log the video of a validation, if there is one and a log that shows it."""
@@ -175,8 +176,16 @@ class Tracker:
         success = describe_success(validation)
         if success is not None:
             caption += f"; success in all episodes {success}"
-        for chart_log in self._chart_logs:
-            chart_log.log_video(step, gif, caption)
+        self._for_each_chart_log(lambda chart_log: chart_log.log_video(step, gif, caption))
+
+    def _for_each_chart_log(self, action: Callable[[ChartLog], None]) -> None:
+        """Call `action` with each chart log. Training continues without one that fails."""
+        for chart_log in [*self._chart_logs]:
+            try:
+                action(chart_log)
+            except Exception:  # metrics.jsonl has the values
+                log.exception("%s ends until the next launch", type(chart_log).__name__)
+                self._chart_logs.remove(chart_log)
 
 
 def _log_charts(chart_log: ChartLog, line: Mapping[str, Any]) -> None:

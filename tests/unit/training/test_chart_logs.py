@@ -14,6 +14,7 @@ from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.training.chart_log import charts, flat_config, missing_lines
 from imf_ray.training.run_dir import VALIDATIONS_FILE, RunDir
 from imf_ray.training.swanlab_log import SwanLabLog
+from imf_ray.training.tensorboard_log import TensorBoardLog
 from imf_ray.training.tracking import Tracker, check_tracking, describe_tracking
 from imf_ray.video import encode_video
 from tests.helpers.trainers import config_of
@@ -38,8 +39,8 @@ def test_charts_are_in_sections_with_success_first() -> None:
     line = {"step": 4, "time": 1.0, **TRAINING, "samples_per_s": 5.0, **VALIDATION}
     assert charts(line) == {
         "1_success/rate": 0.0,  # a success rate of 0 is a result
-        "1_success/ci_low": 0.0,
-        "1_success/ci_high": 0.3,
+        "1_success/rate_ci_low": 0.0,
+        "1_success/rate_ci_high": 0.3,
         "2_validation/action_error": 0.4,
         "2_validation/return_mean": 12.0,
         "2_validation/stage_1": 0.5,
@@ -123,6 +124,24 @@ def test_a_chart_log_that_is_enabled_later_has_all_earlier_steps(tmp_path: Path)
         tracker.close()
     log = EventAccumulator(str(run_dir.tensorboard_dir)).Reload()
     assert [(e.step, e.value) for e in log.Scalars("3_train/loss")] == [(k, k) for k in range(1, 5)]
+
+
+def test_training_continues_without_a_chart_log_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = RunDir(tmp_path)
+    tracker = Tracker(run_dir, config_of("train.tensorboard=true"), 0, 0)
+
+    def fail(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(TensorBoardLog, "log", fail)
+    for step in (1, 2):
+        tracker.log(step, {"loss": 1.0})
+    tracker.close()
+    assert [line["step"] for line in run_dir.read_metrics()] == [0, 1, 2]
+    (record,) = caplog.records
+    assert record.getMessage() == "TensorBoardLog ends until the next launch"
 
 
 class FakeSwanLab:
