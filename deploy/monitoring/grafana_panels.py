@@ -45,8 +45,7 @@ def gauge(name: str, tags: str = TRIALS, by: str = "sweep, trial") -> str:
 
 def latest(name: str, tags: str = TRIALS) -> str:
     """Return the query of a gauge's last value in the shown time, also of trials that ended."""
-    selected = f"{series(name, Kind.GAUGE)}{{{tags}}}"
-    return f"max by (sweep, trial) (last_over_time({selected}[$__range]))"
+    return f"last_over_time({gauge(name, tags)}[$__range:])"
 
 
 def total(name: str, tags: str = TRIALS, by: str = "sweep, trial") -> str:
