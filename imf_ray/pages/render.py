@@ -110,7 +110,9 @@ def _differences(snapshot: Snapshot) -> dict[str, Any]:
                 effects[option] = values
     return {
         "best_two": best_two,
-        "differences": wording.differences(*best_two, snapshot.varied) if best_two else [],
+        "differences": wording.differences(best_two[0], best_two[1], snapshot.varied)
+        if best_two
+        else [],
         "effects": effects,
     }
 

@@ -203,6 +203,16 @@ def test_videos_play(open_page: Callable[..., Page]) -> None:
     page.wait_for("document.querySelector('video').currentTime > 0.2")
 
 
+def test_a_video_beside_the_page_plays(open_page: Callable[..., Page], tmp_path: Path) -> None:
+    video = _video()
+    assert video.content is not None
+    (tmp_path / "a video.mp4").write_bytes(video.content)
+    page = open_page(run_snapshot([replace(video, path="a video.mp4", content=None)]))
+    page.evaluate("document.querySelector('video').play()")
+    page.wait_for("document.querySelector('video').currentTime > 0.2")
+    page.requests = [url for url in page.requests if not url.endswith("/a%20video.mp4")]
+
+
 def test_page_without_script_shows_everything(open_page: Callable[..., Page]) -> None:
     page = open_page(sweep_snapshot(), script=False)
     text = page.text()
