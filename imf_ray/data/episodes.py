@@ -20,7 +20,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,7 +36,7 @@ from imf_ray.data.episode_formats import AUTO, FORMATS, IMAGES
 from imf_ray.data.frames import Frames
 from imf_ray.data.hdf5 import fingerprint, open_hdf5
 from imf_ray.data.running_stats import RunningStats
-from imf_ray.errors import StorageError, UserError
+from imf_ray.errors import StorageError, UserError, abridge
 from imf_ray.files import atomic_rename, retry_io
 from imf_ray.images import center_crop_resize
 from imf_ray.storage import AnyPath, is_remote, is_transient, parse_path, storage_errors
@@ -46,6 +46,8 @@ POSES = "observations/poses"
 """Group of the object poses, with one dataset per object."""
 POSE_DIM = 7
 QPOS, QVEL = "observations/qpos", "observations/qvel"
+MAX_LISTED_COPIES = 20
+"""Maximum number of copied episodes in a message."""
 DEFLATE_LEVEL = 4
 """gzip level of images. Higher levels take longer and save little (docs/results/data.md)."""
 
@@ -183,6 +185,24 @@ class EpisodeSlice:
     qpos: np.ndarray
     object_poses: Mapping[str, np.ndarray]
     action: np.ndarray
+
+
+def find_copies(episodes: Iterable[EpisodeMetadata]) -> dict[str, str]:
+    """Map the path of each episode to that of an earlier one with the same contents, if any."""
+    first: dict[str, str] = {}
+    copies = {}
+    for episode in episodes:
+        original = first.setdefault(episode.content_hash, episode.path)
+        if original != episode.path:
+            copies[episode.path] = original
+    return copies
+
+
+def describe_copies(copies: Mapping[str, str]) -> str:
+    """Return the result of `find_copies` as a list of file names."""
+    names = {path: path.rpartition("/")[2] for item in copies.items() for path in item}
+    pairs = [f"{names[copy]} (of {names[original]})" for copy, original in copies.items()]
+    return abridge(pairs, MAX_LISTED_COPIES)
 
 
 def unwrap(value: Any) -> Any:

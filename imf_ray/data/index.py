@@ -23,7 +23,13 @@ from imf_ray.data.content_hash import HASH_ATTRIBUTE
 from imf_ray.data.episode_check import MAX_LISTED_PARTS
 from imf_ray.data.episode_files import list_episodes, require_episodes
 from imf_ray.data.episode_formats import is_own_recording
-from imf_ray.data.episodes import EpisodeMetadata, EpisodeRef, bad_episode_error
+from imf_ray.data.episodes import (
+    EpisodeMetadata,
+    EpisodeRef,
+    bad_episode_error,
+    describe_copies,
+    find_copies,
+)
 from imf_ray.data.hdf5 import cache_folder, fingerprint, writable_cache_folder
 from imf_ray.data.requirements import (
     Mismatch,
@@ -112,6 +118,7 @@ def build_index(config: Config) -> EpisodeIndex:
     }
     check_channel_order(images, config.data.channel_order, folder)
     _log_unread(episodes, config, folder)
+    _log_copies(episodes, folder)
     return EpisodeIndex(episodes, skipped)
 
 
@@ -149,6 +156,17 @@ def _log_unread(episodes: Iterable[EpisodeMetadata], config: Config, folder: Any
         parts = [problem or f"/{name}" for name, problem in sorted(unread.items())]
         text = abridge(parts, MAX_LISTED_PARTS, separator="; ")
         log.warning("These parts of the episodes in %s are not used: %s", folder, text)
+
+
+def _log_copies(episodes: Iterable[EpisodeMetadata], folder: AnyPath) -> None:
+    """Warn about episodes with the same contents, once for a data set."""
+    copies = find_copies(episodes)
+    if copies:
+        log.warning(
+            "%d file(s) in %s are copies of other episodes, and count as further episodes in "
+            "training and in validation: %s. Remove them if that is not intended.",
+            *(len(copies), folder, describe_copies(copies)),
+        )
 
 
 def check_dataset(
