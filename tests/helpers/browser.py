@@ -110,8 +110,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             page.call(f"{domain}.enable")
         page.resize(width, height)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        page.call("Emulation.setEmulatedMedia", {"media": media, "features": [scheme]})
+        page.emulate(dark=dark, media=media)
         page.call("Emulation.setScriptExecutionDisabled", {"value": not script})
         page.navigate(url)
         return page
@@ -215,6 +214,11 @@ class Page:
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
         )
+
+    def emulate(self, *, dark: bool, media: str = "") -> None:
+        """Change the preferred colours and the CSS media type, see `Browser.open`."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", {"media": media, "features": [scheme]})
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression; a promise is awaited.
