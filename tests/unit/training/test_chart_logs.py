@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from upath import UPath
 
 from imf_ray.errors import UserError
 from imf_ray.files import append_line
+from imf_ray.storage import local_dir
 from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.training.chart_log import charts, flat_config, missing_lines
 from imf_ray.training.run_dir import VALIDATIONS_FILE, RunDir
@@ -113,17 +115,22 @@ def test_tensorboard_shows_each_step_once_after_a_resume(resumed_run: RunDir) ->
     assert video.encoded_image_string.startswith(b"GIF89a")
 
 
-def test_a_chart_log_that_is_enabled_later_has_all_earlier_steps(tmp_path: Path) -> None:
+def loss_steps(run_dir: RunDir) -> list[int]:
+    """Return the steps of TensorBoard's chart of the loss."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    log = EventAccumulator(str(run_dir.tensorboard_dir)).Reload()
+    return [event.step for event in log.Scalars("3_train/loss")]
+
+
+def test_a_chart_log_that_is_enabled_later_has_all_earlier_steps(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     for start_step, enabled in ((0, False), (2, True)):
         tracker = Tracker(run_dir, config_of(f"train.tensorboard={enabled}".lower()), start_step, 0)
         for step in (start_step + 1, start_step + 2):
             tracker.log(step, {"loss": float(step)})
         tracker.close()
-    log = EventAccumulator(str(run_dir.tensorboard_dir)).Reload()
-    assert [(e.step, e.value) for e in log.Scalars("3_train/loss")] == [(k, k) for k in range(1, 5)]
+    assert loss_steps(run_dir) == [1, 2, 3, 4]
 
 
 def test_training_continues_without_a_chart_log_that_fails(
@@ -189,6 +196,28 @@ def test_trials_are_a_group_and_launches_of_a_run_have_one_id(
     assert {init["project"] for init in fake_swanlab.inits} == {"imf_ray"}
     assert resumed["resume"] == "allow" and logs[0].location == first["log_dir"]
     assert first["log_dir"] == str(sweep_dir.trial("a").path / "swanlab")
+
+
+def test_a_run_with_a_url_keeps_its_id_and_its_charts_on_another_machine(
+    tmp_path: Path, fake_swanlab: FakeSwanLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("train.use_swanlab=true", "train.swanlab_mode=offline")
+    options = config_of("train.tensorboard=true")
+    name = f"{tmp_path.name}_charts"
+    for step, machine in enumerate(("a", "b")):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        run_dir = RunDir(local_dir(f"memory://{name}") / "run")
+        assert run_dir.path.is_relative_to(tmp_path / machine)
+        run_dir.download()
+        SwanLabLog(run_dir, config)
+        tracker = Tracker(run_dir, options, step, 0)
+        tracker.log(step + 1, {"loss": 1.0})
+        tracker.close()
+    first, second = fake_swanlab.inits
+    assert first["id"] == second["id"]
+    logs = UPath(f"memory://{name}/run/tensorboard").glob("events.*")
+    assert len([*logs]) == 2
+    assert loss_steps(run_dir) == [1, 2]  # the second machine has no file of the first one
 
 
 def test_trials_share_one_board_in_local_mode(tmp_path: Path, fake_swanlab: FakeSwanLab) -> None:
