@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from imf_ray.pages.run_folder import success_of
 from imf_ray.pages.run_log import ACTION_ERROR
 from imf_ray.pages.stored_config import (
     differing_options,
+    flatten,
     read_config,
-    shown_options,
     stage_names,
 )
 from imf_ray.redaction import redact, redact_options
@@ -58,7 +58,7 @@ class ComparisonReader:
             for name, checkpoint in checkpoints.items()
         }
         options = {
-            name: shown_options(config) for name, config in configs.items() if config is not None
+            name: config.shown_options() for name, config in configs.items() if config is not None
         }
         varied = differing_options(options.values())
         labels = short_labels(policies, LABEL_WIDTH)
@@ -123,7 +123,7 @@ class EvaluationReader:
             state=self._history.outcome or (State.RUNNING if is_running else State.FINISHED),
             rows=[row],
             stage_names=_stage_names(summary, [row]),
-            options=redact_options(dict(_flatten(settings))),
+            options=redact_options(dict(flatten(settings))),
             launches=self._history.launches,
             media=media.find([(self._folder / GRID_VIDEO, "Episodes, failures first")]),
             notes=[
@@ -231,12 +231,3 @@ def _summary(content: Any) -> dict[str, Any]:
     rename_keys(settings, RECORD_SETTINGS)
     content.get("errors", {}).items()
     return dict(rename_keys(content, METRICS))
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested values by their dotted names."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

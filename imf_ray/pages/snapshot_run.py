@@ -16,13 +16,11 @@ from imf_ray.pages.media_files import MediaFinder
 from imf_ray.pages.model import Row, Snapshot, State
 from imf_ray.pages.run_folder import RunFolder
 from imf_ray.pages.stored_config import (
+    StoredConfig,
     config_problem,
     data_summary,
     read_config,
-    shown_options,
-    task_stage_names,
 )
-from imf_ray.schema import Config
 from imf_ray.storage import MAX_NAME_BYTES, display_path
 
 
@@ -51,9 +49,9 @@ class RunReader:
             read_at=now,
             state=row.state,
             rows=[row],
-            stage_names=[] if config is None else task_stage_names(config.task, [row]),
+            stage_names=[] if config is None else config.stage_names([row]),
             data=None if config is None else data_summary(self._folder, config, self._cache),
-            options={} if config is None else shown_options(config),
+            options={} if config is None else config.shown_options(),
             launches=self._history.launches,
             commands=self._commands(config, row),
             media=media.find(
@@ -61,7 +59,7 @@ class RunReader:
             ),
         )
 
-    def read_row(self, now: float) -> tuple[Config | None, Row]:
+    def read_row(self, now: float) -> tuple[StoredConfig | None, Row]:
         """Return the configuration of the run, and its row."""
         self._history.update()
         self.run.update()
@@ -69,7 +67,7 @@ class RunReader:
         row = self.run.row(
             name=self._folder.name,
             label=self._folder.name,
-            max_steps=None if config is None else config.train.max_steps,
+            max_steps=None if config is None else config.max_steps,
             now=now,
             max_points=MAX_POINTS,
             has_ended=self._history.has_ended,
@@ -81,12 +79,12 @@ class RunReader:
             row = dataclasses.replace(row, state=State.FAILED, error=self._history.error)
         return config, row
 
-    def _commands(self, config: Config | None, row: Row) -> dict[str, str]:
+    def _commands(self, stored: StoredConfig | None, row: Row) -> dict[str, str]:
         found = {}
-        if config is not None:
+        if stored is not None and stored.config is not None:
             try:
                 name = f"{row.name}-again"[-MAX_NAME_BYTES:]
-                found[commands.TRAIN_AGAIN] = commands.train_command(config, name)
+                found[commands.TRAIN_AGAIN] = commands.train_command(stored.config, name)
             except UserError:  # the options do not fit this version
                 pass
             if self.run.record is None:

@@ -16,7 +16,7 @@ from imf_ray.pages.model import Row, Snapshot, State
 from imf_ray.pages.snapshot_policies import ComparisonReader, EvaluationReader
 from imf_ray.pages.snapshot_run import RunReader
 from imf_ray.pages.snapshot_sweep import SweepReader
-from imf_ray.pages.stored_config import differing_options, shown_options
+from imf_ray.pages.stored_config import differing_options
 from imf_ray.storage import display_path
 from imf_ray.sweep.search_space import short_names
 
@@ -59,7 +59,7 @@ class StorageReader:
             if isinstance(reader, RunReader):
                 config, row = reader.read_row(now)
                 if config is not None:
-                    options[name] = shown_options(config)
+                    options[name] = config.shown_options()
             else:
                 content = reader.read(now, MediaFinder(self._folder))
                 row = (_sweep_row if content.kind == "sweep" else _policies_row)(name, content)

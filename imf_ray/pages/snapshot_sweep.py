@@ -16,17 +16,17 @@ from imf_ray.config import to_override
 from imf_ray.errors import UserError
 from imf_ray.folders import SPACE_FILE, TRIALS_DIR
 from imf_ray.pages import commands
+from imf_ray.pages.charts_curves import MAX_CURVES
 from imf_ray.pages.curve_log import MAX_POINTS
 from imf_ray.pages.file_cache import FileCache, Version, file_version
 from imf_ray.pages.launch_history import LaunchHistory
 from imf_ray.pages.media_files import MediaFinder
 from imf_ray.pages.model import Row, Snapshot, State
 from imf_ray.pages.run_folder import RunFolder, success_of
-from imf_ray.pages.stored_config import data_summary, read_config, shown_options, task_stage_names
+from imf_ray.pages.stored_config import StoredConfig, data_summary, read_config
 from imf_ray.redaction import redact_options
 from imf_ray.rollout.policy_spec import PolicyKind
 from imf_ray.rollout.records import stage_shares
-from imf_ray.schema import Config
 from imf_ray.storage import MAX_NAME_BYTES, display_path, is_remote
 from imf_ray.sweep.search_space import short_names, trial_name
 from imf_ray.sweep.sweep_dir import (
@@ -77,8 +77,9 @@ class SweepReader:
         )
         planned = {} if saved is None else _planned_trials(saved)
         self._find_runs(planned)
-        for run in self._runs.values():
-            run.update()
+        with_curves = self._best_ended()
+        for name, run in self._runs.items():
+            run.update(has_curves=name in with_curves)
         first, config = self._first_config()
         videos = media.find(
             [
@@ -89,7 +90,7 @@ class SweepReader:
         rows = self._rows(saved, planned, config, now, media)
         baselines = self._baselines()
         best = next((row for row in rows if row.checkpoint is not None), None)
-        options = {} if config is None else shown_options(config)
+        options = {} if config is None else config.shown_options()
         varied = [] if saved is None else list(saved.space.with_current_names().varied)
         return Snapshot(
             kind="sweep",
@@ -100,7 +101,7 @@ class SweepReader:
             rows=rows,
             varied=short_names(varied),
             is_grid=saved is not None and len(saved.space.grid) == 2 and not saved.space.sample,
-            stage_names=[] if config is None else task_stage_names(config.task, rows),
+            stage_names=[] if config is None else config.stage_names(rows),
             baselines=baselines,
             data=None if config is None else data_summary(first, config, self._cache),
             options={key: value for key, value in options.items() if key not in varied},
@@ -125,7 +126,17 @@ class SweepReader:
             name: self._runs.get(name) or RunFolder(trials / name, self._cache) for name in names
         }
 
-    def _first_config(self) -> tuple[Path, Config | None]:
+    def _best_ended(self) -> set[str]:
+        """Return the names of the ended trials whose curves may be shown."""
+        records = {name: run.read_record() for name, run in self._runs.items()}
+        keys = {
+            name: checkpoint_rank_key(record.metrics)
+            for name, record in records.items()
+            if record is not None and "step" in record.metrics
+        }
+        return set(sorted(keys, key=lambda name: keys[name])[:MAX_CURVES])
+
+    def _first_config(self) -> tuple[Path, StoredConfig | None]:
         """Return the folder of the first trial whose configuration can be read, and the latter."""
         for run in self._runs.values():
             config = read_config(run.path, self._cache)
@@ -137,7 +148,7 @@ class SweepReader:
         self,
         saved: SavedSpace | None,
         planned: Mapping[str, Mapping[str, Any]],
-        config: Config | None,
+        config: StoredConfig | None,
         now: float,
         media: MediaFinder,
     ) -> list[Row]:
@@ -150,7 +161,7 @@ class SweepReader:
             row = run.row(
                 name,
                 _label(name, params, short),
-                params.get("train.max_steps", config.train.max_steps if config else None),
+                params.get("train.max_steps", config.max_steps if config else None),
                 now,
                 max_points,
                 self._history.has_ended,
@@ -233,11 +244,11 @@ class SweepReader:
         """Return the command that trains a trial again; None if its options are unknown."""
         if self._again is None or self._again[:2] != (saved, trial):
             command: str | None = None
-            config = read_config(self._runs[trial].path, self._cache)
-            if config is not None:
+            stored = read_config(self._runs[trial].path, self._cache)
+            if stored is not None and stored.config is not None:
                 with suppress(UserError):  # the options do not fit this version
                     name = f"{self._folder.name}-best"[:MAX_NAME_BYTES]
-                    command = commands.train_command(config, name)
+                    command = commands.train_command(stored.config, name)
             self._again = (saved, trial, command)
         return self._again[2]
 

@@ -106,9 +106,9 @@ def test_only_what_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.Mon
     before = reader.read()
     reads: list[tuple[str, int]] = []
 
-    def read_json_lines(path: Path, parse: Any, offset: int) -> Any:
+    def read_json_lines(path: Path, parse: Any, offset: int, *others: Any) -> Any:
         reads.append((path.parent.name, offset))
-        return original(path, parse, offset)
+        return original(path, parse, offset, *others)
 
     original = run_log.read_json_lines
     monkeypatch.setattr(run_log, "read_json_lines", read_json_lines)
@@ -326,3 +326,16 @@ def test_secrets_do_not_reach_a_page(tmp_path: Path) -> None:
     )
     for path in (folder, tmp_path, next((folder / "trials").iterdir())):
         assert SECRET not in str(read(path))
+
+
+def test_a_configuration_of_another_version_is_shown_as_it_is(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "config.yaml").write_text(
+        "agent: {name: old}\ntrain: {max_steps: 500, bach_size: 4, autocast: none}\n"
+    )
+    snapshot = read(run)
+    (row,) = snapshot.rows
+    assert row.max_steps == 500 and "bach_size" in row.notes[0]
+    assert snapshot.options["train.bach_size"] == 4
+    assert snapshot.options["train.encoder_precision"] == "fp32"  # its current name
+    assert "Train it again" not in snapshot.commands and snapshot.data is not None
