@@ -20,6 +20,7 @@ from imf_ray.pages.charts import (
     x_axis,
     y_axis,
 )
+from imf_ray.pages.charts_success import reference_lines
 from imf_ray.pages.model import Curve, Row, State
 
 SUCCESS_METRIC = "rollout/success_rate"
@@ -140,7 +141,7 @@ def _chart(
     parts = [y_axis(y, LEFT, RIGHT), x_axis(x, TOP, BOTTOM)]
     marks = []
     if metric == SUCCESS_METRIC:
-        parts += [_reference(row, y) for row in baselines if row.success is not None]
+        parts += [_reference(rate, label, y) for rate, label in reference_lines(baselines)]
     for index, (row, curve) in enumerate(curves):
         style = styles[row.name] + ("" if index < SHOWN_CURVES else " off")
         content = _curve(curve, x, y, num_points)
@@ -162,14 +163,12 @@ def _scale_values(curves: Sequence[tuple[Row, Curve]]) -> list[float]:
     return [value for _, curve in rows for value in curve.values]
 
 
-def _reference(row: Row, y: Scale) -> str:
+def _reference(rate: float, label: str, y: Scale) -> str:
     """Return the horizontal line of a baseline."""
-    assert row.success is not None
-    height = y(row.success.rate)
-    label_y = height + 12 if row.success.rate > 0.5 else height - 4
-    return line(LEFT, height, RIGHT, height, "reference") + text(
-        RIGHT - 4, label_y, row.label, "tick", "end"
-    )
+    height = y(rate)
+    label_y = height + 12 if rate > 0.5 else height - 4
+    name = text(RIGHT - 4, label_y, label, "tick", "end")
+    return line(LEFT, height, RIGHT, height, "reference") + name
 
 
 def _numbers(scale: Scale) -> str:

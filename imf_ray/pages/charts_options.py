@@ -30,6 +30,11 @@ MAX_CATEGORIES = 6
 MIN_PARALLEL_OPTIONS = 3
 """Minimum number of options for parallel lines."""
 CATEGORY_LABEL_WIDTH = 14
+"""Maximum number of characters of a category on a vertical axis."""
+NARROW_LABEL_WIDTH = 8
+"""Maximum number of characters of a category on a horizontal axis with `MAX_CATEGORIES`."""
+OPTION_LABEL_WIDTH = 20
+"""Maximum number of characters of an option above its axis."""
 WIDTH, HEIGHT = 420.0, 240.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 408.0, 10.0, 200.0
 
@@ -60,11 +65,11 @@ class OptionAxis:
             return self.scale(float(str(value)))
         return self.categories[value_text(value)]
 
-    def ticks(self) -> list[tuple[float, str]]:
-        """Return coordinates with labels."""
+    def ticks(self, label_width: int = CATEGORY_LABEL_WIDTH) -> list[tuple[float, str]]:
+        """Return coordinates with labels, of `label_width` characters at most for categories."""
         if self.scale is not None:
             return [(self.scale(tick), short_number(tick)) for tick in self.scale.ticks(4)]
-        labels = short_labels(self.categories, CATEGORY_LABEL_WIDTH)
+        labels = short_labels(self.categories, label_width)
         stride = math.ceil(len(labels) / MAX_CATEGORIES)
         return [(self.categories[name], labels[name]) for name in list(labels)[::stride]]
 
@@ -90,7 +95,9 @@ def _scatter(rows: Sequence[Row], option: str, name: str) -> Markup:
     if axis.scale is not None:
         parts.append(x_axis(axis.scale, TOP, BOTTOM))
     else:
-        parts += [text(x, BOTTOM + 16, label, "tick", "middle") for x, label in axis.ticks()]
+        is_narrow = len(axis.categories) > MAX_CATEGORIES // 2
+        width = NARROW_LABEL_WIDTH if is_narrow else CATEGORY_LABEL_WIDTH
+        parts += [text(x, BOTTOM + 16, label, "tick", "middle") for x, label in axis.ticks(width)]
     counts: dict[str, int] = {}
     totals: dict[str, int] = {}
     for row in rows:
@@ -129,6 +136,7 @@ def parallel_lines(rows: Sequence[Row], varied: Mapping[str, str]) -> Markup:
     }
     success = Scale(0.0, 1.0, bottom, top)
     end = 40 + gap * len(varied)
+    names = short_labels(varied.values(), OPTION_LABEL_WIDTH)
     lines, labels = [], []
     for row in reversed(shown):  # the best is drawn last, above the others
         assert row.success is not None
@@ -145,7 +153,7 @@ def parallel_lines(rows: Sequence[Row], varied: Mapping[str, str]) -> Markup:
     for index, (option, name) in enumerate(varied.items()):
         x = 40 + gap * index
         labels.append(line(x, top, x, bottom, "axis-line"))
-        labels.append(text(x, 16, name, "axis", "middle"))
+        labels.append(text(x, 16, names[name], "axis", "middle"))
         labels += [text(x + 6, y + 4, label, "tick halo") for y, label in axes[option].ticks()]
     labels.append(line(end, top, end, bottom, "axis-line"))
     labels.append(text(end, 16, "success", "axis", "middle"))

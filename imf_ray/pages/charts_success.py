@@ -29,6 +29,8 @@ MAX_LABELLED_ROWS = 16
 """Maximum number of rows with a line and a label each; more rows stand side by side."""
 LABEL_WIDTH, PAIR_LABEL_WIDTH = 22, 14
 """Maximum number of characters of a row's label in a chart, alone and as one of a pair."""
+MIN_LINE_DISTANCE = 0.08
+"""Minimum difference of the success rates of two lines with labels."""
 WIDTH, LINE_HEIGHT = 460.0, 22.0
 
 
@@ -55,7 +57,7 @@ def whisker_plot(rows: Sequence[Row], baselines: Sequence[Row]) -> Markup:
 
 def _lines_of_whiskers(rows: Sequence[Row], references: Sequence[Row]) -> Markup:
     labels = chart_labels([*references, *rows])
-    left, right = 146.0, WIDTH - 12
+    left, right = 160.0, WIDTH - 12
     scale = Scale(0, 1, left, right)
     shown = sorted([*references, *rows], key=lambda row: -(row.success or _NONE).rate)
     bottom = 6 + LINE_HEIGHT * len(shown)
@@ -82,10 +84,9 @@ def _columns_of_whiskers(rows: Sequence[Row], references: Sequence[Row]) -> Mark
     scale = Scale(0, 1, bottom, 10)
     step = (width - 90 - left) / len(rows)
     parts = [y_axis(scale, left, width - 84, 5)]
-    for row in references:
-        y = scale((row.success or _NONE).rate)
-        parts.append(line(left, y, width - 84, y, "reference"))
-        parts.append(text(width - 78, y + 4, row.label, "tick"))
+    for rate, label in reference_lines(references):
+        parts.append(line(left, scale(rate), width - 84, scale(rate), "reference"))
+        parts.append(text(width - 78, scale(rate) + 4, label, "tick"))
     for index, row in enumerate(rows):
         x = left + step * (index + 0.5)
         success = row.success or _NONE
@@ -101,6 +102,19 @@ def _columns_of_whiskers(rows: Sequence[Row], references: Sequence[Row]) -> Mark
     middle = (left + width - 90) / 2
     parts.append(text(middle, height - 8, "success rate, best first", "axis", "middle"))
     return svg(width, height, "Success rates, best first", _DESCRIPTION, *parts)
+
+
+def reference_lines(baselines: Sequence[Row]) -> list[tuple[float, str]]:
+    """Return success rates and labels of baselines; those of nearly the same rate are one line."""
+    lines: list[tuple[float, str]] = []
+    for row in sorted(baselines, key=lambda row: (row.success or _NONE).rate):
+        if row.success is None:
+            continue
+        if lines and row.success.rate - lines[-1][0] < MIN_LINE_DISTANCE:
+            lines[-1] = (lines[-1][0], f"{lines[-1][1]}, {row.label}")
+        else:
+            lines.append((row.success.rate, row.label))
+    return lines
 
 
 def describe(row: Row) -> str:

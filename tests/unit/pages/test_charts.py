@@ -24,6 +24,7 @@ from tests.helpers.snapshots import (
     BASELINES,
     comparison_snapshot,
     make_row,
+    make_success,
     random_snapshot,
     sweep_snapshot,
 )
@@ -151,6 +152,14 @@ def test_whiskers_have_a_mark_for_each_evaluated_row(num: int) -> None:
     assert all(f'data-r="{row_key(row.name)}"' in chart for row in rows[:-1])
     assert row_key("pending") not in chart
     assert charts_success.whisker_plot(rows[-1:], BASELINES) == ""
+
+
+def test_baselines_of_one_rate_share_a_line() -> None:
+    lines = charts_success.reference_lines(
+        [replace(row, success=make_success(0)) for row in BASELINES]
+    )
+    assert lines == [(0.0, "expert, untrained")]
+    assert charts_success.reference_lines(BASELINES) == [(0.0, "untrained"), (1.0, "expert")]
 
 
 def test_labels_in_charts_differ() -> None:
