@@ -1,1 +1,1 @@
-"""HTML pages about runs, sweeps and comparisons: `report.html`, and the same page live (`board`)."""
+"""Pages about runs, sweeps and comparisons: the file `report.html`, and the live board."""
