@@ -18,7 +18,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
@@ -192,7 +192,12 @@ class JsonLines(NamedTuple, Generic[T]):
     """Byte offset of the end of the last complete line."""
 
 
-def read_json_lines(path: Path, parse: Callable[[Any], T], offset: int = 0) -> JsonLines[T]:
+def read_json_lines(
+    path: Path,
+    parse: Callable[[Any], T],
+    offset: int = 0,
+    select: Callable[[Sequence[bytes]], Collection[int]] | None = None,
+) -> JsonLines[T]:
     """Read the complete lines of a file. A missing file has no lines.
 
     An invalid line is skipped, and named in one warning per process. A last line without a line
@@ -201,6 +206,7 @@ def read_json_lines(path: Path, parse: Callable[[Any], T], offset: int = 0) -> J
     Args:
         parse: converts the JSON value of a line; raises one of `INVALID_JSON` if it is invalid.
         offset: byte offset of the line to start with.
+        select: returns the indices of the lines to parse, given all lines; None parses all.
     """
     lines: JsonLines[T] = JsonLines([], 0, offset)
     if not path.is_file():
@@ -209,9 +215,11 @@ def read_json_lines(path: Path, parse: Callable[[Any], T], offset: int = 0) -> J
         file.seek(offset)
         *texts, _incomplete = file.read().split(b"\n")
     rows, num_invalid, end = lines
-    for text in texts:
+    selected = range(len(texts)) if select is None else select(texts)
+    for index, text in enumerate(texts):
         try:
-            rows.append(parse(_decode_line(text)))
+            if index in selected:
+                rows.append(parse(_decode_line(text)))
         except INVALID_JSON as error:
             num_invalid += 1
             _warn_invalid_line(path, end, f"{type(error).__name__}: {error}")

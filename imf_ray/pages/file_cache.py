@@ -71,8 +71,9 @@ class FileCache:
             parse: converts the JSON value; raises one of `INVALID_JSON` if it is invalid.
             consequence: what a damaged file means for the page, as a sentence.
         """
-        name = Path(Path(path).name)
-        return self.read(path, lambda content: parse_json(content, parse, name, consequence))
+        return self.read(
+            path, lambda content: parse_json(content, parse, Path(Path(path).name), consequence)
+        )
 
     def problem(self, path: str | Path) -> str | None:
         """Return why the file that was read last from this path is damaged; None if it is not."""

@@ -53,16 +53,27 @@ class RunFolder:
         self.log = RunLog(str(path))
         self.record: TrialRecord | None = None
         """Result of the trial, if the run is one that has ended."""
+        self._workers: Sequence[Mapping[str, Any]] = ()
         self._folder_version: Version | None = None
         self._subfolders: set[str] = set()
         self._saved_steps: list[int] = []
 
-    def update(self) -> None:
-        """Read what changed since the last call."""
-        self.log.update()
+    def read_record(self) -> TrialRecord | None:
+        """Read `record` if it changed, and return it."""
         self.record = self._cache.read_json(
             self._trial_file, TrialRecord.from_dict, "The trial is shown without its result."
         )
+        return self.record
+
+    def update(self, has_curves: bool = True) -> None:
+        """Read what changed since the last call.
+
+        Args:
+            has_curves: False reads less of the log of a trial that has ended, see `RunLog.update`.
+        """
+        record = self.read_record()
+        self.log.update(has_curves or record is None)
+        self._workers = self._read_workers()
         version = file_version(self.path)
         if version != self._folder_version:
             self._folder_version = version
@@ -183,7 +194,7 @@ class RunFolder:
             error = f"The last validation failed: {failed}"
         return None if error is None else redact(error)
 
-    def _workers(self) -> Sequence[Mapping[str, Any]]:
+    def _read_workers(self) -> Sequence[Mapping[str, Any]]:
         if self.record is not None and self.record.workers:
             return self.record.workers
         try:
@@ -197,7 +208,7 @@ class RunFolder:
     def _processes(self) -> Iterator[Process]:
         if self.record is not None and self.record.driver_pid:
             yield Process(None, self.record.driver_pid, self.record.driver_host)
-        for worker in self._workers():
+        for worker in self._workers:
             yield Process(
                 worker.get("rank"),
                 int(worker.get("pid", 0)),
@@ -207,13 +218,13 @@ class RunFolder:
             )
 
     def _cpu_s(self) -> float | None:
-        times = [worker["cpu_s"] for worker in self._workers() if worker.get("cpu_s") is not None]
+        times = [worker["cpu_s"] for worker in self._workers if worker.get("cpu_s") is not None]
         return sum(times) if times else None
 
     def _swanlab_run(self) -> str | None:
         if self.record is not None and self.record.swanlab_run is not None:
             return redact(self.record.swanlab_run)
-        runs = (worker.get("swanlab_run") for worker in self._workers())
+        runs = (worker.get("swanlab_run") for worker in self._workers)
         found = next((str(run) for run in runs if run is not None), None)
         if found is None and SWANLAB_DIR in self._subfolders:
             return display_path(self.path / SWANLAB_DIR)
