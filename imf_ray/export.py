@@ -26,11 +26,11 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
     from imf_ray.training.checkpoint import export_policy
 
     if config.checkpoint is None or len(arguments) != 1:
-        checkpoint = config.checkpoint or next(iter(arguments), "RUN/checkpoint_00001000")
+        given = config.checkpoint or next(iter(arguments), "RUN/checkpoint_00001000")
         folders = arguments if config.checkpoint else arguments[1:]
         raise UserError(
             "A checkpoint and a new folder are needed. Usage: imf-ray export "
-            f"{shell_override('checkpoint', checkpoint)} {shlex.join(folders[:1]) or 'DIR'}"
+            f"{shell_override('checkpoint', given)} {shlex.join(folders[:1]) or 'DIR'}"
         )
     policy = PolicySpec.parse(config.checkpoint).resolve()
     if policy.kind != PolicyKind.CHECKPOINT:

@@ -31,7 +31,7 @@ from imf_ray.checkpoint_dir import (
 )
 from imf_ray.errors import StorageError, UserError
 from imf_ray.schema import Config
-from imf_ray.storage import AnyPath, authoritative_path, exists, local_dir, storage_errors
+from imf_ray.storage import AnyPath, as_path, authoritative_path, exists, local_dir, storage_errors
 from imf_ray.yaml_text import dump_value, parse_file
 
 DEFAULT_STORAGE = str(Config.storage_path)
@@ -85,12 +85,13 @@ WITH_REPORT = (*RUNS, FolderKind.COMPARISON, FolderKind.EVALUATION, FolderKind.S
 _SOURCES = (FolderKind.CHECKPOINT, *RUNS)
 
 
-def folder_kind(path: AnyPath) -> FolderKind:
+def folder_kind(path: str | AnyPath) -> FolderKind:
     """Return the kind of a folder, according to the names of its files.
 
     Raises:
         StorageError: the storage cannot be read.
     """
+    path = as_path(path)
     with storage_errors(path, "read"):
         if not path.is_dir():
             return FolderKind.FILE if path.is_file() else FolderKind.MISSING

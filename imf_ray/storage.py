@@ -94,6 +94,14 @@ def parse_path(text: str | AnyPath) -> AnyPath:
     return path
 
 
+def as_path(path: str | AnyPath) -> AnyPath:
+    """Return a path unchanged, and the path of a text; see `parse_path`.
+
+    Functions that programs call with their own paths take both.
+    """
+    return parse_path(path) if isinstance(path, str) else path
+
+
 def expand_variables(text: str, source: str) -> str:
     """Replace `$NAME` and `${NAME}` by environment variables, unless the path exists as written.
 

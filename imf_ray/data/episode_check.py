@@ -49,14 +49,14 @@ from imf_ray.data.frames import check_frames
 from imf_ray.data.hdf5 import fingerprint, open_hdf5
 from imf_ray.data.running_stats import RunningStats
 from imf_ray.errors import UserError, abridge
-from imf_ray.storage import AnyPath
+from imf_ray.storage import AnyPath, as_path
 
 MAX_LISTED_PARTS = 8
 """Maximum number of parts of a file that a message lists."""
 T = TypeVar("T")
 
 
-def check_episode(path: AnyPath, format: str = AUTO) -> EpisodeMetadata:
+def check_episode(path: str | AnyPath, format: str = AUTO) -> EpisodeMetadata:
     """Read a whole file once, check it, and return its description.
 
     Args:
@@ -66,6 +66,7 @@ def check_episode(path: AnyPath, format: str = AUTO) -> EpisodeMetadata:
         UserError: the file cannot be read as HDF5, or does not match its own content hash. The
             message contains the path and the reason.
     """
+    path = as_path(path)
     try:
         fingerprint_before = fingerprint(path)
         with open_hdf5(path) as file:

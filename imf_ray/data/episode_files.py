@@ -17,6 +17,7 @@ from imf_ray.errors import StorageError, UserError, abridge
 from imf_ray.folders import EPISODE_SUFFIXES, WRITTEN_KINDS, folder_kind, training_data_of
 from imf_ray.storage import (
     AnyPath,
+    as_path,
     exists,
     is_connection_error,
     is_remote,
@@ -61,13 +62,13 @@ def episode_number(name: str) -> int | None:
     return None if match is None else int(match[1])
 
 
-def list_episodes(folder: AnyPath) -> list[AnyPath]:
+def list_episodes(folder: str | AnyPath) -> list[AnyPath]:
     """Return the episode files of a folder, sorted by number; a missing folder has none.
 
     Raises:
         UserError: the folder cannot be listed, or two files have the same number.
     """
-    return _episodes(_list_folder(folder))
+    return _episodes(_list_folder(as_path(folder)))
 
 
 def _dataset_option(folder: AnyPath) -> str:
@@ -75,7 +76,7 @@ def _dataset_option(folder: AnyPath) -> str:
 
 
 def require_episodes(
-    folder: AnyPath, as_argument: Callable[[AnyPath], str] = _dataset_option
+    folder: str | AnyPath, as_argument: Callable[[AnyPath], str] = _dataset_option
 ) -> list[AnyPath]:
     """Return the episode files of a folder, and warn about other HDF5 files; there is at least one.
 
@@ -86,6 +87,7 @@ def require_episodes(
         UserError: see `list_episodes`, or the folder is missing or has no episodes. The message
             names the files and folders that may be meant.
     """
+    folder = as_path(folder)
     entries = _list_folder(folder)
     episodes = _episodes(entries)
     if not episodes:

@@ -231,9 +231,9 @@ def whole_number(value: Any, minimum: int) -> int | None:
     return value if value >= minimum else None
 
 
-def episode_path(folder: Path, number: int) -> Path:
+def episode_path(folder: str | Path, number: int) -> Path:
     """Return the path of episode `number` in a data set."""
-    return folder / f"episode_{number}{SUFFIX}"
+    return Path(folder) / f"episode_{number}{SUFFIX}"
 
 
 def pose_dataset(name: str) -> str:
@@ -241,7 +241,7 @@ def pose_dataset(name: str) -> str:
     return f"{POSES}/{name}"
 
 
-def write_episode(path: Path, episode: Episode, compress: bool = False) -> None:
+def write_episode(path: str | Path, episode: Episode, compress: bool = False) -> None:
     """Write an episode file in our format.
 
     The file appears atomically: it is written under a temporary name, synced and renamed. Every
@@ -254,6 +254,7 @@ def write_episode(path: Path, episode: Episode, compress: bool = False) -> None:
     Raises:
         StorageError: the file cannot be written, for example because the disk is full.
     """
+    path = Path(path)
     gzip = {"compression": "gzip", "compression_opts": DEFLATE_LEVEL} if compress else {}
     content = io.BytesIO()  # on a full disk, HDF5 fails with unclear errors and may crash later
     with h5py.File(content, "w") as file:

@@ -41,7 +41,7 @@ from imf_ray.data.requirements import (
 from imf_ray.errors import StorageError, UserError, abridge
 from imf_ray.files import INVALID_JSON, write_atomically
 from imf_ray.schema import Config
-from imf_ray.storage import AnyPath, exists, is_remote, is_transient, parse_path
+from imf_ray.storage import AnyPath, as_path, exists, is_remote, is_transient, parse_path
 from imf_ray.terminal import console
 
 INDEX_FILE = "index.json"
@@ -170,7 +170,7 @@ def _log_copies(episodes: Iterable[EpisodeMetadata], folder: AnyPath) -> None:
 
 
 def check_dataset(
-    folder: AnyPath, files: Sequence[AnyPath], format: str, force: bool = False
+    folder: str | AnyPath, files: Sequence[str | AnyPath], format: str, force: bool = False
 ) -> dict[AnyPath, CheckResult]:
     """Check each file and return the results in the order of `files`.
 
@@ -185,9 +185,9 @@ def check_dataset(
     Raises:
         StorageError: a file that was listed cannot be read because of its storage.
     """
-    cache = _Cache(folder, format)
+    cache, paths = _Cache(as_path(folder), format), [as_path(file) for file in files]
     results: dict[AnyPath, CheckResult] = {}
-    for path in files:
+    for path in paths:
         try:
             current = fingerprint(path)
         except OSError as error:
@@ -199,7 +199,7 @@ def check_dataset(
         info = None if force else cache.get(path, current)
         if info is not None:
             results[path] = info
-    unchecked = [path for path in files if path not in results]
+    unchecked = [path for path in paths if path not in results]
     if not unchecked:
         return results
     checks = track(
@@ -218,11 +218,11 @@ def check_dataset(
             results[path] = result
     finally:
         cache.save()
-    return {path: results[path] for path in files}
+    return {path: results[path] for path in paths}
 
 
 def locate_episodes(
-    episodes: Sequence[EpisodeRef], folder: AnyPath, format: str
+    episodes: Sequence[EpisodeRef], folder: str | AnyPath, format: str
 ) -> list[EpisodeRef]:
     """Return references to episodes whose data set may have been moved since they were indexed.
 

@@ -122,12 +122,12 @@ class RecordStore:
             )
 
 
-def read_records(path: Path) -> list[EpisodeRecord]:
+def read_records(path: str | Path) -> list[EpisodeRecord]:
     """Read the records of a file in the order of its lines; return [] if there is no file.
 
     A damaged line is skipped, see `read_json_lines`.
     """
-    return read_json_lines(path, _record_from_json).rows
+    return read_json_lines(Path(path), _record_from_json).rows
 
 
 def parse_record(line: str) -> EpisodeRecord:

@@ -15,6 +15,7 @@ from imf_ray.storage import (
     authoritative_path,
     display_path,
     exists,
+    local_dir,
     remote_path,
     storage_errors,
     to_local,
@@ -32,13 +33,14 @@ class StoppableDir:
 
     `path` is always local. If the folder is kept at a URL, `path` is this machine's copy of it.
     Unpickling on another machine gives the path of that machine's copy. Requests to stop are
-    written to the URL itself.
+    written to the URL itself. Text is taken for a path or URL, as on the command line.
     """
 
     path: Path
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", to_local(Path(self.path)))
+        path = local_dir(self.path) if isinstance(self.path, str) else to_local(self.path)
+        object.__setattr__(self, "path", path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path,)
