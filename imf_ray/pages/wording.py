@@ -50,6 +50,11 @@ def plural(noun: str) -> str:
     return f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
 
 
+def _named(row: Row, noun: str) -> str:
+    """Return the label of a row; a number follows its noun, such as `trial 14`."""
+    return f"{noun} {row.label}" if row.label.isdigit() else row.label
+
+
 def state_counts(rows: Sequence[Row]) -> dict[State, int]:
     """Return the number of rows in each state that occurs."""
     counts = collections.Counter(row.state for row in rows)
@@ -79,11 +84,12 @@ def headline(snapshot: Snapshot) -> Headline:
         details.append("Rows may differ in task, data and episodes; imf-ray compare tests them.")
     else:
         so_far = " so far" if snapshot.is_active else ""
-        main = f"Best{so_far}: {best.label} with {result}"
+        main = f"Best{so_far}: {_named(best, noun)} with {result}"
         if success.rate == 0.0:
-            main = f"No {noun} has succeeded in any episode{so_far}; {best.label} is ranked first"
+            main = f"No {noun} has succeeded in any episode{so_far}"
             if best.action_error is not None:
-                main += f" by its action error of {number_text(best.action_error)}"
+                error = number_text(best.action_error)
+                main += f"; {_named(best, noun)} has the smallest action error, {error}"
         details += _against_others(snapshot, ranked, noun)
     if snapshot.kind != "storage":
         details += _against_baselines(best, snapshot.baselines)
@@ -114,7 +120,7 @@ def _without_success(snapshot: Snapshot, noun: str) -> Headline:
     details = []
     if ranked and ranked[0].action_error is not None:
         error = number_text(ranked[0].action_error)
-        details.append(f"{ranked[0].label} has the smallest action error, {error}.")
+        details.append(f"The smallest action error has {_named(ranked[0], noun)}: {error}.")
     return Headline(f"No {noun} has a success rate yet: {counts}.", details)
 
 
@@ -136,7 +142,7 @@ def _against_others(snapshot: Snapshot, ranked: Sequence[Row], noun: str) -> lis
         return []
     best, second = ranked[0], ranked[1]
     pair = _pair(snapshot.pairs, best.name, second.name)
-    named = f"{second.label} ({success_text(ranked[1].success)})"
+    named = f"{_named(second, noun)} ({success_text(ranked[1].success)})"
     if pair is not None:
         sign = 1 if pair.a == best.name else -1
         low, high = sorted((sign * pair.low, sign * pair.high))
@@ -201,8 +207,10 @@ def rise(row: Row) -> str:
         return (
             f"Its success rate did not rise between steps {points[0][0]:,} and {points[-1][0]:,}."
         )
+    first_step, first = points[0]
+    begin = f"was {first:.2f} at step {first_step:,}, " if first > after - before else ""
     sentence = (
-        f"Its success rate rose most between steps {start:,} and {end:,} "
+        f"Its success rate {begin}rose most between steps {start:,} and {end:,} "
         f"({before:.2f} to {after:.2f})"
     )
     if top_step == end:

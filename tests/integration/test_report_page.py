@@ -216,7 +216,7 @@ def test_a_video_beside_the_page_plays(open_page: Callable[..., Page], tmp_path:
 def test_page_without_script_shows_everything(open_page: Callable[..., Page]) -> None:
     page = open_page(sweep_snapshot(), script=False)
     text = page.text()
-    assert "Best: 00002 with success 0.78 [0.69, 0.85] in 100 episodes." in text
+    assert "Best: trial 00002 with success 0.78 [0.69, 0.85] in 100 episodes." in text
     assert "Copy" not in text and "Filter" not in text
     assert page.evaluate("document.querySelector('svg.curves .line').getBBox().width") > 100
 

@@ -50,15 +50,16 @@ def _text(snapshot: Snapshot) -> str:
 
 def test_headline_names_the_best_with_interval_and_episodes() -> None:
     result = headline(sweep_snapshot())
-    assert result.main == "Best: 00002 with success 0.78 [0.69, 0.85] in 100 episodes."
+    assert result.main == "Best: trial 00002 with success 0.78 [0.69, 0.85] in 100 episodes."
 
 
 def test_headline_says_whether_the_interval_separates_the_best() -> None:
-    assert "overlaps that of the second, 00001 (0.71" in _text(_sweep(0.78, 0.71))
+    assert "overlaps that of the second, trial 00001 (0.71" in _text(_sweep(0.78, 0.71))
     assert "do not show which of the two is better" in _text(_sweep(0.78, 0.71))
     clear = _text(_sweep(0.78, 0.31))
     assert (
-        "lies above that of the second, 00001 (0.31 [0.23, 0.41]): the difference is clear" in clear
+        "lies above that of the second, trial 00001 (0.31 [0.23, 0.41]): the difference is clear"
+        in clear
     )
     assert "overlap" not in clear
 
@@ -102,7 +103,7 @@ def test_headline_of_a_comparison_uses_the_paired_test() -> None:
 
 def test_headline_without_any_success() -> None:
     assert headline(_sweep(0.0, 0.0)).main == (
-        "No trial has succeeded in any episode; 00000 is ranked first by its action error of 0.08."
+        "No trial has succeeded in any episode; trial 00000 has the smallest action error, 0.08."
     )
     rows = [Row("a", "a", State.RUNNING), Row("b", "b", State.PENDING)]
     snapshot = replace(_sweep(), rows=rows, state=State.RUNNING)
@@ -137,6 +138,8 @@ def test_rise_says_when_success_rose() -> None:
     )
     later = replace(row, curves=[replace(curve, values=[0.0, 0.5, 0.5, 0.6])])
     assert rise(later).endswith("(0.00 to 0.50) and was highest at step 400 (0.60).")
+    early = replace(row, curves=[replace(curve, values=[0.5, 0.6, 0.8, 0.7])])
+    assert rise(early).startswith("Its success rate was 0.50 at step 100, rose most between")
     flat = replace(row, curves=[replace(curve, values=[0.1, 0.1, 0.1, 0.0])])
     assert rise(flat) == "Its success rate did not rise between steps 100 and 400."
     assert rise(replace(row, curves=())) == ""
