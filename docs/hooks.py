@@ -21,6 +21,7 @@ PACKAGES = {
     "training": "The training loop, checkpoints, validation and tracking.",
     "evaluation": "Policies to evaluate and paired comparisons.",
     "sweep": "Search spaces, trials, schedulers and the table.",
+    "pages": "The report and the board.",
     "schema": "The typed options.",
 }
 
