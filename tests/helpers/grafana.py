@@ -21,11 +21,11 @@ class Query:
     expression: str
     """PromQL with Grafana's variables."""
 
-    def filled_in(self, sweep: str, rate_interval_s: int, range_s: int) -> str:
-        """Return the expression with values of its variables, for all trials of a sweep."""
+    def filled_in(self, sweep: str, trial: str, rate_interval_s: int, range_s: int) -> str:
+        """Return the expression with values of its variables."""
         text = self.expression.replace("$__rate_interval", f"{rate_interval_s}s")
         text = text.replace("$__range", f"{range_s}s")
-        return text.replace("$sweep", sweep).replace("$trial", ".*")
+        return text.replace("$sweep", sweep).replace("$trial", trial)
 
 
 def dashboards() -> dict[str, dict[str, Any]]:

@@ -60,7 +60,9 @@ def test_every_query_returns_the_metrics_that_it_names(tmp_path: Path) -> None:
             without = [
                 query
                 for query in without
-                if not prometheus.series(query.filled_in("sweep", TIMEOUT_S, TIMEOUT_S), start, end)
+                if not prometheus.series(
+                    query.filled_in("sweep", "trial", TIMEOUT_S, TIMEOUT_S), start, end
+                )
             ]
     server.shutdown()
     thread.join()
