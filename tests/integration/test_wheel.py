@@ -85,3 +85,14 @@ def test_the_wheel_has_every_file_of_the_package(installed: Path) -> None:
 
     shipped = {name for name in files(installed / "imf_ray") if not name.startswith("_bundled/")}
     assert shipped == files(REPO_ROOT / "imf_ray")
+
+
+def test_pages_find_their_templates_style_and_script(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "from imf_ray.pages import model, render\n"
+        "snapshot = model.Snapshot('sweep', 'mine', 'runs/mine', 0.0, model.State.FINISHED, ())\n"
+        "print(render.__file__, render.render_page(snapshot), sep='\\n')"
+    )
+    module, _, page = _run_installed(installed, tmp_path, "-c", code).partition("\n")
+    assert Path(module).is_relative_to(installed)
+    assert "<h1>mine</h1>" in page and "light-dark(" in page and '"use strict"' in page
