@@ -24,9 +24,8 @@ NUM_FRESH_EPISODES = 100
 TRAIN_AGAIN = "Train it again"
 EVALUATE = "Evaluate it on fresh seeds"
 EXPORT = "Export it without its training state"
-RESUME = "Resume"
+RESUME = "Resume it"
 COMPARE = "Compare the best two on fresh seeds"
-SHOW = "Write this report again"
 
 
 def checkpoint_commands(checkpoint: str) -> dict[str, str]:

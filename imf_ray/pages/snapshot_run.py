@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from pathlib import Path
 
-from imf_ray.config import to_override
 from imf_ray.errors import UserError
 from imf_ray.folders import TRIALS_DIR
 from imf_ray.pages import commands
@@ -82,14 +82,9 @@ class RunReader:
     def _commands(self, stored: StoredConfig | None, row: Row) -> dict[str, str]:
         found = {}
         if stored is not None and stored.config is not None:
-            try:
+            with suppress(UserError):  # the options do not fit this version
                 name = f"{row.name}-again"[-MAX_NAME_BYTES:]
                 found[commands.TRAIN_AGAIN] = commands.train_command(stored.config, name)
-            except UserError:  # the options do not fit this version
-                pass
-            if self.run.record is None:
-                name = to_override("run_name", row.name)
-                storage = to_override("storage_path", display_path(self._folder.parent))
-                file = to_override("config", display_path(self._folder / "config.yaml"))
-                found[commands.RESUME] = commands.command("train", file, name, storage)
+                if row.state != State.FINISHED and self.run.record is None:
+                    found[commands.RESUME] = commands.train_command(stored.config, row.name)
         return {**found, **row.commands}

@@ -212,13 +212,16 @@ class SweepReader:
         """Return the state of the sweep."""
         states = {row.state for row in rows}
         if self._history.outcome is not None:
-            is_complete = all(run.record is not None for run in self._runs.values())
-            return State.FINISHED if is_complete else self._history.outcome
+            return State.FINISHED if self._all_recorded() else self._history.outcome
         if self._history.launches or not rows:
             waits = not states & {State.RUNNING, State.STALLED} and states != {State.PENDING}
             states |= {State.RUNNING} if waits else set()  # baselines or videos
         order = (State.RUNNING, State.STALLED, State.PENDING, State.FINISHED, State.STOPPED)
         return next((state for state in order if state in states), State.FAILED)
+
+    def _all_recorded(self) -> bool:
+        """Return True if every trial has ended."""
+        return all(run.record is not None for run in self._runs.values())
 
     def _commands(
         self, saved: SavedSpace | None, rows: Sequence[Row], best: Row | None
@@ -233,11 +236,12 @@ class SweepReader:
             found["Export the best checkpoint"] = checkpoint[commands.EXPORT]
         checkpoints = [row.checkpoint for row in rows if row.checkpoint is not None]
         if len(checkpoints) > 1:
-            found["Compare the best two on fresh seeds"] = commands.compare_command(checkpoints[:2])
-        if saved is not None:
+            found[commands.COMPARE] = commands.compare_command(checkpoints[:2])
+        is_complete = all(row.state in (State.FINISHED, State.STOPPED) for row in rows)
+        if saved is not None and not (is_complete and self._all_recorded()):
             name = to_override("run_name", self._folder.name)
             storage = to_override("storage_path", display_path(self._folder.parent))
-            found["Resume the sweep"] = commands.command("tune", "resume=auto", name, storage)
+            found[commands.RESUME] = commands.command("tune", "resume=auto", name, storage)
         return found
 
     def _train_command(self, saved: SavedSpace, trial: str) -> str | None:
