@@ -75,8 +75,10 @@ class RunReader:
         problem = config_problem(self._folder, self._cache)
         notes = [*row.notes, *([] if problem is None else [problem])]
         row = dataclasses.replace(row, notes=notes)
-        if self.run.record is None and self._history.outcome == State.FAILED:
-            row = dataclasses.replace(row, state=State.FAILED, error=self._history.error)
+        if self.run.record is None and self._history.error is not None:
+            # A failure after the last update, such as that of all validations, loses no update.
+            state = row.state if row.state == State.FINISHED else State.FAILED
+            row = dataclasses.replace(row, state=state, error=self._history.error)
         return config, row
 
     def _commands(self, stored: StoredConfig | None, row: Row) -> dict[str, str]:

@@ -194,6 +194,9 @@ def test_a_stalled_run_and_one_that_was_interrupted(tmp_path: Path) -> None:
         raise UserError("Training diverged.")
     snapshot = read(run)
     assert (snapshot.state, snapshot.rows[0].error) == (State.FAILED, "Training diverged.")
+    append_lines(run, [{"step": 1200, "time": time.time(), "loss": 0.1}])
+    snapshot = read(run)
+    assert (snapshot.state, snapshot.rows[0].error) == (State.FINISHED, "Training diverged.")
 
 
 def test_the_state_of_a_sweep_follows_its_launches(tmp_path: Path) -> None:
