@@ -37,10 +37,12 @@ class Owner:
     """Time of the claim in seconds since 1970."""
     alive_at: float
     """Time of the last change, by the owner's clock, in seconds since 1970."""
+    folder: str = ""
+    """The folder that the process writes to, as a path or URL; empty in earlier versions."""
 
     @classmethod
-    def this_process(cls, lock_device: int | None) -> Owner:
-        """Return a new claim's owner."""
+    def this_process(cls, lock_device: int | None, folder: str) -> Owner:
+        """Return the owner of a new claim of a folder."""
         now = time.time()
         return cls(
             token=uuid.uuid4().hex,
@@ -53,6 +55,7 @@ class Owner:
             lock_device=lock_device,
             since=now,
             alive_at=now,
+            folder=folder,
         )
 
     @classmethod

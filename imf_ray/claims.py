@@ -10,6 +10,9 @@ alive:
 * The content, which a living writer changes every `HEARTBEAT_S`. It decides between machines
   without a common lock. Clocks of different machines need not agree.
 
+A claim may be copied together with its folder. It names the folder that its owner writes to. If
+that is another one, whose claim changes while the copy does not, the copy excludes nobody.
+
 A file system without exclusive creation, such as an object store, cannot exclude two writers that
 start at the same time. There, a new writer reads its claim back, and the later one remains.
 """
@@ -36,6 +39,7 @@ from imf_ray.storage import (
     DISK_FULL_ERRNOS,
     delete,
     display_path,
+    parse_path,
     put_file,
     read_text_or_none,
     remote_path,
@@ -253,7 +257,7 @@ class _Claim:
         """Take the claim and start the heartbeat, or raise a `ClaimedError`."""
         self._lock, was_watched = self._acquire_lock()
         device = self._device_of(self._lock)
-        self._write(Owner.this_process(device))
+        self._write(Owner.this_process(device, display_path(self._folder.absolute())))
         if was_watched or device is None:
             time.sleep(READ_BACK_S)
             if self._is_lost():
@@ -296,6 +300,8 @@ class _Claim:
                 is_alive = owner.is_alive(device)
             else:  # a living owner would have the lock, or have repaired the claim
                 is_alive = False if device is not None and lock.age() > DEAD_AFTER_S else None
+            if owner is not None and is_alive is not False and self._is_copy(text, owner):
+                is_alive = False
             is_created = lock.is_new and self._remote is None
             if text is None or is_created or text == dead or is_alive is False:
                 if lock.is_writable:
@@ -338,6 +344,42 @@ class _Claim:
             if current != text:
                 return current is not None
         return False
+
+    def _is_copy(self, text: str | None, owner: Owner) -> bool:
+        """Return True if the claim was copied from another folder, which its owner writes to.
+
+        The owner's own claim changes every `HEARTBEAT_S`. A copy does not.
+        """
+        deadline = time.monotonic() + 2 * HEARTBEAT_S
+        while (original := self._read_original(owner)) is not None and time.monotonic() < deadline:
+            if original != text:
+                is_unchanged = self._read() == text  # otherwise both paths lead to the same file
+                if is_unchanged:
+                    log.info(
+                        "%s is a copy of %s, which has a writer (%s). The copy has none.",
+                        *(display_path(self._folder), owner.folder, owner),
+                    )
+                return is_unchanged
+            time.sleep(POLL_S)
+        return False
+
+    def _read_original(self, owner: Owner) -> str | None:
+        """Return the content of the owner's claim in another folder; None if there is none.
+
+        A local folder may have several paths (mounts), but has one inode number.
+        """
+        if not owner.folder or owner.folder == display_path(self._folder):
+            return None
+        try:
+            file = parse_path(owner.folder) / CLAIM_FILE
+            is_local = isinstance(file, Path)
+            if is_local and file.stat().st_ino == self._file.stat().st_ino:
+                return None
+            text = read_text_or_none(file)
+        except (OSError, UserError):  # the folder is on another machine
+            return None
+        original = Owner.parse(text)
+        return text if original is not None and original.token == owner.token else None
 
     def _error(self, owner: Owner | None) -> ClaimedError:
         text = owner or "another process on this machine is writing to it"

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -42,7 +43,7 @@ def short_times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def _owner(**changes: Any) -> Owner:
     """Return the owner of a claim that this process would write."""
-    return dataclasses.replace(Owner.this_process(lock_device=None), **changes)
+    return dataclasses.replace(Owner.this_process(lock_device=None, folder=""), **changes)
 
 
 ELSEWHERE = {"machine": "another boot id", "host": "elsewhere"}
@@ -236,6 +237,80 @@ def test_a_living_process_without_a_lock_is_found_by_its_pid(
     ):
         pass
     with claim(tmp_path, WAY_OUT):
+        pass
+
+
+@pytest.fixture(params=["locks", "no locks"])
+def locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems with and without locks. A copy on another disk is decided as without."""
+
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if request.param == "no locks":
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+
+
+@pytest.mark.usefixtures("locks")
+def test_a_folder_that_was_copied_with_the_claim_of_its_writer_is_free(tmp_path: Path) -> None:
+    folder, copy = tmp_path / "run", tmp_path / "copies" / "run"
+    with claim(folder, WAY_OUT):
+        shutil.copytree(folder, copy)
+        require_unclaimed(copy, WAY_OUT)
+        with claim(copy, WAY_OUT):
+            for claimed in (folder, copy):
+                with pytest.raises(ClaimedError), claim(claimed, WAY_OUT):
+                    pass
+        assert not (copy / CLAIM_FILE).exists() and (folder / CLAIM_FILE).exists()
+
+
+@pytest.mark.usefixtures("locks")
+@pytest.mark.parametrize("kind", ["moved", "bind mount", "link"])
+def test_another_path_of_a_claimed_folder_is_refused(tmp_path: Path, kind: str) -> None:
+    folder, other = tmp_path / "run", tmp_path / "other"
+    with claim(folder, WAY_OUT):
+        if kind == "moved":
+            folder.rename(other)
+        elif kind == "link":
+            other.symlink_to(folder)
+        else:  # the same file under two paths
+            other.mkdir()
+            os.link(folder / CLAIM_FILE, other / CLAIM_FILE)
+        with pytest.raises(ClaimedError, match=str(os.getpid())), claim(other, WAY_OUT):
+            pass
+
+
+@pytest.mark.parametrize("owner", [{}, ELSEWHERE], ids=["this machine", "another machine"])
+def test_a_copy_under_a_url_is_free_but_another_name_of_the_url_is_not(
+    owner: dict[str, Any], tmp_path: Path
+) -> None:
+    original = UPath(f"memory://bucket/{tmp_path.name}{len(owner)}")
+    written = _owner(**owner, folder=str(original))
+    with _heartbeat(original / CLAIM_FILE, written):
+        copy = f"{original}_copy"
+        _write(UPath(copy) / CLAIM_FILE, written)
+        with claim(local_dir(copy), WAY_OUT):
+            pass
+    folder = tmp_path / "run"  # file:///... and the path are two names of one folder
+    written = dataclasses.replace(written, folder=f"file://{folder}/../run")
+    with (
+        _heartbeat(folder / CLAIM_FILE, written),
+        pytest.raises(ClaimedError),
+        claim(local_dir(f"file://{folder}"), WAY_OUT),
+    ):
+        pass
+
+
+def test_the_claim_of_an_earlier_version_names_no_folder(tmp_path: Path) -> None:
+    fields = dataclasses.asdict(_owner())
+    del fields["folder"]
+    owner = Owner.parse(json.dumps(fields))
+    assert owner is not None and owner.folder == ""
+    with (
+        _heartbeat(tmp_path / CLAIM_FILE, _owner(**ELSEWHERE, pid=77)),
+        pytest.raises(ClaimedError, match="process 77"),
+        claim(tmp_path, WAY_OUT),
+    ):
         pass
 
 
