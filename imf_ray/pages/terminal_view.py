@@ -58,9 +58,10 @@ class TerminalView:
             return console.height - used
 
         num_rows, num_notes = len(self._rows), len(self._notes)
-        if spare_lines(num_rows, num_notes) >= 0:
+        may_fit = num_rows + num_notes < console.height  # rendering many rows takes long
+        if may_fit and spare_lines(num_rows, num_notes) >= 0:
             return num_rows, num_notes
-        num_notes = min(num_notes, MAX_SCREEN_NOTES)
+        num_rows, num_notes = min(num_rows, console.height), min(num_notes, MAX_SCREEN_NOTES)
         return max(0, min(num_rows, num_rows + spare_lines(num_rows, num_notes))), num_notes
 
     def _parts(self, num_rows: int, num_notes: int) -> Iterable[Text | FittedTable]:

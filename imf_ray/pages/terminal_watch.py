@@ -19,8 +19,9 @@ from imf_ray.pages.snapshot import SnapshotReader
 from imf_ray.pages.terminal_view import TerminalView
 from imf_ray.storage import is_remote, local_dir
 
-INTERVAL_S = 2.0
-"""Seconds between two reads of the folder."""
+INTERVAL_S, MAX_CPU_FRACTION = 2.0, 0.05
+"""Minimum number of seconds between two reads of the folder, and maximum fraction of a core that
+they may take. Very many trials are therefore read less often."""
 PLAIN_INTERVAL_S = 60.0
 """Minimum number of seconds between two tables for a file or pipe, as long as no state and no
 success rate changes."""
@@ -67,9 +68,11 @@ def watch(read: Read, console: Console) -> None:
     try:
         if is_screen:
             with _without_log(), Live(console=console, screen=True, auto_refresh=False) as live:
+                started = time.thread_time()
                 while True:
                     live.update(TerminalView(snapshot, fit_height=True), refresh=True)
-                    time.sleep(INTERVAL_S)
+                    _pause(started)
+                    started = time.thread_time()
                     snapshot = _read_again(read, snapshot)
         else:
             _print_changes(read, snapshot, console)
@@ -81,6 +84,7 @@ def watch(read: Read, console: Console) -> None:
 def _print_changes(read: Read, snapshot: Snapshot, console: Console) -> None:
     printed: Snapshot | None = None
     printed_at = 0.0
+    started = time.thread_time()
     while True:
         is_due = time.monotonic() >= printed_at + PLAIN_INTERVAL_S
         is_new = printed is None or _results(snapshot) != _results(printed)
@@ -88,8 +92,18 @@ def _print_changes(read: Read, snapshot: Snapshot, console: Console) -> None:
             console.print(time_text(snapshot.read_at))
             console.print(TerminalView(snapshot), crop=False)
             printed, printed_at = _without_times(snapshot), time.monotonic()
-        time.sleep(INTERVAL_S)
+        _pause(started)
+        started = time.thread_time()
         snapshot = _read_again(read, snapshot)
+
+
+def _pause(started: float) -> None:
+    """Wait until the next read.
+
+    Args:
+        started: CPU time of this thread in seconds before the last read.
+    """
+    time.sleep(max(INTERVAL_S, (time.thread_time() - started) / MAX_CPU_FRACTION))
 
 
 def _read_again(read: Read, snapshot: Snapshot) -> Snapshot:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from upath import UPath
 
 from imf_ray.checkpoint_dir import CONFIG_FILE
 from imf_ray.config import load_config, to_yaml
@@ -193,3 +194,17 @@ def test_a_damaged_configuration_is_a_row_with_its_reason(
     assert any(line.startswith("good ") and "stalled  3/6 50%" in line for line in text)
     assert any(line.startswith("bad ") and "stalled" in line for line in text)
     assert any(line.startswith("bad: ") and reason in line for line in text)
+
+
+def test_a_url_is_read_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imf_ray.pages.mirror.SYNC_INTERVAL_S", 0.0)
+    monkeypatch.setattr("imf_ray.pages.mirror.MAX_SYNC_TIME_FRACTION", 1e9)
+    bucket = UPath("memory://status-watch/run")
+    (bucket / CONFIG_FILE).write_text(to_yaml(load_config(["train.max_steps=6"])))
+    first, second = (json.dumps({"step": step, "time": 1.0}) + "\n" for step in (3, 5))
+    (bucket / METRICS_FILE).write_text(first)
+    with open_reader(str(bucket)) as read:
+        assert read().rows[0].step == 3
+        (bucket / METRICS_FILE).write_text(first + second)
+        assert read().rows[0].step == 5
+        assert read().path == str(bucket)
