@@ -224,10 +224,14 @@ def label_train_actors(run: str) -> None:
 def label_trials(trainable: Any, name_param: str) -> None:
     """Make the actor of each Tune trial say the trial's name, the value of one of its parameters.
 
-    Tune gives the actors of all trials the name of the function `trainable`.
+    Tune gives the actors of all trials the name of the function `trainable`, and their class the
+    name `ImplicitFunc`.
     """
 
     class LabelledTrial:
+        def __init_subclass__(cls) -> None:  # the class that Tune makes of the function
+            cls.__name__ = cls.__qualname__ = "Trial"
+
         def setup(self, config: dict[str, Any]) -> None:
             self._name = f"trial {config[name_param]}"
             super().setup(config)  # type: ignore[misc]

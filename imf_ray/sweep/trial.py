@@ -16,6 +16,7 @@ from ray.train import WorkerGroupError
 from imf_ray.allocation import RunResources
 from imf_ray.errors import UserError
 from imf_ray.files import retry_io
+from imf_ray.ray_internals import wait_for_task_events
 from imf_ray.schema import Config
 from imf_ray.storage import display_path
 from imf_ray.sweep.sweep_dir import SweepDir
@@ -110,6 +111,7 @@ def _fit_and_report(
         for report in reports_until_done(queue, training):
             tune.report(report)
     ray.kill(queue)  # an actor that ends gracefully would be restarted
+    wait_for_task_events()  # Tune kills this process soon
     return training.result()
 
 

@@ -22,7 +22,7 @@ from tests.helpers import REPO_ROOT
 from tests.helpers.commands import COMMAND_TIMEOUT_S
 
 RAY = str(Path(sys.executable).parent / "ray")
-START_TIMEOUT_S = 600
+START_TIMEOUT_S, STOP_TIMEOUT_S = 600, 60
 PROMETHEUS_TARGETS = "prom_metrics_service_discovery.json"
 """File in Ray's folder that lists the metrics endpoints for Prometheus."""
 
@@ -117,8 +117,12 @@ def start_head(require_token: bool, variables: Mapping[str, str] | None = None) 
             _wait_for_dashboard(head)
             yield head
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(START_TIMEOUT_S)
+            process.terminate()  # it ends its children in order
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_TIMEOUT_S)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _free_port() -> int:

@@ -165,7 +165,7 @@ def test_the_actor_of_a_trial_says_its_name(monkeypatch: pytest.MonkeyPatch) -> 
     actor_class = wrap_function(trainable)
     actor = actor_class.__new__(actor_class)
     actor.setup({"trial": "00-n_emb=96"})
-    assert repr(actor) == "trial 00-n_emb=96"
+    assert repr(actor) == "trial 00-n_emb=96" and actor_class.__qualname__ == "Trial"
 
 
 def test_the_actors_that_all_runs_share_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
