@@ -45,7 +45,7 @@ PRIVATE_CLASSES = {
     "PlacementGroupCleanerCallback": f"{_TRAIN}.callbacks.placement_group_callback",
 }
 """Private classes of Ray that are used or subclassed, and the module of each."""
-TASK_EVENTS_INTERVAL_S = 1.2
+TASK_EVENTS_INTERVAL_S = 2.0
 """Seconds within which Ray has surely told the dashboard of a call that has ended."""
 log = logging.getLogger(__name__)
 

@@ -47,7 +47,7 @@ def test_the_dashboard_names_every_job_actor_and_task_and_counts_no_failure(
         *(f"storage_path={tmp_path}/runs", "run_name=watched", "task.max_episode_steps=60"),
     ]
     log: list[str] = []
-    with start_head(require_token=False) as head, Browser() as browser:
+    with Browser() as browser, start_head(require_token=False) as head:
 
         def submit() -> None:
             submitted = head.submit("watched", *command, metadata={"job_name": "two depths"})
