@@ -63,9 +63,10 @@ def watch(read: Read, console: Console) -> None:
     Raises:
         UserError, OSError: the first read fails. Later, the reason is shown.
     """
-    snapshot = read()
+    snapshot: Snapshot | None = None
     is_screen = console.is_terminal and not console.is_dumb_terminal
     try:
+        snapshot = read()
         if is_screen:
             with _without_log(), Live(console=console, screen=True, auto_refresh=False) as live:
                 started = time.thread_time()
@@ -77,7 +78,7 @@ def watch(read: Read, console: Console) -> None:
         else:
             _print_changes(read, snapshot, console)
     except KeyboardInterrupt:
-        if is_screen:
+        if is_screen and snapshot is not None:
             console.print(TerminalView(snapshot), crop=False)
 
 
