@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imf_ray.allocation import allocate_rollout_actors
 from imf_ray.claims import claim
@@ -15,6 +17,9 @@ from imf_ray.schema import Config
 from imf_ray.storage import is_remote, local_dir
 from imf_ray.terminal import ProgressBars, console
 
+if TYPE_CHECKING:
+    from imf_ray.demos.collect import CollectionState
+
 PROGRESS_LINES = 20
 """Number of progress lines of a collection if stdout is not a terminal."""
 
@@ -24,10 +29,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
 
     Adds episodes to data.dataset_dir until it has collect.num_episodes successful ones.
     """
-    from imf_ray.data.episode_files import list_episodes, refuse_other_folders
-    from imf_ray.data.index import require_extendable
-    from imf_ray.demos.collect import CollectionState, collect_episodes
-    from imf_ray.demos.recorder import DemoRecorder
+    from imf_ray.data.episode_files import refuse_other_folders
 
     if is_remote(config.data.dataset_dir):
         raise UserError(
@@ -37,39 +39,49 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     folder = local_dir(config.data.dataset_dir)
     refuse_other_folders(folder)
     config.data.dataset_dir = str(folder)
-    with claim(folder, "choose another data.dataset_dir"):
-        existing = list_episodes(folder)
-        if existing:  # they must have the configured cameras and shapes
-            require_extendable(config)
-        # If the task's env cannot be created or rendered, fail here, before Ray starts.
-        recorder = DemoRecorder(config.task, config.data.camera_names)
-        if cluster_address(config) is None and len(existing) < config.collect.num_episodes:
-            recorder.check_images()
-        recorder.close()
-        resources = allocate_rollout_actors(config, init_ray(config))
-        with ProgressBars(lines=PROGRESS_LINES) as bars:
-
-            def show(state: CollectionState) -> None:
-                failed = f"{len(state.failed)} failed"
-                bars.update("Demonstrations", len(state.seeds), config.collect.num_episodes, failed)
-
-            state = collect_episodes(
-                folder,
-                config.collect.num_episodes,
-                config.collect.seed,
-                config.task,
-                config.data.camera_names,
-                workers=resources.num_actors,
-                options=resources.ray_options,
-                on_progress=show,
-                compress=config.collect.gzip_images,
-            )
+    with claim(folder, "choose another data.dataset_dir"):  # before the imports of `_collect`
+        state = _collect(config, folder)
     attempts = len(state.seeds) + len(state.failed)
     failed_seeds = f" (seeds {state.failed})" if state.failed else ""
     console.print(f"{folder} has {len(state.seeds)} successful episodes", soft_wrap=True)
     console.print(
         f"{len(state.failed)} of {attempts} attempts failed{failed_seeds}", soft_wrap=True
     )
+
+
+def _collect(config: Config, folder: Path) -> CollectionState:
+    """Record episodes into a folder that is claimed."""
+    from imf_ray.data.episode_files import list_episodes
+    from imf_ray.data.index import require_extendable
+    from imf_ray.demos.collect import collect_episodes
+    from imf_ray.demos.recorder import DemoRecorder
+
+    existing = list_episodes(folder)
+    if existing:  # they must have the configured cameras and shapes
+        require_extendable(config)
+    # If the task's env cannot be created or rendered, fail here, before Ray starts.
+    recorder = DemoRecorder(config.task, config.data.camera_names)
+    if cluster_address(config) is None and len(existing) < config.collect.num_episodes:
+        recorder.check_images()
+    recorder.close()
+    resources = allocate_rollout_actors(config, init_ray(config))
+    with ProgressBars(lines=PROGRESS_LINES) as bars:
+
+        def show(state: CollectionState) -> None:
+            failed = f"{len(state.failed)} failed"
+            bars.update("Demonstrations", len(state.seeds), config.collect.num_episodes, failed)
+
+        return collect_episodes(
+            folder,
+            config.collect.num_episodes,
+            config.collect.seed,
+            config.task,
+            config.data.camera_names,
+            workers=resources.num_actors,
+            options=resources.ray_options,
+            on_progress=show,
+            compress=config.collect.gzip_images,
+        )
 
 
 COMMAND = Command(

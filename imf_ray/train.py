@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from imf_ray.allocation import allocate_run
 from imf_ray.cli import resume_command, run_command
@@ -17,6 +18,9 @@ from imf_ray.schema import Config
 from imf_ray.storage import display_path, local_dir, parse_path
 from imf_ray.terminal import console
 
+if TYPE_CHECKING:
+    from imf_ray.training.run_dir import RunDir
+
 
 def main(config: Config, overrides: Sequence[str]) -> None:
     """Train one policy, or resume the run `run_name`.
@@ -24,12 +28,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     The folder storage_path/run_name holds the run's checkpoints, metrics and configuration. Ctrl-C
     stops after one more checkpoint and prints the command that resumes the run.
     """
-    from imf_ray.pages.report_file import reported_launch
-    from imf_ray.training.progress import RunProgress, format_metrics
     from imf_ray.training.run_dir import RunDir
-    from imf_ray.training.tracking import describe_tracking
-    from imf_ray.training.trainer import fit, prepare_run, starting_weights
-    from imf_ray.training.validation import check_any_succeeded
 
     if config.resume is not None:
         raise UserError(
@@ -38,7 +37,19 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     config.data.dataset_dir = str(parse_path(config.data.dataset_dir))
     name = config.run_name or new_run_name("agent.name", config.agent.name)
     run_dir = RunDir(local_dir(config.storage_path) / name)
-    with run_dir.claimed(), board_while_running(config, run_dir.path):
+    with run_dir.claimed():  # before the imports of `_train`, which take seconds
+        _train(config, overrides, run_dir)
+
+
+def _train(config: Config, overrides: Sequence[str], run_dir: RunDir) -> None:
+    """Train or resume a run whose folder is claimed."""
+    from imf_ray.pages.report_file import reported_launch
+    from imf_ray.training.progress import RunProgress, format_metrics
+    from imf_ray.training.tracking import describe_tracking
+    from imf_ray.training.trainer import fit, prepare_run, starting_weights
+    from imf_ray.training.validation import check_any_succeeded
+
+    with board_while_running(config, run_dir.path):
         prepared, initial = prepare_run(config), starting_weights(config, run_dir)
         resources = allocate_run(config, init_ray(config))
         console.print(f"{prepared.describe()}\nResources: {resources}", soft_wrap=True)
@@ -46,7 +57,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
             console.print(line, soft_wrap=True, markup=False)
         if initial is not None:
             console.print(initial.describe(), soft_wrap=True, markup=False)
-        option = shell_override("run_name", name)
+        option = shell_override("run_name", run_dir.name)
         console.print(f"Run: {run_dir} (resume it with {option})", soft_wrap=True)
         run_dir.clear_stop()
         with reported_launch(run_dir.path, COMMAND.name, overrides, config.report):
@@ -55,7 +66,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
                     lambda: fit(prepared, run_dir, resources, initial=initial),
                     request_stop=run_dir.request_stop,
                     is_safe=lambda: run_dir.safe_to_kill(config.train.max_steps),
-                    resume=resume_command("imf_ray.train", overrides, run_name=name),
+                    resume=resume_command("imf_ray.train", overrides, run_name=run_dir.name),
                 )
             best = run_dir.best_checkpoint()
             console.print(f"Best checkpoint: {display_path(best.path)}", soft_wrap=True)

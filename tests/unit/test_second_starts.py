@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -135,3 +136,17 @@ def test_a_run_can_be_read_while_it_is_written(capsys: pytest.CaptureFixture[str
         writer.close()
         assert main(["status", "runs/a"]) == 0
     assert "3/5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train", "collect"])
+def test_a_second_start_is_refused_before_the_imports_that_take_seconds(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, arguments, option = STARTS[command]
+    for module in ("imf_ray.training.trainer", "imf_ray.demos.recorder"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it fails
+    with _claim(folder):
+        assert main(arguments()) == EXIT_USER_ERROR
+    assert option in capsys.readouterr().err
+    with pytest.raises(ImportError):
+        main(arguments())
