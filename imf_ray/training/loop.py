@@ -146,8 +146,8 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     if tracker is not None:
         if not stopped:
             reporter.wait_for_validations()
-        swanlab_run = tracker.swanlab_run
         tracker.close()
+        swanlab_run = tracker.swanlab_run
     wait_for_task_events()  # Ray kills this process at once
     if tracker is not None:
         run_dir.clear_stop()  # tells the driver that it may kill this process

@@ -6,8 +6,10 @@ import functools
 import importlib.util
 import logging
 import shlex
+import threading
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from imf_ray.training.chart_log import VIDEO_CHART, flat_config
 from imf_ray.training.run_dir import SWANLAB_DIR, SWANLAB_RUN_ID_FILE, RunDir
 from imf_ray.training.stoppable_dir import StoppableDir
 
+FINISH_TIMEOUT_S = 60.0
+"""Seconds that the end of a run waits for SwanLab. The run's folder has what was not sent."""
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +45,11 @@ class SwanLabLog:
             run_id = uuid.uuid4().hex
             run_dir.write_swanlab_run_id(run_id)
         self._folder = swanlab_folder(run_dir, config)
-        self._run = _start(run_dir, config, run_id, self._folder)
+        self._all_sent = True
+        # In a thread, because SwanLab handles Ctrl-C if it starts in the main thread.
+        with ThreadPoolExecutor(1) as executor:
+            start = executor.submit(_start, run_dir, config, run_id, self._folder)
+            self._run = start.result()
 
     def log(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
         """Log the values of charts after `step` updates. SwanLab dates them by its own clock."""
@@ -56,15 +64,20 @@ class SwanLabLog:
 
     @property
     def location(self) -> str:
-        """URL of an online run, or folder of another one."""
+        """URL of an online run, or folder of a run that has to be uploaded or is local."""
         try:
-            return str(self._run.url)
+            return str(self._run.url) if self._all_sent else str(self._folder)
         except ValueError:  # raised by SwanLab for runs that are not online
             return str(self._folder)
 
     def close(self) -> None:
-        """Finish the SwanLab run."""
-        self._run.finish()
+        """Finish the SwanLab run; wait at most `FINISH_TIMEOUT_S` until everything is sent."""
+        finish = threading.Thread(target=self._run.finish, daemon=True)
+        finish.start()
+        finish.join(FINISH_TIMEOUT_S)  # SwanLab itself would try for ever
+        self._all_sent = not finish.is_alive()
+        if not self._all_sent:
+            log.warning("SwanLab does not answer, so a part of this launch is not online.")
 
 
 def check_swanlab(config: Config) -> None:

@@ -41,6 +41,8 @@ class FakeSwanLab:
     """The content of the server."""
 
     def __init__(self) -> None:
+        self.is_down = False
+        """True: requests are not answered."""
         self.runs: dict[str, UploadedRun] = {}
         self.unknown_requests: list[str] = []
         self._lock = threading.Lock()
@@ -108,6 +110,9 @@ def fake_swanlab_server() -> Iterator[tuple[str, FakeSwanLab]]:
 
         def _handle(self) -> None:
             data = self.rfile.read(int(self.headers.get("content-length") or 0))
+            if content.is_down:
+                self.close_connection = True
+                return
             is_json = self.headers.get("content-type") == "application/json"
             body = json.loads(data) if is_json else {}
             if isinstance(body, dict):

@@ -9,6 +9,7 @@ import pytest
 
 from imf_ray.schema import Config
 from imf_ray.sweep.sweep_dir import SweepDir
+from imf_ray.training import swanlab_log
 from imf_ray.training.chart_log import charts
 from imf_ray.training.run_dir import RunDir
 from imf_ray.training.swanlab_log import SwanLabLog
@@ -21,14 +22,24 @@ STEPS = (100, 200, 300)
 LOSSES = [(step, step / 1000) for step in STEPS]
 
 
+@pytest.fixture(scope="module")
+def url_and_server() -> Iterator[tuple[str, FakeSwanLab]]:
+    """A server for all tests, because SwanLab keeps the first URL of a process."""
+    with fake_swanlab_server() as url_and_content:
+        yield url_and_content
+
+
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSwanLab]:
-    """A SwanLab server, at which this process is logged in."""
-    with fake_swanlab_server() as (url, content):
-        monkeypatch.setenv("SWANLAB_API_HOST", url)
-        monkeypatch.setenv("SWANLAB_API_KEY", "key-of-nobody")
-        monkeypatch.setenv("HOME", str(tmp_path))  # SwanLab keeps logins there
-        yield content
+def server(
+    url_and_server: tuple[str, FakeSwanLab], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FakeSwanLab]:
+    """A SwanLab server without runs, at which this process is logged in."""
+    url, content = url_and_server
+    content.runs.clear()
+    monkeypatch.setenv("SWANLAB_API_HOST", url)
+    monkeypatch.setenv("SWANLAB_API_KEY", "key-of-nobody")
+    yield content
+    content.is_down = False
 
 
 def launch(run_dir: RunDir, config: Config, start_step: int) -> str:
@@ -41,6 +52,12 @@ def launch(run_dir: RunDir, config: Config, start_step: int) -> str:
     log.log_video(STEPS[-1], video, "First episode")
     log.close()
     return log.location
+
+
+def upload(line: str) -> None:
+    """Run the command that a line of `describe_tracking` contains."""
+    command = line.partition(":\n")[2]
+    subprocess.run(command, shell=True, check=True, timeout=120)
 
 
 def check_run(run: UploadedRun) -> None:
@@ -74,9 +91,25 @@ def test_launches_of_offline_runs_are_uploaded_to_one_run_each(
     for start_step in (0, 200):
         launch(sweep_dir.trial("trial 1"), config, start_step)
     assert not server.runs
-    (line,) = describe_tracking(config, sweep_dir, is_sweep=True)
-    command = line.partition(":\n")[2]
-    subprocess.run(command, shell=True, check=True, timeout=120)
+    upload(*describe_tracking(config, sweep_dir, is_sweep=True))
     (run,) = server.runs.values()
     check_run(run)
     assert not server.unknown_requests
+
+
+def test_a_run_ends_although_its_server_has_gone(
+    server: FakeSwanLab,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(swanlab_log, "FINISH_TIMEOUT_S", 1.0)
+    config, run_dir = config_of("train.use_swanlab=true"), RunDir(tmp_path)
+    log = SwanLabLog(run_dir, config)
+    assert log.location.startswith("http")
+    server.is_down = True
+    log.log(1, 0.0, {"3_train/loss": 0.5})
+    log.close()
+    assert "SwanLab does not answer" in caplog.text
+    (line,) = describe_tracking(config, run_dir, swanlab_run=log.location)
+    assert line.startswith("SwanLab: offline. Upload it with:")
