@@ -34,10 +34,10 @@ def parse(command: str, takes_paths: bool = False) -> tuple[list[str], Config]:
         ["recipe=state_transfer", "agent.head.n_emb=32"],
         ["recipe=cpu_transfer", "cluster=gpu", "cluster.num_workers=2..8"],
         ["recipe=cpu_aloha"],
-        ["agent=resnet_ddpm_attnres", "data.camera_names=[top]", "agent.p_drop_attn=0.1"][:2],
-        ["data.dataset_dir=a folder with 'quotes' and $HOME", "task.adapter.kwargs={a: 'b, c'}"][
-            :1
-        ],
+        ["agent=resnet_ddpm_attnres", "data.camera_names=[top]"],
+        ["data.dataset_dir=a folder with 'quotes' and $HOME"],
+        # The agent's cameras are the default ones, and would follow those of the data.
+        ["data.camera_names=[r_vis,top,front,wrist]", "agent.camera_names=[r_vis,top,front]"],
         ["task=aloha_transfer_cube", "data.camera_names=[top]", "task.adapter.kwargs={a: 'b, c'}"],
         ["train.lr=1e-30", "train.grad_clip=1e3", "storage_path=s3://bucket/runs"],
     ],
