@@ -81,6 +81,8 @@ async def _media(site: Site, request: web.Request) -> web.StreamResponse:
     """Answer with a media file or a range of it, or redirect from `FOLDER` to `FOLDER/`."""
     path = request.match_info["path"]
     suffix = PurePosixPath(path).suffix.lower()
+    if path.startswith("/"):  # a redirect to `//HOST/` would lead to another host
+        raise web.HTTPNotFound(text="The path is not valid.")
     if suffix not in MIME_TYPES:
         raise web.HTTPFound(URL.build(path=f"{request.path}/"))
     try:

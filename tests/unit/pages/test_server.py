@@ -67,6 +67,10 @@ class Client:
     def __init__(self, session: ClientSession, url: str) -> None:
         self._session, self._url = session, url
 
+    @property
+    def port(self) -> int:
+        return URL(self._url).port or 0
+
     async def ask(
         self, path: str, method: str = "GET", headers: dict[str, str] | None = None
     ) -> ClientResponse:
@@ -212,6 +216,22 @@ def test_other_files_are_never_served(runs: Path, path: str) -> None:
             response = await client.ask(target)
         assert response.status == 404
         assert SECRET not in await response.text()
+
+    with_board(runs, use)
+
+
+@pytest.mark.parametrize("path", ["//example.com", "////example.com", "/%2fexample.com"])
+def test_no_redirect_leads_to_another_host(runs: Path, path: str) -> None:
+    """The request is written by hand, because clients normalize such a path."""
+
+    async def use(client: Client, _: Site) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
+        answer = (await reader.read()).decode()
+        assert answer.startswith("HTTP/1.1 404 ") and "Location" not in answer
+        writer.close()
 
     with_board(runs, use)
 
