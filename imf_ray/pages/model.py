@@ -202,3 +202,20 @@ class Snapshot:
     def is_active(self) -> bool:
         """True if the content may still change."""
         return self.state in (State.PENDING, State.RUNNING, State.STALLED)
+
+    @property
+    def steps_left(self) -> int:
+        """Number of updates until all rows are trained, if none stops earlier."""
+        waiting = (State.PENDING, State.RUNNING, State.STALLED)
+        rows = (row for row in self.rows if row.state in waiting and row.max_steps is not None)
+        return sum(max(0, (row.max_steps or 0) - (row.step or 0)) for row in rows)
+
+    @property
+    def time_left_s(self) -> float | None:
+        """Estimated time until all rows are trained, at the present speed of the running rows."""
+        speeds = [
+            ((row.max_steps or 0) - (row.step or 0)) / row.time_left_s
+            for row in self.rows
+            if row.state == State.RUNNING and row.time_left_s
+        ]
+        return self.steps_left / sum(speeds) if speeds and sum(speeds) > 0 else None

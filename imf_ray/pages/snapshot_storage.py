@@ -113,7 +113,6 @@ def _sweep_row(name: str, sweep: Snapshot) -> Row:
     """Return a sweep as one row: the sums over its trials, and the result of the best one."""
     best = next((row for row in sweep.rows if row.checkpoint is not None), None)
     rows = sweep.rows
-    times = [row.time_left_s for row in rows if row.time_left_s is not None]
     ages = [row.last_entry_age_s for row in rows if row.last_entry_age_s is not None]
     speeds = [row.samples_per_s for row in rows if row.state == State.RUNNING and row.samples_per_s]
     ended = sum(row.state in (State.FINISHED, State.STOPPED, State.FAILED) for row in rows)
@@ -130,7 +129,7 @@ def _sweep_row(name: str, sweep: Snapshot) -> Row:
         step=_total([row.step for row in rows]),
         max_steps=_total([row.max_steps for row in rows]),
         samples_per_s=sum(speeds) if speeds else None,
-        time_left_s=max(times, default=None),
+        time_left_s=sweep.time_left_s,
         last_entry_age_s=min(ages, default=None),
         restarts=sum(row.restarts for row in rows),
         wall_s=_total([row.wall_s for row in rows]),

@@ -84,6 +84,8 @@ def test_a_sweep_with_trials_in_every_state(tmp_path: Path) -> None:
     assert running.time_left_s == pytest.approx((1200 - running.step) / 20 * 4.0)
     assert running.last_entry_age_s is not None and 0 <= running.last_entry_age_s < 60
     assert pending.step is None and not pending.curves
+    assert snapshot.steps_left == 1200 - running.step + 1200
+    assert snapshot.time_left_s == pytest.approx(snapshot.steps_left / 20 * 4.0)
     assert failed.error is not None and "diverged" in failed.error and failed.checkpoint is None
     assert stopped.checkpoint is not None and Path(stopped.checkpoint).is_dir()
 
@@ -298,6 +300,7 @@ def test_a_folder_of_runs_and_sweeps(tmp_path: Path) -> None:
     sweep = rows["sweep"]
     assert sweep.max_steps == 4 * 1200 and sweep.success is not None
     assert sweep.error == "1 of 4 trials failed."
+    assert sweep.time_left_s is not None
     assert sweep.notes[0] == "Sweep: 3 of 4 trials have ended."
 
 
