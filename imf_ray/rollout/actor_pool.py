@@ -97,6 +97,7 @@ class RolloutActor:
             os.environ["MUJOCO_EGL_DEVICE_ID"] = str(gpus[0])
         policy = make_policy(self._spec.policy, self._spec.config)
         self._runner = EpisodeRunner(policy, self._spec.config, self._spec.envs_per_actor)
+        self._runner.load_rendering()
         return self._runner.metadata
 
     def run(self, episodes: Mapping[int, ArtifactRequest]) -> list[EpisodeResult]:

@@ -49,6 +49,17 @@ class EpisodeRunner:
         self.metadata = make_metadata(policy.name, config, self._free_envs[0])
         """Values that the records of all episodes have in common."""
 
+    def load_rendering(self) -> None:
+        """Load what the envs need to render cameras, if they have some.
+
+        Otherwise the first episode would wait for it, and might exceed its time limit.
+
+        Raises:
+            UserError: no image can be rendered.
+        """
+        for env in self._free_envs if self._config.camera_names else ():
+            cast(SimEnv, env.unwrapped).load_rendering()
+
     def start(self, seed: int, artifacts: ArtifactRequest = NO_ARTIFACTS) -> None:
         """Start the episode of a seed.
 

@@ -45,6 +45,15 @@ class SimEnv(gymnasium.Env[dict[str, Any], Any]):
         The keys are `image_size` (height, width), `camera_names`, `shadows` and `multisampling`.
         """
 
+    def load_rendering(self) -> None:
+        """Load what the first image of the cameras needs, such as OpenGL, before an episode starts.
+
+        By default, the first image loads it.
+
+        Raises:
+            RenderingError: no image can be rendered.
+        """
+
     @abstractmethod
     def render_cameras(self) -> dict[str, Image]:
         """Render the images of the current state, {camera: (H, W, 3) uint8 RGB}.

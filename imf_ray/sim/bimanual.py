@@ -177,6 +177,9 @@ class BimanualEnv(SimEnv):
             "multisampling": self._multisampling,
         }
 
+    def load_rendering(self) -> None:
+        self.render_cameras()
+
     def render_cameras(self) -> dict[str, Image]:
         return {name: self._render(name) for name in self._camera_names}
 

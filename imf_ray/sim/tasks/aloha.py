@@ -61,6 +61,9 @@ class AlohaEnv(AdaptedEnv):
         self._renderer = self._overview_renderer = None
         super().close()
 
+    def load_rendering(self) -> None:
+        self.render_cameras()
+
     def render_overview(self) -> Image:
         """Render the model's camera `angle`, always without shadows and multisampling."""
         if self._overview_renderer is None:

@@ -44,9 +44,21 @@ def test_a_rollout_ends_with_the_message() -> None:
         runner.run_until_any_done()
 
 
+def test_rendering_is_loaded_before_the_first_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(scripted_rollout_config(load_config().task), camera_names=("top",))
+    runner = EpisodeRunner(make_policy(EXPERT, config), config, num_envs=2)
+    with pytest.raises(RenderingError, match="MUJOCO_GL=osmesa"):
+        runner.load_rendering()
+    rendered: list[SimTransferEnv] = []
+    monkeypatch.setattr(SimTransferEnv, "render_cameras", lambda env: rendered.append(env))
+    runner.load_rendering()
+    assert len(set(map(id, rendered))) == 2
+
+
 def test_a_rollout_without_images_needs_no_opengl() -> None:
     config = scripted_rollout_config(load_config(["task.max_episode_steps=2"]).task)
     runner = EpisodeRunner(make_policy(EXPERT, config), config, num_envs=1)
+    runner.load_rendering()
     runner.start(0)
     (result,) = runner.run_until_any_done()
     assert result.record.error is None and result.record.steps == 2
