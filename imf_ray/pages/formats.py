@@ -25,8 +25,8 @@ def number_text(value: float, digits: int = 3) -> str:
     """Return a number with some significant digits, such as `0.0312`, `12,400` or `1e-06`."""
     if not math.isfinite(value):
         return str(value)
-    if abs(value) >= 10**digits:
-        return f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.{digits - 1}e}"
+    if 10**digits <= abs(value) < 1e9:
+        return f"{value:,.0f}"
     text = f"{value:.{digits}g}"
     mantissa, exponent_mark, exponent = text.partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent_mark else text
