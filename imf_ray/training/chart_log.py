@@ -128,8 +128,8 @@ def missing_lines(
 
     Training steps after `start_step` are repeated, so a chart log drops its values of these steps.
     But their validations are not repeated. A new log lacks all other lines, too. The lines of one
-    step are merged, so that each step of a chart is logged once and in order.
-    Videos are not logged again.
+    step are merged, so that each step of a chart is logged once and in order. Videos are not logged
+    again.
 
     Args:
         start_step: step from which the launch resumes.

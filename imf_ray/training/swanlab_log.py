@@ -94,7 +94,7 @@ def check_swanlab(config: Config) -> None:
     except pydantic.ValidationError as error:
         raise UserError(
             f"train.swanlab_project={config.train.swanlab_project} is not a name of a SwanLab "
-            "project. It may have 1 to 100 letters, digits and the signs _ - + . "
+            "project. Use 1 to 100 letters, digits and the signs _-+."
         ) from error
     if config.train.swanlab_mode == "local" and importlib.util.find_spec("swanboard") is None:
         raise UserError(
