@@ -179,3 +179,14 @@ def test_the_actors_that_all_runs_share_are_started(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(path, lambda path=path: started.append(path))
     ray_internals.start_shared_actors()
     assert len(started) == 3
+
+
+@pytest.mark.parametrize(("url", "waits"), [(None, []), ("127.0.0.1:8265", [2.0])])
+def test_calls_are_waited_for_only_if_a_dashboard_counts_them(
+    url: str | None, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(ray_internals, "dashboard_url", lambda: url)
+    monkeypatch.setattr(ray_internals.time, "sleep", slept.append)
+    ray_internals.wait_for_task_events()
+    assert slept == waits
