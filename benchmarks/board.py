@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from benchmarks.result_log import commit
-from testing_support.generated_runs import GeneratedRun, generate_sweep
+from testing_support.generated_runs import MIXED, GeneratedRun, generate_sweep
 
 NUM_RUNNING = 16
 REQUEST_S = 2.0
@@ -180,7 +180,7 @@ def main() -> None:
     def sweep() -> dict[str, float]:
         folder = arguments.work / f"sweep_{rows}_{lines}"
         if not folder.exists():
-            generate_sweep(folder, rows, lines, ended=True)
+            generate_sweep(folder, rows, lines, MIXED)
         return measure_start(folder, rows)
 
     def runs() -> dict[str, float]:

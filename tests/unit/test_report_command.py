@@ -13,7 +13,7 @@ from imf_ray.pages import report_file
 from imf_ray.pages.report_file import reported_launch
 from imf_ray.schema import ReportConfig
 from imf_ray.sweep.trial_record import FINISHED
-from testing_support.generated_sweeps import RUNNING, write_run, write_sweep
+from testing_support.generated_runs import RUNNING, GeneratedRun, generate_sweep
 from tests.helpers.reports import read_report
 
 
@@ -26,8 +26,8 @@ def run(*arguments: str) -> int:
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write a sweep and a run into the working directory's `runs`."""
     monkeypatch.chdir(tmp_path)
-    write_sweep(tmp_path / "runs/sweep", 4, statuses=(FINISHED, RUNNING), video=b"x" * 1000)
-    write_run(tmp_path / "runs/run")
+    generate_sweep(tmp_path / "runs/sweep", 4, 40, (FINISHED, RUNNING), video=b"x" * 1000)
+    GeneratedRun(tmp_path / "runs/run").add_lines(40)
     return tmp_path / "runs"
 
 

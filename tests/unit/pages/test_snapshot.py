@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,42 @@ from imf_ray.pages.model import Row, Snapshot, State, Success
 from imf_ray.pages.snapshot import SnapshotReader
 from imf_ray.sweep.results import rank
 from imf_ray.sweep.trial_record import FAILED, FINISHED, STOPPED, TrialDir
-from testing_support.generated_sweeps import (
+from testing_support.generated_runs import (
+    LINE_S,
+    LOG_FREQ,
+    MIXED,
+    NUM_EPISODES,
     PENDING,
     RUNNING,
-    append_lines,
-    write_run,
-    write_sweep,
+    GeneratedRun,
+    generate_sweep,
 )
 
 SECRET = "s3cr3t-value"
+NUM_LINES, MAX_STEPS = 120, 12_000
+
+
+def write_sweep(
+    folder: Path, num_trials: int, statuses: Sequence[str] = MIXED, video: bytes | None = None
+) -> Path:
+    """Write a sweep over width and depth, and return its folder."""
+    generate_sweep(folder, num_trials, NUM_LINES, statuses, MAX_STEPS, video=video)
+    return folder
+
+
+def write_run(folder: Path, max_steps: int = MAX_STEPS, ended_at: float | None = None) -> Path:
+    """Write a run that has made half of its updates, and return its folder."""
+    num_lines = NUM_LINES // 2
+    now = time.time() if ended_at is None else ended_at
+    started_at = now - (num_lines + 4) * LINE_S
+    GeneratedRun(folder, started_at=started_at, max_steps=max_steps).add_lines(num_lines)
+    return folder
+
+
+def append_lines(run: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Add lines to the log of a run."""
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(f"{json.dumps(line)}\n" for line in lines)
 
 
 def read(folder: Path) -> Snapshot:
@@ -59,33 +87,38 @@ def test_a_sweep_with_trials_in_every_state(tmp_path: Path) -> None:
     assert snapshot.data is not None
     assert (snapshot.data.num_train, snapshot.data.num_val) == (45, 5)
     assert snapshot.data.num_steps == 45 * 400
-    assert snapshot.options["train.max_steps"] == 1200
+    assert snapshot.options["train.max_steps"] == MAX_STEPS
     assert not snapshot.options.keys() & {*snapshot.varied, "run_name"}
 
     finished, running, pending, failed, stopped, _ = by_number(snapshot)
     assert finished.params == {"agent.head.n_emb": 32, "agent.head.n_layer": 2}
     assert finished.label == "n_emb=32 n_layer=2"
-    assert isinstance(finished.success, Success) and finished.success.episodes == 50
+    assert isinstance(finished.success, Success) and finished.success.episodes == NUM_EPISODES
     assert len(finished.stages) == 4 and finished.stages[-1] == finished.success.rate
-    assert finished.max_steps == 1200 and finished.saved_step == 1200
-    assert finished.wall_s == pytest.approx(240.0) and finished.time_left_s is None
+    assert finished.max_steps == finished.saved_step == MAX_STEPS
+    assert (
+        finished.wall_s == pytest.approx((NUM_LINES + 6) * LINE_S) and finished.time_left_s is None
+    )
     assert [process.rank for process in finished.processes] == [None, 0]
-    assert finished.media[0].path == f"trials/{finished.name}/videos/checkpoint_00001200.mp4"
+    assert finished.media[0].path == f"trials/{finished.name}/videos/checkpoint_00012000.mp4"
     assert finished.link == f"trials/{finished.name}/"
     curves = {curve.metric: curve for curve in finished.curves}
     assert curves.keys() == {"rollout/success_rate", "action_error", "loss", "lr", "samples_per_s"}
-    assert list(curves["rollout/success_rate"].steps) == [200, 400, 600, 800, 1000, 1200]
+    assert list(curves["rollout/success_rate"].steps) == [2000, 4000, 6000, 8000, 10_000, 12_000]
     success = curves["rollout/success_rate"]
     assert all(
         low <= v <= high
         for low, v, high in zip(success.lows, success.values, success.highs, strict=True)
     )
     assert running.time_left_s is not None and running.step is not None
-    assert running.time_left_s == pytest.approx((1200 - running.step) / 20 * 4.0)
+    lines_left = (MAX_STEPS - running.step) / LOG_FREQ
+    assert running.time_left_s == pytest.approx(lines_left * LINE_S, rel=0.1)  # with validations
     assert running.last_entry_age_s is not None and 0 <= running.last_entry_age_s < 60
     assert pending.step is None and not pending.curves
-    assert snapshot.steps_left == 1200 - running.step + 1200
-    assert snapshot.time_left_s == pytest.approx(snapshot.steps_left / 20 * 4.0)
+    assert snapshot.steps_left == MAX_STEPS - running.step + MAX_STEPS
+    assert snapshot.time_left_s == pytest.approx(
+        snapshot.steps_left * running.time_left_s / (MAX_STEPS - running.step)
+    )
     assert failed.error is not None and "diverged" in failed.error and failed.checkpoint is None
     assert stopped.checkpoint is not None and Path(stopped.checkpoint).is_dir()
 
@@ -123,11 +156,11 @@ def test_only_what_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     run = folder / "trials" / by_number(before)[0].name
     size = (run / "metrics.jsonl").stat().st_size
-    append_lines(run, [{"step": 1180, "time": time.time(), "loss": 0.125}])
+    append_lines(run, [{"step": 11_900, "time": time.time(), "loss": 0.125}])
     changed = by_number(reader.read())[0]
     assert reads == [(run.name, size)]
     loss = next(curve for curve in changed.curves if curve.metric == "loss")
-    assert changed.step == 1180 and (loss.steps[-1], loss.values[-1]) == (1180, 0.125)
+    assert changed.step == 11_900 and (loss.steps[-1], loss.values[-1]) == (11_900, 0.125)
 
 
 def test_new_trials_results_and_checkpoints_appear(tmp_path: Path) -> None:
@@ -151,28 +184,26 @@ def test_new_trials_results_and_checkpoints_appear(tmp_path: Path) -> None:
 
 
 def test_a_log_with_a_restart_and_damaged_lines(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", 1200)
+    run = write_run(tmp_path / "run")
     reader = SnapshotReader(tmp_path / "run")
     before = reader.read().rows[0]
-    assert before.step is not None and before.step > 100
+    assert before.step is not None and before.step > 1000
     now = time.time()
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 60\n["not", "metrics"]\n')
-    append_lines(run, [{"step": 60, "time": now, "restarts": 1}])
-    append_lines(
-        run,
-        [{"step": 80, "time": now + 1, "loss": 0.5}, {"step": 100, "time": now + 2, "loss": 0.4}],
-    )
+        file.write('{"step": 300\n["not", "metrics"]\n')
+    append_lines(run, [{"step": 300, "time": now, "restarts": 1}])
+    append_lines(run, [{"step": 400, "time": now + 1, "loss": 0.5}])
+    append_lines(run, [{"step": 500, "time": now + 2, "loss": 0.4}])
     (row,) = reader.read().rows
     loss = next(curve for curve in row.curves if curve.metric == "loss")
-    assert list(loss.steps) == [20, 40, 60, 80, 100] and list(loss.values[-2:]) == [0.5, 0.4]
-    assert (row.step, row.restarts) == (100, 1)
-    assert row.time_left_s == pytest.approx((1200 - 100) / 20)
+    assert list(loss.steps) == [100, 200, 300, 400, 500] and list(loss.values[-2:]) == [0.5, 0.4]
+    assert (row.step, row.restarts) == (500, 1)
+    assert row.time_left_s == pytest.approx((MAX_STEPS - 500) / LOG_FREQ)
     assert row.notes == ["2 damaged line(s) of metrics.jsonl were skipped."]
 
 
 def test_long_curves_are_thinned(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", 20)
+    run = GeneratedRun(tmp_path / "run").path
     lines = [{"step": step, "time": float(step), "loss": 1.0 / step} for step in range(1, 5000)]
     reader = SnapshotReader(run)
     for start in range(0, len(lines), 700):  # a growing log
@@ -185,7 +216,7 @@ def test_long_curves_are_thinned(tmp_path: Path) -> None:
 
 
 def test_a_stalled_run_and_one_that_was_interrupted(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", now=time.time() - 3600)
+    run = write_run(tmp_path / "run", ended_at=time.time() - 3600)
     assert read(run).state == State.STALLED
     with pytest.raises(KeyboardInterrupt), recorded_launch(run, "train", ["run_name=run"]):
         raise KeyboardInterrupt
@@ -196,7 +227,7 @@ def test_a_stalled_run_and_one_that_was_interrupted(tmp_path: Path) -> None:
         raise UserError("Training diverged.")
     snapshot = read(run)
     assert (snapshot.state, snapshot.rows[0].error) == (State.FAILED, "Training diverged.")
-    append_lines(run, [{"step": 1200, "time": time.time(), "loss": 0.1}])
+    append_lines(run, [{"step": MAX_STEPS, "time": time.time(), "loss": 0.1}])
     snapshot = read(run)
     assert (snapshot.state, snapshot.rows[0].error) == (State.FINISHED, "Training diverged.")
 
@@ -255,17 +286,17 @@ def test_damaged_files_are_noted_and_the_rest_is_shown(tmp_path: Path) -> None:
 def test_a_trial_has_a_page_of_its_own(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "sweep", 2, statuses=(FINISHED,), video=b"video")
     trial = sorted((folder / "trials").iterdir())[1]
-    grid = trial / "evaluations/checkpoint_00001200-0a1b2c3d/grid.mp4"
+    grid = trial / "evaluations/checkpoint_00012000-0a1b2c3d/grid.mp4"
     grid.parent.mkdir(parents=True)
     grid.write_bytes(b"grid")
     (trial / "depth_weights.png").write_bytes(b"image")
     snapshot = read(trial)
     assert (snapshot.kind, snapshot.title) == ("run", trial.name)
-    assert snapshot.media[0].caption == "Validation at step 1200"
+    assert snapshot.media[0].caption == "Validation at step 12000"
     assert [media.mime_type for media in snapshot.media[-2:]] == ["video/mp4", "image/png"]
     row = next(row for row in read(folder).rows if row.name == trial.name)
-    assert [Path(media.path).name for media in row.media] == ["checkpoint_00001200.mp4", "grid.mp4"]
-    assert len(snapshot.media) == 8 and snapshot.media[0].path == "videos/checkpoint_00001200.mp4"
+    assert [Path(media.path).name for media in row.media] == ["checkpoint_00012000.mp4", "grid.mp4"]
+    assert len(snapshot.media) == 8 and snapshot.media[0].path == "videos/checkpoint_00012000.mp4"
     assert snapshot.options["agent.head.n_layer"] == 4
     assert "agent.head.n_layer=4" in str(snapshot.commands)
 
@@ -287,18 +318,18 @@ def test_videos_are_embedded_up_to_two_limits(tmp_path: Path) -> None:
 def test_a_folder_of_runs_and_sweeps(tmp_path: Path) -> None:
     storage = tmp_path / "runs"
     write_sweep(storage / "sweep", 4, statuses=(FINISHED, FAILED, RUNNING, FINISHED))
-    write_run(storage / "a run", 1200)
-    write_run(storage / "longer", 2400)
+    write_run(storage / "a run")
+    write_run(storage / "longer", 24_000)
     (storage / "comparisons").mkdir()
     snapshot = read(storage)
     assert (snapshot.kind, snapshot.state) == ("storage", State.RUNNING)
     rows = {row.name: row for row in snapshot.rows}
     assert rows.keys() == {"sweep", "a run", "longer"}
     assert dict(snapshot.varied) == {"train.max_steps": "max_steps"}
-    assert rows["longer"].params == {"train.max_steps": 2400}
+    assert rows["longer"].params == {"train.max_steps": 24_000}
     assert rows["a run"].link == "a%20run/"
     sweep = rows["sweep"]
-    assert sweep.max_steps == 4 * 1200 and sweep.success is not None
+    assert sweep.max_steps == 4 * MAX_STEPS and sweep.success is not None
     assert sweep.error == "1 of 4 trials failed."
     assert sweep.time_left_s is not None
     assert sweep.notes[0] == "Sweep: 3 of 4 trials have ended."
