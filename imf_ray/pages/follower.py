@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from imf_ray.errors import UserError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.pages.model import Snapshot, State
 from imf_ray.redaction import redact
+from imf_ray.storage import PERMANENT_ERRNOS
 
 READ_INTERVAL_S = 1.0
 """Minimum number of seconds between two reads of a folder."""
@@ -70,16 +71,13 @@ class Follower:
         """The newest page; None before the end of the first `refresh`."""
         self.problem: str | None = None
         """The reason why the folder cannot be read; None if it can."""
+        self.has_page = True
+        """False if the folder could never be read, and not because of a failure of the storage."""
 
     @property
     def is_due(self) -> bool:
         """True if the folder may be read again."""
         return time.monotonic() >= self._next_read
-
-    @property
-    def was_read(self) -> bool:
-        """True if the folder could be read at least once."""
-        return self._snapshot is not None
 
     def refresh(self) -> None:
         """Read the folder, and render the page if its content changed."""
@@ -103,10 +101,16 @@ class Follower:
             self._snapshot = self._read()
         except (UserError, OSError) as error:
             self.problem = redact(str(error))
+            may_pass = (
+                error.errno not in PERMANENT_ERRNOS
+                if isinstance(error, OSError)
+                else isinstance(error, StorageError)
+            )
+            self.has_page = self._snapshot is not None or may_pass
         except Exception as error:  # whatever is in a file, the board lives on
             self.problem = self._describe(error)
         else:
-            self.problem = None
+            self.problem, self.has_page = None, True
             return self._snapshot
         if self._snapshot is None:
             return empty_snapshot(self._path, self.problem)

@@ -7,6 +7,7 @@ The path of a page is that of its folder, so the page of a run links to its medi
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -83,9 +84,9 @@ class Site:
             NotFoundError: the path has no page.
         """
         self._forget_idle()
+        folder = self._join(path)
         self._requested[path] = time.monotonic()
         if path not in self._followers:
-            folder = self._join(path)
             read = _FolderReader(folder, self._root, self._mirror, self._make_reader)
             live = Live(home="../" * len(folder.relative_to(self._root).parts))
             follower = Follower(
@@ -102,7 +103,7 @@ class Site:
             await asyncio.wait([self._refreshing[path]], timeout=patience)
         if follower.page is None:
             return follower.placeholder("It is being read. Its content appears here after that.")
-        if path and not follower.was_read:
+        if path and not follower.has_page:
             self._forget(path)
             raise NotFoundError(follower.problem or "")
         return follower.page
@@ -129,7 +130,7 @@ class Site:
             self._mirror.fetch(file)
         folders = [folder for folder in file.parents if folder.is_relative_to(self._root)]
         is_served = any(folder_kind(folder) in MEDIA_FOLDERS for folder in folders)
-        if not (is_served and _is_inside(file, self._root) and file.is_file()):
+        if not (is_served and os.path.isfile(file) and _is_inside(file, self._root)):
             raise NotFoundError(f"There is no video or image {display_path(file)} in a run.")
         return file.resolve()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imf_ray.errors import StorageError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.pages import follower
 from imf_ray.pages.follower import Follower
 from imf_ray.pages.model import Row, Snapshot, State
@@ -84,7 +84,9 @@ def test_a_folder_that_fails_shows_what_was_read_last_and_recovers() -> None:
 def test_a_folder_that_was_never_read_shows_the_reason() -> None:
     folder = Folder()
     folder.content = StorageError("runs cannot be read.")
-    assert folder.refresh() == "runs cannot be read." and not folder.follower.was_read
+    assert folder.refresh() == "runs cannot be read." and folder.follower.has_page
+    folder.content = UserError("runs is a file.")
+    assert folder.refresh() == "runs is a file." and not folder.follower.has_page
 
 
 def test_a_page_that_cannot_be_rendered_shows_the_reason() -> None:

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import ClientResponse, ClientSession
 from yarl import URL
 
-from imf_ray.errors import UserError
+from imf_ray.errors import StorageError, UserError
 from imf_ray.pages import server, site
 from imf_ray.pages.model import Row, Snapshot, State
 from imf_ray.pages.render import Live
@@ -40,6 +40,13 @@ def runs(tmp_path: Path) -> Path:
     (tmp_path / "runs/notes/private.png").write_text(SECRET)
     (tmp_path / "private.png").write_text(SECRET)
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read a folder at every request of its page."""
+    monkeypatch.setattr("imf_ray.pages.follower.READ_INTERVAL_S", 0.0)
+    monkeypatch.setattr("imf_ray.pages.follower.MAX_INTERVAL_S", 0.0)
 
 
 def read_folder(folder: Path) -> Callable[[], Snapshot]:
@@ -120,12 +127,7 @@ def test_each_folder_has_a_page(runs: Path) -> None:
     with_board(runs, use)
 
 
-def test_a_page_is_sent_once_and_again_when_it_changes(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("imf_ray.pages.follower.READ_INTERVAL_S", 0.0)
-    monkeypatch.setattr("imf_ray.pages.follower.MAX_INTERVAL_S", 0.0)
-
+def test_a_page_is_sent_once_and_again_when_it_changes(runs: Path, prompt: None) -> None:
     async def use(client: Client, _: Site) -> None:
         first = await client.ask("/a%20b/", headers={"Accept-Encoding": "gzip"})
         assert first.headers["Content-Encoding"] == "gzip"
@@ -197,6 +199,11 @@ def test_videos_are_sent_in_ranges(runs: Path) -> None:
         "/notes/",
         "/missing/",
         "/favicon.ico",
+        f"/a%20b/{'x' * 300}.png",
+        f"/{'x' * 300}/",
+        "/a%20b/%ff.png",
+        "/%ff/",
+        "//attacker.example/a",
     ],
 )
 def test_other_files_are_never_served(runs: Path, path: str) -> None:
@@ -274,12 +281,7 @@ def test_a_browser_may_load_nothing_from_elsewhere(runs: Path) -> None:
     with_board(runs, use)
 
 
-def test_a_deleted_folder_is_a_note_until_it_returns(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("imf_ray.pages.follower.READ_INTERVAL_S", 0.0)
-    monkeypatch.setattr("imf_ray.pages.follower.MAX_INTERVAL_S", 0.0)
-
+def test_a_deleted_folder_is_a_note_until_it_returns(runs: Path, prompt: None) -> None:
     async def use(client: Client, _: Site) -> None:
         for path in ("/", "/a%20b/"):
             assert "does not exist" not in await client.text(path)
@@ -292,6 +294,25 @@ def test_a_deleted_folder_is_a_note_until_it_returns(
             assert "does not exist" not in await client.text(path)
 
     with_board(runs, use)
+
+
+def test_a_run_that_cannot_be_reached_has_a_page_that_recovers(runs: Path, prompt: None) -> None:
+    errors: list[Exception] = [StorageError("the bucket cannot be read"), OSError("no disk")]
+
+    def make_reader(folder: Path) -> Callable[[], Snapshot]:
+        def read() -> Snapshot:
+            if errors:
+                raise errors.pop(0)
+            return read_folder(folder)()
+
+        return read
+
+    async def use(client: Client, _: Site) -> None:
+        assert "the bucket cannot be read" in await client.text("/a%20b/")
+        assert "no disk" in await client.text("/a%20b/")
+        assert await client.text("/a%20b/") == "a b at 3; home ../"
+
+    with_board(runs, use, make_reader)
 
 
 def test_a_slow_folder_does_not_hold_up_its_viewers(
