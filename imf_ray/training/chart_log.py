@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from imf_ray.checkpoint_dir import SUCCESS_RATE, VALIDATED_STEP
-from imf_ray.config import config_to_dict
+from imf_ray.config import config_to_dict, typed_options
 from imf_ray.redaction import redact_options
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, STAGE_METRIC
 from imf_ray.schema import Config
@@ -106,19 +106,11 @@ def flat_config(config: Config) -> dict[str, bool | int | float | str]:
     Lists and null are text. SwanLab shows dictionaries and None as `[object Object]`, and
     TensorBoard accepts neither.
     """
-    options: dict[str, bool | int | float | str] = {}
-
-    def add(values: Mapping[str, Any], prefix: str) -> None:
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                add(value, f"{prefix}{name}.")
-            elif isinstance(value, (bool, int, float, str)):
-                options[f"{prefix}{name}"] = value
-            else:
-                options[f"{prefix}{name}"] = dump_value(value)
-
-    add(config_to_dict(config), "")
-    return redact_options(options)
+    options = redact_options(typed_options(config_to_dict(config)))
+    return {
+        name: value if isinstance(value, (bool, int, float, str)) else dump_value(value)
+        for name, value in options.items()
+    }
 
 
 def missing_lines(
