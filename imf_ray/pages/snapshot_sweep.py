@@ -260,7 +260,9 @@ class SweepReader:
         files = (SPACE_FILE, *BASELINES_FILES, BASELINES_FILE)
         problems = (self._cache.problem(self._folder / name) for name in files)
         notes = [problem for problem in problems if problem is not None]
-        return [*notes, self._history.error] if self._history.error else notes
+        if self._history.error is not None and not self._all_recorded():
+            return [*notes, self._history.error]
+        return notes  # failed trials say themselves why
 
 
 def _planned_trials(saved: SavedSpace) -> dict[str, dict[str, Any]]:
