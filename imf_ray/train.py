@@ -28,16 +28,20 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     The folder storage_path/run_name holds the run's checkpoints, metrics and configuration. Ctrl-C
     stops after one more checkpoint and prints the command that resumes the run.
     """
+    from imf_ray.data.episode_files import list_episodes, require_episodes
     from imf_ray.training.run_dir import RunDir
 
     if config.resume is not None:
         raise UserError(
             "resume=auto is an option of `imf-ray tune`. To resume a run, set its run_name."
         )
-    config.data.dataset_dir = str(parse_path(config.data.dataset_dir))
+    dataset = parse_path(config.data.dataset_dir)
+    config.data.dataset_dir = str(dataset)
     name = config.run_name or new_run_name("agent.name", config.agent.name)
     run_dir = RunDir(local_dir(config.storage_path) / name)
     with run_dir.claimed():  # before the imports of `_train`, which take seconds
+        if not list_episodes(dataset):
+            require_episodes(dataset)
         _train(config, overrides, run_dir)
 
 

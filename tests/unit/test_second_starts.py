@@ -148,5 +148,10 @@ def test_a_second_start_is_refused_before_the_imports_that_take_seconds(
     with _claim(folder):
         assert main(arguments()) == EXIT_USER_ERROR
     assert option in capsys.readouterr().err
+    if command == "train":  # a folder without episodes is refused as early
+        assert main(arguments()) == EXIT_USER_ERROR
+        assert "data.dataset_dir" in capsys.readouterr().err
+        Path("data/sim_transfer").mkdir(parents=True)
+        Path("data/sim_transfer/episode_0.hdf5").touch()
     with pytest.raises(ImportError):
         main(arguments())
