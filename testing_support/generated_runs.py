@@ -92,14 +92,13 @@ class GeneratedRun:
     def end(self, status: str, error: str | None = None) -> None:
         """Write the record of a trial that has ended."""
         best = {} if status == FAILED else self._best
+        checkpoint = self.path / checkpoint_name(int(best.get("step", 0)))
         record = {
             "name": self.path.name,
             "params": self._params,
             "status": status,
             "metrics": best,
-            "best_checkpoint": str(self.path / checkpoint_name(int(best["step"])))
-            if best
-            else None,
+            "best_checkpoint": str(checkpoint) if best else None,
             "run_dir": str(self.path),
             "driver_pid": 999,
             "driver_host": "node",
