@@ -62,22 +62,20 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """The result as a sentence, with the names of the policies."""
+        """The result as a clause, with the names of the policies."""
         return self.describe(self.a, self.b)
 
     def describe(self, a: str, b: str) -> str:
-        """Return the result as a sentence, with other names of the policies A and B."""
+        """Return the result as a clause, with other names of the policies A and B."""
         if self.p_value <= SIGNIFICANCE:
             better, other = (a, b) if self.difference > 0 else (b, a)
-            return f"{better} is better than {other}."
+            return f"{better} is better than {other}"
         if self.additional_episodes_needed is None:
-            return "The success rates are equal."
-        if not self.additional_episodes_needed:
-            return "The difference is not significant."
-        return (
-            "The difference is not significant. If it is real, about "
-            f"{self.additional_episodes_needed} more episodes would show it."
-        )
+            return "the success rates are equal"
+        text = "the difference is not significant"
+        if self.additional_episodes_needed:
+            text += f"; about {self.additional_episodes_needed} more episodes would show it"
+        return text
 
 
 def compare(records_by_policy: RecordsByPolicy) -> list[Comparison]:

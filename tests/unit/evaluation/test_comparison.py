@@ -41,7 +41,7 @@ def test_pair_is_compared_on_its_common_seeds() -> None:
     assert (comparison.low, comparison.high) == difference_interval(pairs)
     assert (
         comparison.p_value == paired_p_value(pairs)
-        and comparison.verdict == "good is better than poor."
+        and comparison.verdict == "good is better than poor"
     )
     with pytest.raises(ValueError, match="0 and 0 episodes"):
         compare({"good": GOOD, "elsewhere": records([True], first=100)})
@@ -61,7 +61,7 @@ def test_verdicts_and_adjustment_for_several_comparisons() -> None:
     )
     (same,) = compare({"one": GOOD, "two": GOOD})
     assert (
-        same.additional_episodes_needed is None and same.verdict == "The success rates are equal."
+        same.additional_episodes_needed is None and same.verdict == "the success rates are equal"
     )
 
 
@@ -72,7 +72,7 @@ def test_tables_and_files(tmp_path: Path) -> None:
     console.print(outcome_table(list(results.items()), "Seeds 0-39"))
     console.print(comparison_table(comparisons))
     text = console.export_text()
-    assert "0.75 [0.60, 0.86]" in text and "A is better than B." in text and "2.0/4.0" in text
+    assert "0.75 [0.60, 0.86]" in text and "A is better than B" in text and "2.0/4.0" in text
     assert latency(GOOD) == {"inference_ms_p50": 2.0, "inference_ms_p95": 4.0}
     plain, plot = write_comparison(tmp_path, results, comparisons, dict.fromkeys(results, "here"))
     content = json.loads(plain.read_text())
