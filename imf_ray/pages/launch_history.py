@@ -27,12 +27,10 @@ class LaunchHistory:
             return
         self._version = version
         records = read_json_lines(self._path, parse_launch).rows
+        # A line whose upload failed and was tried again is there twice.
+        starts = {record.id: record for record in records if isinstance(record, LaunchStart)}
         ends = {record.id: record for record in records if isinstance(record, LaunchEnd)}
-        self.launches = [
-            _launch(record, ends.get(record.id))
-            for record in records
-            if isinstance(record, LaunchStart)
-        ]
+        self.launches = [_launch(start, ends.get(start.id)) for start in starts.values()]
 
     @property
     def has_ended(self) -> bool:

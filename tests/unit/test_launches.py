@@ -58,7 +58,7 @@ def test_a_launch_that_fails(
 def test_damaged_lines_and_killed_launches(tmp_path: Path) -> None:
     file = tmp_path / "launches.jsonl"
     killed = {"id": "a", "started_at": 1.0, "command": "imf-ray tune", "host": "h", "pid": 3}
-    lines = ["{", "[]", json.dumps({**killed, "started_at": "x"}), json.dumps(killed)]
+    lines = ["{", "[]", json.dumps({**killed, "started_at": "x"}), *[json.dumps(killed)] * 2]
     file.write_text("".join(f"{line}\n" for line in lines))
     history = LaunchHistory(tmp_path)
     history.update()
