@@ -91,7 +91,9 @@ class TrainDataset:
     def rank_dataset(self, rank: int, world_size: int, start_step: int) -> ray.data.Dataset:
         """Return the dataset of one rank, from training step `start_step` to the last."""
         segments = list(self.plan.rank_segments(rank, world_size, start_step, self.max_steps))
-        name = f"{metric_tag(self.name)[:MAX_NAME_LENGTH]} rank {rank}"
+        # Ray Data tags metrics with the name, and uses it as a format of log lines.
+        ascii_name = metric_tag(self.name).replace("%", "_")
+        name = f"{ascii_name[:MAX_NAME_LENGTH]} rank {rank}"
         exporter = MetricExporter({**self.metric_tags, RANK: str(rank)})
         source = _SegmentDatasource(self, segments, name, exporter)
         dataset = ray.data.read_datasource(
