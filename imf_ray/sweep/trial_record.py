@@ -10,6 +10,7 @@ from typing import Any
 
 from imf_ray.aliases import METRICS, TRIAL_FIELDS, rename_keys
 from imf_ray.files import parse_json, retry_io, retrying, write_atomically
+from imf_ray.redaction import redact
 from imf_ray.storage import authoritative_path, delete, read_text_or_none
 from imf_ray.training.run_dir import RunDir
 
@@ -80,8 +81,10 @@ class TrialDir(RunDir):
 
     @retrying
     def write_record(self, record: TrialRecord) -> None:
-        """Write the record of a trial that has ended."""
-        write_atomically(self.trial_file, json.dumps(dataclasses.asdict(record), indent=1))
+        """Write the record of a trial that has ended, without secrets in its error."""
+        values = dataclasses.asdict(record)
+        values["error"] = None if record.error is None else redact(record.error)
+        write_atomically(self.trial_file, json.dumps(values, indent=1))
 
     @retrying
     def delete_record(self) -> None:

@@ -29,6 +29,7 @@ from imf_ray.data.windows import sample_windows, window_spec_from_config
 from imf_ray.errors import UserError
 from imf_ray.files import retry_io
 from imf_ray.metrics_export import MetricExporter, run_tags
+from imf_ray.redaction import redact
 from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
 from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest
 from imf_ray.rollout.grid_video import VideoClip, grid_video
@@ -125,9 +126,10 @@ def validate(
 
 
 def _reason(error: Exception) -> str:
-    """Return the message of an error, without the traceback of another process."""
+    """Return the message of an error without secrets and the traceback of another process."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    return str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
+    text = str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
+    return redact(text)
 
 
 def _run_rollouts(

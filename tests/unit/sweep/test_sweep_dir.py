@@ -105,3 +105,11 @@ def test_a_sweep_s_folder_is_found_by_the_machine_that_unpickles_it(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     there = pickle.loads(pickled)
     assert there.path == tmp_path / "other/imf_ray/runs/memory%3A%2F%2Fbucket/sweep"
+
+
+def test_the_record_of_a_failed_trial_has_no_secret(tmp_path: Path) -> None:
+    trial = TrialDir(tmp_path / "trial")
+    error = "s3://key:s3cr3t@bucket/demos cannot be read: 403"
+    trial.write_record(TrialRecord("trial", {}, FAILED, error=error))
+    record = trial.read_record()
+    assert record is not None and record.error == "s3://***@bucket/demos cannot be read: 403"
