@@ -60,9 +60,7 @@ def test_verdicts_and_adjustment_for_several_comparisons() -> None:
         "nearly is better"
     )
     (same,) = compare({"one": GOOD, "two": GOOD})
-    assert (
-        same.additional_episodes_needed is None and same.verdict == "the success rates are equal"
-    )
+    assert same.additional_episodes_needed is None and same.verdict == "the success rates are equal"
 
 
 def test_tables_and_files(tmp_path: Path) -> None:
