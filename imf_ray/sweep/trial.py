@@ -13,6 +13,7 @@ import ray
 from ray import tune
 from ray.train import WorkerGroupError
 
+from imf_ray.aliases import rename_options
 from imf_ray.allocation import RunResources
 from imf_ray.errors import UserError
 from imf_ray.files import retry_io
@@ -76,7 +77,7 @@ def run_trial(trial: TrialSpec) -> None:
     run = retry_io(load_run, trial.config)  # `prepare_sweep` has checked the options
     initial = None if trial.initial_weights is None else ray.get(trial.initial_weights)
     try:
-        outcome = _fit_and_report(run, run_dir, trial.resources, initial)
+        outcome = _fit_and_report(run, run_dir, trial, initial)
     except UserError as error:
         record = dataclasses.replace(record, error=str(error))
         run_dir.write_record(record)
@@ -96,7 +97,7 @@ def run_trial(trial: TrialSpec) -> None:
 def _fit_and_report(
     run: PreparedRun,
     run_dir: TrialDir,
-    resources: RunResources,
+    trial: TrialSpec,
     initial: InitialWeights | None,
 ) -> RunOutcome:
     """Train, and forward every report to Tune when it arrives.
@@ -107,7 +108,8 @@ def _fit_and_report(
     queue = start_report_queue(run_dir.name)
     with ThreadPoolExecutor(1) as executor:
         callbacks = [ForwardReports(queue)]
-        training = executor.submit(fit, run, run_dir, resources, callbacks, initial)
+        varied = list(rename_options(trial.params))
+        training = executor.submit(fit, run, run_dir, trial.resources, callbacks, initial, varied)
         for report in reports_until_done(queue, training):
             tune.report(report)
     ray.kill(queue)  # an actor that ends gracefully would be restarted

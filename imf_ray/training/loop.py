@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,6 +54,8 @@ class WorkerConfig:
     """The `InitialWeights` of a new run."""
     num_skipped_episodes: int = 0
     """Number of invalid episode files that the data set leaves out."""
+    varied: Sequence[str] = ()
+    """Names of the options that differ between the trials of the run's sweep."""
 
 
 def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     tracker = None
     if rank == 0:
         run_dir.delete_partial_checkpoints()
-        tracker = Tracker(run_dir, config, state.step, worker.num_skipped_episodes)
+        tracker = Tracker(run_dir, config, state.step, worker.num_skipped_episodes, worker.varied)
         if tracker.swanlab_run is not None:
             worker_record = replace(worker_record, swanlab_run=tracker.swanlab_run)
             run_dir.write_worker_record(worker_record)

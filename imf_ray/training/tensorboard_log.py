@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
@@ -22,9 +22,12 @@ class TensorBoardLog:
 
     Args:
         start_step: step from which the launch resumes. Values of later steps are dropped.
+        varied: names of the options that are hyperparameters; empty for all options.
     """
 
-    def __init__(self, run_dir: RunDir, config: Config, start_step: int) -> None:
+    def __init__(
+        self, run_dir: RunDir, config: Config, start_step: int, varied: Sequence[str] = ()
+    ) -> None:
         check_tensorboard()
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
@@ -32,7 +35,9 @@ class TensorBoardLog:
         self.is_new = not run_dir.tensorboard_dir.is_dir()
         purge_step = 0 if self.is_new else start_step + 1
         self._writer = SummaryWriter(str(run_dir.tensorboard_dir), purge_step=purge_step)
-        for summary in hparams(flat_config(config), {SUCCESS_CHART: 0}):  # the value is not used
+        options = flat_config(config)
+        shown = {name: value for name, value in options.items() if name in varied} or options
+        for summary in hparams(shown, {SUCCESS_CHART: 0}):  # the value is not used
             self._writer.file_writer.add_summary(summary)
 
     def log(self, step: int, time_s: float, values: Mapping[str, float]) -> None:

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,10 +87,16 @@ class Tracker:
     Args:
         start_step: training step from which this launch starts.
         num_skipped_episodes: number of invalid episode files that were skipped.
+        varied: names of the options that differ between the trials of the run's sweep.
     """
 
     def __init__(
-        self, run_dir: RunDir, config: Config, start_step: int, num_skipped_episodes: int
+        self,
+        run_dir: RunDir,
+        config: Config,
+        start_step: int,
+        num_skipped_episodes: int,
+        varied: Sequence[str] = (),
     ) -> None:
         self._config = config
         self._run_dir = run_dir
@@ -104,7 +110,7 @@ class Tracker:
         self._swanlab = SwanLabLog(run_dir, config) if config.train.use_swanlab else None
         self._chart_logs: list[ChartLog] = [] if self._swanlab is None else [self._swanlab]
         if config.train.tensorboard:
-            self._chart_logs.append(TensorBoardLog(run_dir, config, start_step))
+            self._chart_logs.append(TensorBoardLog(run_dir, config, start_step, varied))
         for chart_log in self._chart_logs:
             for line in missing_lines(lines, start_step, chart_log.is_new):
                 _log_charts(chart_log, line)

@@ -156,12 +156,14 @@ def fit(
     resources: RunResources,
     callbacks: Sequence[Any] = (),
     initial: InitialWeights | None = None,
+    varied: Sequence[str] = (),
 ) -> RunOutcome:
     """Train in `run_dir`, or resume there from the newest valid checkpoint.
 
     Args:
         callbacks: callbacks of Ray Train's controller.
         initial: see `starting_weights`.
+        varied: names of the options that differ between the trials of the run's sweep.
 
     Raises:
         UserError: the folder belongs to a run with another configuration, or training failed
@@ -201,6 +203,7 @@ def fit(
         cpus=resources.cpus_per_worker,
         initial_weights=None if initial is None else ray.put(initial),
         num_skipped_episodes=len(run.train.skipped),
+        varied=varied,
     )
     validation = ValidationTaskConfig(
         fn_kwargs={

@@ -133,6 +133,20 @@ def test_a_chart_log_that_is_enabled_later_has_all_earlier_steps(tmp_path: Path)
     assert loss_steps(run_dir) == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("varied", [[], ["train.lr", "agent.head.n_layer"]])
+def test_hyperparameters_are_the_varied_options(tmp_path: Path, varied: list[str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    config, run_dir = config_of("train.lr=1e-3", "train.tensorboard=true"), RunDir(tmp_path)
+    Tracker(run_dir, config, 0, 0, varied).close()
+    log = EventAccumulator(str(run_dir.tensorboard_dir)).Reload()
+    data = log.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    options = HParamsPluginData.FromString(data).session_start_info.hparams
+    assert set(options) == set(varied or flat_config(config))
+    assert options["train.lr"].number_value == 1e-3
+
+
 def test_training_continues_without_a_chart_log_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
