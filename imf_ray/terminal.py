@@ -164,13 +164,15 @@ def open_missing_streams() -> None:
     """Open the null device for each standard stream that the caller has closed.
 
     Otherwise the next opened file would get the number of the stream, and a program started by this
-    process would write its output into that file.
+    process would write its output into that file. Ray needs `sys.stderr` to start.
     """
-    for descriptor in range(3):
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(descriptor)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
 
 
 class _FittedProgress(Progress):

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from imf_ray.cli import run_command
 from imf_ray.command import Command
-from imf_ray.terminal import ProgressBars, StandardStream, console
+from imf_ray.terminal import ProgressBars, StandardStream, console, open_missing_streams
 
 
 def test_plain_lines_without_a_terminal() -> None:
@@ -183,6 +183,16 @@ def test_closed_and_missing_streams(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stdout", missing)
         print("dropped", file=stream, flush=True)
         assert not stream.isatty()
+
+
+@pytest.mark.parametrize(("name", "number"), [("stdin", 0), ("stdout", 1), ("stderr", 2)])
+def test_python_s_missing_streams_are_opened(
+    name: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python has none if the caller has closed the descriptor; `faulthandler` and Ray need one."""
+    monkeypatch.setattr(sys, name, None)
+    open_missing_streams()
+    assert getattr(sys, name).fileno() == number
 
 
 def closed_stream() -> io.StringIO:
