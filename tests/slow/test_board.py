@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -24,7 +23,6 @@ grid:
   agent.head.n_layer: [1, 2]
 """
 TIMEOUT_S = 900.0
-MAIN = "document.querySelector('main').innerText"
 
 
 def test_the_board_of_a_submitted_sweep_shows_success_without_a_reload(
@@ -52,17 +50,15 @@ def test_the_board_of_a_submitted_sweep_shows_success_without_a_reload(
             page.listen(1.0)
             texts.append(page.text("main"))
         assert page.evaluate("window.marker") == 1
-        page.screenshot(tmp_path / "board.png")
     assert "'board' succeeded" in log[0], log[0]
     assert f"Live page: {url}" in log[0] and f"ssh -N -L {port}:127.0.0.1:{port} " in log[0]
-    print(texts[0], "=" * 40, texts[len(texts) // 2], "=" * 40, texts[-1])
     assert "running" in "".join(texts) and "running" not in texts[-1]
     assert not is_success_shown(texts[0]) and is_success_shown(texts[-1])
 
 
 def is_success_shown(text: str) -> bool:
     """Return True if a page shows a success rate with its interval."""
-    return "[0" in text.replace("\u2009", "")
+    return "[0." in text
 
 
 def wait_until_served(url: str, job: threading.Thread) -> None:
@@ -72,6 +68,6 @@ def wait_until_served(url: str, job: threading.Thread) -> None:
         try:
             urllib.request.urlopen(url, timeout=60).close()
             return
-        except (OSError, urllib.error.HTTPError):
+        except OSError:  # no server, or no page yet
             assert job.is_alive() and time.monotonic() < deadline
             time.sleep(0.5)
