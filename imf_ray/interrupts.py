@@ -6,6 +6,7 @@ as `nohup` does, stays ignored.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -108,18 +109,30 @@ def children_ignore_hangup() -> Iterator[None]:
     A closing terminal sends SIGHUP to this process and to all that it has started. Ray's processes
     must live until the last checkpoint is saved, so they inherit that the signal is ignored. Inside
     the block, this process ignores it as well. Afterwards it has its own handlers again, also that
-    of SIGTERM, which `ray.init` replaces.
+    of SIGTERM, which `ray.init` replaces, and handles that its terminal was closed inside.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may change handlers
         return
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGHUP, signal.SIGTERM)}
+    had_terminal = _has_terminal()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+    if had_terminal and not _has_terminal():
+        signal.raise_signal(signal.SIGHUP)
+
+
+def _has_terminal() -> bool:
+    """Return False if the process has no terminal, or if it was closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _wait(outcome: Future[Any], condition: Callable[[], bool]) -> None:

@@ -7,9 +7,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
+from imf_ray import interrupts
 from imf_ray.interrupts import (
     ForcedExit,
     children_ignore_hangup,
@@ -159,3 +161,17 @@ def test_a_thread_may_start_ray() -> None:
     thread.start()
     thread.join()
     assert entered
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_terminal_that_closes_while_children_start_is_noticed(
+    closes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminals = iter([True, not closes])
+    monkeypatch.setattr(interrupts, "_has_terminal", lambda: next(terminals))
+    with suppress(KeyboardInterrupt), stop_at_once():
+        with children_ignore_hangup():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not closes
+        return
+    assert closes
