@@ -13,6 +13,8 @@ from imf_ray.files import parse_json
 from imf_ray.redaction import redact
 
 T = TypeVar("T")
+UNREAD = (-1, -1, -1)
+"""Version of a file that could not be read."""
 Version = tuple[int, int, int]
 
 
@@ -45,7 +47,7 @@ class FileCache:
             parse: converts the content; raises `UserError` if it is damaged.
 
         Returns:
-            None if the file is missing, or is damaged, see `problem`.
+            None if the file is missing, is damaged or cannot be read, see `problem`.
         """
         key = str(path)
         version = file_version(path)
@@ -61,6 +63,8 @@ class FileCache:
                 return None
             except UserError as error:
                 problem = redact(str(error))
+            except OSError as error:  # the rights may be corrected, so the next call tries again
+                problem, version = f"{Path(path).name} cannot be read: {error.strerror}.", UNREAD
             entry = self._entries[key] = _Entry(version, value, problem)
         return cast(T | None, entry.value)
 
@@ -76,6 +80,6 @@ class FileCache:
         )
 
     def problem(self, path: str | Path) -> str | None:
-        """Return why the file that was read last from this path is damaged; None if it is not."""
+        """Return why the file that was read last from this path cannot be used, or None."""
         entry = self._entries.get(str(path))
         return None if entry is None else entry.problem

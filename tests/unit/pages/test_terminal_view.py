@@ -189,8 +189,11 @@ def test_a_damaged_configuration_is_a_row_with_its_reason(
         (tmp_path / name).mkdir()
         (tmp_path / name / CONFIG_FILE).write_text(config)
         (tmp_path / name / METRICS_FILE).write_text(json.dumps({"step": 3, "time": 1.0}) + "\n")
+    (tmp_path / "locked" / CONFIG_FILE).mkdir(parents=True)  # nobody can read it
+    (tmp_path / "locked" / METRICS_FILE).write_text(json.dumps({"step": 3, "time": 1.0}) + "\n")
     with open_reader(str(tmp_path)) as read:
         text = lines(read(), 110)
+    assert "locked: config.yaml cannot be read: Is a directory." in text
     assert any(line.startswith("good ") and "stalled  3/6 50%" in line for line in text)
     assert any(line.startswith("bad ") and "stalled" in line for line in text)
     assert any(line.startswith("bad: ") and reason in line for line in text)
