@@ -77,5 +77,5 @@ def test_a_run_started_from_another_policy_is_refused(
         starting_weights(start_from(second), run_dir)
     shutil.rmtree(first)
     second.rename(first)
-    with pytest.raises(UserError, match="train.init_from"):
+    with pytest.raises(UserError, match=r"train.init_from"):
         starting_weights(start_from(first), run_dir)
