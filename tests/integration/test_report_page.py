@@ -51,7 +51,9 @@ def _video() -> Media:
 
 
 PAGES: dict[str, Callable[[], Snapshot]] = {
-    "sweep": lambda: sweep_snapshot([_video(), replace(_video(), caption="seed 400004: failure")]),
+    "sweep": lambda: sweep_snapshot(
+        [_video(), replace(_video(), path="videos/failure.mp4", caption="seed 400004: failure")]
+    ),
     "run": lambda: run_snapshot([_video()]),
     "comparison": comparison_snapshot,
     "random": random_snapshot,
