@@ -126,7 +126,8 @@ class RunLog:
 
 
 def _important_lines(lines: Sequence[bytes]) -> set[int]:
-    """Return the indices of starts, validations, the lines before them, and the last lines."""
-    marked = (index for index, line in enumerate(lines) if _VALIDATION in line or _START in line)
-    important = {index - before for index in marked for before in (0, 1)}
-    return important | {*range(len(lines))[-NUM_LAST_LINES:]}
+    """Return the indices of validations, of starts and the lines before them, and the last ones."""
+    validations = {index for index, line in enumerate(lines) if _VALIDATION in line}
+    starts = {index for index, line in enumerate(lines) if _START in line}
+    ends = {index - 1 for index in starts}
+    return validations | starts | ends | {*range(len(lines))[-NUM_LAST_LINES:]}
