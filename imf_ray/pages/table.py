@@ -120,6 +120,11 @@ def _columns(
 ) -> Iterator[tuple[Column, Callable[[Row], Cell]]]:
     """Generate the columns, each with the function that makes its cells."""
 
+    progress = [
+        (Column("step", "Step so far, or of the best checkpoint", is_descending=True), _step),
+        (Column("time left", "Estimated time until training ends"), _duration("time_left_s")),
+    ]
+
     def rank(row: Row) -> Cell:
         number = ranks.get(row.name)
         return Cell("" if number is None else str(number), "" if number is None else str(number))
@@ -131,6 +136,8 @@ def _columns(
         yield Column("#", "Rank by success rate, then by action error"), rank
     yield Column("name", "Name; a click shows its details", is_number=False), make_name
     yield Column("state", "State of training and validation", is_number=False), state
+    if snapshot.is_active:
+        yield from progress
     yield Column("success", "Success rate with its 95 % interval", is_descending=True), _success
     yield Column("0 to 1", "The interval as a line", False, True), _whisker
     yield Column("n", "Number of episodes", is_descending=True), _episodes
@@ -139,9 +146,9 @@ def _columns(
         yield Column(short_name, option, is_number), _param(option)
     yield Column("reward", "Mean over episodes of the summed reward", is_descending=True), _reward
     yield Column("action error", "Mean error of actions on held-out episodes"), _action_error
-    yield Column("step", "Step so far, or of the best checkpoint", is_descending=True), _step
+    if not snapshot.is_active:
+        yield from progress
     yield Column("samples/s", "Training samples per second", is_descending=True), _speed
-    yield Column("time left", "Estimated time until training ends"), _duration("time_left_s")
     yield Column("last entry", "Time since the last line of the log"), _entry_age
     yield Column("wall time", "Time from start to end"), _duration("wall_s")
     yield Column("CPU time", "CPU time of all processes"), _duration("cpu_s")
