@@ -65,7 +65,7 @@ def test_resumable_options() -> None:
     expected = {
         key
         for key in all_options()
-        if key in (*TOP_LEVEL, "data.dataset_dir")
+        if key in (*TOP_LEVEL, "data.dataset_dir", "train.init_from")
         or key.partition(".")[0] in RESUMABLE_SECTIONS
         or key.removeprefix("train.") in RESUMABLE_TRAIN
     } - {f"evaluate.{key}" for key in FIXED_EVALUATE}
