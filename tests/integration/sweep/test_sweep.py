@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from imf_ray import cli, report, status, tune
 from imf_ray.pages.model import State
 from imf_ray.pages.snapshot import SnapshotReader
 from imf_ray.sweep.sweep_dir import SweepDir
+from imf_ray.sweep.trial_record import TrialDir
 from tests.helpers.commands import COMMAND_TIMEOUT_S, begin_command, run_command
 from tests.helpers.configs import TINY_AGENT, TINY_TRAINING
 from tests.helpers.reports import read_report
@@ -46,7 +48,7 @@ def test_a_sweep_is_interrupted_resumed_and_reports_a_failed_trial(
     options += [
         *("search_space=tiny.yaml", f"data.dataset_dir={demonstrations}", "run_name=sweep"),
         *("cluster.num_cpus=4", "task.max_episode_steps=60"),
-        *("train.use_swanlab=true", "train.swanlab_mode=offline"),
+        *("train.use_swanlab=true", "train.swanlab_mode=offline", "train.tensorboard=true"),
     ]
     folder = tmp_path / "runs/sweep"
     interrupted = begin_command("tune", *options, cwd=tmp_path)
@@ -54,13 +56,12 @@ def test_a_sweep_is_interrupted_resumed_and_reports_a_failed_trial(
         assert interrupted.poll() is None
         time.sleep(0.1)
     os.killpg(interrupted.pid, signal.SIGHUP)  # the terminal closes, for Ray's processes as well
-    output, errors = interrupted.communicate(timeout=COMMAND_TIMEOUT_S)
+    _, errors = interrupted.communicate(timeout=COMMAND_TIMEOUT_S)
     assert interrupted.returncode == 130, errors
     resume = errors.splitlines()[-1].strip()
     assert resume.startswith("python -m imf_ray.tune resume=auto run_name=sweep")
     checkpoint = SweepDir(folder).trials()[0].newest_checkpoint()
     assert checkpoint is not None and checkpoint.step == _updates(folder, 0)[-1]
-    assert f"Report: {folder}/report.html" in output
     assert "interrupted" in read_report(folder)[0]
     assert SnapshotReader(folder).read().state == State.STOPPED
 
@@ -73,7 +74,9 @@ def test_a_sweep_is_interrupted_resumed_and_reports_a_failed_trial(
     assert good["status"] == "finished" and Path(good["best_checkpoint"]).is_dir()
     assert good["metrics"]["rollout/episodes"] == 2 and good["metrics"]["action_error"] > 0
     assert good["workers"][0]["pid"] > 0 and Path(good["workers"][0]["log_path"]).exists()
-    assert Path(good["swanlab_run"]).is_dir()
+    check_charts(SweepDir(folder).trial(good["name"]), good["swanlab_run"])
+    for command in ("swanlab sync --id", f"TensorBoard: tensorboard --logdir {folder}/trials"):
+        assert done.stdout.count(command) == 2  # at the start and at the end
     assert bad["status"] == "failed" and "The gradient norm is" in bad["error"]
     assert bad["error"] in done.stdout
     assert len(list(csv.DictReader((folder / "sweep.csv").open()))) == 2
@@ -100,6 +103,20 @@ def test_a_sweep_is_interrupted_resumed_and_reports_a_failed_trial(
     assert states == {"00000": State.FINISHED, "00001": State.FAILED}
     assert cli.run_command(tune.COMMAND, [*options, "train.warmup_steps=2"]) == 2
     assert "started with other settings" in capsys.readouterr().err
+
+
+def check_charts(trial: TrialDir, swanlab_run: str) -> None:
+    """Check the chart logs of a trial of 40 updates that was interrupted once."""
+    log = EventAccumulator(str(trial.tensorboard_dir)).Reload()
+    for chart in ("3_train/loss", "3_train/lr"):
+        assert [event.step for event in log.Scalars(chart)] == list(range(1, 41))
+    assert log.Scalars("1_success/rate")[-1].step == 40
+    options = log.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"agent.head.n_layer" in options and b"agent.head.n_emb" not in options
+    assert [event.value for event in log.Scalars("5_system/restarts")] == [1]
+    first, second = sorted(Path(swanlab_run).glob("run-*"))  # one folder for each launch
+    run_id = (trial.swanlab_dir / "run_id").read_text()
+    assert first.name.endswith(run_id) and second.name.endswith(run_id)
 
 
 def _metrics(sweep_dir: Path, trial: int) -> list[dict[str, float]]:
