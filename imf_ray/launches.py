@@ -22,7 +22,7 @@ from typing import Any
 
 import imf_ray
 from imf_ray.errors import StorageError, UserError
-from imf_ray.files import append_line, retry_io
+from imf_ray.files import append_line
 from imf_ray.folders import LAUNCHES_FILE
 from imf_ray.redaction import redact, redact_command
 from imf_ray.storage import download
@@ -70,7 +70,7 @@ def recorded_launch(folder: Path, command: str, arguments: Sequence[str]) -> Ite
         arguments: its arguments, unquoted.
 
     Raises:
-        StorageError: the first line cannot be written.
+        StorageError: the first line cannot be written, for example because the disk is full.
     """
     start = LaunchStart(
         id=uuid.uuid4().hex,
@@ -80,7 +80,7 @@ def recorded_launch(folder: Path, command: str, arguments: Sequence[str]) -> Ite
         host=socket.gethostname(),
         pid=os.getpid(),
     )
-    retry_io(_append, folder, asdict(start))
+    _append(folder, asdict(start))  # not retried: the user still waits for the start
     began, cpu_before, error = time.monotonic(), _cpu_s(), None
     try:
         yield
