@@ -34,6 +34,9 @@ WORKER_ENV = {
 DRIVER_ENV = {
     # Only some reports of a trial contain the metric that ranks trials, namely validations.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Tune warns of steps of its loop that take more seconds than this, by default half a second. A
+    # trial reports only its validations, so that a busy machine alone is no reason to warn.
+    "TUNE_WARN_THRESHOLD_S": "30",
     # Do not report usage statistics to Ray's developers.
     "RAY_USAGE_STATS_ENABLED": "0",
 }
