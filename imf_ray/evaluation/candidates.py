@@ -191,8 +191,9 @@ def resolve_candidates(
     resolved = {spec: resolve(spec, config) for spec in agents}
     if agents:
         config = replace(config, task=resolved[agents[0]].config.task)
-    if config.compare.baselines:
-        specs += [spec for spec in _baselines(agents, config.task) if spec not in specs]
+    baselines = _baselines(agents, config.task) if config.compare.baselines else []
+    added = [spec for spec in baselines if spec not in specs]
+    specs += added
     resolved |= {spec: resolve(spec, config) for spec in specs if spec not in resolved}
     candidates = [resolved[spec] for spec in specs]
     env_ids = sorted({candidate.config.task.env_id for candidate in candidates})
@@ -204,7 +205,10 @@ def resolve_candidates(
             replace(candidate, name=str(spec))
             for candidate, spec in zip(candidates, specs, strict=True)
         ]
-    return candidates
+    return [  # there is one baseline of each kind, so its kind is its name
+        replace(candidate, name=str(spec.kind)) if spec in added else candidate
+        for candidate, spec in zip(candidates, specs, strict=True)
+    ]
 
 
 def select_checkpoint(

@@ -27,11 +27,12 @@ from imf_ray.pages.model import Pair, Row, State, Success
 
 MAX_LABELLED_ROWS = 16
 """Maximum number of rows with a line and a label each; more rows stand side by side."""
-LABEL_WIDTH, PAIR_LABEL_WIDTH = 22, 14
+LABEL_WIDTH, PAIR_LABEL_WIDTH = 26, 14
 """Maximum number of characters of a row's label in a chart, alone and as one of a pair."""
 MIN_LINE_DISTANCE = 0.08
 """Minimum difference of the success rates of two lines with labels."""
-WIDTH, LINE_HEIGHT = 460.0, 22.0
+LINE_LENGTH, LINE_HEIGHT, CHARACTER_WIDTH = 300.0, 22.0, 7.6
+"""Length of a line with a label at its left, its height, and the width of a character."""
 
 
 def chart_labels(rows: Iterable[Row]) -> dict[str, str]:
@@ -57,7 +58,9 @@ def whisker_plot(rows: Sequence[Row], baselines: Sequence[Row]) -> Markup:
 
 def _lines_of_whiskers(rows: Sequence[Row], references: Sequence[Row]) -> Markup:
     labels = chart_labels([*references, *rows])
-    left, right = 160.0, WIDTH - 12
+    left = _left_of_lines(max(map(len, labels.values())))
+    width = left + LINE_LENGTH
+    right = width - 12
     scale = Scale(0, 1, left, right)
     shown = sorted([*references, *rows], key=lambda row: -(row.success or _NONE).rate)
     bottom = 6 + LINE_HEIGHT * len(shown)
@@ -69,14 +72,19 @@ def _lines_of_whiskers(rows: Sequence[Row], references: Sequence[Row]) -> Markup
         parts.append(
             f'<g data-r="{row_key(row.name)}" class="{"reference" if is_reference else "mark"}">'
             f"<title>{escape(describe(row))}</title>"
-            f'<rect class="hit" x="0" y="{fixed(y - LINE_HEIGHT / 2)}" width="{fixed(WIDTH)}" '
+            f'<rect class="hit" x="0" y="{fixed(y - LINE_HEIGHT / 2)}" width="{fixed(width)}" '
             f'height="{fixed(LINE_HEIGHT)}"/>'
             f"{text(left - 10, y + 4, labels[row.name], anchor='end')}"
             f"{line(scale(success.low), y, scale(success.high), y, 'whisker')}"
             f'<circle cx="{fixed(scale(success.rate))}" cy="{fixed(y)}" r="4.5"/></g>'
         )
     parts.append(text((left + right) / 2, bottom + 32, "success rate", "axis", "middle"))
-    return svg(WIDTH, bottom + 40, "Success rates", _DESCRIPTION, *parts)
+    return svg(width, bottom + 40, "Success rates", _DESCRIPTION, *parts)
+
+
+def _left_of_lines(num_characters: int) -> float:
+    """Return the left end of the lines, with space for labels in front of it."""
+    return 24 + CHARACTER_WIDTH * num_characters
 
 
 def _columns_of_whiskers(rows: Sequence[Row], references: Sequence[Row]) -> Markup:
@@ -133,7 +141,8 @@ def pair_plot(pairs: Sequence[Pair], labels: dict[str, str]) -> Markup:
         labels: short label of each policy, by name.
     """
     reach = max(max(abs(pair.low), abs(pair.high)) for pair in pairs) * 1.05 or 1.0
-    left, right = 204.0, WIDTH + 60
+    left = _left_of_lines(2 * PAIR_LABEL_WIDTH + len(" - "))
+    right = left + LINE_LENGTH - 12
     scale = Scale(-reach, reach, left, right)
     bottom = 6 + LINE_HEIGHT * len(pairs)
     names = {labels.get(name, name) for pair in pairs for name in (pair.a, pair.b)}
@@ -153,7 +162,7 @@ def pair_plot(pairs: Sequence[Pair], labels: dict[str, str]) -> Markup:
     axis = "difference of success rates: first minus second policy"
     parts.append(text((left + right) / 2, bottom + 34, axis, "axis", "middle"))
     description = "Each line is the 95 % confidence interval of a difference; the dot is its value."
-    return svg(WIDTH + 72, bottom + 40, "Differences of pairs", description, *parts)
+    return svg(right + 12, bottom + 40, "Differences of pairs", description, *parts)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from imf_ray.rollout.records import EpisodeRecord, stage_shares, summarize
 from imf_ray.storage import display_path
 from imf_ray.sweep.search_space import short_names
 
-LABEL_WIDTH = 24
+LABEL_WIDTH = 32
 """Largest width of the label of a policy in characters."""
 REPEAT = "Repeat the command that wrote it."
 
