@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 from upath import UPath
 
 BUCKET = "s3://runs"
@@ -33,5 +34,6 @@ def open_bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         "XDG_CACHE_HOME": str(tmp_path / "one"),
     }.items():
         monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # they connect to the server of an earlier test
     UPath(BUCKET).mkdir(exist_ok=True)
     return f"{BUCKET}/{tmp_path.name}"

@@ -72,7 +72,7 @@ open_missing_streams()
 print("dropped", file=STDOUT, flush=True)
 console.print("dropped")
 file = open(sys.argv[1], "w")
-assert file.fileno() > 2 and sys.stdout is None
+assert file.fileno() > 2 and None not in (sys.stdin, sys.stdout, sys.stderr)
 os.system("echo of a child")
 """
 

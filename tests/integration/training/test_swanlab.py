@@ -1,6 +1,8 @@
 """Runs at SwanLab, online and uploaded later, against a server on this machine."""
 
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,9 +57,10 @@ def launch(run_dir: RunDir, config: Config, start_step: int) -> str:
 
 
 def upload(line: str) -> None:
-    """Run the command that a line of `describe_tracking` contains."""
+    """Run the command that a line of `describe_tracking` contains, as in an activated venv."""
     command = line.partition(":\n")[2]
-    subprocess.run(command, shell=True, check=True, timeout=120)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    subprocess.run(command, shell=True, check=True, timeout=120, env={**os.environ, "PATH": path})
 
 
 def check_run(run: UploadedRun) -> None:
