@@ -19,6 +19,7 @@ from imf_ray.pages import commands
 from imf_ray.pages.charts_curves import MAX_CURVES
 from imf_ray.pages.curve_log import MAX_POINTS
 from imf_ray.pages.file_cache import FileCache, Version, file_version
+from imf_ray.pages.formats import value_text
 from imf_ray.pages.launch_history import LaunchHistory
 from imf_ray.pages.media_files import MediaFinder
 from imf_ray.pages.model import Row, Snapshot, State
@@ -36,7 +37,6 @@ from imf_ray.sweep.sweep_dir import (
     SavedSpace,
     rename_baselines,
 )
-from imf_ray.yaml_text import dump_value
 
 MAX_TOTAL_POINTS = 10_000
 """Number of points that the curves of one metric have on a page; each has at least 40."""
@@ -278,6 +278,6 @@ def _planned_trials(saved: SavedSpace) -> dict[str, dict[str, Any]]:
 def _label(name: str, params: Mapping[str, Any], short: Mapping[str, str]) -> str:
     """Return the values of few options, or the number of the trial."""
     if params and len(params) <= MAX_LABEL_OPTIONS:
-        return " ".join(f"{short.get(key, key)}={dump_value(params[key])}" for key in params)
+        return " ".join(f"{short.get(key, key)}={value_text(params[key])}" for key in params)
     number = name.partition("-")[0]
     return number.lstrip("0").rjust(2, "0") if number.isdigit() else name

@@ -20,6 +20,9 @@ from imf_ray.pages.model import Row, Snapshot, State, Success
 BASELINE_STATE = "baseline"
 MIN_FIXED_ERROR = 1e-3
 """Smallest action error with four decimals; smaller ones have three significant digits."""
+REWARD_HELP = "Mean over episodes of the summed reward; higher is better"
+ERROR_HELP = "Mean absolute error of normalized actions on held-out episodes; lower is better"
+SPEED_HELP = "Training samples per second, at the last line of the log"
 MAX_DETAILED_ROWS = 200
 """Maximum number of rows with details of their own; rows that failed always have some."""
 
@@ -126,7 +129,8 @@ def _columns(
     ]
 
     def rank(row: Row) -> Cell:
-        number = ranks.get(row.name)
+        has_result = row.success is not None or row.action_error is not None
+        number = ranks.get(row.name) if has_result else None
         return Cell("" if number is None else str(number), "" if number is None else str(number))
 
     def state(row: Row) -> Cell:
@@ -144,11 +148,11 @@ def _columns(
     for option, short_name in snapshot.varied.items():
         is_number = all(isinstance(row.params.get(option, 0), int | float) for row in snapshot.rows)
         yield Column(short_name, option, is_number), _param(option)
-    yield Column("reward", "Mean over episodes of the summed reward", is_descending=True), _reward
-    yield Column("action error", "Mean error of actions on held-out episodes"), _action_error
+    yield Column("reward", REWARD_HELP, is_descending=True), _reward
+    yield Column("action error", ERROR_HELP), _action_error
     if not snapshot.is_active:
         yield from progress
-    yield Column("samples/s", "Training samples per second", is_descending=True), _speed
+    yield Column("samples/s", SPEED_HELP, is_descending=True), _speed
     yield Column("last entry", "Time since the last line of the log"), _entry_age
     yield Column("wall time", "Time from start to end"), _duration("wall_s")
     yield Column("CPU time", "CPU time of all processes"), _duration("cpu_s")

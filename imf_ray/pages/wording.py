@@ -97,7 +97,7 @@ def headline(snapshot: Snapshot) -> Headline:
     if snapshot.kind == "sweep" and len(ranked) > 1 and success.rate > 0:
         details.append(
             f"The best of {rows_text(len(ranked), noun)} was chosen by these same episodes, so its "
-            "true rate is probably lower; new episodes tell."
+            "true rate is probably lower. Evaluate it on new episodes to see."
         )
     return Headline(f"{main}.", details)
 
@@ -166,7 +166,7 @@ def _against_others(snapshot: Snapshot, ranked: Sequence[Row], noun: str) -> lis
     if others:
         subject, verb = ("interval", "overlaps") if others == 1 else ("intervals", "overlap")
         rows = rows_text(others, f"further {noun}")
-        sentences.append(f"The {subject} of {rows} {verb} it, too.")
+        sentences.append(f"The {subject} of {rows} {verb} that of the best, too.")
     return sentences
 
 
@@ -214,7 +214,7 @@ def rise(row: Row) -> str:
         f"({before:.2f} to {after:.2f})"
     )
     if top_step == end:
-        return f"{sentence}, where it was highest."
+        return f"{sentence}. It was never higher."
     return f"{sentence} and was highest at step {top_step:,} ({top:.2f})."
 
 
@@ -272,7 +272,7 @@ def failures(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Failure]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         if row.error or row.state == State.FAILED:
-            reason = (row.error or "").strip() or "No reason was recorded; its log may tell."
+            reason = (row.error or "").strip() or "No reason was recorded; see its log."
             groups.setdefault(reason, []).append(row)
     return [
         Failure(
@@ -285,7 +285,7 @@ def failures(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Failure]:
 
 
 def biggest_drop(row: Row, stage_names: Sequence[str]) -> str:
-    """Return between which stages of the task most episodes of a row end; empty without any."""
+    """Return which stage most failed episodes of a row do not reach; empty without stages."""
     if len(row.stages) != len(stage_names) or not row.stages:
         return ""
     shares = [1.0, *row.stages]
@@ -293,7 +293,9 @@ def biggest_drop(row: Row, stage_names: Sequence[str]) -> str:
     index = max(range(len(losses)), key=losses.__getitem__)
     if losses[index] <= 0:
         return f"Every episode of {row.label} reached the last stage."
+    share = losses[index] / (1.0 - shares[-1])
     return (
-        f"Most episodes of {row.label} that fail do not reach \u201c{stage_names[index]}\u201d: "
-        f"the share falls from {shares[index]:.2f} to {shares[index + 1]:.2f}."
+        f"{share:.0%} of the episodes of {row.label} that fail do not reach "
+        f"\u201c{stage_names[index]}\u201d: the share falls from {shares[index]:.2f} to "
+        f"{shares[index + 1]:.2f}."
     )

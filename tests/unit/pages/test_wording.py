@@ -65,10 +65,10 @@ def test_headline_says_whether_the_interval_separates_the_best() -> None:
 
 
 def test_headline_counts_further_trials_that_overlap() -> None:
-    assert "The intervals of 2 further trials overlap it, too." in _text(
+    assert "The intervals of 2 further trials overlap that of the best, too." in _text(
         _sweep(0.78, 0.75, 0.74, 0.72)
     )
-    assert "The interval of 1 further trial overlaps it, too." in _text(
+    assert "The interval of 1 further trial overlaps that of the best, too." in _text(
         _sweep(0.78, 0.75, 0.74, 0.1)
     )
 
@@ -134,7 +134,7 @@ def test_rise_says_when_success_rose() -> None:
     curve = Curve("rollout/success_rate", [100, 200, 300, 400], [0.0, 0.1, 0.7, 0.6])
     row = Row("a", "a", State.FINISHED, curves=[curve])
     assert rise(row) == (
-        "Its success rate rose most between steps 200 and 300 (0.10 to 0.70), where it was highest."
+        "Its success rate rose most between steps 200 and 300 (0.10 to 0.70). It was never higher."
     )
     later = replace(row, curves=[replace(curve, values=[0.0, 0.5, 0.5, 0.6])])
     assert rise(later).endswith("(0.00 to 0.50) and was highest at step 400 (0.60).")
@@ -168,11 +168,11 @@ def test_effects_are_means_over_the_rows_with_one_value() -> None:
     ]
 
 
-def test_biggest_drop_names_the_stage_that_most_episodes_miss() -> None:
+def test_biggest_drop_names_the_stage_that_most_failed_episodes_miss() -> None:
     row = replace(make_row(0, {}, 0.5), stages=(0.9, 0.8, 0.3, 0.3))
     assert biggest_drop(row, STAGE_NAMES) == (
-        f"Most episodes of 00000 that fail do not reach “{STAGE_NAMES[2]}”: the share falls from "
-        "0.80 to 0.30."
+        f"71% of the episodes of 00000 that fail do not reach “{STAGE_NAMES[2]}”: the share falls "
+        "from 0.80 to 0.30."
     )
     assert "Every episode" in biggest_drop(replace(row, stages=(1.0,) * 4), STAGE_NAMES)
     assert biggest_drop(replace(row, stages=()), STAGE_NAMES) == ""
