@@ -154,9 +154,10 @@ def measure_start(folder: Path, rows: int) -> dict[str, float]:
 
 
 def count_rows(page: bytes) -> int:
-    """Return the number of rows in the table of a compressed page."""
+    """Return the number of rows in the table of a compressed page, without baselines."""
     table = gzip.decompress(page).decode().partition('id="results-table"')[2]
-    return table.partition("</table>")[0].count("<tr data-r=")
+    rows = table.partition("</table>")[0]
+    return rows.count("<tr data-r=") - rows.count(' class="reference">')
 
 
 def generate_runs(storage: Path, num_runs: int, num_lines: int) -> None:
