@@ -398,7 +398,7 @@ def data_dashboard() -> dashboard.Dashboard:
         ),
         lines(
             "Object store",
-            "Memory of Ray's object store in use, by node and place.",
+            "Memory of Ray's object store in use, by node and location.",
             {
                 "{{instance}} {{Location}}": (
                     "sum by (instance, Location) (ray_object_store_memory)"

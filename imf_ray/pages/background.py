@@ -25,7 +25,7 @@ def board_while_running(config: Config, folder: Path) -> Iterator[None]:
     The board is a process of its own, with low priority. In a thread, it would take turns with the
     driver's other threads, and its memory and its errors would be those of the driver. It reads
     files alone, so it needs nothing of the driver. A pipe tells it that the driver has ended, in
-    whatever way. A board that cannot start is reported, and the run goes on without it.
+    whatever way. A board that cannot start is reported, and the run continues without it.
 
     Args:
         folder: folder of the run or sweep, or the local copy of its URL.

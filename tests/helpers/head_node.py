@@ -22,6 +22,8 @@ from tests.helpers import REPO_ROOT
 from tests.helpers.commands import COMMAND_TIMEOUT_S
 
 RAY = str(Path(sys.executable).parent / "ray")
+NUM_PORTS = 4
+"""Number of consecutive ports of a head node."""
 START_TIMEOUT_S, STOP_TIMEOUT_S = 600, 60
 PROMETHEUS_TARGETS = "prom_metrics_service_discovery.json"
 """File in Ray's folder that lists the metrics endpoints for Prometheus."""
@@ -126,12 +128,20 @@ def start_head(require_token: bool, variables: Mapping[str, str] | None = None) 
 
 
 def _free_port() -> int:
-    """Return a free port outside of the range of Ray's workers (10002-19999)."""
-    for port in range(21000 + os.getpid() % 5000, 32000):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
+    """Return the first of `NUM_PORTS` free ports, outside of those of Ray's workers (10002-19999).
+
+    Test processes that run at the same time have neighbouring ids, so each takes another block.
+    """
+    first = 21000 + os.getpid() % 1000 * NUM_PORTS
+    for port in range(first, 32000, NUM_PORTS):
+        if not any(_is_in_use(port + offset) for offset in range(NUM_PORTS)):
+            return port
     raise RuntimeError("no free port")
+
+
+def _is_in_use(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _wait_for_dashboard(head: Head) -> None:

@@ -1,4 +1,4 @@
-"""The board beside runs that go on: as a command, next to a run, on a bucket, and in a browser."""
+"""The board while runs continue: as a command, next to a run, on a bucket, and in a browser."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Grafana's dashboards show a real sweep: a real Prometheus answers all of their queries.
 
-Grafana itself is not part of the tests. A stub takes its place where Ray's dashboard asks for it.
+Grafana itself is not part of the tests. A stub answers where Ray's dashboard asks for it.
 """
 
 from __future__ import annotations
