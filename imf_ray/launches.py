@@ -103,13 +103,13 @@ def versions() -> dict[str, str]:
     """Return the versions of this package, of Python and of the main libraries."""
     commit = checkout_commit()
     own = f"{imf_ray.__version__} ({commit[:12]})" if commit else imf_ray.__version__
-    found = {"imf_ray": own, "Python": platform.python_version()}
+    by_name = {"imf_ray": own, "Python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            by_name[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return by_name
 
 
 def checkout_commit() -> str | None:

@@ -50,20 +50,20 @@ def train_command(config: Config, run_name: str) -> str:
     Raises:
         UserError: the configuration cannot be written as options of this version.
     """
-    wanted = flat_options(config)
+    target = flat_options(config)
     arguments = []
     for group, default in GROUPS.items():
-        choice = max(group_choices(group), key=lambda name: _num_equal(group, name, wanted))
+        choice = max(group_choices(group), key=lambda name: _num_equal(group, name, target))
         if choice != default:
             arguments.append(f"{group}={choice}")
-    names = [key for key in command_options("train") if key not in RUN_OPTIONS and key in wanted]
+    names = [key for key in command_options("train") if key not in RUN_OPTIONS and key in target]
     base = _group_defaults(tuple(arguments))
-    changed = [key for key in names if key not in base or base[key] != wanted[key]]
+    changed = [key for key in names if key not in base or base[key] != target[key]]
     while True:
-        overrides = [to_override(key, wanted[key]) for key in names if key in changed]
+        overrides = [to_override(key, target[key]) for key in names if key in changed]
         actual = flat_options(load_config([*arguments, *overrides]))
         # Some options take the value of a changed one by default.
-        others = [key for key in names if actual.get(key) != wanted[key] and key not in changed]
+        others = [key for key in names if actual.get(key) != target[key] and key not in changed]
         if not others:
             return command("train", *arguments, *overrides, to_override("run_name", run_name))
         changed += others
@@ -74,10 +74,10 @@ def flat_options(config: Config) -> dict[str, Any]:
     return typed_options(config_to_dict(config))
 
 
-def _num_equal(group: str, choice: str, wanted: Mapping[str, Any]) -> int:
-    """Return how many options have the wanted value if a group is chosen."""
+def _num_equal(group: str, choice: str, target: Mapping[str, Any]) -> int:
+    """Return how many options have their target value if a group is chosen."""
     options = _group_defaults((f"{group}={choice}",))
-    return sum(options.get(key) == value for key, value in wanted.items())
+    return sum(options.get(key) == value for key, value in target.items())
 
 
 @cache

@@ -225,10 +225,10 @@ class RunFolder:
         if self.record is not None and self.record.swanlab_run is not None:
             return redact(self.record.swanlab_run)
         runs = (worker.get("swanlab_run") for worker in self._workers)
-        found = next((str(run) for run in runs if run is not None), None)
-        if found is None and SWANLAB_DIR in self._subfolders:
+        location = next((str(run) for run in runs if run is not None), None)
+        if location is None and SWANLAB_DIR in self._subfolders:
             return display_path(self.path / SWANLAB_DIR)
-        return None if found is None else redact(found)
+        return None if location is None else redact(location)
 
     def _notes(self) -> Iterator[str]:
         if self.log.num_damaged:

@@ -198,11 +198,11 @@ def _comparison_commands(ranked: Sequence[Row]) -> dict[str, str]:
     checkpoints = [row.checkpoint for row in ranked if row.checkpoint is not None]
     if not checkpoints:
         return {}
-    found = dict(ranked[0].commands) if ranked[0].checkpoint is not None else {}
+    offered = dict(ranked[0].commands) if ranked[0].checkpoint is not None else {}
     if len(checkpoints) == len(ranked):
         command = commands.compare_command(checkpoints)
-        found["Compare them on more episodes"] = command
-    return found
+        offered["Compare them on more episodes"] = command
+    return offered
 
 
 def _notes(problem: str | None, history: LaunchHistory) -> list[str]:

@@ -82,11 +82,11 @@ class RunReader:
         return config, row
 
     def _commands(self, stored: StoredConfig | None, row: Row) -> dict[str, str]:
-        found = {}
+        offered = {}
         if stored is not None and stored.config is not None:
             with suppress(UserError):  # the options do not fit this version
                 name = f"{row.name}-again"[-MAX_NAME_BYTES:]
-                found[commands.TRAIN_AGAIN] = commands.train_command(stored.config, name)
+                offered[commands.TRAIN_AGAIN] = commands.train_command(stored.config, name)
                 if row.state != State.FINISHED and self.run.record is None:
-                    found[commands.RESUME] = commands.train_command(stored.config, row.name)
-        return {**found, **row.commands}
+                    offered[commands.RESUME] = commands.train_command(stored.config, row.name)
+        return {**offered, **row.commands}

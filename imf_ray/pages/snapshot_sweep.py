@@ -191,8 +191,8 @@ class SweepReader:
         metrics: dict[str, Mapping[str, Any]] = {}
         for name in (*BASELINES_FILES, BASELINES_FILE):
             path = self._folder / name
-            found = self._cache.read_json(path, rename_baselines, "The baselines are not shown.")
-            metrics |= found or {}
+            content = self._cache.read_json(path, rename_baselines, "The baselines are not shown.")
+            metrics |= content or {}
         rows = []
         for name, values in metrics.items():
             kind = name.partition(":")[0]  # untrained:CHECKPOINT
@@ -226,23 +226,23 @@ class SweepReader:
     def _commands(
         self, saved: SavedSpace | None, rows: Sequence[Row], best: Row | None
     ) -> dict[str, str]:
-        found = {}
+        offered = {}
         if saved is not None and best is not None and best.checkpoint is not None:
             train = self._train_command(saved, best.name)
             if train is not None:
-                found["Train the best trial again"] = train
+                offered["Train the best trial again"] = train
             checkpoint = commands.checkpoint_commands(best.checkpoint)
-            found["Evaluate the best checkpoint on fresh seeds"] = checkpoint[commands.EVALUATE]
-            found["Export the best checkpoint"] = checkpoint[commands.EXPORT]
+            offered["Evaluate the best checkpoint on fresh seeds"] = checkpoint[commands.EVALUATE]
+            offered["Export the best checkpoint"] = checkpoint[commands.EXPORT]
         checkpoints = [row.checkpoint for row in rows if row.checkpoint is not None]
         if len(checkpoints) > 1:
-            found[commands.COMPARE] = commands.compare_command(checkpoints[:2])
+            offered[commands.COMPARE] = commands.compare_command(checkpoints[:2])
         is_complete = all(row.state in (State.FINISHED, State.STOPPED) for row in rows)
         if saved is not None and not (is_complete and self._all_recorded()):
             name = to_override("run_name", self._folder.name)
             storage = to_override("storage_path", display_path(self._folder.parent))
-            found[commands.RESUME] = commands.command("tune", "resume=auto", name, storage)
-        return found
+            offered[commands.RESUME] = commands.command("tune", "resume=auto", name, storage)
+        return offered
 
     def _train_command(self, saved: SavedSpace, trial: str) -> str | None:
         """Return the command that trains a trial again; None if its options are unknown."""

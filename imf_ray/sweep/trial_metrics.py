@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
 
+from imf_ray.errors import UserError
 from imf_ray.metrics_export import SWEEP, MetricExporter
 from imf_ray.sweep.trial_record import FAILED, FINISHED, STOPPED, TrialDir
 
 PENDING, RUNNING = "pending", "running"
 STATES = (PENDING, RUNNING, FINISHED, STOPPED, FAILED)
+log = logging.getLogger(__name__)
 
 
 class TrialCounts(tune.Callback):
@@ -35,7 +38,11 @@ class TrialCounts(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Count the trial by the status in its record; without one, the sweep was stopped."""
-        record = self._trials[trial.config["trial"]].read_record(retry=False)
+        try:
+            record = self._trials[trial.config["trial"]].read_record(retry=False)
+        except UserError as error:  # a metric must not end the sweep, which reads the record itself
+            log.warning("The metrics count %s as running: %s", trial.config["trial"], error)
+            return
         self._set(trial, STOPPED if record is None else record.status)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from imf_ray import metrics_export
+from imf_ray.errors import StorageError
 from imf_ray.metrics_export import METRICS, Kind, MetricExporter, run_tags
 from imf_ray.rollout.episode_runner import EpisodeResult
 from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
@@ -193,3 +194,15 @@ def test_a_sweep_counts_its_trials_by_state(exported: Exported) -> None:
     states = {"pending": 1, "running": 1, "finished": 1, "stopped": 0, "failed": 1}
     for state, count in states.items():
         assert exported.get("trials", sweep="s", trial="", state=state) == count, state
+
+
+def test_a_record_that_cannot_be_read_does_not_end_the_sweep(exported: Exported) -> None:
+    def fail(retry: bool) -> None:
+        raise StorageError("no network")
+
+    counts = TrialCounts("s", {"a": SimpleNamespace(read_record=fail)})
+    trial = SimpleNamespace(config={"trial": "a"})
+    counts.on_trial_start(0, [], trial)
+    counts.on_trial_complete(0, [], trial)
+    counts._exporter.close()
+    assert exported.get("trials", sweep="s", trial="", state="running") == 1
