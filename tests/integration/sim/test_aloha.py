@@ -159,7 +159,8 @@ def test_collect_writes_a_data_set(tmp_path: Path) -> None:
     index = build_index(load_config([*OVERRIDES, folder]))
     assert [episode.attributes["seed"] for episode in index.episodes] == [0, 1]
     for episode in index.episodes:
-        assert episode.length == 400 and episode.state_dim == episode.action_dim == 14
+        assert episode.length == 400
+        assert [len(episode.stats[name].mean) for name in ("qpos", "action")] == [14, 14]
         assert episode.action_spaces == ("joint",)
         assert episode.cameras == {"top": (32, 32), "angle": (32, 32)}
         assert episode.attributes["control_hz"] == 50 and episode.attributes["success"]
