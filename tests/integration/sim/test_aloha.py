@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from imf_ray.config import load_config
+from imf_ray.data.episodes import QPOS
 from imf_ray.data.index import build_index
 from imf_ray.sim.base import OVERVIEW_SIZE, SimEnv
 from imf_ray.sim.factory import make_env, make_expert
@@ -160,7 +161,7 @@ def test_collect_writes_a_data_set(tmp_path: Path) -> None:
     assert [episode.attributes["seed"] for episode in index.episodes] == [0, 1]
     for episode in index.episodes:
         assert episode.length == 400
-        assert [len(episode.stats[name].mean) for name in ("qpos", "action")] == [14, 14]
+        assert [len(episode.stats[name].mean) for name in (QPOS, "action")] == [14, 14]
         assert episode.action_spaces == ("joint",)
         assert episode.cameras == {"top": (32, 32), "angle": (32, 32)}
         assert episode.attributes["control_hz"] == 50 and episode.attributes["success"]
