@@ -8,7 +8,7 @@
 # Every target sets up $(VENV) first, and slow-test also $(ALOHA_VENV).
 PYTHON ?= python3
 VENV ?= .venv
-DEMO ?= runs/demo
+STORAGE ?= runs
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ALOHA_VENV ?= $(VENV)-aloha
@@ -36,11 +36,7 @@ $(ALOHA_STAMP): $(STAMP) requirements-aloha.txt scripts/overlay.sh
 	touch $@
 
 demo: setup
-	$(BIN)/imf-ray evaluate checkpoint=policies/sim_transfer evaluate.num_episodes=8 \
-	  evaluate.video=all evaluate.output_dir=$(DEMO)/policy
-	$(BIN)/imf-ray collect data.dataset_dir=$(DEMO)/data collect.num_episodes=24
-	$(BIN)/imf-ray tune search_space=quickstart data.dataset_dir=$(DEMO)/data \
-	  storage_path=$(DEMO) run_name=sweep
+	$(BIN)/imf-ray demo storage_path=$(STORAGE)
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -68,4 +64,4 @@ chaos: setup
 	$(BIN)/python -m benchmarks.chaos --faults 5
 
 clean:
-	rm -rf $(DEMO)
+	rm -rf $(STORAGE)/demo

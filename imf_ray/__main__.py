@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from imf_ray.cli import EXIT_USER_ERROR, exit_code, print_text, run_command
-from imf_ray.command import Command
-from imf_ray.config import suggest
+from imf_ray.command import load_command
 from imf_ray.schema import COMMANDS
+from imf_ray.suggestions import suggest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,12 +45,6 @@ def overview(program: str) -> str:
             f"{program} COMMAND --help explains a command and its options.",
         ]
     )
-
-
-def load_command(name: str) -> Command:
-    """Import the entry point `imf_ray.NAME` and return its command."""
-    command: Command = importlib.import_module(f"imf_ray.{name}").COMMAND
-    return command
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from imf_ray.interrupts import ForcedExit, stop_at_once
 from imf_ray.schema import all_options
 from imf_ray.schema.values import TRUE_WORDS
 from imf_ray.storage import DISK_FULL_ERRNOS, PERMANENT_ERRNOS, expand_variables
-from imf_ray.terminal import STDERR, STDOUT, open_missing_streams, output_failure
+from imf_ray.terminal import STDERR, STDOUT, console, open_missing_streams, output_failure
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -54,6 +54,8 @@ def _run(command: Command, argv: Sequence[str], program: str) -> int:
         takes_paths = command.positional is not None
         positional, overrides = split_arguments(argv, takes_paths, list(command.flags))
         require_options(overrides, command.name)
+        if command.argument_option is not None:
+            overrides = _argument_as_option(command, positional, overrides)
         overrides = rename_overrides(overrides, announce_rename)
         config = command.resolve(overrides)
         if PRINT_CONFIG in argv:
@@ -61,7 +63,10 @@ def _run(command: Command, argv: Sequence[str], program: str) -> int:
             return 0
         prepare_environment(own_cluster=cluster_address(config) is None)
         with stop_at_once():
-            command.run(config, overrides, *([positional] if command.positional else []))
+            arguments = [positional] if command.passes_arguments else []
+            next_command = command.run(config, overrides, *arguments)
+        if next_command is not None:
+            console.print(f"Next: imf-ray {next_command}", soft_wrap=True)
     except (UserError, OSError) as error:
         message = _user_message(error)
         debug = {f"debug={word}" for word in TRUE_WORDS}
@@ -182,6 +187,29 @@ def require_options(arguments: Sequence[str], command: str) -> None:
     for item in arguments:
         if "=" not in item and (hint := option_for(item, command)) is not None:
             raise UserError(f"{item!r} is not an option. Write {hint}")
+
+
+def _argument_as_option(
+    command: Command, arguments: Sequence[str], overrides: Sequence[str]
+) -> list[str]:
+    """Return the overrides with a positional argument as the option that it sets.
+
+    Raises:
+        UserError: there are several arguments, the option is given as well, or the argument is the
+            name of an option without a value.
+    """
+    key = command.argument_option
+    values = [item for item in overrides if item.startswith(f"{key}=")]
+    for argument in arguments:
+        hint = option_for(argument, command.name)
+        if hint is not None and not hint.startswith(f"{key}="):
+            raise UserError(f"{argument!r} is not a value of {key}. Write {hint}")
+    if len(arguments) > 1 or (arguments and values):
+        raise UserError(
+            f"imf-ray {command.name} takes one {command.positional}, but "
+            f"{len(arguments) + len(values)} are given: {', '.join([*arguments, *values])}."
+        )
+    return [*(f"{key}={argument}" for argument in arguments), *overrides]
 
 
 def _is_unicode(text: str) -> bool:

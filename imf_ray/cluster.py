@@ -11,6 +11,7 @@ from typing import Any
 from imf_ray.env_vars import prepare_environment
 from imf_ray.errors import UserError
 from imf_ray.interrupts import children_ignore_hangup
+from imf_ray.progress_bars import activity
 from imf_ray.schema import ClusterConfig, Config
 from imf_ray.terminal import console
 
@@ -80,11 +81,12 @@ def init_ray(config: Config) -> ClusterSize:
     from imf_ray.ray_internals import check_ray_version
 
     check_ray_version()
-    with children_ignore_hangup():
-        if address:
-            _connect(address, _address_source(config), environment, config.debug)
-        else:
-            _start_local(config)
+    if not ray.is_initialized():  # an earlier command of this process has started or found it
+        with activity("Connecting to Ray" if address else "Starting Ray"), children_ignore_hangup():
+            if address:
+                _connect(address, _address_source(config), environment, config.debug)
+            else:
+                _start_local(config)
     size = cluster_size([node for node in ray.nodes() if node["Alive"]], cluster)
     url = ray.get_runtime_context().gcs_address if address else _dashboard_url()
     console.print(f"Ray: {size}; {'cluster' if address else 'dashboard'} {url}")

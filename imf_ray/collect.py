@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,22 +13,28 @@ from imf_ray.claims import claim
 from imf_ray.cli import run_command
 from imf_ray.cluster import cluster_address, init_ray
 from imf_ray.command import Command
+from imf_ray.config import to_override
 from imf_ray.errors import UserError
+from imf_ray.progress_bars import LOADING, ProgressBars, activity
 from imf_ray.schema import Config
-from imf_ray.storage import is_remote, local_dir
-from imf_ray.terminal import ProgressBars, console
+from imf_ray.storage import display_path, is_remote, local_dir
+from imf_ray.terminal import console
 
 if TYPE_CHECKING:
     from imf_ray.demos.collect import CollectionState
 
+BAR = "Demonstrations"
+TRAINING_OPTIONS = ("recipe=", "task", "data.camera_names=")
+"""Starts of the options of a collection that a training on its episodes needs as well."""
 PROGRESS_LINES = 20
 """Number of progress lines of a collection if stdout is not a terminal."""
 
 
-def main(config: Config, overrides: Sequence[str]) -> None:
+def main(config: Config, overrides: Sequence[str]) -> str:
     """Record demonstrations of the scripted expert.
 
-    Adds episodes to data.dataset_dir until it has collect.num_episodes successful ones.
+    Adds episodes to the folder DIR until it has collect.num_episodes successful ones.
+    data.dataset_dir=DIR is the same.
     """
     from imf_ray.data.episode_files import refuse_other_folders
 
@@ -47,29 +54,35 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     console.print(
         f"{len(state.failed)} of {attempts} attempts failed{failed_seeds}", soft_wrap=True
     )
+    kept = [item for item in overrides if item.startswith(TRAINING_OPTIONS)]
+    dataset = to_override("data.dataset_dir", display_path(folder))
+    return shlex.join(["train", *kept, dataset, f"run_name={folder.name}"])
 
 
 def _collect(config: Config, folder: Path) -> CollectionState:
     """Record episodes into a folder that is claimed."""
-    from imf_ray.data.episode_files import list_episodes
-    from imf_ray.data.index import require_extendable
-    from imf_ray.demos.collect import collect_episodes
-    from imf_ray.demos.recorder import DemoRecorder
+    with activity(LOADING):
+        from imf_ray.data.episode_files import list_episodes
+        from imf_ray.data.index import require_extendable
+        from imf_ray.demos.collect import collect_episodes
+        from imf_ray.demos.recorder import DemoRecorder
 
     existing = list_episodes(folder)
     if existing:  # they must have the configured cameras and shapes
         require_extendable(config)
     # If the task's env cannot be created or rendered, fail here, before Ray starts.
-    recorder = DemoRecorder(config.task, config.data.camera_names)
-    if cluster_address(config) is None and len(existing) < config.collect.num_episodes:
-        recorder.check_images()
-    recorder.close()
+    with activity("Checking the task"):
+        recorder = DemoRecorder(config.task, config.data.camera_names)
+        if cluster_address(config) is None and len(existing) < config.collect.num_episodes:
+            recorder.check_images()
+        recorder.close()
     resources = allocate_rollout_actors(config, init_ray(config))
     with ProgressBars(lines=PROGRESS_LINES) as bars:
+        bars.start(BAR, config.collect.num_episodes)
 
         def show(state: CollectionState) -> None:
             failed = f"{len(state.failed)} failed"
-            bars.update("Demonstrations", len(state.seeds), config.collect.num_episodes, failed)
+            bars.update(BAR, len(state.seeds), config.collect.num_episodes, failed)
 
         return collect_episodes(
             folder,
@@ -87,9 +100,11 @@ def _collect(config: Config, folder: Path) -> CollectionState:
 COMMAND = Command(
     "collect",
     main,
+    positional="[DIR]",
+    argument_option="data.dataset_dir",
     examples=(
         "recipe=cpu_transfer",
-        "task=sim_air_insert data.dataset_dir=data/insert collect.num_episodes=100",
+        "data/insert task=sim_air_insert collect.num_episodes=100",
     ),
 )
 

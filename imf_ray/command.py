@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import shutil
 import textwrap
@@ -25,18 +26,27 @@ class Command:
     """A command of the package, `imf-ray NAME` or `python -m imf_ray.NAME`."""
 
     name: str
-    run: Callable[..., None]
-    """Called as `run(config, overrides)` or, if `positional` is set, `run(config, overrides,
-    arguments)`. Its docstring is the description in the help."""
+    run: Callable[..., str | None]
+    """Called as `run(config, overrides)` or, if `passes_arguments`, `run(config, overrides,
+    arguments)`. It returns the arguments of a command that often follows, quoted for a shell. Its
+    docstring is the description in the help."""
     examples: Sequence[str]
     """Arguments of typical calls, for the help."""
     positional: str | None = None
     """Form of the arguments that are not options, for the help; None if there are none."""
+    argument_option: str | None = None
+    """Name of the option that a single positional argument sets. None passes positional arguments
+    to `run`."""
     resolve: Callable[[Sequence[str]], Config] = load_config
     """Called with the overrides; returns the configuration."""
     flags: Mapping[str, str] = field(default_factory=dict)
-    """Explanation of each flag of a command with positional arguments. Flags that are given are
-    passed on among these."""
+    """Explanation of each flag of the command. Flags that are given are passed on among the
+    positional arguments."""
+
+    @property
+    def passes_arguments(self) -> bool:
+        """True if `run` gets positional arguments or flags."""
+        return bool(self.flags or (self.positional and self.argument_option is None))
 
     @property
     def summary(self) -> str:
@@ -53,6 +63,12 @@ class Command:
         arguments = [self.positional] if self.positional else []
         flags = [f"[{flag}]" for flag in self.flags]
         return " ".join([program, *arguments, *flags, "[key=value ...]"])
+
+
+def load_command(name: str) -> Command:
+    """Import the entry point `imf_ray.NAME` and return its command."""
+    command: Command = importlib.import_module(f"imf_ray.{name}").COMMAND
+    return command
 
 
 def help_text(command: Command, program: str, every_option: bool = False) -> str:

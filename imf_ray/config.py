@@ -14,7 +14,6 @@ Unknown keys, wrong types and impossible combinations raise `UserError` before a
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import shlex
@@ -31,6 +30,7 @@ from imf_ray.errors import UserError, error_source
 from imf_ray.schema import Config, all_options, section_names
 from imf_ray.schema.values import build, convert, parse_text
 from imf_ray.storage import expand_variables, folder_name_problem, parse_path
+from imf_ray.suggestions import suggest
 from imf_ray.yaml_text import Scalar, dump_value, dump_yaml, plain, read_yaml
 
 CONF_DIR = Path(__file__).parent / "conf"
@@ -213,7 +213,8 @@ def find_yaml(option: str, choice: str, shipped_dir: Path) -> Path:
                 f"{shell_override(option, own[0])}"
             )
         raise UserError(
-            f"{option}={choice} is unknown{suggest(choice, names)} Use {', '.join(names)} or the "
+            f"{option}={choice} is unknown{suggest(choice, names, GROUPS.get(option))} Use "
+            f"{', '.join(names)} or the "
             "path of a YAML file."
         )
     return shipped_dir / f"{choice}.yaml"
@@ -249,11 +250,6 @@ def check_option(key: str, item: str) -> None:
     raise UserError(
         f"Unknown option {item}{suggest(key, list(options))} --help-all lists all options."
     )
-
-
-def suggest(word: str, names: Sequence[str]) -> str:
-    """Return ': did you mean NAME?' with the most similar name, for a message about `word`."""
-    return f": did you mean {difflib.get_close_matches(word, names, n=1, cutoff=0.0)[0]}?"
 
 
 def _split_config_file(overrides: Sequence[str]) -> tuple[str | None, list[str]]:

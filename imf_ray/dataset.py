@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imf_ray.cli import run_command
 from imf_ray.command import Command
+from imf_ray.config import shell_override
 from imf_ray.errors import UserError
+from imf_ray.folders import display
 from imf_ray.schema import Config
 from imf_ray.storage import AnyPath, display_path, local_dir, parse_path
 from imf_ray.terminal import console
@@ -18,8 +19,11 @@ from imf_ray.terminal import console
 if TYPE_CHECKING:
     from imf_ray.data.episodes import EpisodeMetadata
 
+NEW_RUN = "my_run"
+"""Name of the run in the command that is printed at the end."""
 
-def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> None:
+
+def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> str | None:
     """Check or show the episodes of a data set.
 
     check DIR reads every file and prints one line for each: valid, or why it is invalid, and its
@@ -33,10 +37,10 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
         raise UserError(
             "An action and a folder are needed: imf-ray dataset check DIR, or inspect DIR."
         )
-    actions[arguments[0]](config, parse_path(arguments[1]))
+    return actions[arguments[0]](config, parse_path(arguments[1]))
 
 
-def check(config: Config, folder: AnyPath) -> None:
+def check(config: Config, folder: AnyPath) -> str:
     """Print a line for each file: its format and length, its bad parts, or why it is invalid.
 
     Raises:
@@ -56,9 +60,10 @@ def check(config: Config, folder: AnyPath) -> None:
     if num_invalid := sum(invalid_reason(result) is not None for result in results.values()):
         raise UserError(f"{num_invalid} of {len(results)} files are invalid (see above).")
     console.print(f"All {len(results)} files are valid.")
+    return f"dataset inspect {display(folder)}"
 
 
-def inspect(config: Config, folder: AnyPath) -> None:
+def inspect(config: Config, folder: AnyPath) -> str | None:
     """Print tables of the valid files, and write a contact sheet and a video.
 
     Raises:
@@ -84,15 +89,14 @@ def inspect(config: Config, folder: AnyPath) -> None:
     order = config.data.channel_order
     check_channel_order({e.path: e.images for e in episodes}, order, folder)
     console.print(visualize.episodes_summary(episodes, order))
-    # Episodes whose vectors have other names or widths get a separate table.
-    for _, group in groupby(sorted(episodes, key=_vector_widths), key=_vector_widths):
-        console.print(visualize.statistics_table(list(group)))
+    for table in visualize.statistics_tables(episodes):
+        console.print(table)
     cameras = sorted(set.intersection(*(set(episode.cameras) for episode in episodes)))
     if not cameras:
         console.print(
             "No contact sheet and no video were written, because no camera is in all episodes."
         )
-        return
+        return None
     output = local_dir(config.storage_path) / "inspections" / folder.name
     video = f"{Path(episodes[0].path).stem}.mp4"
     write_atomically(
@@ -101,11 +105,7 @@ def inspect(config: Config, folder: AnyPath) -> None:
     write_atomically(output / video, visualize.episode_video(episodes[0], cameras, order))
     for name in ("contact_sheet.png", video):
         console.print(display_path(output / name), soft_wrap=True)
-
-
-def _vector_widths(episode: EpisodeMetadata) -> list[tuple[str, int]]:
-    """Return the name and width of each vector dataset of an episode, sorted by name."""
-    return sorted((name, len(stats.mean)) for name, stats in episode.stats.items())
+    return f"train {shell_override('data.dataset_dir', str(folder))} run_name={NEW_RUN}"
 
 
 COMMAND = Command(

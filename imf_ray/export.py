@@ -8,16 +8,17 @@ from collections.abc import Sequence
 
 from imf_ray.cli import run_command
 from imf_ray.command import Command
-from imf_ray.config import shell_override
 from imf_ray.errors import UserError
+from imf_ray.folders import display
 from imf_ray.schema import Config
-from imf_ray.storage import display_path, download, local_dir
+from imf_ray.storage import authoritative_path, display_path, download, local_dir
 from imf_ray.terminal import console
 
 
-def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> None:
+def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> str:
     """Export the policy of a training checkpoint to the new folder DIR.
 
+    CHECKPOINT may be a run; its best checkpoint is exported. checkpoint=CHECKPOINT is the same.
     DIR gets the averaged (EMA) weights if the checkpoint has them, otherwise the trained weights,
     and the options of agent, data and task. It can be evaluated and shared. Training cannot resume
     from it, because the optimizer's state is left out.
@@ -25,32 +26,33 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
     from imf_ray.rollout.policy_spec import PolicyKind, PolicySpec
     from imf_ray.training.checkpoint import export_policy
 
-    if config.checkpoint is None or len(arguments) != 1:
-        given = config.checkpoint or next(iter(arguments), "RUN/checkpoint_00001000")
-        folders = arguments if config.checkpoint else arguments[1:]
+    paths = [*([] if config.checkpoint is None else [config.checkpoint]), *arguments]
+    if len(paths) != 2:
+        example = [*paths[:2], *["RUN/checkpoint_00001000", "DIR"][len(paths) :]]
         raise UserError(
-            "A checkpoint and a new folder are needed. Usage: imf-ray export "
-            f"{shell_override('checkpoint', given)} {shlex.join(folders[:1]) or 'DIR'}"
+            f"A checkpoint and a new folder are needed, but {len(paths)} paths are given. Usage: "
+            f"imf-ray export {shlex.join(example)}"
         )
-    policy = PolicySpec.parse(config.checkpoint).resolve()
+    policy = PolicySpec.parse(paths[0]).resolve()
     if policy.kind != PolicyKind.CHECKPOINT:
-        raise UserError(f"checkpoint={config.checkpoint} cannot be exported: it has no weights.")
+        raise UserError(f"{paths[0]} cannot be exported: it has no weights.")
     policy.check_path(config.storage_path)
     checkpoint = policy.local_path
     download(checkpoint)
-    exported = export_policy(checkpoint, local_dir(arguments[0])).path
+    exported = export_policy(checkpoint, local_dir(paths[1])).path
     size = sum(path.stat().st_size for path in exported.iterdir())
     console.print(f"Exported to {display_path(exported)} ({size / 1e6:.1f} MB)", soft_wrap=True)
+    return f"evaluate {display(authoritative_path(exported))} evaluate.num_episodes=100"
 
 
 COMMAND = Command(
     "export",
     main,
     examples=(
-        "checkpoint=runs/transfer/checkpoint_00006000 my_policy",
-        "checkpoint=s3://bucket/runs/transfer/checkpoint_00006000 my_policy",
+        "runs/transfer my_policy",
+        "s3://bucket/runs/transfer/checkpoint_00006000 my_policy",
     ),
-    positional="DIR",
+    positional="CHECKPOINT DIR",
 )
 
 

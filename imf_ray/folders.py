@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import logging
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -44,6 +45,7 @@ LAUNCHES_FILE, REPORT_FILE = "launches.jsonl", "report.html"
 EPISODE_SUFFIXES = (".hdf5", ".hdf", ".h5")
 """Suffixes of episode files, in any case."""
 MAX_SUGGESTIONS = 6
+log = logging.getLogger(__name__)
 _POLICY_FILES = {CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE}
 _CHECKPOINT_FILES = {WEIGHTS_FILE, EMA_WEIGHTS_FILE, MANIFEST_FILE, TRAIN_STATE_FILE}
 _SWEEP_FILES = {SPACE_FILE, TRIALS_DIR}
@@ -115,6 +117,27 @@ def require_checkpoint(folder: Path, storage: str = DEFAULT_STORAGE, prefix: str
     """
     if folder_kind(authoritative_path(folder)) != FolderKind.CHECKPOINT:
         raise checkpoint_error(folder, storage, prefix)
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """Return the best checkpoint of a run, and any other folder as it is.
+
+    Without validations it is the newest checkpoint. Which one it is, is logged.
+
+    Args:
+        folder: a local path, or the local copy of a URL, which need not be downloaded yet.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    path = authoritative_path(folder)
+    metrics = _checkpoint_metrics(path) if folder_kind(path) == FolderKind.RUN else {}
+    if not metrics:
+        return folder
+    best = _best(metrics)
+    kind = "best" if _MEASURED & metrics[best].keys() else "newest"
+    log.info("%s stands for its %s checkpoint, %s.", display(path), kind, best.name)
+    return folder / best.name
 
 
 def checkpoint_error(folder: Path, storage: str = DEFAULT_STORAGE, prefix: str = "") -> UserError:
@@ -342,19 +365,11 @@ def _checkpoints(source: AnyPath, every: bool) -> list[str]:
         return [display(source)]
     if kind == FolderKind.SWEEP:
         return [line for run in _runs_in(source / TRIALS_DIR) for line in _checkpoints(run, False)]
-    metrics = {}
-    for path in _children(source):
-        if (
-            fnmatch.fnmatch(path.name, CHECKPOINT_GLOB)
-            and folder_kind(path) == FolderKind.CHECKPOINT
-        ):
-            values = read_metrics(path)
-            if values is not None:
-                metrics[path] = values
+    metrics = _checkpoint_metrics(source)
     if not metrics:
         return []
     newest = max(metrics, key=lambda path: metrics[path]["step"])
-    best = min(metrics, key=lambda path: checkpoint_rank_key(metrics[path]))
+    best = _best(metrics)
     ranked = sorted(metrics, key=lambda path: (path != best, -metrics[path]["step"]))
     is_measured = any(_MEASURED & values.keys() for values in metrics.values())
     lines = []
@@ -363,6 +378,24 @@ def _checkpoints(source: AnyPath, every: bool) -> list[str]:
         marks += ["newest"] if path == newest else []
         lines.append(display(path) + (f" ({', '.join(marks)})" if marks else ""))
     return lines
+
+
+def _checkpoint_metrics(run: AnyPath) -> dict[AnyPath, dict[str, Any]]:
+    """Return the metrics of each complete checkpoint of a run."""
+    metrics = {}
+    for path in _children(run):
+        if (
+            fnmatch.fnmatch(path.name, CHECKPOINT_GLOB)
+            and folder_kind(path) == FolderKind.CHECKPOINT
+        ):
+            values = read_metrics(path)
+            if values is not None:
+                metrics[path] = values
+    return metrics
+
+
+def _best(metrics: Mapping[AnyPath, Mapping[str, Any]]) -> AnyPath:
+    return min(metrics, key=lambda path: checkpoint_rank_key(metrics[path]))
 
 
 def _join(items: Iterable[str]) -> str:

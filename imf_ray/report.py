@@ -15,7 +15,7 @@ from imf_ray.storage import authoritative_path, display_path, local_dir
 from imf_ray.terminal import console
 
 
-def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> None:
+def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> str:
     """Write report.html into a folder DIR, and print the results table of a finished sweep.
 
     DIR is the folder or URL of a run, a sweep, a comparison or an evaluation, or a folder of runs.
@@ -36,6 +36,7 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
     from imf_ray.pages.report_file import write_report
 
     console.print(f"Report: {display_path(write_report(folder, config.report))}", soft_wrap=True)
+    return f"board {display(authoritative_path(folder))}"
 
 
 def _folder(config: Config, arguments: Sequence[str]) -> Path:

@@ -10,13 +10,13 @@ from imf_ray.command import Command
 from imf_ray.errors import UserError
 from imf_ray.folders import FolderKind, display, require_run
 from imf_ray.schema import Config
-from imf_ray.storage import local_dir
+from imf_ray.storage import authoritative_path, local_dir
 from imf_ray.terminal import console
 
 WATCH = "--watch"
 
 
-def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> None:
+def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> str | None:
     """Print the state of a run, of each trial of a sweep, or of all runs and sweeps in a folder.
 
     Shows the state, progress, time left, success rate, loss, speed, newest checkpoint and errors.
@@ -32,6 +32,7 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
         raise UserError(
             f"One folder of a run or a sweep is needed. Usage: imf-ray status DIR [{WATCH}]"
         )
+    from imf_ray.pages.model import State
     from imf_ray.pages.terminal_view import TerminalView
     from imf_ray.pages.terminal_watch import open_reader, watch
 
@@ -41,8 +42,12 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
     with open_reader(folders[0]) as read:
         if WATCH in arguments:
             watch(read, console)
-        else:
-            console.print(TerminalView(read()), crop=False)
+            return None
+        snapshot = read()
+        console.print(TerminalView(snapshot), crop=False)
+    is_active = any(row.state in (State.RUNNING, State.PENDING) for row in snapshot.rows)
+    shown = display(authoritative_path(folder))
+    return f"status {shown} {WATCH}" if is_active else f"report {shown}"
 
 
 COMMAND = Command(

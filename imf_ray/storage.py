@@ -190,14 +190,19 @@ def check_free_space(text: str) -> None:
     Raises:
         StorageError: it has less.
     """
-    path = local_dir(text)
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    existing = existing_folder(text)
     usage = shutil.disk_usage(existing)
     if usage.total and usage.free < MIN_FREE_BYTES:  # some network file systems report zeros
         raise StorageError(
             f"{existing} has only {usage.free / 1e6:.1f} MB of free disk space, too little for a "
             f"checkpoint. Free some, or choose another storage_path than {text}."
         )
+
+
+def existing_folder(text: str) -> Path:
+    """Return a folder, that of a URL's local copy, or the parent that exists already."""
+    path = local_dir(text)
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def display_path(path: Path) -> str:

@@ -12,17 +12,19 @@ from imf_ray.cluster import init_ray
 from imf_ray.command import Command
 from imf_ray.config import new_run_name, shell_override
 from imf_ray.errors import UserError
+from imf_ray.folders import display
 from imf_ray.interrupts import run_interruptibly
 from imf_ray.pages.background import board_while_running
+from imf_ray.progress_bars import LOADING, activity
 from imf_ray.schema import Config
-from imf_ray.storage import display_path, local_dir, parse_path
+from imf_ray.storage import authoritative_path, display_path, local_dir, parse_path
 from imf_ray.terminal import console
 
 if TYPE_CHECKING:
     from imf_ray.training.run_dir import RunDir
 
 
-def main(config: Config, overrides: Sequence[str]) -> None:
+def main(config: Config, overrides: Sequence[str]) -> str:
     """Train one policy, or resume the run `run_name`.
 
     The folder storage_path/run_name holds the run's checkpoints, metrics and configuration. Ctrl-C
@@ -30,6 +32,7 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     """
     from imf_ray.data.episode_files import list_episodes, require_episodes
     from imf_ray.training.run_dir import RunDir
+    from imf_ray.training.run_identity import is_finished
 
     if config.resume is not None:
         raise UserError(
@@ -42,21 +45,42 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     with run_dir.claimed():  # before the imports of `_train`, which take seconds
         if not list_episodes(dataset):
             require_episodes(dataset)
-        _train(config, overrides, run_dir)
+        if is_finished(run_dir, config):
+            console.print(
+                f"The run {run_dir} is finished after {config.train.max_steps} updates. To train "
+                "anew, choose another run_name.",
+                soft_wrap=True,
+            )
+            return _report_best(run_dir)
+        return _train(config, overrides, run_dir)
 
 
-def _train(config: Config, overrides: Sequence[str], run_dir: RunDir) -> None:
-    """Train or resume a run whose folder is claimed."""
-    from imf_ray.pages.report_file import reported_launch
-    from imf_ray.training.progress import RunProgress, format_metrics
-    from imf_ray.training.tracking import describe_tracking
-    from imf_ray.training.trainer import fit, prepare_run, starting_weights
-    from imf_ray.training.validation import check_any_succeeded
+def _report_best(run_dir: RunDir) -> str:
+    """Print the best checkpoint of a run; return the command that evaluates it."""
+    from imf_ray.training.progress import format_metrics
+
+    best = run_dir.best_checkpoint()
+    console.print(f"Best checkpoint: {display_path(best.path)}", soft_wrap=True)
+    console.print(f"  {format_metrics(best.metrics)}", soft_wrap=True)
+    checkpoint = display(authoritative_path(best.path))
+    return f"evaluate {checkpoint} evaluate.num_episodes=100 evaluate.video=failures"
+
+
+def _train(config: Config, overrides: Sequence[str], run_dir: RunDir) -> str:
+    """Train or resume a run whose folder is claimed; return the next command."""
+    with activity(LOADING):
+        from imf_ray.pages.report_file import reported_launch
+        from imf_ray.training.checkpoint import describe_checkpoints
+        from imf_ray.training.progress import RunProgress
+        from imf_ray.training.tracking import describe_tracking
+        from imf_ray.training.trainer import fit, prepare_run, starting_weights
+        from imf_ray.training.validation import check_any_succeeded
 
     with board_while_running(config, run_dir.path):
         prepared, initial = prepare_run(config), starting_weights(config, run_dir)
         resources = allocate_run(config, init_ray(config))
-        console.print(f"{prepared.describe()}\nResources: {resources}", soft_wrap=True)
+        lines = [prepared.describe(), f"Resources: {resources}", describe_checkpoints(config)]
+        console.print("\n".join(lines), soft_wrap=True)
         for line in describe_tracking(config, run_dir):
             console.print(line, soft_wrap=True, markup=False)
         if initial is not None:
@@ -72,12 +96,11 @@ def _train(config: Config, overrides: Sequence[str], run_dir: RunDir) -> None:
                     is_safe=lambda: run_dir.safe_to_kill(config.train.max_steps),
                     resume=resume_command("imf_ray.train", overrides, run_name=run_dir.name),
                 )
-            best = run_dir.best_checkpoint()
-            console.print(f"Best checkpoint: {display_path(best.path)}", soft_wrap=True)
-            console.print(f"  {format_metrics(best.metrics)}", soft_wrap=True)
+            next_command = _report_best(run_dir)
             for line in describe_tracking(config, run_dir, swanlab_run=outcome.swanlab_run):
                 console.print(line, soft_wrap=True, markup=False)
             check_any_succeeded(run_dir, config)
+        return next_command
 
 
 COMMAND = Command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from imf_ray.command import Command
 from imf_ray.errors import UserError
 from imf_ray.interrupts import run_interruptibly
 from imf_ray.pages.background import board_while_running
+from imf_ray.progress_bars import LOADING, activity
 from imf_ray.schema import Config
 from imf_ray.storage import display_path
 from imf_ray.terminal import console
@@ -29,9 +31,11 @@ def resolve(overrides: Sequence[str]) -> Config:
     return space.config(overrides, space.combinations()[0])
 
 
-def main(config: Config, overrides: Sequence[str]) -> None:
+def main(config: Config, overrides: Sequence[str]) -> str:
     """Train and evaluate every trial of a search space, and print the ranked table.
 
+    SEARCH_SPACE is the name of a file in search_spaces/ or the path of a YAML file.
+    search_space=SEARCH_SPACE is the same.
     As many trials run concurrently as the cluster has resources for. The table also contains the
     scripted expert and an untrained policy. Ctrl-C stops after one more checkpoint of each running
     trial and prints the command that resumes the sweep.
@@ -39,42 +43,31 @@ def main(config: Config, overrides: Sequence[str]) -> None:
     Raises:
         UserError: the sweep cannot start, or a trial failed.
     """
-    from imf_ray.pages.report_file import reported_launch
-    from imf_ray.pages.sweep_progress import SweepProgress
-    from imf_ray.sweep import results
-    from imf_ray.sweep.baselines import evaluate_expert, evaluate_untrained, record_videos
-    from imf_ray.sweep.prepare import allocate_sweep, open_sweep
-    from imf_ray.sweep.runner import run_sweep, safe_to_kill_sweep, stop_sweep
-    from imf_ray.training.progress import format_metrics
-    from imf_ray.training.tracking import describe_tracking
+    with activity(LOADING):
+        from imf_ray.pages.report_file import reported_launch
+        from imf_ray.pages.sweep_progress import SweepProgress
+        from imf_ray.sweep import prepare, results
+        from imf_ray.sweep.baselines import evaluate_expert, evaluate_untrained, record_videos
+        from imf_ray.sweep.runner import run_sweep, safe_to_kill_sweep, stop_sweep
+        from imf_ray.training.progress import format_metrics
+        from imf_ray.training.tracking import describe_tracking
 
     with (
-        open_sweep(config, overrides) as sweep,
+        prepare.open_sweep(config, overrides) as sweep,
         board_while_running(sweep.first_config, sweep.sweep_dir.path),
         reported_launch(sweep.sweep_dir.path, COMMAND.name, overrides, config.report),
     ):
         config, sweep_dir = sweep.first_config, sweep.sweep_dir
         size = init_ray(config)
-        resources, concurrent_trials = allocate_sweep(sweep, size)
-        console.print(
-            f"{'Resuming' if sweep.is_resumed else 'Sweep'} {sweep_dir}: {len(sweep.configs)} "
-            f"trials, {concurrent_trials} at a time\nFirst trial: {sweep.summary}\n"
-            f"Resources of each trial: {resources}",
-            soft_wrap=True,
-        )
+        resources, concurrent_trials = prepare.allocate_sweep(sweep, size)
+        console.print(prepare.describe_sweep(sweep, resources, concurrent_trials), soft_wrap=True)
         for line in describe_tracking(config, sweep_dir, is_sweep=True):
             console.print(line, soft_wrap=True, markup=False)
-        expert = evaluate_expert(sweep, resources.rollout)
+        with activity("Evaluating the expert"):
+            expert = evaluate_expert(sweep, resources.rollout)
         expert_text = format_metrics(expert) or "none for this task"
         console.print(f"Expert: {expert_text}", soft_wrap=True)
-        resume_options = {
-            "resume": "auto",
-            "run_name": sweep_dir.name,
-            "storage_path": display_path(sweep_dir.path.parent),
-        }
-        if config.cluster.address is not None:
-            resume_options["cluster.address"] = config.cluster.address
-        resume = resume_command("imf_ray.tune", [], **resume_options)
+        resume = resume_command("imf_ray.tune", [], **prepare.resume_options(sweep))
         with SweepProgress(sweep_dir, sweep.steps, console):
             records = run_interruptibly(
                 lambda: run_sweep(sweep, resources, concurrent_trials),
@@ -83,14 +76,17 @@ def main(config: Config, overrides: Sequence[str]) -> None:
                 resume=resume,
             )
         best = results.rank(records)[0]
-        untrained = evaluate_untrained(sweep, resources.rollout, best)
+        with activity("Evaluating an untrained agent"):
+            untrained = evaluate_untrained(sweep, resources.rollout, best)
         baselines = {results.EXPERT_NAME: expert, results.UNTRAINED_NAME: untrained}
         files = results.write_results(sweep_dir, records, baselines, sweep.space)
         console.print(results.results_table(records, baselines))
         for line in results.failure_lines(records):
             console.print(f"Failed trial: {line}", soft_wrap=True)
         console.print(f"Best checkpoint: {best.best_checkpoint}", soft_wrap=True)
-        for path in [*files, *record_videos(sweep, best, allocate_rollout_actors(config, size))]:
+        with activity("Recording videos of the expert and of the best trial"):
+            videos = record_videos(sweep, best, allocate_rollout_actors(config, size))
+        for path in [*files, *videos]:
             console.print(display_path(path), soft_wrap=True)
         for line in describe_tracking(config, sweep_dir, is_sweep=True):
             console.print(line, soft_wrap=True, markup=False)
@@ -100,16 +96,20 @@ def main(config: Config, overrides: Sequence[str]) -> None:
                 f"{len(failed)} of {len(records)} trials failed (see above). Retry them with:\n"
                 f"  {resume}"
             )
+    checkpoint = "POLICY" if best.best_checkpoint is None else shlex.quote(best.best_checkpoint)
+    return f"evaluate {checkpoint} evaluate.num_episodes=100 evaluate.video=failures"
 
 
 COMMAND = Command(
     "tune",
     main,
     examples=(
-        "search_space=quickstart data.dataset_dir=data/cpu_transfer run_name=sweep",
+        "quickstart data.dataset_dir=data/cpu_transfer run_name=sweep",
         "resume=auto run_name=sweep",
     ),
     resolve=resolve,
+    positional="[SEARCH_SPACE]",
+    argument_option="search_space",
 )
 
 

@@ -62,7 +62,7 @@ Mutation = Callable[[Path, np.random.Generator], None]
 def write_ours(path: Path, compress: bool = False) -> None:
     """Write a small episode as `imf_ray.collect` does."""
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(4, LENGTH, STATE_DIM)).astype(np.float32)
+    qpos, qvel, action, action_ee = rng.normal(size=(4, LENGTH, STATE_DIM)).astype(np.float32)
     poses = {OBJECT: rng.normal(size=(LENGTH, POSE_DIM)).astype(np.float32)}
     images = {
         camera: rng.integers(0, 256, (LENGTH, SIZE, SIZE, 3), dtype=np.uint8)
@@ -80,7 +80,7 @@ def write_ours(path: Path, compress: bool = False) -> None:
         multisampling=False,
         version="0",
     )
-    episode = Episode(images, *vectors, poses, attributes)
+    episode = Episode(images, qpos, qvel, action, action_ee, poses, attributes)
     write_episode(path, episode, compress)
 
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from imf_ray.agents.action_queue import ActionQueue
 from imf_ray.agents.checks import (
+    check_actions,
     check_batch,
-    check_choice,
+    check_camera_options,
     check_horizons,
     check_observation,
     check_windows,
@@ -29,11 +30,6 @@ from imf_ray.models.normalization import (
     split_pose_stats,
 )
 from imf_ray.models.vision import MultiViewResNetEncoder
-
-CONDITIONING_MODES = ("single_token", "multi_token")
-ACTION_SPACES = ("joint", "ee")
-EE_ACTION_DIM = 16
-"""Width of an end-effector action: twice xyz, quaternion wxyz, gripper."""
 
 
 class ObjectiveInputs(NamedTuple):
@@ -95,10 +91,10 @@ class VLAAgent(nn.Module, ABC):
         vision_encoder: arguments of `MultiViewResNetEncoder` other than the cameras.
         head: arguments of the head other than its widths and lengths, which the agent computes.
         head_factory: function or class that builds the head from `IMFTransformer1D`'s arguments.
-        conditioning: one of `CONDITIONING_MODES`.
+        conditioning: one of `checks.CONDITIONING_MODES`.
         normalization_type: one of `normalization.NORMALIZATION_TYPES`, for states and actions.
-        action_space: one of `ACTION_SPACES`. "joint": joint targets (rad) and grippers. "ee": twice
-            xyz (m), quaternion wxyz, gripper. The state contains qpos in both.
+        action_space: one of `checks.ACTION_SPACES`. "joint": joint targets (rad) and grippers.
+            "ee": twice xyz (m), quaternion wxyz, gripper. The state contains qpos in both.
         stats: {"qpos": ..., "action": ..., "object_poses": {name: ...}}, each in the form of
             `Normalizer`'s `stats`. None if a state dict is loaded later.
 
@@ -136,24 +132,8 @@ class VLAAgent(nn.Module, ABC):
         check_horizons(obs_horizon, pred_horizon, num_action_steps, inference_steps)
         if noise_samples_per_obs < 1:
             raise ValueError(f"noise_samples_per_obs={noise_samples_per_obs}: must be at least 1")
-        check_choice("conditioning", conditioning, CONDITIONING_MODES)
-        check_choice("action_space", action_space, ACTION_SPACES)
-        if action_space == "ee" and action_dim != EE_ACTION_DIM:
-            raise ValueError(
-                f"action_space='ee' with action_dim={action_dim}: an end-effector action has "
-                f"{EE_ACTION_DIM} numbers (twice xyz, quaternion, gripper); set "
-                "action_space='joint' or use data with end-effector actions"
-            )
-        if conditioning == "multi_token" and not camera_names:
-            raise ValueError(
-                "conditioning='multi_token' makes one token per camera, but camera_names is empty; "
-                "set camera_names or conditioning='single_token'"
-            )
-        if aux_pose_objects and not camera_names:
-            raise ValueError(
-                "aux_pose_objects trains image encoders, but camera_names is empty; set "
-                "camera_names or remove aux_pose_objects"
-            )
+        check_actions(action_space, action_dim)
+        check_camera_options(conditioning, camera_names, aux_pose_objects)
         self.action_dim = action_dim
         self.state_dim = state_dim
         self.privileged_pose_objects = tuple(privileged_pose_objects)
@@ -251,6 +231,7 @@ class VLAAgent(nn.Module, ABC):
           of ranks. It replaces the batch's own count in the denominator. Gradients averaged over
           ranks then equal the gradients of one process.
         * "crop_offsets": (B, cameras, 2) in [0, 1), see `MultiViewResNetEncoder.crop`.
+        * "image_features": {camera: (B, obs_horizon, D)}, the images' features, which replace them.
         * "noise": (B, pred_horizon, action_dim), standard normal.
         * "time_uniforms": (B, 3) in (0, 1).
 
@@ -422,12 +403,17 @@ class VLAAgent(nn.Module, ABC):
         state = self.qpos_normalizer.normalize(state.to(self.qpos_normalizer.mean))
         if self.vision_encoder is None:
             return state
-        offsets = obs.get("crop_offsets")
-        if offsets is None and self.training:
-            offsets = state.new_empty(len(state), len(self.camera_names), 2).uniform_()
-        features = self.vision_encoder.encode_windows(
-            obs["images"], self.image_normalizer, offsets, bf16=self.bf16_encoders and self.training
-        )
+        if "image_features" in obs:
+            given = obs["image_features"]
+            features = torch.stack([given[name] for name in self.camera_names], dim=2)
+        else:
+            offsets = obs.get("crop_offsets")
+            if offsets is None and self.training:
+                offsets = state.new_empty(len(state), len(self.camera_names), 2).uniform_()
+            bf16 = self.bf16_encoders and self.training
+            features = self.vision_encoder.encode_windows(
+                obs["images"], self.image_normalizer, offsets, bf16
+            )
         if self.conditioning == "single_token":
             return torch.cat((features.flatten(2), state), dim=-1)
         state = state[:, :, None].expand(-1, -1, features.shape[2], -1)

@@ -8,6 +8,10 @@ from torch import Tensor
 
 from imf_ray.models.normalization import POSE_DIM
 
+CONDITIONING_MODES = ("single_token", "multi_token")
+ACTION_SPACES = ("joint", "ee")
+EE_ACTION_DIM = 16
+"""Width of an end-effector action: twice xyz, quaternion wxyz, gripper."""
 Lead = Mapping[str, int | None]
 """Names of an input's leading axes and their lengths; None accepts any length."""
 
@@ -167,6 +171,34 @@ def flatten_noise_samples(
             f"{expected[1]} needs {expected} as its first two axes; provide these or omit {key!r}"
         )
     return samples.flatten(0, 1)
+
+
+def check_actions(action_space: str, action_dim: int) -> None:
+    """Raise a ValueError if the action space is unknown or its actions have another width."""
+    check_choice("action_space", action_space, ACTION_SPACES)
+    if action_space == "ee" and action_dim != EE_ACTION_DIM:
+        raise ValueError(
+            f"action_space='ee' with action_dim={action_dim}: an end-effector action has "
+            f"{EE_ACTION_DIM} numbers (twice xyz, quaternion, gripper); set "
+            "action_space='joint' or use data with end-effector actions"
+        )
+
+
+def check_camera_options(
+    conditioning: str, camera_names: Sequence[str], aux_pose_objects: Sequence[str]
+) -> None:
+    """Raise a ValueError if an option needs cameras and there are none, or is unknown."""
+    check_choice("conditioning", conditioning, CONDITIONING_MODES)
+    if conditioning == "multi_token" and not camera_names:
+        raise ValueError(
+            "conditioning='multi_token' makes one token per camera, but camera_names is empty; "
+            "set camera_names or conditioning='single_token'"
+        )
+    if aux_pose_objects and not camera_names:
+        raise ValueError(
+            "aux_pose_objects trains image encoders, but camera_names is empty; set "
+            "camera_names or remove aux_pose_objects"
+        )
 
 
 def check_horizons(obs: int, pred: int, executed: int, inference_steps: int) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from imf_ray.agents.backbone_weights import read_backbone_weights
-from imf_ray.agents.base import VLAAgent
 from imf_ray.agents.pretrained import (
     POLICY_FILES,
     load_policy_config,
     load_weights,
-    make_agent,
+    make_meta_agent,
     weights_digest,
     weights_path,
 )
@@ -92,7 +90,8 @@ def _read_policy(config: Config, path: str, parts: str) -> InitialWeights:
         UserError: see `read_initial_weights`.
     """
     digest, folder = policy_digest(path), policy_dir(path)
-    own = _tensors_without_statistics(_meta_agent(config).state_dict())
+    agent = make_meta_agent(config.agent, config.task.action_space)
+    own = _tensors_without_statistics(agent.state_dict())
     source = _tensors_without_statistics(load_weights(weights_path(folder, ema=True)))
     prefix = ENCODERS_PREFIX if parts == ENCODERS else ""
     taken = {name: t for name, t in source.items() if name in own and name.startswith(prefix)}
@@ -137,18 +136,12 @@ def _read_pretrained(config: Config) -> InitialWeights | None:
         trunk = read_backbone_weights(name)
     except OSError as error:
         raise UserError(f"agent.vision_backbone.{error}") from error
-    encoders = _meta_agent(config).vision_encoder
+    encoders = make_meta_agent(config.agent, config.task.action_space).vision_encoder
     assert encoders is not None  # there are cameras
     prefixes = [f"{ENCODERS_PREFIX}encoders.{camera}.trunk." for camera in encoders.encoders]
     return InitialWeights(
         {prefix + key: tensor for prefix in prefixes for key, tensor in trunk.items()}, name
     )
-
-
-def _meta_agent(config: Config) -> VLAAgent:
-    """Return the agent of a configuration without allocating its weights."""
-    with torch.device("meta"):
-        return make_agent(config.agent, config.task.action_space)
 
 
 def _tensors_without_statistics(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

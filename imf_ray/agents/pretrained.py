@@ -101,14 +101,14 @@ def make_agent(
     return agent
 
 
-def check_agent_options(config: AgentConfig, action_space: str) -> None:
-    """Check that an agent can be built, without allocating or initializing its weights.
+def make_meta_agent(config: AgentConfig, action_space: str) -> VLAAgent:
+    """Build an agent without allocating or initializing its weights, which are meta tensors.
 
     Raises:
         UserError: an impossible combination of options.
     """
     with torch.device("meta"):
-        make_agent(config, action_space)
+        return make_agent(config, action_space)
 
 
 def _head(config: HeadConfig) -> tuple[type[nn.Module], dict[str, Any]]:

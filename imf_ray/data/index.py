@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
 from imf_ray.data.channel_order import check_channel_order
 from imf_ray.data.check_pool import CheckResult, check_files, invalid_reason, metadata_from_dict
@@ -40,13 +39,16 @@ from imf_ray.data.requirements import (
 )
 from imf_ray.errors import StorageError, UserError, abridge
 from imf_ray.files import INVALID_JSON, write_atomically
+from imf_ray.progress_bars import ProgressBars
 from imf_ray.schema import Config
 from imf_ray.storage import AnyPath, as_path, exists, is_remote, is_transient, parse_path
-from imf_ray.terminal import console
 
 INDEX_FILE = "index.json"
 CACHE_VERSION = 11
 """Version of `index.json`. A cache of another version is ignored."""
+CHECKING = "Checking episodes"
+PROGRESS_LINES = 5
+"""Number of progress lines of a check if stdout is not a terminal."""
 log = logging.getLogger(__name__)
 
 
@@ -202,20 +204,18 @@ def check_dataset(
     unchecked = [path for path in paths if path not in results]
     if not unchecked:
         return results
-    checks = track(
-        _recheck_remote_failures(check_files(unchecked, format), format),
-        "Checking episodes",
-        len(unchecked),
-        console=console,
-    )
+    checks = _recheck_remote_failures(check_files(unchecked, format), format)
     try:
-        for path, check in checks:
-            result = _reject_replaced(path, check, cache, force)
-            if isinstance(result, EpisodeMetadata) and not result.damaged:
-                cache.store(path, result)
-            else:
-                cache.invalidate(path)
-            results[path] = result
+        with ProgressBars(lines=PROGRESS_LINES) as bars:
+            bars.start(CHECKING, len(unchecked))
+            for number, (path, check) in enumerate(checks, start=1):
+                result = _reject_replaced(path, check, cache, force)
+                if isinstance(result, EpisodeMetadata) and not result.damaged:
+                    cache.store(path, result)
+                else:
+                    cache.invalidate(path)
+                results[path] = result
+                bars.update(CHECKING, number, len(unchecked))
     finally:
         cache.save()
     return {path: results[path] for path in paths}

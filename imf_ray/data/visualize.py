@@ -175,6 +175,17 @@ def _ranges(numbers: Iterable[int], names: Sequence[str] | None = None) -> str:
     return _abridged(texts)
 
 
+def statistics_tables(episodes: Sequence[EpisodeMetadata]) -> list[FittedTable]:
+    """Return a table for each group of episodes whose vectors have equal names and widths."""
+    groups = itertools.groupby(sorted(episodes, key=_vector_widths), key=_vector_widths)
+    return [statistics_table(list(group)) for _, group in groups]
+
+
+def _vector_widths(episode: EpisodeMetadata) -> list[tuple[str, int]]:
+    """Return the name and width of each vector dataset of an episode, sorted by name."""
+    return sorted((name, len(stats.mean)) for name, stats in episode.stats.items())
+
+
 def statistics_table(episodes: Sequence[EpisodeMetadata]) -> FittedTable:
     """Return a table with the statistics of each dimension of each vector dataset.
 

@@ -70,11 +70,19 @@ class Candidate:
             self.evaluation.check_rendering(seeds, evaluate.save_trajectories, video)
 
     def run(
-        self, seeds: Sequence[int], resources: RolloutResources, on_record: OnRecord
+        self,
+        seeds: Sequence[int],
+        resources: RolloutResources,
+        on_record: OnRecord,
+        num_videos: int = 0,
     ) -> list[EpisodeRecord]:
-        """Run the episodes that have no record yet, and return the records of all seeds."""
+        """Run the episodes that have no record yet, and return the records of all seeds.
+
+        Args:
+            on_record, num_videos: see `Evaluation.run`.
+        """
         save_trajectories = self.config.evaluate.save_trajectories
-        return self.evaluation.run(seeds, resources, on_record, save_trajectories)
+        return self.evaluation.run(seeds, resources, on_record, save_trajectories, num_videos)
 
 
 @contextmanager
@@ -167,9 +175,9 @@ def resolve_candidate(
 
 
 def resolve_candidates(
-    policies: Sequence[str], config: Config, overrides: Sequence[str], records_root: Path
+    specs: Sequence[PolicySpec], config: Config, overrides: Sequence[str], records_root: Path
 ) -> list[Candidate]:
-    """Make the candidates of a comparison: the given policies, then the baselines.
+    """Make the candidates of a comparison: the given resolved policies, then the baselines.
 
     `compare.baselines` adds the baselines. The expert and replays act in the task of the first
     agent.
@@ -178,9 +186,8 @@ def resolve_candidates(
         UserError: a policy is given twice, the tasks differ, or a policy is invalid; see
             `resolve_candidate`.
     """
-    specs = [PolicySpec.parse(policy).resolve() for policy in policies]
     if len(set(specs)) < len(specs):
-        raise UserError(f"A policy is given twice: {', '.join(policies)}.")
+        raise UserError(f"A policy is given twice: {', '.join(map(str, specs))}.")
     resolve = partial(
         resolve_candidate,
         overrides=overrides,
@@ -193,7 +200,7 @@ def resolve_candidates(
         config = replace(config, task=resolved[agents[0]].config.task)
     baselines = _baselines(agents, config.task) if config.compare.baselines else []
     added = [spec for spec in baselines if spec not in specs]
-    specs += added
+    specs = [*specs, *added]
     resolved |= {spec: resolve(spec, config) for spec in specs if spec not in resolved}
     candidates = [resolved[spec] for spec in specs]
     env_ids = sorted({candidate.config.task.env_id for candidate in candidates})

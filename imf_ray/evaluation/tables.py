@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from imf_ray.allocation import RolloutResources
 from imf_ray.errors import UserError
 from imf_ray.evaluation.candidates import Candidate
+from imf_ray.progress_bars import ProgressBars
 from imf_ray.rollout.confidence_intervals import wilson_interval
 from imf_ray.rollout.records import EpisodeRecord, describe_success, summarize
 from imf_ray.storage import display_path, parse_path
 from imf_ray.tables import Column, FittedTable
-from imf_ray.terminal import ProgressBars, console
+from imf_ray.terminal import console
 from imf_ray.training.run_dir import RunDir
 from imf_ray.training.validation import action_error
 
@@ -23,11 +24,14 @@ PLAIN_LINES = 10
 
 
 def evaluate_with_progress(
-    candidate: Candidate, seeds: Sequence[int], resources: RolloutResources
+    candidate: Candidate, seeds: Sequence[int], resources: RolloutResources, num_videos: int = 0
 ) -> list[EpisodeRecord]:
     """Return the records of these seeds, and run and show the episodes that have none yet.
 
     A progress bar shows the success rate so far. A line at the end shows the throughput.
+
+    Args:
+        num_videos: see `Evaluation.run`.
     """
     missing = set(candidate.evaluation.store.missing(seeds))
     if len(missing) < len(seeds):
@@ -44,8 +48,8 @@ def evaluate_with_progress(
             finished.append(record)
             bars.update(candidate.name, len(finished), len(seeds), _running_success(finished))
 
-        bars.start(candidate.name, len(seeds))
-        records = candidate.run(seeds, resources, show)
+        bars.start(candidate.name, len(seeds), "starting rollout actors")
+        records = candidate.run(seeds, resources, show, num_videos)
     num_steps = sum(record.steps for record in records if record.seed in missing)
     if num_steps:
         elapsed_s = time.perf_counter() - start

@@ -160,6 +160,7 @@ class MultiViewResNetEncoder(nn.Module):
         use_separate_rgb_encoder_per_camera: use one encoder per camera; False shares one encoder.
         pretrained_backbone_weights: see `ResNetTrunk`.
         freeze_backbone: do not train the trunks; keypoints and projections still train.
+        freeze_encoders: do not train the encoders at all.
         num_keypoints: number of keypoints of the spatial softmax. A camera has 2 * num_keypoints
             features.
         stage_widths, blocks_per_stage, stage_strides: see `ResNetTrunk`.
@@ -177,6 +178,7 @@ class MultiViewResNetEncoder(nn.Module):
         use_separate_rgb_encoder_per_camera: bool = True,
         pretrained_backbone_weights: str | None = None,
         freeze_backbone: bool = False,
+        freeze_encoders: bool = False,
         num_keypoints: int = 32,
         stage_widths: Sequence[int] = RESNET18_WIDTHS,
         blocks_per_stage: Sequence[int] = RESNET18_BLOCKS,
@@ -203,10 +205,17 @@ class MultiViewResNetEncoder(nn.Module):
                 stage_widths, blocks_per_stage, stage_strides, pretrained_backbone_weights
             )
             trunk.requires_grad_(not freeze_backbone)
-            return CameraEncoder(trunk, num_keypoints)
+            encoder = CameraEncoder(trunk, num_keypoints)
+            return encoder.requires_grad_(False) if freeze_encoders else encoder
 
         names = ("shared",) if self._shared else map(_module_name, self.camera_names)
         self.encoders = nn.ModuleDict({name: build_encoder() for name in names})
+
+    @property
+    def has_fixed_features(self) -> bool:
+        """True if the features of an image stay the same: no training, no random crops."""
+        is_frozen = not any(parameter.requires_grad for parameter in self.parameters())
+        return is_frozen and self.crop_size is None
 
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:
         """Encode images that are already normalized (mean and deviation per colour channel).

@@ -95,11 +95,25 @@ def curve_charts(rows: Sequence[Row], baselines: Sequence[Row]) -> list[CurveCha
                 by_metric.setdefault(curve.metric, []).append((row, curve))
     num_curves = sum(len(curves) for curves in by_metric.values())
     num_points = min(max(MAX_POINTS // max(num_curves, 1), MIN_POINTS), MAX_POINTS_EACH)
-    return [
-        CurveChart(metric, title, _chart(metric, title, curves, styles, num_points, baselines))
-        for metric, curves in by_metric.items()
-        if curves and (title := TITLES.get(metric, metric))
-    ]
+    charts = []
+    for metric, curves in by_metric.items():
+        title = TITLES.get(metric, metric)
+        if len(curves) > 1 and _are_equal([curve for _, curve in curves]):
+            title += f", the same in all {len(curves)}"
+        if curves:
+            chart = _chart(metric, title, curves, styles, num_points, baselines)
+            charts.append(CurveChart(metric, title, chart))
+    return charts
+
+
+def _are_equal(curves: Sequence[Curve]) -> bool:
+    """Return True if all curves have the same values as far as each of them goes."""
+    longest = max(curves, key=lambda curve: len(curve.steps))
+    return all(
+        list(curve.values) == list(longest.values)[: len(curve.values)]
+        and list(curve.steps) == list(longest.steps)[: len(curve.steps)]
+        for curve in curves
+    )
 
 
 def clip_path() -> Markup:

@@ -28,18 +28,29 @@ RESUME = "Resume it"
 COMPARE = "Compare the best two on fresh seeds"
 
 
-def checkpoint_commands(checkpoint: str) -> dict[str, str]:
-    """Return the commands for one checkpoint, given by its path or URL."""
-    episodes = f"evaluate.num_episodes={NUM_FRESH_EPISODES}"
+def checkpoint_commands(checkpoint: str, recorded_seeds: Sequence[int] = ()) -> dict[str, str]:
+    """Return the commands for one checkpoint, given by its path or URL.
+
+    Args:
+        recorded_seeds: seeds of the page's episodes. Fresh seeds follow the last one.
+    """
+    options = [f"evaluate.num_episodes={NUM_FRESH_EPISODES}"]
+    if recorded_seeds:
+        options.append(f"evaluate.seed={max(recorded_seeds) + 1}")
     return {
-        EVALUATE: command("evaluate", to_override("checkpoint", checkpoint), episodes),
+        EVALUATE: command("evaluate", to_override("checkpoint", checkpoint), *options),
         EXPORT: command("export", to_override("checkpoint", checkpoint), "exported_policy"),
     }
 
 
-def compare_command(checkpoints: Sequence[str]) -> str:
-    """Return the command that compares checkpoints on the same seeds."""
-    return command("compare", *checkpoints, f"evaluate.num_episodes={NUM_FRESH_EPISODES}")
+def compare_command(checkpoints: Sequence[str], num_recorded: int = 0) -> str:
+    """Return the command that compares checkpoints on the same seeds.
+
+    Args:
+        num_recorded: number of episodes of the page, to which the command adds others.
+    """
+    num_episodes = num_recorded + NUM_FRESH_EPISODES
+    return command("compare", *checkpoints, f"evaluate.num_episodes={num_episodes}")
 
 
 def train_command(config: Config, run_name: str) -> str:

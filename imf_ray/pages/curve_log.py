@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import statistics
 from array import array
 from typing import TypeVar
 
@@ -55,6 +56,11 @@ class CurveLog:
         self._steps.insert(index, step)
         for column, item in columns:
             column.insert(index, item)
+
+    @property
+    def median(self) -> float | None:
+        """Median of the stored values; None without any."""
+        return statistics.median(self._values) if self._values else None
 
     def curve(self, max_points: int = MAX_POINTS) -> Curve | None:
         """Return the curve, thinned to some `max_points` points; None without any."""

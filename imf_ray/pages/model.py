@@ -204,6 +204,15 @@ class Snapshot:
         return self.state in (State.PENDING, State.RUNNING, State.STALLED)
 
     @property
+    def wall_s(self) -> float | None:
+        """Time of all launches together, also of one that is running; None without any."""
+        ended = [launch.wall_s for launch in self.launches if launch.wall_s is not None]
+        newest = self.launches[-1] if self.launches else None
+        if newest is not None and newest.wall_s is None and self.is_active:
+            ended.append(max(0.0, self.read_at - newest.started_at))
+        return sum(ended) if ended else None
+
+    @property
     def steps_left(self) -> int:
         """Number of updates until all rows are trained, if none stops earlier."""
         waiting = (State.PENDING, State.RUNNING, State.STALLED)

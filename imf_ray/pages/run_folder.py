@@ -19,7 +19,7 @@ from imf_ray.checkpoint_dir import (
 from imf_ray.pages.commands import checkpoint_commands
 from imf_ray.pages.file_cache import FileCache, Version, file_version
 from imf_ray.pages.model import Process, Row, State, Success
-from imf_ray.pages.run_log import ACTION_ERROR, RunLog
+from imf_ray.pages.run_log import ACTION_ERROR, SPEED, RunLog
 from imf_ray.redaction import redact
 from imf_ray.rollout.record_store import EVALUATIONS_DIR, GRID_VIDEO
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, stage_shares
@@ -121,7 +121,7 @@ class RunFolder:
             step=step if log.pace.last_time is not None or metrics else None,
             max_steps=max_steps,
             saved_step=self._saved_steps[-1] if self._saved_steps else None,
-            samples_per_s=log.latest.get("samples_per_s"),
+            samples_per_s=log.latest.get(SPEED) if is_active else log.median_speed,
             time_left_s=log.pace.time_left_s(max_steps) if is_active and max_steps else None,
             last_entry_age_s=None
             if log.pace.last_time is None

@@ -20,7 +20,8 @@ from imf_ray.pages.model import Curve
 from imf_ray.training.pace import Pace
 from imf_ray.training.run_records import RESTARTS, VALIDATED, merge_metrics, parse_metrics
 
-TRAINING_METRICS = ("loss", "lr", "samples_per_s")
+SPEED = "samples_per_s"
+TRAINING_METRICS = ("loss", "lr", SPEED)
 """Metrics of training with a curve."""
 ACTION_ERROR = "action_error"
 SUCCESS_BOUNDS = ("rollout/success_ci_low", "rollout/success_ci_high")
@@ -91,6 +92,11 @@ class RunLog:
     def restarts(self) -> int:
         """Number of times the run was resumed."""
         return int(self.latest.get(RESTARTS, 0))
+
+    @property
+    def median_speed(self) -> float | None:
+        """Median of the samples per second of training; None before the first line of it."""
+        return self._curves[SPEED].median
 
     def curves(self, max_points: int) -> list[Curve]:
         """Return the curves of all metrics that have values."""

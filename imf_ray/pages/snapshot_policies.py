@@ -62,10 +62,11 @@ class ComparisonReader:
         }
         varied = differing_options(options.values())
         labels = short_labels(policies, LABEL_WIDTH)
+        seeds = [int(seed) for seed in content.get("seeds", ())]
         rows = []
         for name, values in policies.items():
             params = {key: options[name][key] for key in varied if key in options.get(name, {})}
-            rows.append(_policy_row(name, labels[name], values, params, checkpoints[name]))
+            rows.append(_policy_row(name, labels[name], values, params, checkpoints[name], seeds))
         compared = {name for pair in pairs for name in (pair.a, pair.b)}
         ranked = sorted(
             (row for row in rows if row.name in compared),
@@ -86,7 +87,7 @@ class ComparisonReader:
             pairs=pairs,
             options={key: value for key, value in shared.items() if key not in varied},
             launches=self._history.launches,
-            commands=_comparison_commands(ranked),
+            commands=_comparison_commands(ranked, len(seeds)),
             media=media.find(
                 (folder / GRID_VIDEO, f"Episodes of {labels[name]}, failures first")
                 for name, folder in records.items()
@@ -153,6 +154,7 @@ def _policy_row(
     metrics: Mapping[str, Any],
     params: Mapping[str, Any],
     checkpoint: str | None,
+    seeds: Sequence[int] = (),
 ) -> Row:
     metrics = rename_keys(metrics, METRICS)
     return Row(
@@ -165,7 +167,7 @@ def _policy_row(
         stages=list(stage_shares(metrics).values()),
         action_error=metrics.get(ACTION_ERROR),
         checkpoint=None if checkpoint is None else redact(checkpoint),
-        commands={} if checkpoint is None else commands.checkpoint_commands(checkpoint),
+        commands={} if checkpoint is None else commands.checkpoint_commands(checkpoint, seeds),
     )
 
 
@@ -194,13 +196,13 @@ def _pair(values: Mapping[str, Any]) -> Pair:
     )
 
 
-def _comparison_commands(ranked: Sequence[Row]) -> dict[str, str]:
+def _comparison_commands(ranked: Sequence[Row], num_episodes: int) -> dict[str, str]:
     checkpoints = [row.checkpoint for row in ranked if row.checkpoint is not None]
     if not checkpoints:
         return {}
     offered = dict(ranked[0].commands) if ranked[0].checkpoint is not None else {}
     if len(checkpoints) == len(ranked):
-        command = commands.compare_command(checkpoints)
+        command = commands.compare_command(checkpoints, num_episodes)
         offered["Compare them on more episodes"] = command
     return offered
 
@@ -214,6 +216,8 @@ def _comparison(content: Any) -> dict[str, Any]:
         rename_keys(values, METRICS)
     for values in content["comparisons"]:
         _pair(values)
+    for seed in content.get("seeds", ()):
+        int(seed)
     return dict(content)
 
 

@@ -22,7 +22,7 @@ MIN_FIXED_ERROR = 1e-3
 """Smallest action error with four decimals; smaller ones have three significant digits."""
 REWARD_HELP = "Mean over episodes of the summed reward; higher is better"
 ERROR_HELP = "Mean absolute error of normalized actions on held-out episodes; lower is better"
-SPEED_HELP = "Training samples per second, at the last line of the log"
+SPEED_HELP = "Training samples per second: the newest value, and the median of a run that has ended"
 MAX_DETAILED_ROWS = 200
 """Maximum number of rows with details of their own; rows that failed always have some."""
 

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from imf_ray.sim.base import SimEnv
+from imf_ray.sim.base import VIDEO_SIZE, SimEnv
 from imf_ray.video import FRAMES_PER_SECOND, encode_video
 
 VIDEO, TRAJECTORY, PATH_IMAGE = "video.mp4", "trajectory.npz", "trajectory.png"
-VIDEO_DOWNSCALE = 2
-"""Each side of a video frame is the overview image's side divided by this factor."""
 PATH_COLOR, PATH_WIDTH = (255, 0, 0), 2
 
 
@@ -58,8 +56,7 @@ class ArtifactRecorder:
         if self._request.video:
             period = max(1, round(self._env.control_hz / FRAMES_PER_SECOND))
             if len(self._steps) % period == 0:
-                frame = self._env.render_overview()
-                self._frames.append(frame[::VIDEO_DOWNSCALE, ::VIDEO_DOWNSCALE])
+                self._frames.append(self._env.render_overview(VIDEO_SIZE))
         if self._request.trajectory and not self._steps:
             self._ee_poses.append(self._env.ee_poses())
         self._steps.append(

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from imf_ray.bundled import policy_dir
 from imf_ray.errors import UserError
-from imf_ray.folders import display, refuse_without_episodes, require_checkpoint, require_run
+from imf_ray.folders import (
+    best_checkpoint,
+    display,
+    refuse_without_episodes,
+    require_checkpoint,
+    require_run,
+)
 from imf_ray.storage import is_remote, local_dir, to_local
 
 
@@ -92,11 +98,14 @@ class PolicySpec:
         elif self.kind == PolicyKind.REPLAY:
             refuse_without_episodes(self.local_path, f"{self.kind}:")
 
-    def resolve(self) -> PolicySpec:
+    def resolve(self, is_run: bool = False) -> PolicySpec:
         """Return the same policy with an absolute local path.
 
         `policies/NAME` is a policy shipped with the package, unless this folder exists in the
-        working directory.
+        working directory. The folder of a run stands for its best checkpoint.
+
+        Args:
+            is_run: see `check_path`. The path then remains that of the run.
 
         Raises:
             UserError: the policy is a replay of a URL.
@@ -105,8 +114,10 @@ class PolicySpec:
             return self
         if self.kind == PolicyKind.REPLAY and is_remote(self.path):
             raise UserError(f"{self} is a URL, but a replay needs episodes in a local folder.")
-        folder = policy_dir(self.path) if self.is_agent else local_dir(self.path)
-        return replace(self, path=str(folder))
+        if not self.is_agent:
+            return replace(self, path=str(local_dir(self.path)))
+        folder = policy_dir(self.path)
+        return replace(self, path=str(folder if is_run else best_checkpoint(folder)))
 
 
 EXPERT = PolicySpec(PolicyKind.EXPERT)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import imf_ray
-from imf_ray.agents.pretrained import check_agent_options
+from imf_ray.agents.pretrained import make_meta_agent
 from imf_ray.data.episode_formats import AUTO
 from imf_ray.errors import UserError
 from imf_ray.schema import Config, EvaluateConfig, TaskConfig
@@ -73,7 +73,7 @@ def agent_rollout_config(
         )
     if evaluate.inference_steps is not None:
         changed = replace(agent, inference_steps=evaluate.inference_steps)
-        check_agent_options(changed, config.task.action_space)
+        make_meta_agent(changed, config.task.action_space)
     rendered = agent.camera_names if camera_names is None else camera_names
     missing = [camera for camera in agent.camera_names if camera not in rendered]
     if missing:

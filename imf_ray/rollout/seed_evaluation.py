@@ -37,6 +37,7 @@ class Evaluation:
     def __init__(self, spec: RolloutSpec, metadata: RolloutMetadata, folder: Path) -> None:
         self.folder, self.metadata = folder, metadata
         self._spec = spec
+        self._videos: dict[int, bytes] = {}  # by seed
         self.store = RecordStore(folder, metadata.policy, metadata.settings)
 
     def run(
@@ -45,6 +46,7 @@ class Evaluation:
         resources: RolloutResources,
         on_record: OnRecord,
         save_trajectories: bool = False,
+        num_videos: int = 0,
     ) -> list[EpisodeRecord]:
         """Run the episodes that have no record yet, and return the records of all seeds.
 
@@ -53,20 +55,25 @@ class Evaluation:
                 when its episode ends.
             save_trajectories: write the trajectory of every episode to `trajectories/seed_N/`. An
                 episode with a record but without a trajectory is repeated.
+            num_videos: record the first episodes on video while they run, for `grid_video`.
         """
         to_run = self._missing(seeds, save_trajectories)
-        artifacts: dict[int, ArtifactRequest] = {}
-        if save_trajectories:
-            artifacts = dict.fromkeys(to_run, ArtifactRequest(trajectory=True))
         for seed in seeds:
             if seed not in to_run:
                 on_record(self.store.records[seed])
         remaining_seeds = [seed for seed in seeds if seed in to_run]
+        artifacts = {
+            seed: ArtifactRequest(video=number < num_videos, trajectory=save_trajectories)
+            for number, seed in enumerate(remaining_seeds)
+        }
         for result in self._run(remaining_seeds, resources, artifacts):
             record = result.record
             self.store.add(record)
             for name, content in result.files.items():
-                write_atomically(self._trajectory_dir(record.seed) / name, content)
+                if name == VIDEO:
+                    self._videos[record.seed] = content
+                else:
+                    write_atomically(self._trajectory_dir(record.seed) / name, content)
             on_record(record)
         return [self.store.records[seed] for seed in seeds]
 
@@ -79,27 +86,39 @@ class Evaluation:
         if video or self._missing(seeds, save_trajectories):
             check_rendering(self._spec.config, overview=video or save_trajectories)
 
-    def record_grid_video(
-        self, records: Sequence[EpisodeRecord], max_episodes: int, resources: RolloutResources
+    def write_grid_video(
+        self,
+        records: Sequence[EpisodeRecord],
+        max_episodes: int,
+        resources: RolloutResources,
+        on_video: Callable[[int, int], None],
     ) -> Path | None:
-        """Repeat up to `max_episodes` of these episodes, failures first, and write a grid video.
+        """Write a grid video of up to `max_episodes` of these episodes, failures first.
 
-        Repeating an episode gives the same result, so `run` does not spend time on videos.
+        Episodes that were not recorded when they ran are repeated, with the same result.
+
+        Args:
+            on_video: called with the number of videos that are ready, and that of all.
 
         Returns:
             The path of the video, or None if no episode could be recorded.
         """
-        selected = [record for record in failures_first(records) if record.error is None]
-        artifacts = {r.seed: ArtifactRequest(video=True) for r in selected[:max_episodes]}
-        results = {
-            result.record.seed: result
-            for result in self._run(list(artifacts), resources, artifacts)
-        }
-        # An episode that ends in an error when it is repeated has no video.
+        selected = [r for r in failures_first(records) if r.error is None][:max_episodes]
+        seeds = [record.seed for record in selected]
+        if not seeds:
+            return None
+        to_repeat = [seed for seed in seeds if seed not in self._videos]
+        artifacts = dict.fromkeys(to_repeat, ArtifactRequest(video=True))
+        num_ready = len(seeds) - len(to_repeat)
+        on_video(num_ready, len(seeds))
+        for num_repeated, result in enumerate(self._run(to_repeat, resources, artifacts), start=1):
+            if VIDEO in result.files:  # not if it ends in an error this time
+                self._videos[result.record.seed] = result.files[VIDEO]
+            on_video(num_ready + num_repeated, len(seeds))
         clips = [
-            VideoClip(results[seed].record, results[seed].files[VIDEO])
-            for seed in artifacts
-            if VIDEO in results[seed].files
+            VideoClip(record, self._videos[record.seed])
+            for record in selected
+            if record.seed in self._videos
         ]
         if not clips:
             return None

@@ -80,7 +80,7 @@ class Config:
         TrainConfig, commands=TRAINING_COMMANDS, resumable=False, sweepable=True
     )
     cluster: ClusterConfig = section(
-        ClusterConfig, commands=SIMULATION_COMMANDS, resumable=True, sweepable=False
+        ClusterConfig, commands=(*SIMULATION_COMMANDS, "demo"), resumable=True, sweepable=False
     )
     collect: CollectConfig = section(
         CollectConfig, commands=("collect",), resumable=True, sweepable=False
@@ -134,7 +134,14 @@ class Config:
         "Parent folder of runs, sweeps and comparisons: a folder that all nodes share, or an "
         "fsspec URL (s3://bucket/runs). Each machine keeps a local copy of a URL.",
         is_path=True,
-        commands=(*TRAINING_COMMANDS, *EVALUATION_COMMANDS, "dataset", "board", "report"),
+        commands=(
+            *TRAINING_COMMANDS,
+            *EVALUATION_COMMANDS,
+            "dataset",
+            "board",
+            "report",
+            "demo",
+        ),
     )
     debug: bool = option(False, "Show tracebacks and the workers' output.", commands=COMMANDS)
 

@@ -89,6 +89,11 @@ class VisionBackboneConfig:
     freeze_backbone: bool = option(
         False, "Do not train the trunks. Keypoints and projections are still trained."
     )
+    freeze_encoders: bool = option(
+        False,
+        "Do not train the image encoders at all. Without crops, training then encodes each image "
+        "of the data set only once. Use it with train.init_from.",
+    )
     use_separate_rgb_encoder_per_camera: bool = option(
         True, "Use one encoder per camera. false shares one encoder among all cameras."
     )

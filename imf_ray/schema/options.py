@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 from imf_ray.errors import UserError
 
 COMMANDS = (
+    "demo",
     "collect",
     "dataset",
     "train",

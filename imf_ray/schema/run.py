@@ -183,6 +183,11 @@ class TrainConfig:
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise UserError(f"train.betas={self.betas} must be two numbers in [0, 1).")
 
+    @property
+    def validates(self) -> bool:
+        """True if checkpoints are validated by rollouts, among them the last one."""
+        return self.rollout_val_freq_epochs > 0 or self.rollout_validate_on_checkpoint
+
 
 @dataclass
 class ClusterConfig:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from imf_ray.sim.array_types import FloatArray, Image
 
-OVERVIEW_SIZE = (480, 640)
-"""Height and width in pixels of the overview image."""
+OVERVIEW_SIZE, VIDEO_SIZE = (480, 640), (240, 320)
+"""Height and width in pixels of overview images, and of those that are frames of a video."""
 
 
 class SimEnv(gymnasium.Env[dict[str, Any], Any]):
@@ -62,10 +62,10 @@ class SimEnv(gymnasium.Env[dict[str, Any], Any]):
         """
 
     @abstractmethod
-    def render_overview(self) -> Image:
-        """Render an image (*OVERVIEW_SIZE, 3) of the current state for people to look at.
+    def render_overview(self, size: tuple[int, int] = OVERVIEW_SIZE) -> Image:
+        """Render an image (*size, 3) of the current state for people to look at.
 
-        The camera is the same for all images of a task.
+        The camera is the same for all images of a task. Its aspect ratio is that of OVERVIEW_SIZE.
         """
 
     @abstractmethod

@@ -90,7 +90,7 @@ class BimanualEnv(SimEnv):
         self._shadows = shadows
         self._multisampling = multisampling
         self._renderer: CameraRenderer | None = None
-        self._overview_renderer: CameraRenderer | None = None
+        self._overview_renderers: dict[tuple[int, int], CameraRenderer] = {}  # by image size
 
         self.model = _compile_model(self.scene)
         self.data = mujoco.MjData(self.model)
@@ -164,7 +164,7 @@ class BimanualEnv(SimEnv):
 
     def close(self) -> None:
         """Drop the renderers. They are freed when the last env that uses them drops them."""
-        self._renderer = self._overview_renderer = None
+        self._renderer, self._overview_renderers = None, {}
 
     # Used by recorders, experts and evaluation -------------------------------------------------
 
@@ -183,11 +183,11 @@ class BimanualEnv(SimEnv):
     def render_cameras(self) -> dict[str, Image]:
         return {name: self._render(name) for name in self._camera_names}
 
-    def render_overview(self) -> Image:
+    def render_overview(self, size: tuple[int, int] = OVERVIEW_SIZE) -> Image:
         """Render the camera `front`, always without shadows and multisampling."""
-        if self._overview_renderer is None:
-            self._overview_renderer = shared_renderer(self.model, OVERVIEW_SIZE)
-        return self._overview_renderer.render(self.data, OVERVIEW_CAMERA)
+        if size not in self._overview_renderers:
+            self._overview_renderers[size] = shared_renderer(self.model, size)
+        return self._overview_renderers[size].render(self.data, OVERVIEW_CAMERA)
 
     def project_to_pixels(self, points: FloatArray) -> FloatArray:
         """Project points into the overview image (see `rendering.project_to_pixels`)."""

@@ -159,13 +159,13 @@ class AdaptedEnv(SimEnv):
             for name in settings["camera_names"]
         }
 
-    def render_overview(self) -> Image:
-        """Return the image of the first camera, scaled to the overview size with black margins."""
+    def render_overview(self, size: tuple[int, int] = OVERVIEW_SIZE) -> Image:
+        """Return the image of the first camera, scaled to the size with black margins."""
         image = self._image(next(iter(self._adapter["cameras"].values())))
-        scale = min(np.divide(OVERVIEW_SIZE, image.shape[:2]))
+        scale = min(np.divide(size, image.shape[:2]))
         height, width = (round(side * scale) for side in image.shape[:2])
-        top, left = (OVERVIEW_SIZE[0] - height) // 2, (OVERVIEW_SIZE[1] - width) // 2
-        overview = np.zeros((*OVERVIEW_SIZE, 3), np.uint8)
+        top, left = (size[0] - height) // 2, (size[1] - width) // 2
+        overview = np.zeros((*size, 3), np.uint8)
         overview[top : top + height, left : left + width] = resize(image, (height, width))
         return overview
 

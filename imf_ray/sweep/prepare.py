@@ -14,18 +14,15 @@ from imf_ray.cluster import ClusterSize
 from imf_ray.config import dedupe_overrides, new_run_name, to_override
 from imf_ray.errors import UserError, error_source
 from imf_ray.schema import Config
-from imf_ray.storage import local_dir, parse_path
+from imf_ray.storage import display_path, local_dir, parse_path
 from imf_ray.sweep.schedulers import check_scheduler
 from imf_ray.sweep.search_space import SearchSpace, load_search_space, trial_name
 from imf_ray.sweep.sweep_dir import SavedSpace, SweepDir
 from imf_ray.sweep.trial_record import TrialDir
+from imf_ray.training.checkpoint import describe_checkpoints
 from imf_ray.training.run_dir import RunDir
-from imf_ray.training.trainer import (
-    enable_validation,
-    init_or_verify_run_dir,
-    prepare_run,
-    starting_weights,
-)
+from imf_ray.training.run_identity import init_or_verify_run_dir
+from imf_ray.training.trainer import enable_validation, prepare_run, starting_weights
 
 
 @dataclass(frozen=True)
@@ -152,6 +149,30 @@ def find_resumable_sweep(storage: Path, name: str | None) -> SweepDir | None:
 def _is_complete(sweep_dir: SweepDir) -> bool:
     results = sweep_dir.read_results()
     return results is not None and all(record.is_complete for record in results[0])
+
+
+def describe_sweep(sweep: Sweep, resources: RunResources, concurrent_trials: int) -> str:
+    """Describe a sweep that starts: its trials, their data, resources and checkpoints."""
+    num_trials, verb = len(sweep.configs), "Resuming" if sweep.is_resumed else "Sweep"
+    return "\n".join(
+        [
+            f"{verb} {sweep.sweep_dir}: {num_trials} trials, {concurrent_trials} at a time",
+            f"First trial: {sweep.summary}",
+            f"Resources of each trial: {resources}",
+            describe_checkpoints(sweep.first_config, num_trials),
+        ]
+    )
+
+
+def resume_options(sweep: Sweep) -> dict[str, str]:
+    """Return the options with which `imf-ray tune` resumes a sweep."""
+    options = {
+        "resume": "auto",
+        "run_name": sweep.sweep_dir.name,
+        "storage_path": display_path(sweep.sweep_dir.path.parent),
+    }
+    address = sweep.first_config.cluster.address
+    return options if address is None else {**options, "cluster.address": address}
 
 
 def allocate_sweep(sweep: Sweep, size: ClusterSize) -> tuple[RunResources, int]:

@@ -28,7 +28,8 @@ from imf_ray.sweep.trial_reports import (
     start_report_queue,
 )
 from imf_ray.training.fault_tolerance import error_summary
-from imf_ray.training.trainer import InitialWeights, PreparedRun, RunOutcome, fit, load_run
+from imf_ray.training.run_identity import PreparedRun, load_run
+from imf_ray.training.trainer import InitialWeights, RunOutcome, fit
 
 
 @dataclass(frozen=True)

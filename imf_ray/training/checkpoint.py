@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from imf_ray.agents.base import VLAAgent
-from imf_ray.agents.pretrained import save_agent, save_inference_policy
+from imf_ray.agents.pretrained import make_meta_agent, save_agent, save_inference_policy
 from imf_ray.checkpoint_dir import (
     DIGEST_KEY,
     MANIFEST_FILE,
@@ -39,7 +39,10 @@ from imf_ray.errors import StorageError, UserError
 from imf_ray.files import atomic_rename, fsync_path
 from imf_ray.folders import verify_checkpoint
 from imf_ray.schema import Config
+from imf_ray.storage import existing_folder
 
+ADAM_MOMENTS = 2
+"""Number of values that Adam stores for each trained parameter."""
 DISK_FULL_PATTERN = re.compile(
     "PytorchStreamWriter|unexpected pos|No space left|os error|I/O error"
 )
@@ -71,6 +74,25 @@ def save_checkpoint(
 
     _write_with_manifest(folder / f"{PARTIAL_PREFIX}{step:08d}", final, metrics, write)
     return SavedCheckpoint(final, metrics)
+
+
+def describe_checkpoints(config: Config, num_runs: int = 1) -> str:
+    """Return a line with the size of a run's checkpoints and the free disk space.
+
+    Args:
+        num_runs: number of runs like this one that write into `storage_path`.
+    """
+    agent = make_meta_agent(config.agent, config.task.action_space)
+    weights = sum(value.numel() * value.element_size() for value in agent.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for p in agent.parameters() if p.requires_grad)
+    each = weights * (2 if config.train.ema else 1) + trained * ADAM_MOMENTS
+    kept = config.train.keep_last_k + 1
+    runs = "" if num_runs == 1 else f" in each of {num_runs} runs"
+    free = shutil.disk_usage(existing_folder(config.storage_path)).free
+    return (
+        f"Checkpoints: {each / 1e6:.0f} MB each, at most {kept} at a time{runs} "
+        f"(train.keep_last_k={config.train.keep_last_k}, and the best); {free / 1e9:.0f} GB free"
+    )
 
 
 def export_policy(checkpoint: str | Path, folder: str | Path) -> SavedCheckpoint:

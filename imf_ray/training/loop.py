@@ -30,6 +30,8 @@ from imf_ray.metrics_export import RANK, MetricExporter, run_tags
 from imf_ray.ray_internals import wait_for_task_events
 from imf_ray.schema import Config
 from imf_ray.training.diagnostics import GradientNorms, run_diagnostics
+from imf_ray.training.feature_cache import FeatureCache
+from imf_ray.training.live_progress import UPDATES, ProgressWriter
 from imf_ray.training.reporting import CheckpointReporter, CheckpointSchedule
 from imf_ray.training.run_dir import RunDir
 from imf_ray.training.stop_monitor import StopMonitor
@@ -100,9 +102,16 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     exporter = MetricExporter({**run_tags(run_dir.path), RANK: str(rank)})
     timer, grad_norms = DataWaitTimer(exporter), GradientNorms(train.grad_clip)
     metrics: dict[str, float] = {}
+    progress = ProgressWriter(run_dir.path, UPDATES, train.max_steps) if rank == 0 else None
 
     shard = ray.train.get_dataset_shard(DATASET_NAME)
-    for batch in timer.wrap(dataset.batches(shard, rank, world_size, state.step)):
+    encoder = state.agent.vision_encoder
+    features = None
+    if encoder is not None and encoder.has_fixed_features:
+        features = FeatureCache(state.agent, dataset).encode
+    for batch in timer.wrap(dataset.batches(shard, rank, world_size, state.step, features)):
+        if features is not None:
+            batch["image_features"] = batch.pop("images")
         if sample_log is not None:
             sample_log.log(state.step, np.asarray(batch["sample_id"]))
         torch.manual_seed(_dropout_seed(train.seed, state.step, rank))
@@ -112,6 +121,8 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
         grad_norms.add(grad_norm)
 
         step, num_epochs = state.step, state.step / plan.steps_per_epoch
+        if progress is not None:
+            progress.write(step, step)
         node_draining, stop_requested = stop_monitor.poll()
         save = schedule.should_save(step) or node_draining or stop_requested
         log_now = _is_due(step, train.log_freq) or step == train.max_steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -11,13 +12,16 @@ from rich.console import Console
 
 from imf_ray.checkpoint_dir import VALIDATION_ERROR
 from imf_ray.errors import UserError
+from imf_ray.progress_bars import ProgressBars
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
-from imf_ray.terminal import ProgressBars
+from imf_ray.training.live_progress import UPDATES, VALIDATION, Progress, read_progress
 from imf_ray.training.run_dir import RunDir
 from imf_ray.training.run_records import INVALID_CHECKPOINTS, RESTARTS, merge_metrics
 
 POLL_INTERVAL_S = 1.0
 """Seconds between two reads of a run's metrics."""
+WAITING = "waiting for the first update"
+"""Text of a bar before its run's workers have started."""
 TRAINING_FORMATS = {
     "epoch": "epoch {:.2f}",
     "loss": "loss {:.4f}",
@@ -45,6 +49,7 @@ class RunProgress:
         self._bars = ProgressBars(console)
 
     def __enter__(self) -> RunProgress:
+        self._started_at = time.time()
         for run_dir in self._runs:  # lines of an earlier session are not shown
             self._new_lines(run_dir)
         self._bars.__enter__()
@@ -68,6 +73,7 @@ class RunProgress:
             for line in self._new_lines(run_dir):
                 self._latest[run_dir] = merge_metrics(self._latest[run_dir], line)
                 self._show(run_dir, line)
+            self._show_live(run_dir)
 
     def _new_lines(self, run_dir: RunDir) -> list[dict[str, Any]]:
         try:
@@ -75,6 +81,25 @@ class RunProgress:
         except UserError:  # a brief network failure; the next poll tries again
             return []
         return lines
+
+    def _show_live(self, run_dir: RunDir) -> None:
+        """Move the bar by what has happened since the last line of metrics."""
+        updates, validation = (self._live(run_dir, kind) for kind in (UPDATES, VALIDATION))
+        latest, total = self._latest[run_dir], self._runs[run_dir]
+        if updates is None and not latest:
+            self._bars.move(run_dir.name, 0, total, WAITING)
+            return
+        step = max(latest.get("step", 0), 0 if updates is None else updates.step)
+        text = format_metrics(latest)
+        if validation is not None and validation.completed < validation.total:
+            episodes = f"{validation.completed} of {validation.total} episodes"
+            text += f"  validation of step {validation.step}: {episodes}"
+        self._bars.move(run_dir.name, step, total, text.strip())
+
+    def _live(self, run_dir: RunDir, kind: str) -> Progress | None:
+        """Return the progress of a kind that was written since the start."""
+        progress = read_progress(run_dir.path, kind)
+        return None if progress is None or progress.time < self._started_at else progress
 
     def _show(self, run_dir: RunDir, line: Mapping[str, Any]) -> None:
         """Show the latest value of every metric on a terminal, and only the new line elsewhere."""

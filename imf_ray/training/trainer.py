@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,23 +20,19 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from imf_ray.agents.initial_weights import InitialWeights, policy_digest, read_initial_weights
-from imf_ray.agents.pretrained import check_agent_options
+from imf_ray.agents.pretrained import make_meta_agent
 from imf_ray.allocation import RunResources
 from imf_ray.bundled import policy_dir
 from imf_ray.cluster import DATA_POOL, TRAIN_POOL, label_selector
-from imf_ray.config import config_from_dict, config_to_dict, to_yaml
-from imf_ray.data.index import EpisodeIndex, build_index
 from imf_ray.data.pipeline import DATASET_NAME, PerRankDataConfig, TrainDataset
-from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
+from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.data.windows import window_spec_from_config
 from imf_ray.errors import UserError
-from imf_ray.files import retry_io
 from imf_ray.metrics_export import run_tags
 from imf_ray.rollout.rollout_config import agent_rollout_config
-from imf_ray.schema import Config, resumable_options
+from imf_ray.schema import Config
 from imf_ray.storage import check_free_space
-from imf_ray.training.data_identity import describe_changed_episodes
 from imf_ray.training.fault_tolerance import (
     FaultTolerantTorchTrainer,
     OrphanedPlacementGroupCleanup,
@@ -46,10 +41,11 @@ from imf_ray.training.fault_tolerance import (
 )
 from imf_ray.training.loop import WORKER_CONFIG_KEY, WorkerConfig, train_worker
 from imf_ray.training.run_config import make_run_config
-from imf_ray.training.run_dir import DataManifest, RunDir
+from imf_ray.training.run_dir import RunDir
+from imf_ray.training.run_identity import PreparedRun, init_or_verify_run_dir, load_run
 from imf_ray.training.run_records import InitRecord
 from imf_ray.training.tracking import check_tracking
-from imf_ray.training.validation import check_validation, has_validation, validate
+from imf_ray.training.validation import check_validation, validate
 
 CONTROLLER_FAILURE_LIMIT, ELASTIC_FAILURE_LIMIT = 30, 1
 """Number of 60-second placement timeouts that Ray tolerates before it reports a controller failure.
@@ -57,27 +53,6 @@ CONTROLLER_FAILURE_LIMIT, ELASTIC_FAILURE_LIMIT = 30, 1
 The first is for a fixed number of workers. The second is for an elastic run, which then asks for
 fewer workers."""
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PreparedRun:
-    """A configuration that was checked, with its data and the plan of its batches."""
-
-    config: Config
-    train: EpisodeIndex
-    val: EpisodeIndex
-    plan: SamplePlan
-
-    def describe(self) -> str:
-        """Describe the data and the length of the run in one line."""
-        epochs = self.config.train.max_steps / self.plan.steps_per_epoch
-        num_skipped = len(self.train.skipped)
-        skipped = f", {num_skipped} invalid ones skipped" if num_skipped else ""
-        return (
-            f"{len(self.train.episodes)} episodes for training, {len(self.val.episodes)} for "
-            f"validation{skipped}; {self.plan.num_samples} samples, {self.plan.steps_per_epoch} "
-            f"training steps per epoch; {self.config.train.max_steps} steps = {epochs:.1f} epochs"
-        )
 
 
 @dataclass(frozen=True)
@@ -100,31 +75,11 @@ def prepare_run(config: Config) -> PreparedRun:
     """
     check_free_space(config.storage_path)
     check_tracking(config)
-    check_agent_options(config.agent, config.task.action_space)
+    make_meta_agent(config.agent, config.task.action_space)  # checks the agent's options
     agent_rollout_config(config, config.train.rollout_seed)
-    if has_validation(config):
+    if config.train.validates:
         check_validation(config)
     return load_run(config)
-
-
-def load_run(config: Config) -> PreparedRun:
-    """Index the data and plan the batches of a configuration that `prepare_run` has checked.
-
-    Raises:
-        UserError: the data or the batch size are invalid.
-    """
-    train, val = build_index(config).split(config.train.val_split, config.train.seed)
-    plan = SamplePlan(
-        lengths=tuple(episode.length for episode in train.episodes),
-        batch_size=config.train.batch_size,
-        virtual_shards=choose_virtual_shards(
-            config.train.batch_size, config.cluster.num_workers, config.data.virtual_shards
-        ),
-        read_block_steps=config.data.read_block_steps,
-        shuffle_buffer_blocks=config.data.shuffle_buffer_blocks,
-        seed=config.train.seed,
-    )
-    return PreparedRun(config, train, val, plan)
 
 
 def starting_weights(config: Config, run_dir: RunDir) -> InitialWeights | None:
@@ -298,62 +253,9 @@ def _start_step(run_dir: RunDir) -> int:
     return 0 if checkpoint is None else checkpoint.step
 
 
-def init_or_verify_run_dir(run: PreparedRun, run_dir: RunDir) -> SamplePlan:
-    """Create the run's folder, or check that it belongs to the same run; return its sample plan.
-
-    The data set may have been moved. The folder then gets its new path.
-
-    The number of virtual shards is fixed at the run's first launch. Batches therefore stay the same
-    when the number of workers changes.
-
-    Raises:
-        UserError: the folder belongs to a run with another configuration or other data.
-    """
-    config, plan = run.config, run.plan
-    episodes = [[Path(e.path).name, e.length, e.content_hash] for e in run.train.episodes]
-    val_episodes = [episode.ref for episode in run.val.episodes]
-    current = DataManifest(episodes, plan.virtual_shards, val_episodes)
-    manifest = retry_io(run_dir.read_data_manifest)
-    if run_dir.exists and manifest is not None:
-        # Options that did not exist at the first launch get their defaults.
-        stored = config_from_dict(retry_io(run_dir.read_config))
-        changes = _config_diff(config_to_dict(stored), config_to_dict(config))
-        if (stored.train.init_from is None) != (config.train.init_from is None):
-            changes.append(
-                f"train.init_from was {stored.train.init_from} and is {config.train.init_from}"
-            )
-        changed_episodes = describe_changed_episodes(manifest, current)
-        if changed_episodes is not None:
-            changes.append(f"in data.dataset_dir={config.data.dataset_dir} {changed_episodes}")
-        if changes:
-            raise UserError(
-                f"The run {run_dir} was started with other settings: {'; '.join(changes)}. "
-                "Choose another run_name, or resume it with the same settings."
-            )
-        shards = choose_virtual_shards(
-            config.train.batch_size, config.cluster.num_workers, manifest.virtual_shards
-        )
-        plan = dataclasses.replace(plan, virtual_shards=shards)
-    run_dir.write_config(to_yaml(config))
-    run_dir.write_data_manifest(dataclasses.replace(current, virtual_shards=plan.virtual_shards))
-    return plan
-
-
-def _config_diff(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """Return a line per difference of two configurations, except in `resumable_options`."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        return [
-            change
-            for key in after
-            if f"{prefix}{key}" not in resumable_options()
-            for change in _config_diff(before.get(key), after[key], f"{prefix}{key}.")
-        ]
-    return [] if before == after else [f"{prefix[:-1]} was {before} and is {after}"]
-
-
 def enable_validation(config: Config) -> Config:
     """Return a configuration that validates every checkpoint, unless it validates already."""
-    if has_validation(config):
+    if config.train.validates:
         return config
     train = dataclasses.replace(config.train, rollout_validate_on_checkpoint=True)
     return dataclasses.replace(config, train=train)

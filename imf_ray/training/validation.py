@@ -40,6 +40,7 @@ from imf_ray.rollout.rollout_config import agent_rollout_config
 from imf_ray.rollout.seed_evaluation import store_records
 from imf_ray.schema import Config
 from imf_ray.storage import download, to_local
+from imf_ray.training.live_progress import VALIDATION, ProgressWriter
 from imf_ray.training.run_dir import RunDir
 
 ACTION_ERROR_WINDOWS, ACTION_ERROR_BATCH = 256, 32
@@ -47,11 +48,6 @@ ACTION_ERROR_WINDOWS, ACTION_ERROR_BATCH = 256, 32
 ACTION_ERROR_TIMEOUT_S = 1800.0
 """Seconds to wait for the action error task, for which the cluster may lack resources."""
 log = logging.getLogger(__name__)
-
-
-def has_validation(config: Config) -> bool:
-    """Return True if a run validates checkpoints by rollouts."""
-    return config.train.rollout_val_freq_epochs > 0 or config.train.rollout_validate_on_checkpoint
 
 
 def check_validation(config: Config) -> None:
@@ -78,7 +74,7 @@ def check_any_succeeded(run_dir: RunDir, config: Config) -> None:
     Raises:
         UserError: every validation failed. The message contains the reason of the last one.
     """
-    if not has_validation(config):
+    if not config.train.validates:
         return
     validations = run_dir.read_validations()
     if any(SUCCESS_RATE in metrics for metrics in validations):
@@ -153,8 +149,11 @@ def _run_rollouts(
     seeds = range(first_seed, first_seed + config.train.rollout_num_episodes)
     artifacts = {first_seed: ArtifactRequest(video=config.train.rollout_video)}
     started_at, records, videos = time.perf_counter(), [], []
+    progress = ProgressWriter(run_dir.path, VALIDATION, len(seeds))
+    progress.write(0, step)
     for episode in run_episodes(spec, seeds, rollout, artifacts):
         records.append(episode.record)
+        progress.write(len(records), step)
         if VIDEO in episode.files:
             title = f"{run_dir.name}, step {step}"
             videos.append(VideoClip(episode.record, episode.files[VIDEO], title))

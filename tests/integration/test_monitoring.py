@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -38,7 +39,7 @@ def _change(metric: MetricWrapperBase, trial: str, num_tags: int) -> None:
     if isinstance(series, Histogram):
         series.observe(0.5)
     else:
-        series.inc()
+        cast(Counter, series).inc()
 
 
 def test_every_query_returns_the_metrics_that_it_names(tmp_path: Path) -> None:

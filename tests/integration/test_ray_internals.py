@@ -30,7 +30,7 @@ def test_the_creator_of_a_placement_group_is_known(ray_cluster: None) -> None:
         (info,) = [g for g in ray_internals.placement_groups() if g.id.hex() == group_id]
         return info
 
-    creator = Creator.remote()
+    creator = Creator.remote()  # type: ignore[attr-defined]
     of_actor = find(ray.get(creator.create.remote()))
     group = placement_group([{"CPU": 0.01}])
     of_driver = find(group.id.hex())

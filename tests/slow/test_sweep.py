@@ -140,8 +140,10 @@ def test_a_sweep_is_interrupted_killed_resumed_and_reported(
     assert status.returncode == 0 and "2 trials: 2 finished" in status.stdout
     trained_run, pending_run = SweepDir(folder).trials()
     trained_run.delete_record()
-    log = trained_run.path / "metrics.jsonl"
-    log.write_text(log.read_text() + '{"step": 1, "lo')  # a line that is still being written
+    metrics_file = trained_run.path / "metrics.jsonl"
+    metrics_file.write_text(
+        metrics_file.read_text() + '{"step": 1, "lo'
+    )  # a line that is still being written
     pending_run.delete_record()
     (pending_run.path / "metrics.jsonl").unlink()
     rows = {row.name: row for row in SnapshotReader(folder).read().rows}

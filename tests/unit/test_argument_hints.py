@@ -74,10 +74,12 @@ def test_other_arguments_are_refused_with_the_form(
     assert "key=value" in capsys.readouterr().err
 
 
-def test_a_checkpoint_in_place_of_the_exports_folder() -> None:
-    with pytest.raises(UserError, match=f"checkpoint={CHECKPOINT} DIR"):
+def test_an_export_without_a_folder_or_a_checkpoint() -> None:
+    with pytest.raises(UserError, match=f"export {CHECKPOINT} DIR"):
         export(load_config(), [], [CHECKPOINT])
-    with pytest.raises(UserError, match=f"checkpoint={CHECKPOINT} new"):
-        export(load_config(), [], [CHECKPOINT, "new"])
-    with pytest.raises(UserError, match=f"checkpoint={CHECKPOINT} DIR"):
+    with pytest.raises(UserError, match=r"export RUN/checkpoint_\d+ DIR"):
+        export(load_config(), [], [])
+    with pytest.raises(UserError, match="3 paths are given"):
+        export(load_config([f"checkpoint={CHECKPOINT}"]), [], ["new", "other"])
+    with pytest.raises(UserError, match=f"export {CHECKPOINT} DIR"):
         export(load_config([f"checkpoint={CHECKPOINT}"]), [], [])

@@ -19,6 +19,7 @@ from imf_ray.checkpoint_dir import (
 from imf_ray.errors import UserError
 from imf_ray.folders import (
     FolderKind,
+    best_checkpoint,
     folder_kind,
     require_checkpoint,
     require_run,
@@ -120,7 +121,7 @@ def test_another_folder_than_a_checkpoint_is_refused_with_the_checkpoints(
 ) -> None:
     for prefix in ("", "untrained:"):
         with pytest.raises(UserError) as error:
-            PolicySpec.parse(prefix + path).resolve().check_path("runs")
+            PolicySpec.parse(prefix + path).resolve(is_run=True).check_path("runs")
         message = str(error.value)
         assert message.startswith(prefix + path.rstrip("/"))
         assert all(text in message for text in named if not (prefix and text == "best-of-run"))
@@ -221,3 +222,22 @@ def test_a_folder_of_training_is_no_replay(workspace: Path, path: str, named: st
         PolicySpec.parse(f"replay:{accepted}").resolve().check_path("runs")
     with pytest.raises(UserError, match=named):
         PolicySpec.parse(f"replay:{path}").resolve().check_path("runs")
+
+
+@pytest.mark.parametrize(
+    ("folder", "checkpoint"),
+    [
+        ("runs/transfer", "checkpoint_00000004"),  # the best one, not the newest
+        ("runs/sweep/trials/000_a", "checkpoint_00000003"),
+        ("runs/young", None),
+        ("runs/sweep", None),
+        ("runs/transfer/checkpoint_00000002", None),
+    ],
+)
+def test_a_run_stands_for_its_best_checkpoint(
+    workspace: Path, folder: str, checkpoint: str | None
+) -> None:
+    expected = workspace / folder if checkpoint is None else workspace / folder / checkpoint
+    assert best_checkpoint(workspace / folder) == expected
+    assert PolicySpec.parse(folder).resolve().local_path == expected
+    assert PolicySpec.parse(folder).resolve(is_run=True).local_path == workspace / folder

@@ -151,7 +151,7 @@ def test_integer_states_and_unused_inputs_are_accepted(policy: LoadedPolicy) -> 
 
 def test_a_batch_of_robots(policy: LoadedPolicy) -> None:
     rows = [observation(policy, step) for step in range(3)]
-    batch = {
+    batch: dict[str, Any] = {
         "images": {name: np.stack([r["images"][name] for r in rows]) for name in rows[0]["images"]},
         "qpos": np.stack([r["qpos"] for r in rows]),
     }

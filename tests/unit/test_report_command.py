@@ -41,7 +41,9 @@ def test_reports_of_a_run_a_sweep_and_a_folder_of_them(
     ):
         assert run(argument) == 0
         output = capsys.readouterr().out
-        assert output == f"Report: {folder}/report.html\n"  # no table without results
+        report, next_command = output.splitlines()  # no table without results
+        assert report == f"Report: {folder}/report.html"
+        assert next_command.startswith("Next: imf-ray board ")
         page, sections = read_report(folder)
         assert {"summary", "results", "curves"} <= sections and str(folder) in page
     assert run("runs/sweep", "report.output=pages/sweep.html", "report.max_video_mb=0.0001") == 0

@@ -41,7 +41,7 @@ class AlohaEnv(AdaptedEnv):
         self.model: mujoco.MjModel = simulation.physics.model.ptr
         self.data: mujoco.MjData = simulation.physics.data.ptr
         self._renderer: CameraRenderer | None = None
-        self._overview_renderer: CameraRenderer | None = None
+        self._overview_renderers: dict[tuple[int, int], CameraRenderer] = {}  # by image size
         cube_start = int(self.model.joint("red_box_joint").qposadr[0])
         self._cube = slice(cube_start, cube_start + 7)
         self._end_effectors = [self.model.site(_ee_site(side)).id for side in SIDES]
@@ -55,20 +55,20 @@ class AlohaEnv(AdaptedEnv):
 
     def close(self) -> None:
         """Free the renderers and close the env."""
-        for renderer in (self._renderer, self._overview_renderer):
+        for renderer in (self._renderer, *self._overview_renderers.values()):
             if renderer is not None:
                 renderer.close()
-        self._renderer = self._overview_renderer = None
+        self._renderer, self._overview_renderers = None, {}
         super().close()
 
     def load_rendering(self) -> None:
         self.render_cameras()
 
-    def render_overview(self) -> Image:
+    def render_overview(self, size: tuple[int, int] = OVERVIEW_SIZE) -> Image:
         """Render the model's camera `angle`, always without shadows and multisampling."""
-        if self._overview_renderer is None:
-            self._overview_renderer = CameraRenderer(self.model, OVERVIEW_SIZE)
-        return self._overview_renderer.render(self.data, OVERVIEW_CAMERA)
+        if size not in self._overview_renderers:
+            self._overview_renderers[size] = CameraRenderer(self.model, size)
+        return self._overview_renderers[size].render(self.data, OVERVIEW_CAMERA)
 
     def project_to_pixels(self, points: FloatArray) -> FloatArray:
         """Project points into the overview image (see `rendering.project_to_pixels`)."""

@@ -7,11 +7,12 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import cast
 
 import h5py
 import numpy as np
@@ -176,7 +177,7 @@ def test_closing_the_check_does_not_wait_for_a_file_that_hangs(own_demonstration
         if check_pool.__name__ in process.cmdline():
             process.suspend()
     start = time.monotonic()
-    results.close()
+    cast(Generator[object, None, None], results).close()
     assert time.monotonic() - start < check_pool.MIN_TIMEOUT_S
 
 

@@ -26,7 +26,8 @@ from imf_ray.data.windows import Batch, WindowSpec
 from imf_ray.errors import StorageError, UserError
 from imf_ray.storage import exists, parse_path
 from imf_ray.training.run_dir import RunDir
-from imf_ray.training.trainer import fit, init_or_verify_run_dir, prepare_run
+from imf_ray.training.run_identity import init_or_verify_run_dir
+from imf_ray.training.trainer import fit, prepare_run
 from tests.helpers.configs import DEMONSTRATIONS, LOGICAL_CPUS, tiny_config
 
 

@@ -1,11 +1,13 @@
 """All bimanual tasks: determinism, observations, actions, images, errors."""
 
+from typing import cast
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from imf_ray.sim.base import OVERVIEW_SIZE
+from imf_ray.sim.base import OVERVIEW_SIZE, SimEnv
 from imf_ray.sim.diana import READY_JOINTS
 from imf_ray.sim.tasks.transfer import CUBE_HALF_SIZE
 
@@ -156,7 +158,7 @@ def test_gymnasium_accepts_the_env(task):
     check_env(env.unwrapped)
     env.reset(seed=0)
     assert env.render().shape == (16, 16, 3)
-    assert env.unwrapped.control_hz == 50
+    assert cast(SimEnv, env.unwrapped).control_hz == 50
     env.close()
 
 

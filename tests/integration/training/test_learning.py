@@ -22,8 +22,9 @@ from imf_ray.data.windows import (
     window_spec_from_config,
 )
 from imf_ray.schema import Config
+from imf_ray.training.run_identity import PreparedRun
 from imf_ray.training.train_state import TrainState, to_tensors
-from imf_ray.training.trainer import PreparedRun, prepare_run
+from imf_ray.training.trainer import prepare_run
 from imf_ray.training.validation import action_error
 from tests.helpers.configs import tiny_config
 

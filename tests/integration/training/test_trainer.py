@@ -38,8 +38,9 @@ from imf_ray.ray_internals import WorkerGroupCallback
 from imf_ray.schema import Config
 from imf_ray.training.checkpoint import load_train_state
 from imf_ray.training.run_dir import DEPTH_WEIGHTS_FILE, RunDir
+from imf_ray.training.run_identity import init_or_verify_run_dir
 from imf_ray.training.train_state import TrainState, to_tensors
-from imf_ray.training.trainer import fit, init_or_verify_run_dir, prepare_run, scaling_config
+from imf_ray.training.trainer import fit, prepare_run, scaling_config
 from imf_ray.yaml_text import dump_yaml, plain, read_yaml
 from tests.helpers import faulty_envs
 from tests.helpers.configs import LOGICAL_CPUS, LOGICAL_GPUS, tiny_config

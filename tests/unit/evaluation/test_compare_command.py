@@ -12,7 +12,9 @@ import pytest
 from imf_ray import cli, compare
 from imf_ray.bundled import policy_dir
 from imf_ray.evaluation import candidates, tables
+from imf_ray.folders import display
 from imf_ray.pages.snapshot import SnapshotReader
+from imf_ray.rollout.policy_spec import PolicySpec
 from tests.helpers.reports import read_report
 from tests.unit.pages.test_snapshot_policies import records
 
@@ -23,7 +25,7 @@ OUTCOMES = {"policies/sim_transfer": [4, 4, 4, 2], "policies/sim_transfer_ddim":
 def made_up_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace candidates and their evaluation."""
 
-    def resolve_candidates(policies: list[str], *_: Any) -> list[Any]:
+    def resolve_candidates(specs: list[PolicySpec], *_: Any) -> list[Any]:
         return [
             SimpleNamespace(
                 name=name,
@@ -32,7 +34,7 @@ def made_up_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
                     folder=tmp_path / name, store=SimpleNamespace(finalize=lambda seeds: None)
                 ),
             )
-            for name in [*policies, "expert"]
+            for name in [*(display(spec.local_path) for spec in specs), "expert"]
         ]
 
     def evaluate(candidate: Any, *_: Any) -> Any:

@@ -28,7 +28,7 @@ NO_IMAGE = RenderingError("No image can be rendered with MUJOCO_GL=osmesa.")
 
 @pytest.fixture(autouse=True)
 def no_opengl(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(env: SimTransferEnv) -> None:
+    def fail(env: SimTransferEnv, *size: tuple[int, int]) -> None:
         raise NO_IMAGE
 
     policy_fit._check_rendering.cache_clear()

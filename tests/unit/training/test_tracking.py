@@ -79,7 +79,7 @@ def test_a_video_is_converted_to_a_gif(num_frames: int, num_gif_frames: int) -> 
     frames = np.zeros((num_frames, 32, 48, 3), np.uint8)
     frames[..., 0] = np.linspace(0, 200, num_frames)[:, None, None]
     with Image.open(io.BytesIO(convert_to_gif(encode_video(frames)))) as gif:
-        assert gif.size == (48, 32) and gif.n_frames == num_gif_frames
+        assert gif.size == (48, 32) and gif.n_frames == num_gif_frames  # type: ignore[attr-defined]
         assert num_frames == 1 or gif.info["duration"] == 200  # 5 frames per second
 
 
