@@ -103,9 +103,7 @@ def _require_settable(overrides: Sequence[str]) -> None:
     settable = command_options("demo")
     for item in overrides:
         if item.partition("=")[0] not in settable:
-            raise UserError(
-                f"{item} has no effect on the demo. Set it in a command that it prints."
-            )
+            raise UserError(f"{item} has no effect on the demo. Set it in one of its commands.")
 
 
 COMMAND = Command(
