@@ -18,7 +18,7 @@ from imf_ray.terminal import console
 QUICK = "--quick"
 POLICY = "policies/sim_transfer"
 """The policy that the demo shows first."""
-QUICK_EPISODES, POLICY_EPISODES, NUM_DEMONSTRATIONS = 2, 4, 40
+QUICK_EPISODES, POLICY_EPISODES, NUM_DEMONSTRATIONS = 2, 4, 48
 """Episodes of the policy with and without `--quick`, and recorded demonstrations."""
 
 

@@ -212,13 +212,19 @@ class ProgressBars:
             return
         self._draw(name, completed, total, text)
 
-    def move(self, name: str, completed: int, total: int, text: str = "") -> None:
-        """Move a bar without a plain line of its own, for progress that is not worth a line."""
+    def move(
+        self, name: str, completed: int, total: int, text: str = "", is_active: bool = True
+    ) -> None:
+        """Move a bar without a plain line of its own, for progress that is not worth a line.
+
+        Args:
+            is_active: where there is no terminal, only active bars are printed after a silence.
+        """
         if self._console.is_terminal:
             self._draw(name, completed, total, text)
         else:
             line = f"{name}: {completed}/{total}" + (f", {text}" if text else "")
-            self._set_newest(name, line)
+            self._set_newest(name, line if is_active else None)
 
     def start(self, name: str, total: int, text: str = "") -> None:
         """Draw the bar `name` before its first step; print nothing where there is no terminal."""

@@ -87,14 +87,17 @@ class RunProgress:
         updates, validation = (self._live(run_dir, kind) for kind in (UPDATES, VALIDATION))
         latest, total = self._latest[run_dir], self._runs[run_dir]
         if updates is None and not latest:
-            self._bars.move(run_dir.name, 0, total, WAITING)
+            is_only_run = len(self._runs) == 1
+            self._bars.move(run_dir.name, 0, total, WAITING, is_active=is_only_run)
             return
         step = max(latest.get("step", 0), 0 if updates is None else updates.step)
         text = format_metrics(latest)
-        if validation is not None and validation.completed < validation.total:
+        is_validated = validation is not None and validation.completed < validation.total
+        if validation is not None and is_validated:
             episodes = f"{validation.completed} of {validation.total} episodes"
             text += f"  validation of step {validation.step}: {episodes}"
-        self._bars.move(run_dir.name, step, total, text.strip())
+        is_active = step < total or is_validated
+        self._bars.move(run_dir.name, step, total, text.strip(), is_active)
 
     def _live(self, run_dir: RunDir, kind: str) -> Progress | None:
         """Return the progress of a kind that was written since the start."""
