@@ -216,6 +216,9 @@ class RolloutActorPool:
         for slot in [*self._busy, *self._idle]:
             if slot.ready:
                 ray.kill(slot.actor)
+            # An error may keep the slot alive, by the frames in its traceback. The actor of a slot
+            # that still exists would never end, and keep its CPUs.
+            del slot.actor, slot.call
         self._busy.clear()
         self._idle.clear()
 

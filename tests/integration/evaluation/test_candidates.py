@@ -121,7 +121,7 @@ def test_a_corrupted_checkpoint_is_refused(run_dir: Path, tmp_path: Path) -> Non
 
 
 def test_a_comparison_includes_the_baselines(run_dir: Path, tmp_path: Path) -> None:
-    policies = [checkpoint(run_dir, 1).path, checkpoint(run_dir, 2).path]
+    policies = [checkpoint(run_dir, 1), checkpoint(run_dir, 2)]
     candidates = resolve_candidates(policies, load_config(QUICK), QUICK, tmp_path)
     one, two, expert, untrained = (candidate.name for candidate in candidates)
     assert (one, two) == (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import ray
 
 from imf_ray.allocation import RolloutResources
 from imf_ray.errors import UserError
@@ -20,6 +22,7 @@ from tests.helpers import faulty_envs
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SEEDS = range(700, 724)
+FREE_TIMEOUT_S = 60.0
 ONE_ACTOR, TWO_ACTORS = RolloutResources(1, 0.5), RolloutResources(2, 0.5)
 
 
@@ -85,10 +88,21 @@ def test_a_slow_consumer_does_not_count_against_time_limits(spec: RolloutSpec) -
     assert errors == [None] * 12
 
 
-def test_a_policy_that_cannot_be_loaded_ends_the_rollout(spec: RolloutSpec) -> None:
+def test_a_policy_that_cannot_be_loaded_ends_the_rollout_and_frees_its_cpus(
+    spec: RolloutSpec,
+) -> None:
+    """The error and the frames in its traceback may live on in a reference cycle."""
     missing = replace(spec, policy=PolicySpec.parse("/nowhere"))
-    with pytest.raises(UserError, match="nowhere does not exist"):
-        list(run_episodes(missing, SEEDS, TWO_ACTORS))
+    gc.disable()
+    try:
+        with pytest.raises(UserError, match="nowhere does not exist"):
+            list(run_episodes(missing, SEEDS, TWO_ACTORS))
+        until = time.monotonic() + FREE_TIMEOUT_S
+        while ray.available_resources().get("CPU", 0.0) < ray.cluster_resources()["CPU"]:
+            assert time.monotonic() < until, "the CPUs of the rollout actors are not free"
+            time.sleep(0.1)
+    finally:
+        gc.enable()
 
 
 def test_rollout_metadata_equal_those_of_the_records(spec: RolloutSpec) -> None:

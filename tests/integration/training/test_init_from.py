@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,17 +32,26 @@ def test_a_run_takes_the_encoders_of_a_checkpoint_and_keeps_them(
     second = RunDir(tmp_path / "second")
     config = tiny_config(
         demonstrations,
-        *options,
+        "train.max_steps=3",
+        "train.save_freq=1",
+        "train.keep_last_k=3",
+        "train.ema=false",
         f"train.init_from={first.checkpoint(1)}",
         "train.init_parts=encoders",
-        "agent.vision_backbone.freeze_backbone=true",
+        "agent.vision_backbone.freeze_encoders=true",
         "agent.head.n_emb=48",
     )
     initial = starting_weights(config, second)
     fit(prepare_run(config), second, allocate_run(config, size), initial=initial)
-    agent, _ = load_agent(second.checkpoint(1))
-    trunks = {name: t for name, t in agent.state_dict().items() if ".trunk." in name}
-    assert trunks and all(torch.equal(t, source.state_dict()[name]) for name, t in trunks.items())
+    weights = load_agent(second.checkpoint(3))[0].state_dict()
+    encoders = [name for name in weights if name.startswith("vision_encoder.")]
+    assert encoders and all(torch.equal(weights[n], source.state_dict()[n]) for n in encoders)
+    # A resumed run encodes the images in another order, and gets the same features.
+    for step in (2, 3):
+        shutil.rmtree(second.checkpoint(step))
+    fit(prepare_run(config), second, allocate_run(config, size))
+    resumed = load_agent(second.checkpoint(3))[0].state_dict()
+    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
     record = second.read_init_record()
     assert record is not None and record.source == str(first.checkpoint(1))
 
