@@ -15,7 +15,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -58,8 +58,6 @@ in seconds, and number of iterations with waiting output after which it is throt
 
 Output waits if training is slower than reading.
 """
-SliceEncoder = Callable[[int, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-"""Maps the sample id of a slice's first frame and the images of its cameras to their features."""
 _SCALARS = ("epoch", "segment", "length", "frame_start", "action_start")
 _IMAGES, _POSES = "images/", "object_poses/"  # prefixes of column names
 
@@ -136,42 +134,15 @@ class TrainDataset:
 
     @property
     def _row_bytes(self) -> int:
-        return self.frame_bytes * self.max_slice_frames
-
-    @property
-    def max_slice_frames(self) -> int:
-        """Maximum number of frames of a slice: a block and the observations before it."""
-        return self.plan.read_block_steps + self.spec.obs_horizon - 1
+        return self.frame_bytes * (self.plan.read_block_steps + self.spec.obs_horizon - 1)
 
     def batches(
-        self,
-        iterator: ray.data.DataIterator,
-        rank: int,
-        world_size: int,
-        start_step: int,
-        encode: SliceEncoder | None = None,
+        self, iterator: ray.data.DataIterator, rank: int, world_size: int, start_step: int
     ) -> Iterator[Batch]:
-        """Yield the rank's batches, given its dataset's iterator (see `WindowBatcher.batches`).
-
-        Args:
-            encode: replaces the images of each slice by their features, (F, D) float32. `images` of
-                the batches are then (n, obs_horizon, D). It runs in another thread.
-        """
+        """Yield the rank's batches, given its dataset's iterator (see `WindowBatcher.batches`)."""
         tables = iterator.iter_batches(batch_size=None, batch_format="pyarrow")
-        slices = _read_tables(tables)
-        if encode is not None:
-            slices = self._encode_slices(slices, encode)
         batcher = WindowBatcher(self.plan, self.spec, rank, world_size)
-        return _prefetch_one(batcher.batches(slices, start_step, self.max_steps))
-
-    def _encode_slices(
-        self, slices: Iterator[tuple[int, int, EpisodeSlice]], encode: SliceEncoder
-    ) -> Iterator[tuple[int, int, EpisodeSlice]]:
-        offsets = self.plan.sample_offsets
-        for epoch, segment, source in slices:
-            first_id = offsets[self.plan.epoch(epoch).episode[segment]] + source.frame_start
-            features = encode(int(first_id), source.images)
-            yield epoch, segment, replace(source, images=features)
+        return _prefetch_one(batcher.batches(_read_tables(tables), start_step, self.max_steps))
 
 
 class PerRankDataConfig(ray.train.DataConfig):

@@ -130,10 +130,10 @@ class WindowSpec:
         return batch
 
 
-def window_spec_from_config(config: Config) -> WindowSpec:
-    """Make the `WindowSpec` of a config."""
+def window_spec_from_config(config: Config, images: bool = True) -> WindowSpec:
+    """Make the `WindowSpec` of a config; without `images`, no camera is read."""
     fields = EpisodeFields(
-        cameras=tuple(config.agent.camera_names),
+        cameras=tuple(config.agent.camera_names) if images else (),
         objects=config.agent.recorded_objects,
         action_space=config.task.action_space,
         image_size=config.task.image_size,

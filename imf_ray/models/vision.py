@@ -211,12 +211,6 @@ class MultiViewResNetEncoder(nn.Module):
         names = ("shared",) if self._shared else map(_module_name, self.camera_names)
         self.encoders = nn.ModuleDict({name: build_encoder() for name in names})
 
-    @property
-    def has_fixed_features(self) -> bool:
-        """True if the features of an image stay the same: no training, no random crops."""
-        is_frozen = not any(parameter.requires_grad for parameter in self.parameters())
-        return is_frozen and self.crop_size is None
-
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:
         """Encode images that are already normalized (mean and deviation per colour channel).
 

@@ -91,8 +91,8 @@ class VisionBackboneConfig:
     )
     freeze_encoders: bool = option(
         False,
-        "Do not train the image encoders at all. Without crops, training then encodes each image "
-        "of the data set only once. Use it with train.init_from.",
+        "Do not train the image encoders at all. Without crops, each image of the data set is then "
+        "encoded only once. Use it with train.init_from.",
     )
     use_separate_rgb_encoder_per_camera: bool = option(
         True, "Use one encoder per camera. false shares one encoder among all cameras."
@@ -198,6 +198,12 @@ class AgentConfig:
     ddpm: DDPMConfig = section(DDPMConfig)
     head: HeadConfig = section(HeadConfig)
     vision_backbone: VisionBackboneConfig = section(VisionBackboneConfig)
+
+    @property
+    def has_fixed_features(self) -> bool:
+        """True if the features of an image never change: frozen encoders without random crops."""
+        vision = self.vision_backbone
+        return bool(self.camera_names) and vision.freeze_encoders and vision.crop_size is None
 
     def __post_init__(self) -> None:
         check_options("agent", self)

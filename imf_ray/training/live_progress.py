@@ -1,6 +1,6 @@
 """The newest progress of a run, for the bars of whoever started it.
 
-The updates of training and the episodes of a validation are counted in small files. They are
+The updates of training, and the episodes of a validation, are counted in small files. They are
 written every second or, for a run with a URL, every few seconds, and are no record of the run.
 """
 
@@ -16,8 +16,8 @@ from imf_ray.errors import StorageError
 from imf_ray.files import INVALID_JSON, SYNC_INTERVAL_S
 from imf_ray.storage import authoritative_path, read_text_or_none, remote_path, upload
 
-UPDATES, VALIDATION = "updates", "validation"
-"""Names of the two kinds of progress."""
+UPDATES, VALIDATION, FEATURES = "updates", "validation", "features"
+"""Names of the kinds of progress. The last one counts episodes whose images are encoded."""
 PROGRESS_DIR = "progress"
 WRITE_INTERVAL_S = 1.0
 """Minimum number of seconds between two writes of a local file."""
@@ -42,7 +42,7 @@ class ProgressWriter:
 
     Args:
         run_path: the run's folder.
-        kind: `UPDATES` or `VALIDATION`.
+        kind: `UPDATES`, `VALIDATION` or `FEATURES`.
         total: number of updates or episodes.
     """
 

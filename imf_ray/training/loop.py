@@ -22,16 +22,18 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from imf_ray.data.hdf5 import writable_cache_folder
 from imf_ray.data.pipeline import DATASET_NAME, TrainDataset
 from imf_ray.data.statistics import Statistics
-from imf_ray.data.windows import Batch
+from imf_ray.data.windows import Batch, window_spec_from_config
 from imf_ray.errors import DivergenceError
 from imf_ray.metrics_export import RANK, MetricExporter, run_tags
 from imf_ray.ray_internals import wait_for_task_events
 from imf_ray.schema import Config
+from imf_ray.storage import parse_path
 from imf_ray.training.diagnostics import GradientNorms, run_diagnostics
-from imf_ray.training.feature_cache import FeatureCache
-from imf_ray.training.live_progress import UPDATES, ProgressWriter
+from imf_ray.training.feature_store import FeatureStore
+from imf_ray.training.live_progress import FEATURES, UPDATES, ProgressWriter
 from imf_ray.training.reporting import CheckpointReporter, CheckpointSchedule
 from imf_ray.training.run_dir import RunDir
 from imf_ray.training.stop_monitor import StopMonitor
@@ -104,14 +106,11 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     metrics: dict[str, float] = {}
     progress = ProgressWriter(run_dir.path, UPDATES, train.max_steps) if rank == 0 else None
 
+    features = _prepare_features(state, worker) if config.agent.has_fixed_features else None
     shard = ray.train.get_dataset_shard(DATASET_NAME)
-    encoder = state.agent.vision_encoder
-    features = None
-    if encoder is not None and encoder.has_fixed_features:
-        features = FeatureCache(state.agent, dataset).encode
-    for batch in timer.wrap(dataset.batches(shard, rank, world_size, state.step, features)):
+    for batch in timer.wrap(dataset.batches(shard, rank, world_size, state.step)):
         if features is not None:
-            batch["image_features"] = batch.pop("images")
+            batch["image_features"] = features.windows(np.asarray(batch["sample_id"]))
         if sample_log is not None:
             sample_log.log(state.step, np.asarray(batch["sample_id"]))
         torch.manual_seed(_dropout_seed(train.seed, state.step, rank))
@@ -165,6 +164,16 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     if tracker is not None:
         run_dir.clear_stop()  # tells the driver that it may kill this process
     return {"swanlab_run": swanlab_run, "stopped": stopped}
+
+
+def _prepare_features(state: TrainState, worker: WorkerConfig) -> FeatureStore:
+    """Load or compute the features of frozen image encoders, and show how far it is."""
+    config, episodes = worker.config, worker.dataset.episodes
+    cache = writable_cache_folder(parse_path(config.data.dataset_dir))
+    store = FeatureStore(state.agent, episodes, window_spec_from_config(config), cache)
+    progress = ProgressWriter(worker.run_dir.path, FEATURES, len(episodes))
+    store.prepare(lambda completed: progress.write(completed, state.step))
+    return store
 
 
 def _download_run(run_dir: RunDir) -> None:

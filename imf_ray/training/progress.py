@@ -14,9 +14,9 @@ from imf_ray.checkpoint_dir import VALIDATION_ERROR
 from imf_ray.errors import UserError
 from imf_ray.progress_bars import ProgressBars
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
-from imf_ray.training.live_progress import UPDATES, VALIDATION, Progress, read_progress
+from imf_ray.training.live_progress import FEATURES, UPDATES, VALIDATION, Progress, read_progress
 from imf_ray.training.run_dir import RunDir
-from imf_ray.training.run_records import INVALID_CHECKPOINTS, RESTARTS, merge_metrics
+from imf_ray.training.run_records import INVALID_CHECKPOINTS, RESTARTS, VALIDATED, merge_metrics
 
 POLL_INTERVAL_S = 1.0
 """Seconds between two reads of a run's metrics."""
@@ -86,9 +86,8 @@ class RunProgress:
         """Move the bar by what has happened since the last line of metrics."""
         updates, validation = (self._live(run_dir, kind) for kind in (UPDATES, VALIDATION))
         latest, total = self._latest[run_dir], self._runs[run_dir]
-        if updates is None and not latest:
-            is_only_run = len(self._runs) == 1
-            self._bars.move(run_dir.name, 0, total, WAITING, is_active=is_only_run)
+        if updates is None and "loss" not in latest and VALIDATED not in latest:
+            self._show_start(run_dir)
             return
         step = max(latest.get("step", 0), 0 if updates is None else updates.step)
         text = format_metrics(latest)
@@ -98,6 +97,14 @@ class RunProgress:
             text += f"  validation of step {validation.step}: {episodes}"
         is_active = step < total or is_validated
         self._bars.move(run_dir.name, step, total, text.strip(), is_active)
+
+    def _show_start(self, run_dir: RunDir) -> None:
+        """Show what a run does before its first update."""
+        features, text = self._live(run_dir, FEATURES), WAITING
+        if features is not None and features.completed < features.total:
+            text = f"encoding the images of {features.completed} of {features.total} episodes"
+        is_active = features is not None or len(self._runs) == 1
+        self._bars.move(run_dir.name, 0, self._runs[run_dir], text, is_active)
 
     def _live(self, run_dir: RunDir, kind: str) -> Progress | None:
         """Return the progress of a kind that was written since the start."""

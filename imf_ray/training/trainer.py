@@ -138,14 +138,15 @@ def fit(
             )
         )
     _warn_uneven_shards(plan, config.cluster.num_workers)
-    spec = window_spec_from_config(config)
+    reads_images = not config.agent.has_fixed_features  # otherwise see `FeatureStore`
+    spec = window_spec_from_config(config, images=reads_images)
     dataset = TrainDataset(
         name=run_dir.name,
         metric_tags=run_tags(run_dir.path),
         plan=plan,
         spec=spec,
         episodes=tuple(episode.ref for episode in run.train.episodes),
-        frame_bytes=len(config.agent.camera_names) * 3 * config.task.image_size**2,
+        frame_bytes=len(spec.fields.cameras) * 3 * config.task.image_size**2,
         max_steps=config.train.max_steps,
         read_concurrency=config.train.num_workers,
         options=label_selector(resources.node_pool_label, DATA_POOL),
