@@ -1,5 +1,5 @@
 # make setup      a virtual environment in $(VENV) with everything that the other targets need
-# make demo       the shipped policy at work; demonstrations, a small sweep, its table and videos
+# make demo       the shipped policy at work; then four policies learn from demonstrations; nine minutes
 # make unit       unit tests: no Ray, no processes, no rendering; under two minutes
 # make test       lint, types, documentation site, unit and integration tests; under 15 minutes on two cores
 # make slow-test  tests that take minutes each, and those of gym-aloha with its older MuJoCo
