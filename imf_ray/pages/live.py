@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -22,6 +23,10 @@ LINGER_S, LINGER_IF_SEEN_S = 5.0, 15.0
 the results. It does so if a page was requested in so many seconds before."""
 NICENESS = 10
 """A board next to a run takes only CPU time that training leaves."""
+GC_THRESHOLD = 100_000
+"""Number of new objects after which Python looks for reference cycles; its default is 700.
+
+The first read of many trials makes many objects that live as long as the board."""
 OnStart = Callable[[int], None]
 
 
@@ -78,6 +83,7 @@ async def _run(
     prepare_end: Callable[[asyncio.Event, Site], None],
 ) -> None:
     """Serve until the event is set that `prepare_end` gets; see `run_board`."""
+    gc.set_threshold(GC_THRESHOLD)
     listener, end = open_socket(host, port), asyncio.Event()
     site = Site(location, lambda folder: SnapshotReader(folder).read, render_page)
     try:

@@ -17,9 +17,12 @@ def test_an_actor_that_is_still_starting_is_not_killed(monkeypatch: pytest.Monke
     monkeypatch.setattr(actor_pool.ray, "kill", killed.append)
     pool: Any = object.__new__(RolloutActorPool)
     pool._metrics = SimpleNamespace(close=lambda: None)
-    pool._idle = [SimpleNamespace(actor="idle", ready=True)]
+    pool._idle = [SimpleNamespace(actor="idle", call="call", ready=True)]
     pool._busy = [
-        SimpleNamespace(actor=name, ready=name == "busy") for name in ("busy", "starting")
+        SimpleNamespace(actor=name, call="call", ready=name == "busy")
+        for name in ("busy", "starting")
     ]
+    slots = [*pool._busy, *pool._idle]
     pool.stop()
+    assert not any(hasattr(slot, "actor") for slot in slots)
     assert killed == ["busy", "idle"] and not pool._busy and not pool._idle
