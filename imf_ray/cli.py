@@ -13,7 +13,15 @@ from imf_ray.aliases import OPTIONS, rename_overrides
 from imf_ray.argument_hints import option_for
 from imf_ray.cluster import cluster_address
 from imf_ray.command import Command, help_text
-from imf_ray.config import CONFIG, GROUPS, RECIPE, announce_rename, check_option, to_yaml
+from imf_ray.config import (
+    CONFIG,
+    GROUPS,
+    RECIPE,
+    announce_rename,
+    check_option,
+    shell_override,
+    to_yaml,
+)
 from imf_ray.env_vars import prepare_environment
 from imf_ray.errors import UserError
 from imf_ray.interrupts import ForcedExit, stop_at_once
@@ -198,15 +206,15 @@ def _argument_as_option(
         UserError: there are several arguments, the option is given as well, or the argument is the
             name of an option without a value.
     """
-    key = command.argument_option
+    key = str(command.argument_option)
     values = [item for item in overrides if item.startswith(f"{key}=")]
     for argument in arguments:
         hint = option_for(argument, command.name)
-        if hint is not None and not hint.startswith(f"{key}="):
+        if hint is not None and hint != shell_override(key, argument):
             raise UserError(f"{argument!r} is not a value of {key}. Write {hint}")
     if len(arguments) > 1 or (arguments and values):
         raise UserError(
-            f"imf-ray {command.name} takes one {command.positional}, but "
+            f"imf-ray {command.name} takes one value of {key}, but "
             f"{len(arguments) + len(values)} are given: {', '.join([*arguments, *values])}."
         )
     return [*(f"{key}={argument}" for argument in arguments), *overrides]

@@ -91,8 +91,7 @@ def main(config: Config, overrides: Sequence[str], policies: Sequence[str]) -> s
     if num_episodes > len(seeds):
         options = dedupe_overrides([*overrides, f"evaluate.num_episodes={num_episodes}"])
         return shlex.join(["compare", *policies, *options])
-    else:
-        return f"report {display(authoritative_path(folder))}"
+    return f"report {display(authoritative_path(folder))}"
 
 
 COMMAND = Command(

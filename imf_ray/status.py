@@ -32,7 +32,6 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
         raise UserError(
             f"One folder of a run or a sweep is needed. Usage: imf-ray status DIR [{WATCH}]"
         )
-    from imf_ray.pages.model import State
     from imf_ray.pages.terminal_view import TerminalView
     from imf_ray.pages.terminal_watch import open_reader, watch
 
@@ -45,9 +44,8 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
             return None
         snapshot = read()
         console.print(TerminalView(snapshot), crop=False)
-    is_active = any(row.state in (State.RUNNING, State.PENDING) for row in snapshot.rows)
     shown = display(authoritative_path(folder))
-    return f"status {shown} {WATCH}" if is_active else f"report {shown}"
+    return f"status {shown} {WATCH}" if snapshot.is_active else f"report {shown}"
 
 
 COMMAND = Command(

@@ -197,3 +197,58 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     for name in ("a:smile:b", "[red]x[/red]", "[x", "007"):
         console.print(f"run_name={name}", soft_wrap=True)
         assert capsys.readouterr().out == f"run_name={name}\n"
+
+
+def run_with_argument(name: str, option: str, *argv: str) -> list[str] | int:
+    """Return the overrides that a command gets whose plain argument sets an option."""
+    given: list[str] = []
+    command = Command(
+        name,
+        lambda config, overrides: given.extend(overrides),
+        examples=(),
+        positional="ARGUMENT",
+        argument_option=option,
+        resolve=lambda overrides: load_config([]),
+    )
+    return run_command(command, argv) or given
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "argument"),
+    [
+        ("evaluate", "checkpoint", "runs/a b/checkpoint_00000002"),
+        ("evaluate", "checkpoint", "it's"),
+        ("evaluate", "checkpoint", "expert"),
+        ("evaluate", "checkpoint", "replay:data/x"),
+        ("evaluate", "checkpoint", "s3://bucket/runs/x"),
+        ("tune", "search_space", "quickstart"),
+        ("tune", "search_space", "my space.yaml"),
+        ("collect", "data.dataset_dir", "data/new set"),
+    ],
+)
+def test_a_plain_argument_sets_its_option(
+    name: str, option: str, argument: str, folder: Path
+) -> None:
+    expected = [f"{option}={argument}", "debug=false"]
+    assert run_with_argument(name, option, argument, "debug=false") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "argv", "way_out"),
+    [
+        ("evaluate", "checkpoint", ["a", "b"], "one value of checkpoint, but 2 are given: a, b"),
+        ("evaluate", "checkpoint", ["a", "checkpoint=b"], "2 are given: a, checkpoint=b"),
+        ("evaluate", "checkpoint", ["evaluate.seed"], "evaluate.seed=VALUE"),
+        ("collect", "data.dataset_dir", ["cpu_transfer"], "recipe=cpu_transfer"),
+    ],
+)
+def test_a_wrong_plain_argument_is_refused(
+    name: str,
+    option: str,
+    argv: list[str],
+    way_out: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_with_argument(name, option, *argv) == 2
+    assert way_out in capsys.readouterr().err
