@@ -194,23 +194,21 @@ class ProgressBars:
         )
         self._bars: dict[str, TaskID] = {}
         self._printed: dict[str, int] = {}
-        self._newest: dict[str, str] = {}  # lines of unfinished bars
+        self._newest: dict[str, str] = {}  # plain lines; empty for inactive bars
         self._started_at = 0.0
         self._silence_timer = _SilenceTimer(self._print_newest)
 
     def update(self, name: str, completed: int, total: int, text: str = "") -> None:
         """Show that `completed` of `total` steps of the bar `name` are done."""
-        if not self._console.is_terminal:
-            interval = 1 if self._lines is None else max(1, total // self._lines)
-            is_new = self._lines is None or self._printed.get(name) != completed
-            line = f"{name}: {completed}/{total}" + (f", {text}" if text else "")
-            self._set_newest(name, None if completed == total else line)
-            if is_new and (completed % interval == 0 or completed == total):
-                self._printed[name] = completed
-                self._silence_timer.reset()
-                self._console.print(line, soft_wrap=True)
+        self.move(name, completed, total, text, is_active=completed < total)
+        if self._console.is_terminal:
             return
-        self._draw(name, completed, total, text)
+        interval = 1 if self._lines is None else max(1, total // self._lines)
+        is_new = self._lines is None or self._printed.get(name) != completed
+        if is_new and (completed % interval == 0 or completed == total):
+            self._printed[name] = completed
+            self._silence_timer.reset()
+            self._console.print(_line(name, completed, total, text), soft_wrap=True)
 
     def move(
         self, name: str, completed: int, total: int, text: str = "", is_active: bool = True
@@ -220,11 +218,13 @@ class ProgressBars:
         Args:
             is_active: where there is no terminal, only active bars are printed after a silence.
         """
-        if self._console.is_terminal:
-            self._draw(name, completed, total, text)
-        else:
-            line = f"{name}: {completed}/{total}" + (f", {text}" if text else "")
-            self._set_newest(name, line if is_active else None)
+        if not self._console.is_terminal:
+            line = _line(name, completed, total, text) if is_active else ""
+            self._newest = {**self._newest, name: line}  # the timer's thread reads it
+            return
+        if name not in self._bars:
+            self._bars[name] = self._progress.add_task(name, total=total, text=text)
+        self._progress.update(self._bars[name], completed=completed, text=text)
 
     def start(self, name: str, total: int, text: str = "") -> None:
         """Draw the bar `name` before its first step; print nothing where there is no terminal."""
@@ -244,15 +244,12 @@ class ProgressBars:
         else:
             self._silence_timer.__exit__()
 
-    def _draw(self, name: str, completed: int, total: int, text: str) -> None:
-        if name not in self._bars:
-            self._bars[name] = self._progress.add_task(name, total=total, text=text)
-        self._progress.update(self._bars[name], completed=completed, text=text)
-
-    def _set_newest(self, name: str, line: str | None) -> None:
-        self._newest = {**self._newest, name: line or ""}  # the timer's thread reads it
-
     def _print_newest(self) -> None:
         elapsed_s = time.monotonic() - self._started_at
         lines = abridge(list(filter(None, self._newest.values())), MAX_LISTED_BARS)
         self._console.print(f"{lines or 'Working'} ({elapsed_s:.0f} s so far)", soft_wrap=True)
+
+
+def _line(name: str, completed: int, total: int, text: str) -> str:
+    """Return the plain line of a bar."""
+    return f"{name}: {completed}/{total}" + (f", {text}" if text else "")
