@@ -21,10 +21,22 @@ PATH_COLOR, PATH_WIDTH = (255, 0, 0), 2
 
 
 @dataclass(frozen=True)
+class VideoFormat:
+    """Size and rate of an episode's video."""
+
+    size: tuple[int, int] = VIDEO_SIZE
+    """Height and width in pixels."""
+    fps: int = FRAMES_PER_SECOND
+    """Frames per second of the video, unless the task has fewer steps."""
+    speed: int = 1
+    """Simulated seconds per second of the video."""
+
+
+@dataclass(frozen=True)
 class ArtifactRequest:
     """Files to write for an episode."""
 
-    video: bool = False
+    video: VideoFormat | None = None
     trajectory: bool = False
     """`trajectory.npz`, and `trajectory.png` if the env reports end-effector poses."""
 
@@ -53,10 +65,9 @@ class ArtifactRecorder:
 
     def before_step(self, observation: Mapping[str, Any], action: np.ndarray) -> None:
         """Record an observation and its action, before the environment step."""
-        if self._request.video:
-            period = max(1, round(self._env.control_hz / FRAMES_PER_SECOND))
-            if len(self._steps) % period == 0:
-                self._frames.append(self._env.render_overview(VIDEO_SIZE))
+        video = self._request.video
+        if video is not None and len(self._steps) % self._frame_period(video) == 0:
+            self._frames.append(self._env.render_overview(video.size))
         if self._request.trajectory and not self._steps:
             self._ee_poses.append(self._env.ee_poses())
         self._steps.append(
@@ -73,14 +84,19 @@ class ArtifactRecorder:
     def files(self) -> dict[str, bytes]:
         """Return the content of the requested files by name; call it after the last step."""
         files = {}
-        if self._request.video:
-            files[VIDEO] = encode_video(np.stack(self._frames))
+        if (video := self._request.video) is not None:
+            fps = self._env.control_hz * video.speed / self._frame_period(video)
+            files[VIDEO] = encode_video(np.stack(self._frames), fps)
         if self._request.trajectory:
             files[TRAJECTORY] = self._trajectory()
             ee_poses = np.stack(self._ee_poses)
             if ee_poses.shape[1]:
                 files[PATH_IMAGE] = self._ee_path_image(ee_poses)
         return files
+
+    def _frame_period(self, video: VideoFormat) -> int:
+        """Return the number of environment steps from one frame to the next."""
+        return max(1, round(self._env.control_hz * video.speed / video.fps))
 
     def _trajectory(self) -> bytes:
         """Return the content of `trajectory.npz`."""

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from imf_ray.captions import LINE_HEIGHT, caption, wrap
+from imf_ray.rollout.artifacts import VideoFormat
 from imf_ray.rollout.records import EpisodeRecord
-from imf_ray.video import decode_video, encode_video
+from imf_ray.video import decode_video, encode_video, frame_rate
+
+TILE_FORMAT = VideoFormat((180, 240), fps=8, speed=2)
+"""Format of the videos in a grid. In the default format, they take longer than the evaluation."""
 
 BORDER = 4
 """Width in pixels of a tile's border, which is green for success and red for failure."""
@@ -27,12 +31,16 @@ class VideoClip:
     video: bytes
     title: str = ""
     """Text above the caption, such as the policy."""
+    speed: int = 1
+    """Simulated seconds per second of the video."""
 
     def caption_lines(self, width: int) -> list[str]:
         """Return the lines above the video, which are wrapped at a width in pixels."""
         record = self.record
         outcome = "success" if record.success else "failure"
         result = f"seed {record.seed}: {outcome}, stage {record.max_stage} of {record.num_stages}"
+        if self.speed != 1:
+            result += f", {self.speed}x speed"
         return [*wrap(self.title, width), *wrap(result, width)]
 
 
@@ -44,8 +52,8 @@ def failures_first(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
 def grid_video(clips: Sequence[VideoClip]) -> bytes:
     """Encode one or more clips as an MP4 in which they play next to each other, row by row.
 
-    All clips must have the same frame size. A clip that is shorter than the longest one repeats its
-    last frame.
+    All clips must have the same frame size and rate. A clip that is shorter than the longest one
+    repeats its last frame.
     """
     columns = math.ceil(math.sqrt(len(clips)))
     rows = math.ceil(len(clips) / columns)
@@ -69,4 +77,4 @@ def grid_video(clips: Sequence[VideoClip]) -> bytes:
         tile[:, : len(text)] = text
         interior = tile[:, caption_height : caption_height + height, BORDER : BORDER + width]
         interior[: len(frames)], interior[len(frames) :] = frames, frames[-1]
-    return encode_video(grid)
+    return encode_video(grid, frame_rate(clips[0].video))

@@ -11,7 +11,7 @@ from imf_ray.files import write_atomically
 from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
 from imf_ray.rollout.artifacts import TRAJECTORY, VIDEO, ArtifactRequest
 from imf_ray.rollout.episode_runner import EpisodeResult
-from imf_ray.rollout.grid_video import VideoClip, failures_first, grid_video
+from imf_ray.rollout.grid_video import TILE_FORMAT, VideoClip, failures_first, grid_video
 from imf_ray.rollout.policy_fit import check_rendering
 from imf_ray.rollout.record_store import (
     EVALUATIONS_DIR,
@@ -63,7 +63,7 @@ class Evaluation:
                 on_record(self.store.records[seed])
         remaining_seeds = [seed for seed in seeds if seed in to_run]
         artifacts = {
-            seed: ArtifactRequest(video=number < num_videos, trajectory=save_trajectories)
+            seed: ArtifactRequest(TILE_FORMAT if number < num_videos else None, save_trajectories)
             for number, seed in enumerate(remaining_seeds)
         }
         for result in self._run(remaining_seeds, resources, artifacts):
@@ -108,7 +108,7 @@ class Evaluation:
         if not seeds:
             return None
         to_repeat = [seed for seed in seeds if seed not in self._videos]
-        artifacts = dict.fromkeys(to_repeat, ArtifactRequest(video=True))
+        artifacts = dict.fromkeys(to_repeat, ArtifactRequest(TILE_FORMAT))
         num_ready = len(seeds) - len(to_repeat)
         on_video(num_ready, len(seeds))
         for num_repeated, result in enumerate(self._run(to_repeat, resources, artifacts), start=1):
@@ -116,7 +116,7 @@ class Evaluation:
                 self._videos[result.record.seed] = result.files[VIDEO]
             on_video(num_ready + num_repeated, len(seeds))
         clips = [
-            VideoClip(record, self._videos[record.seed])
+            VideoClip(record, self._videos[record.seed], speed=TILE_FORMAT.speed)
             for record in selected
             if record.seed in self._videos
         ]

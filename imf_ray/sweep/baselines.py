@@ -9,7 +9,7 @@ from pathlib import Path
 from imf_ray.allocation import RolloutResources
 from imf_ray.metrics_export import SWEEP, TRIAL, MetricExporter
 from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
-from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest
+from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest, VideoFormat
 from imf_ray.rollout.grid_video import VideoClip, grid_video
 from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
 from imf_ray.rollout.records import summarize
@@ -90,7 +90,7 @@ def record_videos(sweep: Sweep, best: TrialRecord, resources: RolloutResources) 
     one_actor = dataclasses.replace(resources, num_actors=1)
     videos = []
     for name, spec in specs.items():
-        artifacts = {seed: ArtifactRequest(video=True)}
+        artifacts = {seed: ArtifactRequest(VideoFormat())}
         try:
             episodes = list(run_episodes(spec, [seed], one_actor, artifacts))
         except RenderingError as error:  # the sweep itself needs no video

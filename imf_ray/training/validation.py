@@ -31,7 +31,7 @@ from imf_ray.files import retry_io
 from imf_ray.metrics_export import MetricExporter, run_tags
 from imf_ray.redaction import redact
 from imf_ray.rollout.actor_pool import RolloutSpec, run_episodes
-from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest
+from imf_ray.rollout.artifacts import VIDEO, ArtifactRequest, VideoFormat
 from imf_ray.rollout.grid_video import VideoClip, grid_video
 from imf_ray.rollout.policy_fit import check_agent_fits
 from imf_ray.rollout.policy_spec import PolicyKind, PolicySpec
@@ -147,8 +147,9 @@ def _run_rollouts(
     policy = PolicySpec(PolicyKind.CHECKPOINT, str(checkpoint))
     spec = RolloutSpec(policy, rollout_config, config.evaluate.envs_per_actor)
     seeds = range(first_seed, first_seed + config.train.rollout_num_episodes)
-    artifacts = {first_seed: ArtifactRequest(video=config.train.rollout_video)}
-    started_at, records, videos = time.perf_counter(), [], []
+    video = VideoFormat() if config.train.rollout_video else None
+    artifacts = {first_seed: ArtifactRequest(video)}
+    started_at, records, clips = time.perf_counter(), [], []
     progress = ProgressWriter(run_dir.path, VALIDATION, len(seeds))
     progress.write(0, step)
     for episode in run_episodes(spec, seeds, rollout, artifacts):
@@ -156,7 +157,7 @@ def _run_rollouts(
         progress.write(len(records), step)
         if VIDEO in episode.files:
             title = f"{run_dir.name}, step {step}"
-            videos.append(VideoClip(episode.record, episode.files[VIDEO], title))
+            clips.append(VideoClip(episode.record, episode.files[VIDEO], title))
     errors = [record.error for record in records if record.error is not None]
     if len(errors) == len(records):
         raise RuntimeError(
@@ -165,8 +166,8 @@ def _run_rollouts(
     num_env_steps = sum(record.steps for record in records)
     metrics |= summarize(records).metrics()
     metrics["rollout/fps"] = num_env_steps / (time.perf_counter() - started_at)
-    for video in videos:  # at most one; not written earlier, since episodes have a time limit
-        run_dir.write_validation_video(step, grid_video([video]))
+    for clip in clips:  # at most one; not written earlier, since episodes have a time limit
+        run_dir.write_validation_video(step, grid_video([clip]))
     try:
         retry_io(store_records, run_dir.path, checkpoint.name, records)
     except ClaimedError as error:  # `evaluate` with the same settings stores the same records

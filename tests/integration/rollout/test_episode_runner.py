@@ -16,7 +16,7 @@ import torch
 from imf_ray.agents.pretrained import save_agent
 from imf_ray.errors import UserError
 from imf_ray.rollout.actor_pool import RolloutSpec
-from imf_ray.rollout.artifacts import PATH_IMAGE, TRAJECTORY, VIDEO, ArtifactRequest
+from imf_ray.rollout.artifacts import PATH_IMAGE, TRAJECTORY, VIDEO, ArtifactRequest, VideoFormat
 from imf_ray.rollout.episode_runner import NO_ARTIFACTS, EpisodeResult, EpisodeRunner
 from imf_ray.rollout.policies import AgentEpisode, AgentPolicy, make_policy
 from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec
@@ -28,7 +28,7 @@ from imf_ray.rollout.rollout_config import (
 from imf_ray.rollout.timing import Timer
 from imf_ray.sim.base import SimEnv
 from imf_ray.sim.tasks.transfer import SimTransferEnv
-from imf_ray.video import decode_video
+from imf_ray.video import decode_video, frame_rate
 from tests.helpers import faulty_envs
 from tests.helpers.configs import fresh_agent, tiny_config
 
@@ -244,7 +244,7 @@ def test_expert_and_replay_succeed_and_an_untrained_agent_fails(
 
 def test_an_episode_has_the_requested_artifacts(spec: RolloutSpec) -> None:
     policy = make_policy(spec.policy, spec.config)
-    request = ArtifactRequest(video=True, trajectory=True)
+    request = ArtifactRequest(VideoFormat(), trajectory=True)
     result = run(policy, spec.config, [700], artifacts=request)[700]
     without = run(policy, spec.config, [700])[700]
     assert result.record.without_timing() == without.record.without_timing()
@@ -255,6 +255,20 @@ def test_an_episode_has_the_requested_artifacts(spec: RolloutSpec) -> None:
     assert trajectory["ee_poses"].shape == (25, 2, 7) and trajectory["pose_cube"].shape == (24, 7)
     assert trajectory["reward"].sum() == result.record.episode_return
     assert result.files[PATH_IMAGE].startswith(b"\x89PNG")
+
+
+def test_a_video_has_the_requested_size_and_rate(spec: RolloutSpec) -> None:
+    """The task has 50 steps per second, and an episode 24."""
+    policy = make_policy(spec.policy, spec.config)
+    for video, num_frames, fps in [
+        (VideoFormat(), 12, 25),
+        (VideoFormat((60, 80), fps=100, speed=1), 24, 50),
+        (VideoFormat((60, 80), fps=10, speed=2), 3, 10),
+    ]:
+        request = ArtifactRequest(video)
+        content = run(policy, spec.config, [700], artifacts=request)[700].files[VIDEO]
+        assert decode_video(content).shape == (num_frames, *video.size, 3)
+        assert frame_rate(content) == fps
 
 
 def test_the_path_image_shows_the_end_effectors(demonstrations: Path) -> None:

@@ -16,17 +16,16 @@ from imf_ray.rollout.grid_video import (
     grid_video,
 )
 from imf_ray.rollout.records import EpisodeRecord
-from imf_ray.video import decode_video, encode_video
+from imf_ray.video import decode_video, encode_video, frame_rate
 
 HEIGHT, WIDTH = 96, 160
-GREY = 90
+GREY, FPS = 90, 8
 
 
-def clip(seed: int, success: bool, frames: int = 4, title: str = "") -> VideoClip:
+def clip(seed: int, success: bool, frames: int = 4, title: str = "", speed: int = 1) -> VideoClip:
     record = EpisodeRecord(seed, success, 4 if success else 1, 4, 1.0, 400, {}, "p", {})
-    return VideoClip(
-        record, encode_video(np.full((frames, HEIGHT, WIDTH, 3), GREY, np.uint8)), title
-    )
+    video = encode_video(np.full((frames, HEIGHT, WIDTH, 3), GREY, np.uint8), FPS)
+    return VideoClip(record, video, title, speed)
 
 
 def is_color(pixels: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
@@ -35,6 +34,7 @@ def is_color(pixels: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
 
 def test_a_caption_says_seed_outcome_and_stage() -> None:
     assert clip(7, True).caption_lines(400) == ["seed 7: success, stage 4 of 4"]
+    assert clip(7, True, speed=2).caption_lines(400) == ["seed 7: success, stage 4 of 4, 2x speed"]
     title = "00003-n_emb_96, step 1200"
     lines = clip(7, False, title=title).caption_lines(400)
     assert lines == [title, "seed 7: failure, stage 1 of 4"]
@@ -44,7 +44,9 @@ def test_a_caption_says_seed_outcome_and_stage() -> None:
 
 def test_tiles_have_borders_and_legible_captions() -> None:
     clips = [clip(number, number % 2 == 0, frames=4 + number) for number in range(3)]
-    frames = decode_video(grid_video(clips))
+    video = grid_video(clips)
+    frames = decode_video(video)
+    assert frame_rate(video) == FPS
     assert len(frames) == 6 and frames.shape[1] % 2 == frames.shape[2] % 2 == 0
     caption_height = LINE_HEIGHT * len(clips[0].caption_lines(WIDTH + 2 * BORDER))
     cell_height = caption_height + HEIGHT + BORDER + 2 * GAP

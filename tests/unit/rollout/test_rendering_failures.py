@@ -13,7 +13,7 @@ from imf_ray.config import load_config
 from imf_ray.errors import UserError
 from imf_ray.rollout import policy_fit
 from imf_ray.rollout.actor_pool import RolloutSpec, rollout_metadata
-from imf_ray.rollout.artifacts import ArtifactRequest
+from imf_ray.rollout.artifacts import ArtifactRequest, VideoFormat
 from imf_ray.rollout.episode_runner import EpisodeRunner
 from imf_ray.rollout.policies import make_policy
 from imf_ray.rollout.policy_fit import check_agent_fits
@@ -39,7 +39,7 @@ def no_opengl(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_rollout_ends_with_the_message() -> None:
     config = scripted_rollout_config(load_config(["task.max_episode_steps=2"]).task)
     runner = EpisodeRunner(make_policy(EXPERT, config), config, num_envs=1)
-    runner.start(0, ArtifactRequest(video=True))
+    runner.start(0, ArtifactRequest(VideoFormat()))
     with pytest.raises(RenderingError, match="MUJOCO_GL=osmesa"):
         runner.run_until_any_done()
 

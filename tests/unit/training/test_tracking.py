@@ -74,13 +74,18 @@ def test_sample_ids_are_on_disk_as_soon_as_they_are_logged(tmp_path: Path) -> No
     assert path.read_text() == '{"step": 7, "samples": [3, 1]}\n'
 
 
-@pytest.mark.parametrize(("num_frames", "num_gif_frames"), [(1, 1), (25, 5)])
-def test_a_video_is_converted_to_a_gif(num_frames: int, num_gif_frames: int) -> None:
+@pytest.mark.parametrize(
+    ("num_frames", "fps", "num_gif_frames", "period_ms"),
+    [(1, 25, 1, 200), (25, 25, 5, 200), (20, 10, 10, 200), (4, 3, 4, 330)],
+)
+def test_a_video_is_converted_to_a_gif(
+    num_frames: int, fps: int, num_gif_frames: int, period_ms: int
+) -> None:
     frames = np.zeros((num_frames, 32, 48, 3), np.uint8)
     frames[..., 0] = np.linspace(0, 200, num_frames)[:, None, None]
-    with Image.open(io.BytesIO(convert_to_gif(encode_video(frames)))) as gif:
+    with Image.open(io.BytesIO(convert_to_gif(encode_video(frames, fps)))) as gif:
         assert gif.size == (48, 32) and gif.n_frames == num_gif_frames  # type: ignore[attr-defined]
-        assert num_frames == 1 or gif.info["duration"] == 200  # 5 frames per second
+        assert gif.info.get("duration") == period_ms
 
 
 @pytest.mark.parametrize(
