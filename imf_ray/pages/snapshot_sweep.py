@@ -29,7 +29,7 @@ from imf_ray.redaction import redact_options
 from imf_ray.rollout.policy_spec import PolicyKind
 from imf_ray.rollout.records import stage_shares
 from imf_ray.storage import MAX_NAME_BYTES, display_path, is_remote
-from imf_ray.sweep.search_space import short_names, trial_name
+from imf_ray.sweep.search_space import short_names
 from imf_ray.sweep.sweep_dir import (
     BASELINES_FILE,
     BEST_VIDEO,
@@ -269,10 +269,7 @@ def _planned_trials(saved: SavedSpace) -> dict[str, dict[str, Any]]:
     """Return the options of all trials by name; empty if they can be sampled only with Ray."""
     if saved.trials or saved.space.sample:
         return saved.trials
-    return {
-        trial_name(number, params): params
-        for number, params in enumerate(saved.space.combinations())
-    }
+    return saved.space.trials()
 
 
 def _label(name: str, params: Mapping[str, Any], short: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from imf_ray.errors import UserError, error_source
 from imf_ray.schema import Config
 from imf_ray.storage import display_path, local_dir, parse_path
 from imf_ray.sweep.schedulers import check_scheduler
-from imf_ray.sweep.search_space import SearchSpace, load_search_space, trial_name
+from imf_ray.sweep.search_space import SearchSpace, load_search_space
 from imf_ray.sweep.sweep_dir import SavedSpace, SweepDir
 from imf_ray.sweep.trial_record import TrialDir
 from imf_ray.training.checkpoint import describe_checkpoints
@@ -25,19 +25,42 @@ from imf_ray.training.run_identity import init_or_verify_run_dir
 from imf_ray.training.trainer import enable_validation, prepare_run, starting_weights
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sweep:
-    """A sweep whose trials have been checked."""
+    """A sweep whose trials have been checked, except for those that its searcher chooses later."""
 
     sweep_dir: SweepDir
     space: SearchSpace
-    configs: dict[str, Config]
-    """Configuration of each trial, by name."""
-    params: dict[str, dict[str, Any]]
-    """Values of the varied options of each trial, by name."""
-    summary: str
-    """A line that describes the data and the length of the first trial."""
+    overrides: Sequence[str]
+    """Command-line options."""
+    started_at: float
+    """Time of the first launch in seconds since 1970."""
     is_resumed: bool
+    params: dict[str, dict[str, Any]]
+    """Values of the varied options of each trial, by name; empty if they are not chosen yet."""
+    configs: dict[str, Config] = field(default_factory=dict)
+    """Configuration of each trial whose options are chosen, by name."""
+    summary: str = ""
+    """A line that describes the data and the length of the first trial."""
+
+    def add_trial(self, name: str, params: dict[str, Any]) -> None:
+        """Check the configuration of a trial with these values of the varied options, and add it.
+
+        Raises:
+            UserError: the options or the data are invalid, or the trial has another configuration.
+        """
+        with error_source(f"Trial {name}"):
+            config = enable_validation(self.space.config(self.overrides, params))
+            run = prepare_run(config)
+        init_or_verify_run_dir(run, self.sweep_dir.trial(name))
+        starting_weights(config, self.sweep_dir.trial(name))  # an error appears before Ray starts
+        self.configs[name], self.params[name] = config, params
+        self.summary = self.summary or run.describe()
+
+    def save(self) -> None:
+        """Write `space.json`, from which the sweep resumes."""
+        saved = SavedSpace(self.space, list(self.overrides), self.started_at, self.params)
+        self.sweep_dir.write_space(saved)
 
     @property
     def max_steps(self) -> int:
@@ -47,14 +70,14 @@ class Sweep:
     @property
     def trial_dirs(self) -> dict[str, TrialDir]:
         """Run folder of each trial, by name."""
-        return {name: self.sweep_dir.trial(name) for name in self.configs}
+        return {name: self.sweep_dir.trial(name) for name in self.params}
 
     @property
     def steps(self) -> dict[RunDir, int]:
         """Number of updates of each trial, by its run folder."""
         return {
-            self.sweep_dir.trial(name): config.train.max_steps
-            for name, config in self.configs.items()
+            trial_dir: self.configs.get(name, self.first_config).train.max_steps
+            for name, trial_dir in self.trial_dirs.items()
         }
 
     @property
@@ -111,20 +134,17 @@ def prepare_sweep(space: SearchSpace, overrides: Sequence[str], sweep_dir: Sweep
                 "Choose another run_name, or resume the sweep with resume=auto."
             )
         space = saved.space  # the names of trials contain its names of options
-    configs, params, summary = {}, {}, ""
-    for number, combination in enumerate(space.combinations()):
-        name = trial_name(number, combination)
-        with error_source(f"Trial {name}"):
-            config = enable_validation(space.config(overrides, combination))
-            run = prepare_run(config)
-        init_or_verify_run_dir(run, sweep_dir.trial(name))
-        starting_weights(config, sweep_dir.trial(name))  # an error appears before Ray starts
-        configs[name], params[name] = config, combination
-        summary = summary or run.describe()
-    sweep = Sweep(sweep_dir, space, configs, params, summary, is_resumed=saved is not None)
+    params, started_at = space.trials(), time.time()
+    if saved is not None:
+        started_at = saved.started_at
+        if space.search:
+            params |= saved.trials
+    sweep = Sweep(sweep_dir, space, overrides, started_at, saved is not None, params)
+    for name, values in params.items():
+        if values:
+            sweep.add_trial(name, values)
     check_scheduler(space.scheduler, sweep.max_steps)
-    started_at = time.time() if saved is None else saved.started_at
-    sweep_dir.write_space(SavedSpace(space, list(overrides), started_at, params))
+    sweep.save()
     return sweep
 
 
@@ -153,7 +173,7 @@ def _is_complete(sweep_dir: SweepDir) -> bool:
 
 def describe_sweep(sweep: Sweep, resources: RunResources, concurrent_trials: int) -> str:
     """Describe a sweep that starts: its trials, their data, resources and checkpoints."""
-    num_trials, verb = len(sweep.configs), "Resuming" if sweep.is_resumed else "Sweep"
+    num_trials, verb = len(sweep.params), "Resuming" if sweep.is_resumed else "Sweep"
     return "\n".join(
         [
             f"{verb} {sweep.sweep_dir}: {num_trials} trials, {concurrent_trials} at a time",
@@ -181,5 +201,5 @@ def allocate_sweep(sweep: Sweep, size: ClusterSize) -> tuple[RunResources, int]:
     Raises:
         UserError: the cluster is too small for a single trial.
     """
-    concurrent_trials = max_concurrent_trials(sweep.first_config, size, len(sweep.configs))
+    concurrent_trials = max_concurrent_trials(sweep.first_config, size, len(sweep.params))
     return allocate_run(sweep.first_config, size, concurrent_trials), concurrent_trials

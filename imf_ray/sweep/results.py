@@ -79,7 +79,7 @@ def results_table(records: Sequence[TrialRecord], baselines: Baselines) -> Fitte
 
     rows = [baseline_row(EXPERT_NAME)]
     for record in rank(records):
-        params = [str(record.params[key]) for key in names]
+        params = [str(record.params.get(key, "")) for key in names]
         number, metrics = record.name.split("-", 1)[0], record.metrics
         if record.best_checkpoint is None:
             rows.append([number, record.status, "", *params, "", "", "", ""])

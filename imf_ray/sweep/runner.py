@@ -25,6 +25,7 @@ from imf_ray.sweep.sweep_dir import SweepDir
 from imf_ray.sweep.trial import TrialSpec, run_trial
 from imf_ray.sweep.trial_metrics import TrialCounts
 from imf_ray.sweep.trial_record import FAILED, TrialRecord
+from imf_ray.sweep.trial_searcher import TrialSearcher
 from imf_ray.training.fault_tolerance import error_summary, remove_orphaned_placement_groups
 from imf_ray.training.trainer import starting_weights
 
@@ -53,10 +54,16 @@ def run_sweep(sweep: Sweep, resources: RunResources, concurrent_trials: int) -> 
         UserError: every trial failed.
     """
     _reset_session(sweep)
-    trials = _make_trials(sweep, resources)
+    shared: dict[tuple[str, ...], ray.ObjectRef] = {}
+
+    def make_spec(name: str) -> TrialSpec:
+        return _trial_spec(sweep, name, resources, shared)
+
+    specs = {} if sweep.space.search else {name: make_spec(name) for name in sweep.params}
 
     def trainable(params: dict[str, Any]) -> None:
-        run_trial(trials[params["trial"]])
+        name, spec = params["trial"], params.get("spec")
+        run_trial(specs[name] if spec is None else ray.get(spec))
 
     ray_internals.label_trials(trainable, "trial")
     ray_internals.start_shared_actors()
@@ -64,10 +71,13 @@ def run_sweep(sweep: Sweep, resources: RunResources, concurrent_trials: int) -> 
     trial_counts = TrialCounts(sweep.sweep_dir.name, sweep.trial_dirs)
 
     def make_tuner() -> tune.Tuner:
+        searcher = TrialSearcher(sweep, make_spec) if sweep.space.search else None
         return tune.Tuner(
             tune.with_resources(trainable, _trial_placement_group(resources)),
-            param_space={"trial": tune.grid_search(list(trials))},
+            param_space={} if searcher else {"trial": tune.grid_search(list(specs))},
             tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                num_samples=len(sweep.params) if searcher else 1,
                 max_concurrent_trials=concurrent_trials,
                 scheduler=make_scheduler(sweep.space.scheduler, sweep.max_steps, sweep.trial_dirs),
                 trial_name_creator=_trial_name,
@@ -88,25 +98,29 @@ def run_sweep(sweep: Sweep, resources: RunResources, concurrent_trials: int) -> 
             errors[result.config["trial"]] = error_summary(result.error)
     if sweep.sweep_dir.stop_requested():
         raise KeyboardInterrupt
-    records = [_read_record(sweep, name, errors.get(name)) for name in sweep.configs]
+    records = [_read_record(sweep, name, errors.get(name)) for name in sweep.params]
     if all(record.status == FAILED for record in records):
         raise UserError(f"Every trial failed. Error of the first trial: {records[0].error}")
     return records
 
 
-def _make_trials(sweep: Sweep, resources: RunResources) -> dict[str, TrialSpec]:
-    """Return the input of each trial, by name. Trials share equal initial weights in Ray."""
-    shared: dict[tuple[str, ...], ray.ObjectRef] = {}
-    trials = {}
-    for name, config in sweep.configs.items():
-        initial, reference = starting_weights(config, sweep.sweep_dir.trial(name)), None
-        if initial is not None:
-            key = (initial.source, *initial.tensors)
-            reference = shared[key] = shared.get(key) or ray.put(initial)
-        trials[name] = TrialSpec(
-            name, sweep.params[name], config, resources, sweep.sweep_dir, reference
-        )
-    return trials
+def _trial_spec(
+    sweep: Sweep,
+    name: str,
+    resources: RunResources,
+    shared: dict[tuple[str, ...], ray.ObjectRef],
+) -> TrialSpec:
+    """Return the input of a trial.
+
+    Args:
+        shared: the initial weights of the other trials in Ray, by source and tensors.
+    """
+    config = sweep.configs[name]
+    initial, reference = starting_weights(config, sweep.sweep_dir.trial(name)), None
+    if initial is not None:
+        key = (initial.source, *initial.tensors)
+        reference = shared[key] = shared.get(key) or ray.put(initial)
+    return TrialSpec(name, sweep.params[name], config, resources, sweep.sweep_dir, reference)
 
 
 def stop_sweep(sweep: Sweep) -> None:
@@ -120,8 +134,10 @@ def stop_sweep(sweep: Sweep) -> None:
 def safe_to_kill_sweep(sweep: Sweep) -> bool:
     """Return True if killing the sweep loses no update, after a request to stop."""
     return all(
-        trial_dir.safe_to_kill(sweep.configs[name].train.max_steps)
-        for name, trial_dir in sweep.trial_dirs.items()
+        trial_dir.safe_to_kill(num_steps)
+        for trial_dir, num_steps in zip(
+            sweep.trial_dirs.values(), sweep.steps.values(), strict=True
+        )
         if trial_dir.read_record(retry=False) is None
     )
 

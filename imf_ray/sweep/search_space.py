@@ -8,6 +8,7 @@ A file has these keys:
     num_samples   number of samples, each a trial, for each combination of the grid
     seed          seed of the samples
     scheduler     Tune scheduler that stops trials whose success rate falls behind, and its options
+    search        Tune searcher that samples later trials by the success of earlier ones
 """
 
 from __future__ import annotations
@@ -35,13 +36,12 @@ from imf_ray.config import (
 from imf_ray.errors import UserError, error_source
 from imf_ray.schema import Config, all_options, is_sweepable
 from imf_ray.schema.values import convert
+from imf_ray.sweep.distributions import DISTRIBUTIONS, sample_value
+from imf_ray.sweep.searchers import check_searcher, num_startup_trials
 from imf_ray.yaml_text import dump_value, noun, plain, read_yaml
 
-DISTRIBUTIONS = ("choice", "uniform", "loguniform", "quniform", "randint", "lograndint")
-"""Names of the functions in `ray.tune` that a `sample:` entry may use."""
-SIGNIFICANT_DIGITS = 4
-"""Significant digits of a sampled number, which is part of the trial's name."""
-DICTIONARIES, NUMBERS = ("fixed", "grid", "sample", "scheduler"), ("num_samples", "seed")
+DICTIONARIES = ("fixed", "grid", "sample", "scheduler", "search")
+NUMBERS = ("num_samples", "seed")
 """Keys of a search space's file, by the type of their values."""
 MAX_NAME_BYTES = 255
 """Maximum length of a folder's name. Longer names of trials are cut; each begins with a number."""
@@ -65,6 +65,8 @@ class SearchSpace:
     seed: int = 0
     scheduler: dict[str, dict[str, Any]] = field(default_factory=dict)
     """`{name: options}`, see `schedulers.py`. Times are training steps. Empty: no scheduler."""
+    search: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """`{name: options}`, see `searchers.py`. Empty: all samples are random."""
 
     @property
     def varied(self) -> list[str]:
@@ -105,14 +107,31 @@ class SearchSpace:
         return load_config([*fixed, *overrides, *varied], sources)
 
     def combinations(self) -> list[dict[str, Any]]:
-        """Return the parameters of every trial in file order. Every call returns the same ones."""
+        """Return the combinations of the grid and of random samples in file order.
+
+        Every call returns the same ones.
+        """
         rng = np.random.default_rng(self.seed)
         trials = []
         for values in itertools.product(*self.grid.values()):
             for _ in range(self.num_samples):
-                sampled = {key: _sample_value(spec, rng) for key, spec in self.sample.items()}
+                sampled = {key: sample_value(spec, rng) for key, spec in self.sample.items()}
                 trials.append({**dict(zip(self.grid, values, strict=True)), **sampled})
         return trials
+
+    def trials(self) -> dict[str, dict[str, Any]]:
+        """Return the values of the varied options of each trial, by its name, in file order.
+
+        Trials that the searcher chooses later have no values yet, and no values in their names.
+        """
+        combinations = enumerate(self.combinations())
+        if not self.search:
+            return {trial_name(number, params): params for number, params in combinations}
+        num_random = num_startup_trials(self.search)
+        return {
+            trial_name(number, {}): params if number < num_random else {}
+            for number, params in combinations
+        }
 
 
 def load_search_space(name: str) -> SearchSpace:
@@ -158,6 +177,7 @@ def _parse_space(name: str, tree: Mapping[str, Any]) -> SearchSpace:
             for key, spec in rename_options(sections["sample"], announce_rename).items()
         },
         scheduler=plain(sections["scheduler"]),
+        search=plain(sections["search"]),
         **numbers,
     )
     _check_space(space)
@@ -191,7 +211,7 @@ def _distribution(key: str, spec: Any) -> dict[str, list[Any]]:
     is_choice = name == "choice"
     arguments = [convert(key, kind, v) if is_choice else plain(v) for v in spec[name]]
     try:
-        value = _sample_value({name: arguments}, np.random.default_rng(0))
+        value = sample_value({name: arguments}, np.random.default_rng(0))
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"sample: {key} cannot be sampled from {dump_value(spec)}: {error}."
@@ -246,6 +266,8 @@ def _check_space(space: SearchSpace) -> None:
         from imf_ray.sweep.schedulers import check_scheduler  # imports Ray, which takes seconds
 
         check_scheduler(space.scheduler)
+    if space.search:
+        check_searcher(space.search, space.sample, has_grid=bool(space.grid))
 
 
 def _check_values(section: str, values: Mapping[str, Any]) -> None:
@@ -253,19 +275,6 @@ def _check_values(section: str, values: Mapping[str, Any]) -> None:
     with error_source(section):
         for key, value in values.items():
             all_options()[key].check(key, value)
-
-
-def _sample_value(spec: Mapping[str, list[Any]], rng: np.random.Generator) -> Any:
-    """Sample from `{distribution: arguments}`. Floats are rounded, so folder names stay short."""
-    from ray import tune  # takes seconds
-
-    ((name, arguments),) = spec.items()
-    distribution = getattr(tune, name)
-    domain = distribution(arguments) if name == "choice" else distribution(*arguments)
-    value = domain.sample(random_state=rng)
-    if isinstance(value, (float, np.floating)):
-        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
