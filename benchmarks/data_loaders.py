@@ -60,7 +60,7 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
     from ray.train.torch import TorchTrainer
 
     from imf_ray.allocation import RolloutResources, RunResources
-    from imf_ray.data.pipeline import DATASET_NAME, PerRankDataConfig, TrainDataset
+    from imf_ray.data.pipeline import TrainDataset
     from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
     from imf_ray.training.trainer import scaling_config
 
@@ -88,8 +88,7 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
     options = {key: getattr(arguments, key) for key in ("folder", "seconds", "step_s")}
 
     def loop(config: dict[str, Any]) -> None:
-        iterator = ray.train.get_dataset_shard(DATASET_NAME)
-        batches = stream.batches(iterator, 0, 1, 0)
+        batches = stream.batches(0, 1, 0)
         consume((_tensors(batch) for batch in batches), paths, **config)
 
     with tempfile.TemporaryDirectory(dir="/tmp") as temp_dir:
@@ -104,8 +103,6 @@ def run_imf_ray(paths: list[Path], arguments: argparse.Namespace) -> None:
             train_loop_config=options,
             scaling_config=scaling_config(RunResources(1, 1, 1.0, 0.0, RolloutResources(1, 1.0))),
             run_config=RunConfig(name="loading", storage_path=temp_dir),
-            datasets={DATASET_NAME: stream},
-            dataset_config=PerRankDataConfig(lambda: 0),
         ).fit()
         ray.shutdown()
 

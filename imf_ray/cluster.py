@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from imf_ray.env_vars import prepare_environment
 from imf_ray.errors import UserError
@@ -24,6 +27,7 @@ ADDRESS_VARIABLE, LOCAL_ADDRESS = "RAY_ADDRESS", "local"
 """Ray's environment variable for the address of a cluster, and the address of a new local one."""
 CONNECT_TIMEOUT_S = 5.0
 """Seconds to wait for the answer of a cluster."""
+Result = TypeVar("Result")
 MAX_REASON_LENGTH = 300
 """Maximum length in characters of Ray's reason in an error message."""
 
@@ -68,6 +72,46 @@ def init_ray(config: Config) -> ClusterSize:
         UserError: the cluster cannot be reached or lacks a pool, Ray cannot start here, or
             `cluster.autoscale_max_nodes` is set for a local cluster.
     """
+    environment = _prepare(config)
+    with _activity(config):
+        _connect_or_start(config, environment)
+    return _report_cluster(config)
+
+
+def init_ray_beside(config: Config, work: Callable[[], Result]) -> tuple[ClusterSize, Result]:
+    """Call `init_ray`, and `work` in another thread meanwhile; return both results.
+
+    While `work` runs, only `work` shows what it does. Ray starts in this thread, because only the
+    main thread may change the handlers of signals.
+
+    Raises:
+        UserError: see `init_ray`.
+        Exception: the error of `work`, once Ray has started.
+    """
+    environment = _prepare(config)
+    outcome: Future[Result] = Future()
+    has_started = threading.Event()
+
+    def run_work() -> None:
+        try:
+            result = work()
+            with _activity(config):
+                has_started.wait()
+            outcome.set_result(result)
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run_work, daemon=True).start()
+    try:
+        _connect_or_start(config, environment)
+    finally:
+        has_started.set()
+    result = outcome.result()
+    return _report_cluster(config), result
+
+
+def _prepare(config: Config) -> dict[str, str]:
+    """Check the options, set the environment and import Ray; return the variables of the job."""
     cluster, address = config.cluster, cluster_address(config)
     if cluster.autoscale_max_nodes is not None and not address:
         raise UserError(
@@ -76,18 +120,37 @@ def init_ray(config: Config) -> ClusterSize:
             "cluster.autoscale_max_nodes=null."
         )
     environment = prepare_environment(own_cluster=address is None)
-    import ray  # not at the top: Ray reads its environment variables on import
-
+    # Not at the top: Ray reads its environment variables on import.
     from imf_ray.ray_internals import check_ray_version
 
     check_ray_version()
-    if not ray.is_initialized():  # an earlier command of this process has started or found it
-        with activity("Connecting to Ray" if address else "Starting Ray"), children_ignore_hangup():
-            if address:
-                _connect(address, _address_source(config), environment, config.debug)
-            else:
-                _start_local(config)
-    size = cluster_size([node for node in ray.nodes() if node["Alive"]], cluster)
+    return environment
+
+
+def _activity(config: Config) -> AbstractContextManager[None]:
+    """Show that Ray starts, or that the cluster is asked."""
+    return activity("Connecting to Ray" if cluster_address(config) else "Starting Ray")
+
+
+def _connect_or_start(config: Config, environment: Mapping[str, str]) -> None:
+    import ray
+
+    if ray.is_initialized():  # an earlier command of this process has started or found it
+        return
+    address = cluster_address(config)
+    with children_ignore_hangup():
+        if address:
+            _connect(address, _address_source(config), environment, config.debug)
+        else:
+            _start_local(config)
+
+
+def _report_cluster(config: Config) -> ClusterSize:
+    """Print and return the size of the cluster."""
+    import ray
+
+    address = cluster_address(config)
+    size = cluster_size([node for node in ray.nodes() if node["Alive"]], config.cluster)
     url = ray.get_runtime_context().gcs_address if address else _dashboard_url()
     console.print(f"Ray: {size}; {'cluster' if address else 'dashboard'} {url}")
     return size

@@ -52,6 +52,8 @@ LOCAL_CLUSTER_ENV = {
     # If all CPUs are taken, Ray ends an idle process after 1 s by default. Data readers work every
     # few seconds, so each time a new process would have to start.
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    # A node that ends with the command is not drained, so no actor has to look for that.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 """Further variables for a cluster that the command starts on this machine."""
 

@@ -43,6 +43,8 @@ PRIVATE_CLASSES = {
     "StorageContext": f"{_TRAIN}.execution.storage",
     # Disabled, because it removes the placement groups of healthy workers.
     "PlacementGroupCleanerCallback": f"{_TRAIN}.callbacks.placement_group_callback",
+    # Disabled, because it starts an actor for the arguments `datasets`, which is not used.
+    "DatasetsCallback": f"{_TRAIN}.callbacks.datasets",
 }
 """Private classes of Ray that are used or subclassed, and the module of each."""
 TASK_EVENTS_INTERVAL_S = 2.0
@@ -202,8 +204,7 @@ def label_train_actors(run: str) -> None:
     The dashboard shows an actor's `__repr__`, which these actors do not have. This function is
     called in the process of the controller, which belongs to one run.
     """
-    from ray.train.v2._internal.callbacks import datasets, preemption_callback
-    from ray.train.v2._internal.data_integration.dataset_manager import DatasetManager
+    from ray.train.v2._internal.callbacks import preemption_callback
     from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
     from ray.train.v2._internal.execution.preemption import PreemptionWatcher
     from ray.train.v2._internal.execution.worker_group import RayTrainWorker, worker_group
@@ -215,7 +216,6 @@ def label_train_actors(run: str) -> None:
     worker_group.SynchronizationActor = ray.remote(num_cpus=0)(
         _labelled(synchronization, lambda: f"synchronization of {run}")
     )
-    datasets.DatasetManager = _labelled(DatasetManager, lambda: f"data set of {run}")
     preemption_callback.PreemptionWatcher = _labelled(
         PreemptionWatcher, lambda: f"preemption watcher of {run}"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from imf_ray.allocation import allocate_run
 from imf_ray.cli import resume_command, run_command
-from imf_ray.cluster import init_ray
+from imf_ray.cluster import init_ray_beside
 from imf_ray.command import Command
 from imf_ray.config import new_run_name, shell_override
 from imf_ray.errors import UserError
@@ -21,7 +21,9 @@ from imf_ray.storage import authoritative_path, display_path, local_dir, parse_p
 from imf_ray.terminal import console
 
 if TYPE_CHECKING:
+    from imf_ray.agents.initial_weights import InitialWeights
     from imf_ray.training.run_dir import RunDir
+    from imf_ray.training.run_identity import PreparedRun
 
 
 def main(config: Config, overrides: Sequence[str]) -> str:
@@ -68,17 +70,24 @@ def _report_best(run_dir: RunDir) -> str:
 
 def _train(config: Config, overrides: Sequence[str], run_dir: RunDir) -> str:
     """Train or resume a run whose folder is claimed; return the next command."""
-    with activity(LOADING):
+
+    def check() -> tuple[PreparedRun, InitialWeights | None]:
+        with activity(LOADING):
+            from imf_ray.training.trainer import prepare_run, starting_weights
+        return prepare_run(config), starting_weights(config, run_dir)
+
+    with board_while_running(config, run_dir.path):
+        size, (prepared, initial) = init_ray_beside(config, check)
         from imf_ray.pages.report_file import reported_launch
+        from imf_ray.ray_internals import start_shared_actors
         from imf_ray.training.checkpoint import describe_checkpoints
         from imf_ray.training.progress import RunProgress
         from imf_ray.training.tracking import describe_tracking
-        from imf_ray.training.trainer import fit, prepare_run, starting_weights
+        from imf_ray.training.trainer import fit
         from imf_ray.training.validation import check_any_succeeded
 
-    with board_while_running(config, run_dir.path):
-        prepared, initial = prepare_run(config), starting_weights(config, run_dir)
-        resources = allocate_run(config, init_ray(config))
+        start_shared_actors()
+        resources = allocate_run(config, size)
         lines = [prepared.describe(), f"Resources: {resources}", describe_checkpoints(config)]
         console.print("\n".join(lines), soft_wrap=True)
         for line in describe_tracking(config, run_dir):

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
-import ray.train
 from ray.data import ExecutionResources
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -49,7 +48,6 @@ MAX_TASKS = 4096
 
 Ray Data keeps track of each task, so a long run has larger tasks instead of more.
 """
-DATASET_NAME = "train"
 MAX_NAME_LENGTH = 100
 """Maximum length of a run's name in the name of a dataset, which is part of a file name of Ray."""
 MAX_LOOP_CPU_FRACTION, MAX_SLEEP_S, THROTTLE_AFTER_ITERATIONS = 0.03, 0.1, 3
@@ -136,49 +134,31 @@ class TrainDataset:
     def _row_bytes(self) -> int:
         return self.frame_bytes * (self.plan.read_block_steps + self.spec.obs_horizon - 1)
 
-    def batches(
-        self, iterator: ray.data.DataIterator, rank: int, world_size: int, start_step: int
-    ) -> Iterator[Batch]:
-        """Yield the rank's batches, given its dataset's iterator (see `WindowBatcher.batches`)."""
-        tables = iterator.iter_batches(batch_size=None, batch_format="pyarrow")
-        batcher = WindowBatcher(self.plan, self.spec, rank, world_size)
-        return _prefetch_one(batcher.batches(_read_tables(tables), start_step, self.max_steps))
+    def batches(self, rank: int, world_size: int, start_step: int) -> Iterator[Batch]:
+        """Return the batches of one rank, from training step `start_step` to the last.
 
-
-class PerRankDataConfig(ray.train.DataConfig):
-    """Gives each rank its own ordered dataset, starting at the step that training resumes from.
-
-    Args:
-        find_start_step: returns the training step of the checkpoint that the workers will load. It
-            is called whenever Ray Train launches the worker group.
-    """
-
-    def __init__(self, find_start_step: Callable[[], int]) -> None:
-        super().__init__()
-        self._find_start_step = find_start_step
-
-    def configure(
-        self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any
-    ) -> list[dict[str, ray.data.DataIterator]]:
-        """Make the iterators {dataset name: iterator} of each rank.
-
-        Ray Train calls this method with one `TrainDataset` per name.
+        The first batch is read at once, while the caller does other things.
         """
-        start_step = self._find_start_step()
-        return [
-            {
-                name: dataset.rank_dataset(rank, world_size, start_step).iterator()
-                for name, dataset in datasets.items()
-            }
-            for rank in range(world_size)
-        ]
+        return _prefetch_one(self._read_batches(rank, world_size, start_step))
+
+    def _read_batches(self, rank: int, world_size: int, start_step: int) -> Iterator[Batch]:
+        dataset = self.rank_dataset(rank, world_size, start_step)
+        tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+        batcher = WindowBatcher(self.plan, self.spec, rank, world_size)
+        yield from batcher.batches(_read_tables(tables), start_step, self.max_steps)
 
 
 def _prefetch_one(items: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the same items; a thread computes the next one while the caller uses this one."""
+    """Return the same items; a thread computes each one before the caller asks for it."""
     executor = ThreadPoolExecutor(1)
+    return _with_next_item(items, executor, executor.submit(next, items, None))
+
+
+def _with_next_item(
+    items: Iterator[Batch], executor: ThreadPoolExecutor, next_item: Future[Batch | None]
+) -> Iterator[Batch]:
+    """Yield items, and compute the next one while the caller uses this one."""
     try:
-        next_item = executor.submit(next, items, None)
         while (item := next_item.result()) is not None:
             next_item = executor.submit(next, items, None)
             yield item

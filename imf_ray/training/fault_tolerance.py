@@ -73,11 +73,13 @@ class ProgressAwareFailurePolicy(DefaultFailurePolicy):
 
 
 class FaultTolerantTorchTrainer(TorchTrainer):
-    """A `TorchTrainer` with `ProgressAwareFailurePolicy` and without Ray's placement group cleaner.
+    """A `TorchTrainer` with `ProgressAwareFailurePolicy` and without two of Ray's callbacks.
 
-    That cleaner asks the dashboard whether the controller is alive. A busy head node may answer
-    "not known". The cleaner then assumes that the controller is dead, and removes the placement
-    group of healthy workers (Ray 2.60). `remove_orphaned_placement_groups` replaces it.
+    The placement group cleaner asks the dashboard whether the controller is alive. A busy head node
+    may answer "not known". The cleaner then assumes that the controller is dead, and removes the
+    placement group of healthy workers (Ray 2.60). `remove_orphaned_placement_groups` replaces it.
+
+    The other one starts an actor that gives each worker its dataset. Workers make it themselves.
     """
 
     def __init__(self, run_dir: RunDir, *args: Any, **kwargs: Any) -> None:
@@ -85,6 +87,7 @@ class FaultTolerantTorchTrainer(TorchTrainer):
         policy = ProgressAwareFailurePolicy(self.run_config.failure_config, run_dir)
         ray_internals.configure_controller(self, policy, run_dir.name)
         ray_internals.remove_default_callback(self, "PlacementGroupCleanerCallback")
+        ray_internals.remove_default_callback(self, "DatasetsCallback")
 
 
 class OrphanedPlacementGroupCleanup(WorkerGroupCallback):

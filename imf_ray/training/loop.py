@@ -23,7 +23,7 @@ import torch.distributed
 from torch import Tensor
 
 from imf_ray.data.hdf5 import writable_cache_folder
-from imf_ray.data.pipeline import DATASET_NAME, TrainDataset
+from imf_ray.data.pipeline import TrainDataset
 from imf_ray.data.statistics import Statistics
 from imf_ray.data.windows import Batch, window_spec_from_config
 from imf_ray.errors import DivergenceError
@@ -82,6 +82,8 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
 
     device = ray.train.torch.get_device() if train.device == "cuda" else torch.device("cpu")
     checkpoint = run_dir.newest_checkpoint()
+    start_step = 0 if checkpoint is None else checkpoint.step
+    batches = dataset.batches(rank, world_size, start_step)  # reads while the agent is built
     is_new = checkpoint is None and worker.initial_weights is not None
     weights = ray.get(worker.initial_weights).tensors if is_new else None
     state = TrainState(config, worker.statistics, device, weights)
@@ -107,8 +109,7 @@ def train_worker(train_loop_config: dict[str, Any]) -> dict[str, Any]:
     progress = ProgressWriter(run_dir.path, UPDATES, train.max_steps) if rank == 0 else None
 
     features = _prepare_features(state, worker) if config.agent.has_fixed_features else None
-    shard = ray.train.get_dataset_shard(DATASET_NAME)
-    for batch in timer.wrap(dataset.batches(shard, rank, world_size, state.step)):
+    for batch in timer.wrap(batches):
         if features is not None:
             batch["image_features"] = features.windows(np.asarray(batch["sample_id"]))
         if sample_log is not None:

@@ -24,7 +24,7 @@ from imf_ray.agents.pretrained import make_meta_agent
 from imf_ray.allocation import RunResources
 from imf_ray.bundled import policy_dir
 from imf_ray.cluster import DATA_POOL, TRAIN_POOL, label_selector
-from imf_ray.data.pipeline import DATASET_NAME, PerRankDataConfig, TrainDataset
+from imf_ray.data.pipeline import TrainDataset
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.data.windows import window_spec_from_config
@@ -189,8 +189,6 @@ def fit(
                 checkpoint_config=CheckpointConfig(num_to_keep=None),  # the loop prunes them
                 callbacks=[*callbacks, OrphanedPlacementGroupCleanup(run_dir)],
             ),
-            datasets={DATASET_NAME: dataset},
-            dataset_config=PerRankDataConfig(lambda: _start_step(run_dir)),
             validation_config=ValidationConfig(
                 validate,
                 validation,
@@ -246,12 +244,6 @@ def _warn_uneven_shards(plan: SamplePlan, num_workers: int) -> None:
             plan.virtual_shards,
             num_workers,
         )
-
-
-def _start_step(run_dir: RunDir) -> int:
-    run_dir.download()
-    checkpoint = run_dir.newest_checkpoint()
-    return 0 if checkpoint is None else checkpoint.step
 
 
 def enable_validation(config: Config) -> Config:

@@ -8,6 +8,7 @@ instance. `added` adds it.
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -34,6 +35,7 @@ SAVE_FREQ = {"killed": 3, "drained": 1000, "added": 20}
 STEPS_AFTER_ADDED = 20
 """Updates after the restart with the added node; then the run is stopped."""
 RAY = str(Path(sys.executable).parent / "ray")
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"  # as on a cluster that the user starts
 
 
 def wait_for_updates(run_dir: Path, num_updates: int, launches: int) -> None:

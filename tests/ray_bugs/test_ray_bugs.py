@@ -254,7 +254,7 @@ def test_7_a_restarted_worker_repeats_its_epoch(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_8_an_equal_split_drops_rows() -> None:
-    """Workaround: each rank has its own dataset (`PerRankDataConfig`)."""
+    """Workaround: each rank has its own dataset (`TrainDataset.rank_dataset`)."""
     parts = ray.data.range(9, override_num_blocks=3).streaming_split(2, equal=True)
     seen: list[int] = []
     threads = [

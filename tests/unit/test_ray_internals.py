@@ -12,7 +12,7 @@ import ray
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks import datasets, preemption_callback
+from ray.train.v2._internal.callbacks import preemption_callback
 from ray.train.v2._internal.execution.worker_group import worker_group
 from ray.train.v2.api import data_parallel_trainer
 from ray.tune.trainable import FunctionTrainable, wrap_function
@@ -128,7 +128,6 @@ def test_the_actors_of_a_run_say_their_run_and_role(monkeypatch: pytest.MonkeyPa
     for owner, name in (
         (worker_group.WorkerGroup, "_worker_cls"),
         (worker_group, "SynchronizationActor"),
-        (datasets, "DatasetManager"),
         (preemption_callback, "PreemptionWatcher"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # restored at the end
@@ -147,13 +146,11 @@ def test_the_actors_of_a_run_say_their_run_and_role(monkeypatch: pytest.MonkeyPa
         for actor in (
             worker_group.WorkerGroup._worker_cls,
             synchronization.__ray_metadata__.modified_class.__ray_actor_class__,
-            datasets.DatasetManager,
             preemption_callback.PreemptionWatcher,
         )
     }
     assert labels["RayTrainWorker"] == ("training worker 3 of 00-n_emb=96", "RayTrainWorker")
     assert labels["SynchronizationActor"][0] == "synchronization of 00-n_emb=96"
-    assert labels["DatasetManager"] == ("data set of 00-n_emb=96", "DatasetManager")
     assert labels["PreemptionWatcher"][0] == "preemption watcher of 00-n_emb=96"
 
 

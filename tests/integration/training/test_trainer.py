@@ -28,7 +28,7 @@ from imf_ray.allocation import RolloutResources, RunResources, allocate_run
 from imf_ray.checkpoint_dir import VALIDATED_STEP, VALIDATION_ERROR, write_validation
 from imf_ray.cluster import ClusterSize
 from imf_ray.data.episodes import EpisodeFields
-from imf_ray.data.pipeline import DATASET_NAME, PerRankDataConfig, TrainDataset
+from imf_ray.data.pipeline import TrainDataset
 from imf_ray.data.sampling import SamplePlan
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.data.windows import window_spec_from_config
@@ -267,8 +267,7 @@ def _first_gradients(config: Config, num_workers: int, folder: Path) -> dict[str
         rank, world_size = context.get_world_rank(), context.get_world_size()
         state = TrainState(config, statistics, torch.device("cpu"))
         state.distribute()
-        iterator = ray.train.get_dataset_shard(DATASET_NAME)
-        (batch,) = dataset.batches(iterator, rank, world_size, 0)
+        (batch,) = dataset.batches(rank, world_size, 0)
         state.update(to_tensors(batch, config, 0, state.device, world_size))
         if rank == 0:
             gradients = {
@@ -284,8 +283,6 @@ def _first_gradients(config: Config, num_workers: int, folder: Path) -> dict[str
             RunResources(num_workers, num_workers, 0.5, 0.0, RolloutResources(1, 0.5))
         ),
         run_config=RunConfig(name=f"gradients_{num_workers}", storage_path=str(folder)),
-        datasets={DATASET_NAME: dataset},
-        dataset_config=PerRankDataConfig(lambda: 0),
     ).fit()
     return torch.load(gradients_path, weights_only=True)
 
