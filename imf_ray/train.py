@@ -12,12 +12,11 @@ from imf_ray.cluster import init_ray_beside
 from imf_ray.command import Command
 from imf_ray.config import new_run_name, shell_override
 from imf_ray.errors import UserError
-from imf_ray.folders import display
 from imf_ray.interrupts import run_interruptibly
 from imf_ray.pages.background import board_while_running
 from imf_ray.progress_bars import LOADING, activity
 from imf_ray.schema import Config
-from imf_ray.storage import authoritative_path, display_path, local_dir, parse_path
+from imf_ray.storage import local_dir, parse_path
 from imf_ray.terminal import console
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ def main(config: Config, overrides: Sequence[str]) -> str:
     stops after one more checkpoint and prints the command that resumes the run.
     """
     from imf_ray.data.episode_files import list_episodes, require_episodes
+    from imf_ray.training.progress import report_best
     from imf_ray.training.run_dir import RunDir
     from imf_ray.training.run_identity import is_finished
 
@@ -48,40 +48,27 @@ def main(config: Config, overrides: Sequence[str]) -> str:
         if not list_episodes(dataset):
             require_episodes(dataset)
         if is_finished(run_dir, config):
-            console.print(
-                f"The run {run_dir} is finished after {config.train.max_steps} updates. To train "
-                "anew, choose another run_name.",
-                soft_wrap=True,
-            )
-            return _report_best(run_dir)
+            updates = f"finished after {config.train.max_steps} updates"
+            console.print(f"The run {run_dir} is {updates}.", soft_wrap=True)
+            console.print("To train anew, choose another run_name.")
+            return report_best(run_dir, console)
         return _train(config, overrides, run_dir)
 
 
-def _report_best(run_dir: RunDir) -> str:
-    """Print the best checkpoint of a run; return the command that evaluates it."""
-    from imf_ray.training.progress import format_metrics
-
-    best = run_dir.best_checkpoint()
-    console.print(f"Best checkpoint: {display_path(best.path)}", soft_wrap=True)
-    console.print(f"  {format_metrics(best.metrics)}", soft_wrap=True)
-    checkpoint = display(authoritative_path(best.path))
-    return f"evaluate {checkpoint} evaluate.num_episodes=100 evaluate.video=failures"
+def _check(config: Config, run_dir: RunDir) -> tuple[PreparedRun, InitialWeights | None]:
+    with activity(LOADING):
+        from imf_ray.training.trainer import prepare_run, starting_weights
+    return prepare_run(config), starting_weights(config, run_dir)
 
 
 def _train(config: Config, overrides: Sequence[str], run_dir: RunDir) -> str:
     """Train or resume a run whose folder is claimed; return the next command."""
-
-    def check() -> tuple[PreparedRun, InitialWeights | None]:
-        with activity(LOADING):
-            from imf_ray.training.trainer import prepare_run, starting_weights
-        return prepare_run(config), starting_weights(config, run_dir)
-
     with board_while_running(config, run_dir.path):
-        size, (prepared, initial) = init_ray_beside(config, check)
+        size, (prepared, initial) = init_ray_beside(config, lambda: _check(config, run_dir))
         from imf_ray.pages.report_file import reported_launch
         from imf_ray.ray_internals import start_shared_actors
         from imf_ray.training.checkpoint import describe_checkpoints
-        from imf_ray.training.progress import RunProgress
+        from imf_ray.training.progress import RunProgress, report_best
         from imf_ray.training.tracking import describe_tracking
         from imf_ray.training.trainer import fit
         from imf_ray.training.validation import check_any_succeeded
@@ -94,8 +81,8 @@ def _train(config: Config, overrides: Sequence[str], run_dir: RunDir) -> str:
             console.print(line, soft_wrap=True, markup=False)
         if initial is not None:
             console.print(initial.describe(), soft_wrap=True, markup=False)
-        option = shell_override("run_name", run_dir.name)
-        console.print(f"Run: {run_dir} (resume it with {option})", soft_wrap=True)
+        resume = shell_override("run_name", run_dir.name)
+        console.print(f"Run: {run_dir} (resume it with {resume})", soft_wrap=True)
         run_dir.clear_stop()
         with reported_launch(run_dir.path, COMMAND.name, overrides, config.report):
             with RunProgress({run_dir: config.train.max_steps}, console):
@@ -105,7 +92,7 @@ def _train(config: Config, overrides: Sequence[str], run_dir: RunDir) -> str:
                     is_safe=lambda: run_dir.safe_to_kill(config.train.max_steps),
                     resume=resume_command("imf_ray.train", overrides, run_name=run_dir.name),
                 )
-            next_command = _report_best(run_dir)
+            next_command = report_best(run_dir, console)
             for line in describe_tracking(config, run_dir, swanlab_run=outcome.swanlab_run):
                 console.print(line, soft_wrap=True, markup=False)
             check_any_succeeded(run_dir, config)

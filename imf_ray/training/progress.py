@@ -12,8 +12,10 @@ from rich.console import Console
 
 from imf_ray.checkpoint_dir import VALIDATION_ERROR
 from imf_ray.errors import UserError
+from imf_ray.folders import display
 from imf_ray.progress_bars import ProgressBars
 from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
+from imf_ray.storage import authoritative_path, display_path
 from imf_ray.training.live_progress import FEATURES, UPDATES, VALIDATION, Progress, read_progress
 from imf_ray.training.run_dir import RunDir
 from imf_ray.training.run_records import INVALID_CHECKPOINTS, RESTARTS, VALIDATED, merge_metrics
@@ -118,6 +120,15 @@ class RunProgress:
         if text or self._console.is_terminal:  # lines of diagnostics have no text
             step = latest["step"] if self._console.is_terminal else line["step"]
             self._bars.update(run_dir.name, step, self._runs[run_dir], text)
+
+
+def report_best(run_dir: RunDir, console: Console) -> str:
+    """Print the best checkpoint of a run; return the command that evaluates it."""
+    best = run_dir.best_checkpoint()
+    console.print(f"Best checkpoint: {display_path(best.path)}", soft_wrap=True)
+    console.print(f"  {format_metrics(best.metrics)}", soft_wrap=True)
+    checkpoint = display(authoritative_path(best.path))
+    return f"evaluate {checkpoint} evaluate.num_episodes=100 evaluate.video=failures"
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
