@@ -145,6 +145,7 @@ def test_a_second_start_is_refused_before_the_imports_that_take_seconds(
     folder, arguments, option = STARTS[command]
     for module in ("imf_ray.training.trainer", "imf_ray.demos.recorder"):
         monkeypatch.setitem(sys.modules, module, None)  # importing it fails
+    monkeypatch.setattr("imf_ray.cluster._connect_or_start", lambda *_: None)  # beside the imports
     with _claim(folder):
         assert main(arguments()) == EXIT_USER_ERROR
     assert option in capsys.readouterr().err
