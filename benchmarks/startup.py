@@ -1,16 +1,22 @@
 """Times the phases of a short training, from the command to the first update and to its end.
 
     python -m benchmarks.startup --data DIR [--repeats 3] [--python PYTHON] [--checkout DIR]
+    python -m benchmarks.startup --data DIR --restart
 
 The smoke line of docs/quickstart.md is run with `train.log_freq=1`, in a new process and a new
 storage folder each time. `--checkout` runs another checkout of the package, such as an earlier
 commit. Phases are read from the command's output and from the files of the run, 50 times a second.
+
+`--restart` runs more updates, kills the worker after some of them, and times how long it takes
+until the next update, and until the run has made up for the updates after its last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -42,6 +48,8 @@ FILES = {
     "checkpoint_00000002/manifest.json": "the checkpoint is saved",
 }
 """Files of the run, and the phase that ends when each appears."""
+KILLED_AT, SAVE_FREQ = 8, 5
+"""Updates before the worker is killed, and between two checkpoints."""
 FIRST_OUTPUT, END, FINISHED_RUN = "the first output", "the process has ended", "a finished run"
 
 
@@ -85,6 +93,42 @@ def run_command(
     return times
 
 
+def time_restart(
+    options: list[str], python: str, checkout: Path | None, run: Path
+) -> dict[str, float]:
+    """Kill the worker of a run; return the seconds until updates are made, and made up for."""
+    environment = dict(os.environ)
+    if checkout is not None:
+        environment["PYTHONPATH"] = str(checkout)
+    more = [f"train.max_steps={KILLED_AT + 2}", f"train.save_freq={SAVE_FREQ}"]
+    process = subprocess.Popen(
+        [python, "-m", "imf_ray.train", *options, *more],
+        stdout=subprocess.DEVNULL,
+        env=environment,
+        cwd=run.parent,
+    )
+    while max(_steps(run), default=0) < KILLED_AT:
+        time.sleep(POLL_INTERVAL_S)
+    logged, start = len(_steps(run)), time.perf_counter()
+    os.kill(json.loads((run / "workers/rank_0.json").read_text())["pid"], signal.SIGKILL)
+    times: dict[str, float] = {}
+    while process.poll() is None:
+        new = _steps(run)[logged:]
+        if new:
+            times.setdefault("the next update", time.perf_counter() - start)
+        if new and max(new) > KILLED_AT:
+            times.setdefault("a new update", time.perf_counter() - start)
+        time.sleep(POLL_INTERVAL_S)
+    return times
+
+
+def _steps(run: Path) -> list[int]:
+    """Return the step of each logged update."""
+    log = run / "metrics.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [json.loads(line)["step"] for line in lines if '"loss"' in line]
+
+
 def _exists(run: Path, name: str) -> bool:
     if name != "first update":
         return (run / name).exists()
@@ -99,12 +143,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--checkout", type=Path)
+    parser.add_argument("--restart", action="store_true")
     arguments = parser.parse_args()
     options = [*OPTIONS, f"data.dataset_dir={arguments.data.resolve()}"]
     measured: list[dict[str, float]] = []
     for _ in range(arguments.repeats):
         with tempfile.TemporaryDirectory() as folder:
             all_options = [*options, f"storage_path={folder}"]
+            if arguments.restart:
+                run = Path(folder, RUN)
+                times = time_restart(all_options, arguments.python, arguments.checkout, run)
+                print({phase: round(value, 1) for phase, value in times.items()}, flush=True)
+                continue
             times = run_command(
                 all_options, arguments.python, arguments.checkout, Path(folder, RUN)
             )
@@ -113,6 +163,8 @@ def main() -> None:
             )
         measured.append({**times, FINISHED_RUN: again[END]})
         print({phase: round(value, 1) for phase, value in measured[-1].items()}, flush=True)
+    if arguments.restart:
+        return
     print("| until | median s | min | max |\n|---|---|---|---|")
     for phase in [FIRST_OUTPUT, *LINES.values(), *FILES.values(), END, FINISHED_RUN]:
         values = [times[phase] for times in measured if phase in times]

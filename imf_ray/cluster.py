@@ -95,8 +95,9 @@ def init_ray_beside(config: Config, work: Callable[[], Result]) -> tuple[Cluster
     def run_work() -> None:
         try:
             result = work()
-            with _activity(config):
-                has_started.wait()
+            if not has_started.is_set():
+                with _activity(config):
+                    has_started.wait()
             outcome.set_result(result)
         except BaseException as error:
             outcome.set_exception(error)

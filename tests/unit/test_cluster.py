@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from imf_ray import cluster, ray_internals
-from imf_ray.cluster import cluster_address, init_ray
+from imf_ray.cluster import ClusterSize, cluster_address, init_ray, init_ray_beside
 from imf_ray.config import load_config
 from imf_ray.errors import UserError
 
@@ -138,3 +138,42 @@ def test_a_machine_where_ray_cannot_start(
     with pytest.raises(UserError, match="RAY_TMPDIR") as raised:
         init_ray(load_config([]))
     assert "/some/folder" in str(raised.value)
+
+
+def test_ray_starts_beside_the_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each waits for the other one here, so that neither can be first."""
+    working, starting = threading.Event(), threading.Event()
+    size = ClusterSize(((2.0, 0.0),))
+
+    def start(*_: object) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        starting.set()
+        assert working.wait(timeout=60)
+
+    def work() -> str:
+        working.set()
+        assert starting.wait(timeout=60)
+        return "checked"
+
+    monkeypatch.setattr(cluster, "_connect_or_start", start)
+    monkeypatch.setattr(cluster, "_report_cluster", lambda _: size)
+    config = load_config(["cluster.address=local"])
+    assert init_ray_beside(config, work) == (size, "checked")
+    assert capsys.readouterr().out == "Starting Ray ...\n"
+
+
+def test_errors_of_the_work_and_of_ray_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, ended = load_config(["cluster.address=local"]), threading.Event()
+
+    def fail(*_: object) -> None:
+        raise UserError("it failed")
+
+    monkeypatch.setattr(cluster, "_connect_or_start", lambda *_: None)
+    with pytest.raises(UserError, match="it failed"):
+        init_ray_beside(config, fail)
+    monkeypatch.setattr(cluster, "_connect_or_start", fail)
+    with pytest.raises(UserError, match="it failed"):  # without waiting for the work
+        init_ray_beside(config, lambda: ended.wait(timeout=60))
+    ended.set()
