@@ -145,7 +145,7 @@ def _odd_heads(folder: Path) -> list[str]:
         (_odd_heads, ["n_emb=30 is not divisible", "n_head=4"]),
     ],
 )
-def test_bad_input_ends_in_one_message_before_ray_starts(
+def test_bad_input_ends_in_one_message_before_training_starts(
     own_demonstrations: Path,
     tmp_path: Path,
     prepare: Callable[[Path], list[str]],
@@ -153,8 +153,10 @@ def test_bad_input_ends_in_one_message_before_ray_starts(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """It is checked while Ray starts, so Ray does not start here."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("imf_ray.train.init_ray", lambda config: pytest.fail("Ray was started"))
+    monkeypatch.setattr("imf_ray.cluster._connect_or_start", lambda *_: None)
+    monkeypatch.setattr("imf_ray.train.allocate_run", lambda *_: pytest.fail("Training starts"))
     (tmp_path / "demos").symlink_to(own_demonstrations)
     options = [*TINY_AGENT, *TINY_TRAINING, "agent=resnet_imf_attnres", *prepare(tmp_path)]
     assert cli.run_command(train.COMMAND, options) == 2
