@@ -28,7 +28,6 @@ ROLES = (
     "reports of {}",
     "controller of {}",
     "training worker 0 of {}",
-    "data set of {}",
 )
 SHARED = ("JobSupervisor", "TrainStateActor", "_StatsActor", "_AutoscalingCoordinatorActor")
 """Ray's actors that belong to no run."""
