@@ -57,18 +57,8 @@ def run_command(
     options: list[str], python: str, checkout: Path | None, run: Path
 ) -> dict[str, float]:
     """Run the command once; return the time in seconds at the end of each phase."""
-    environment = dict(os.environ)
-    if checkout is not None:
-        environment["PYTHONPATH"] = str(checkout)
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [python, "-m", "imf_ray.train", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        cwd=run.parent,
-    )
+    process = _begin(options, python, checkout, run)
     times: dict[str, float] = {}
 
     def read_output() -> None:
@@ -97,21 +87,16 @@ def time_restart(
     options: list[str], python: str, checkout: Path | None, run: Path
 ) -> dict[str, float]:
     """Kill the worker of a run; return the seconds until updates are made, and made up for."""
-    environment = dict(os.environ)
-    if checkout is not None:
-        environment["PYTHONPATH"] = str(checkout)
     more = [f"train.max_steps={KILLED_AT + 2}", f"train.save_freq={SAVE_FREQ}"]
-    process = subprocess.Popen(
-        [python, "-m", "imf_ray.train", *options, *more],
-        stdout=subprocess.DEVNULL,
-        env=environment,
-        cwd=run.parent,
-    )
+    process = _begin([*options, *more], python, checkout, run)
     while max(_steps(run), default=0) < KILLED_AT:
         time.sleep(POLL_INTERVAL_S)
     logged, start = len(_steps(run)), time.perf_counter()
     os.kill(json.loads((run / "workers/rank_0.json").read_text())["pid"], signal.SIGKILL)
     times: dict[str, float] = {}
+    assert process.stdout is not None
+    output = threading.Thread(target=process.stdout.read)  # a full pipe would block the command
+    output.start()
     while process.poll() is None:
         new = _steps(run)[logged:]
         if new:
@@ -119,7 +104,25 @@ def time_restart(
         if new and max(new) > KILLED_AT:
             times.setdefault("a new update", time.perf_counter() - start)
         time.sleep(POLL_INTERVAL_S)
+    output.join()
     return times
+
+
+def _begin(
+    options: list[str], python: str, checkout: Path | None, run: Path
+) -> subprocess.Popen[str]:
+    """Start the training of a checkout, whose output can be read."""
+    environment = dict(os.environ)
+    if checkout is not None:
+        environment["PYTHONPATH"] = str(checkout)
+    return subprocess.Popen(
+        [python, "-m", "imf_ray.train", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=run.parent,
+    )
 
 
 def _steps(run: Path) -> list[int]:

@@ -46,7 +46,7 @@ LOCAL_CLUSTER_ENV = {
     # A cluster that a command starts listens on this machine only and ends with the command. So no
     # token is needed, and none is written to the user's home. Other clusters keep the user's mode.
     "RAY_AUTH_MODE": "disabled",
-    # A trial has about eleven processes, most of which take a small fraction of a CPU. By default,
+    # A trial has about ten processes, most of which take a small fraction of a CPU. By default,
     # Ray starts as many processes at a time as there are cores, and warns of four times as many.
     "RAY_worker_maximum_startup_concurrency": str(max(8, 4 * (os.cpu_count() or 1))),
     # If all CPUs are taken, Ray ends an idle process after 1 s by default. Data readers work every
