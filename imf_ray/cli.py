@@ -11,7 +11,7 @@ from pathlib import Path
 
 from imf_ray.aliases import OPTIONS, rename_overrides
 from imf_ray.argument_hints import option_for
-from imf_ray.cluster import cluster_address
+from imf_ray.cluster import cluster_address, ray_stopped_after
 from imf_ray.command import Command, help_text
 from imf_ray.config import (
     CONFIG,
@@ -72,7 +72,8 @@ def _run(command: Command, argv: Sequence[str], program: str) -> int:
         prepare_environment(own_cluster=cluster_address(config) is None)
         with stop_at_once():
             arguments = [positional] if command.passes_arguments else []
-            next_command = command.run(config, overrides, *arguments)
+            with ray_stopped_after():
+                next_command = command.run(config, overrides, *arguments)
         if next_command is not None:
             console.print(f"Next: imf-ray {next_command}", soft_wrap=True)
     except (UserError, OSError) as error:

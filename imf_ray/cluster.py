@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -109,6 +110,24 @@ def init_ray_beside(config: Config, work: Callable[[], Result]) -> tuple[Cluster
         has_started.set()
     result = outcome.result()
     return _report_cluster(config), result
+
+
+@contextmanager
+def ray_stopped_after() -> Iterator[None]:
+    """Disconnect from Ray after the `with` block, if the block has connected to it or started it.
+
+    Otherwise Ray would do so when the process exits. This takes seconds, which a terminal shows.
+    """
+    was_connected = _is_connected()
+    yield
+    if not was_connected and _is_connected():
+        with activity("Stopping Ray") if console.is_terminal else nullcontext():
+            sys.modules["ray"].shutdown()
+
+
+def _is_connected() -> bool:
+    """Return True if this process is connected to Ray; does not import Ray."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def _prepare(config: Config) -> dict[str, str]:

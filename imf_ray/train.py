@@ -58,7 +58,8 @@ def main(config: Config, overrides: Sequence[str]) -> str:
 def _check(config: Config, run_dir: RunDir) -> tuple[PreparedRun, InitialWeights | None]:
     with activity(LOADING):
         from imf_ray.training.trainer import prepare_run, starting_weights
-    return prepare_run(config), starting_weights(config, run_dir)
+    with activity("Checking the run"):
+        return prepare_run(config), starting_weights(config, run_dir)
 
 
 def _train(config: Config, overrides: Sequence[str], run_dir: RunDir) -> str:
