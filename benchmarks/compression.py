@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from imf_ray.data.episode_formats import IMAGES
+from imf_ray.data.hdf5.layouts import IMAGES
 
 RUN = 26
 """Images that are read at a time."""

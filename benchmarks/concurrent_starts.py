@@ -35,8 +35,8 @@ from benchmarks.result_log import commit
 from imf_ray.checkpoint_dir import read_checkpoint
 from imf_ray.claims import CLAIM_FILE
 from imf_ray.cli import EXIT_USER_ERROR
-from imf_ray.data.content_hash import HASH_ATTRIBUTE
 from imf_ray.data.episode_files import list_episodes
+from imf_ray.data.hdf5.content_hash import HASH_ATTRIBUTE
 from imf_ray.files import read_json_lines, write_atomically
 from imf_ray.folders import EPISODES_FILE, METRICS_FILE
 from imf_ray.rollout.record_store import SUMMARY_FILE, read_records

@@ -31,8 +31,9 @@ import h5py
 from benchmarks.batch_consumer import BATCH, BEGIN, END
 from benchmarks.process_stats import cpu_times, kill_tree, proportional_bytes
 from benchmarks.result_log import append_result, commit, read_results
-from imf_ray.data.episode_formats import IMAGES
-from imf_ray.data.episodes import DEFLATE_LEVEL, episode_path
+from imf_ray.data.episodes import episode_path
+from imf_ray.data.hdf5.layouts import IMAGES
+from imf_ray.data.hdf5.writing import DEFLATE_LEVEL
 from imf_ray.files import atomic_rename
 
 ROOT = Path(__file__).parents[1]

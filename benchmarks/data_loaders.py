@@ -28,8 +28,8 @@ from benchmarks.batch_consumer import (
     consume,
     loader_options,
 )
-from imf_ray.data.episode_formats import IMAGES
-from imf_ray.data.episodes import QPOS, EpisodeFields, episode_path
+from imf_ray.data.episodes import EpisodeFields, episode_path
+from imf_ray.data.hdf5.layouts import IMAGES, QPOS
 from imf_ray.data.windows import Batch, WindowSpec
 from imf_ray.env_vars import prepare_environment
 from imf_ray.schema import DataConfig

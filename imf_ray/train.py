@@ -31,7 +31,7 @@ def main(config: Config, overrides: Sequence[str]) -> str:
     The folder storage_path/run_name holds the run's checkpoints, metrics and configuration. Ctrl-C
     stops after one more checkpoint and prints the command that resumes the run.
     """
-    from imf_ray.data.episode_files import list_episodes, require_episodes
+    from imf_ray.data.dataset_folder import find_dataset, list_dataset
     from imf_ray.training.progress import report_best
     from imf_ray.training.run_dir import RunDir
     from imf_ray.training.run_identity import is_finished
@@ -45,8 +45,8 @@ def main(config: Config, overrides: Sequence[str]) -> str:
     name = config.run_name or new_run_name("agent.name", config.agent.name)
     run_dir = RunDir(local_dir(config.storage_path) / name)
     with run_dir.claimed():  # before the imports of `_train`, which take seconds
-        if not list_episodes(dataset):
-            require_episodes(dataset)
+        if not list_dataset(dataset, config.data.format)[1]:
+            find_dataset(dataset, config.data.format)
         if is_finished(run_dir, config):
             updates = f"finished after {config.train.max_steps} updates"
             console.print(f"The run {run_dir} is {updates}.", soft_wrap=True)

@@ -31,23 +31,21 @@ import numpy as np
 from PIL import Image
 
 from imf_ray.config import load_config
+from imf_ray.data.channel_order import AUTO
 from imf_ray.data.check_pool import CheckResult
-from imf_ray.data.episode_check import check_episode
-from imf_ray.data.episode_formats import AUTO
 from imf_ray.data.episodes import (
     POSE_DIM,
-    POSES,
-    Episode,
     EpisodeFields,
     EpisodeMetadata,
     EpisodeSlice,
-    RecordingMetadata,
     episode_path,
-    read_slice,
-    write_episode,
 )
-from imf_ray.data.hdf5 import fingerprint
+from imf_ray.data.hdf5.check import check_episode
+from imf_ray.data.hdf5.layouts import POSES
+from imf_ray.data.hdf5.writing import Episode, RecordingMetadata, write_episode
 from imf_ray.data.index import build_index, check_dataset
+from imf_ray.data.readers import read_slice
+from imf_ray.data.source_files import fingerprint
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import h5py
 
-from imf_ray.data.content_hash import HASH_ATTRIBUTE
-from imf_ray.data.episode_formats import IMF_RAY
 from imf_ray.data.episodes import EpisodeRef
-from imf_ray.data.hdf5 import fingerprint
+from imf_ray.data.hdf5.content_hash import HASH_ATTRIBUTE
+from imf_ray.data.hdf5.layouts import IMF_RAY
+from imf_ray.data.source_files import fingerprint
 
 
 def episode_refs(paths: Iterable[Path]) -> tuple[EpisodeRef, ...]:

@@ -62,7 +62,8 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of real demonstrations with 48 x 48 images; tests must not write to it."""
-    from imf_ray.data.episodes import episode_path, write_episode
+    from imf_ray.data.episodes import episode_path
+    from imf_ray.data.hdf5.writing import write_episode
     from imf_ray.demos.recorder import DemoRecorder
 
     folder = tmp_path_factory.mktemp("demonstrations")
@@ -76,7 +77,7 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def own_demonstrations(demonstrations: Path, tmp_path: Path) -> Path:
     """A copy of the demonstrations that a test may damage, without the cached index."""
-    from imf_ray.data.hdf5 import CACHE_DIR
+    from imf_ray.data.source_files import CACHE_DIR
 
     unindexed = shutil.ignore_patterns(CACHE_DIR)
     return Path(shutil.copytree(demonstrations, tmp_path / "own", ignore=unindexed))

@@ -6,9 +6,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import h5py
-import numpy as np
-
 from imf_ray.errors import UserError
 
 AUTO, RGB, BGR = "auto", "rgb", "bgr"
@@ -78,28 +75,6 @@ def resolve_order(option: str, recorded: str | None, is_encoded: bool) -> str:
     if option != AUTO:
         return option
     return BGR if is_encoded else RGB
-
-
-def has_attribute(item: h5py.HLObject, name: str) -> bool:
-    """Return True if an HDF5 object has an attribute. Much faster than `name in item.attrs`."""
-    return bool(h5py.h5a.exists(item.id, name.encode()))
-
-
-def recorded_order(file: h5py.File, dataset: h5py.Dataset) -> str | None:
-    """Return the order in the attribute `ORDER_ATTRIBUTE` of a dataset or of its file, or None.
-
-    See `StoredImages.channel_order`.
-    """
-    for owner in (dataset, file):
-        if not has_attribute(owner, ORDER_ATTRIBUTE):
-            continue
-        value = owner.attrs[ORDER_ATTRIBUTE]
-        if isinstance(value, np.ndarray) and value.size == 1:
-            value = value.item()
-        text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-        order = text.strip().lower()
-        return order if order in OTHER_ORDER else text
-    return None
 
 
 def check_channel_order(

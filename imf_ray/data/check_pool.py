@@ -1,7 +1,7 @@
 """Checks episode files in child processes, because a damaged file can hang or kill its reader.
 
-`python -m imf_ray.data.check_pool FORMAT` runs a child process. It reads one path per line from
-standard input and writes one result per line to standard output.
+`python -m imf_ray.data.check_pool FORMAT FEATURES` runs a child process. It reads one address of an
+episode per line from standard input and writes one result per line to standard output.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from typing import Any
 
 from imf_ray.data.channel_order import StoredImages
-from imf_ray.data.episode_check import check_episode, required_problem
-from imf_ray.data.episodes import EpisodeMetadata, bad_episode_error
-from imf_ray.data.hdf5 import file_size
+from imf_ray.data.episodes import EpisodeMetadata, Features, bad_episode_error
+from imf_ray.data.readers import check_episode, reader_of
 from imf_ray.data.running_stats import RunningStats
 from imf_ray.errors import StorageError, UserError
 from imf_ray.storage import AnyPath, is_remote, parse_path
@@ -45,8 +44,14 @@ CheckResult = EpisodeMetadata | str
 """Description of a file that can be read, or an error message that says why it cannot."""
 
 
-def check_files(paths: Sequence[AnyPath], format: str) -> Iterator[tuple[AnyPath, CheckResult]]:
-    """Check files in parallel and yield (path, result) in the order in which checks finish.
+def check_files(
+    paths: Sequence[AnyPath], format: str, features: Mapping[str, list[str]]
+) -> Iterator[tuple[AnyPath, CheckResult]]:
+    """Check episodes in parallel and yield (path, result) in the order in which checks finish.
+
+    Args:
+        format: a name in `readers.FORMATS`, or `auto`.
+        features: value of `data.features`.
 
     Raises:
         StorageError: a file under a URL cannot be read.
@@ -54,7 +59,7 @@ def check_files(paths: Sequence[AnyPath], format: str) -> Iterator[tuple[AnyPath
     if not paths:
         return
     count = max(1, min(len(os.sched_getaffinity(0)), len(paths), MAX_CHECKERS))
-    children = [_CheckerProcess(format) for _ in range(count)]
+    children = [_CheckerProcess(format, features) for _ in range(count)]
     free: queue.SimpleQueue[_CheckerProcess] = queue.SimpleQueue()
     for child in children:
         free.put(child)
@@ -81,11 +86,12 @@ def check_files(paths: Sequence[AnyPath], format: str) -> Iterator[tuple[AnyPath
 
 def invalid_reason(result: CheckResult) -> str | None:
     """Return why a file is invalid: it cannot be read, or runs need one of its bad parts."""
-    return result if isinstance(result, str) else required_problem(result)
+    return result if isinstance(result, str) else result.required_problem
 
 
 def metadata_from_dict(values: dict[str, Any]) -> EpisodeMetadata:
     """Make an `EpisodeMetadata` from its JSON form."""
+    features = Features.from_dict(values["features"])
     images = {camera: StoredImages(**fields) for camera, fields in values["images"].items()}
     tuples = {name: tuple(values[name]) for name in ("action_spaces", "objects", "unused_datasets")}
     stats = {
@@ -94,14 +100,17 @@ def metadata_from_dict(values: dict[str, Any]) -> EpisodeMetadata:
         )
         for name, part in values["stats"].items()
     }
-    return EpisodeMetadata(**{**values, **tuples, "images": images, "stats": stats})
+    parts = {"features": features, "images": images, "stats": stats}
+    return EpisodeMetadata(**{**values, **tuples, **parts})
 
 
 class _CheckerProcess:
     """A child process that checks files. It is started on first use, and again after it died."""
 
-    def __init__(self, format: str) -> None:
-        self._command = [sys.executable, "-m", "imf_ray.data.check_pool", format]
+    def __init__(self, format: str, features: Mapping[str, list[str]]) -> None:
+        self._format = format
+        arguments = [format, json.dumps(features)]
+        self._command = [sys.executable, "-m", "imf_ray.data.check_pool", *arguments]
         self._process: subprocess.Popen[bytes] | None = None
         self._start_lock, self._killed = threading.Lock(), False
 
@@ -111,7 +120,7 @@ class _CheckerProcess:
             self.close()  # the process died between two files, so neither file is the cause
         process = self._process or self._start()
         try:
-            timeout_s = MIN_TIMEOUT_S + file_size(path) / MIN_BYTES_PER_S
+            timeout_s = MIN_TIMEOUT_S + reader_of(self._format).check_bytes(path) / MIN_BYTES_PER_S
         except OSError as error:
             if is_remote(path):
                 raise StorageError(f"{path} cannot be read: {error}") from error
@@ -175,8 +184,8 @@ class _CheckerProcess:
         return process.stdout.readline() if poll.poll(1e3 * timeout_s) else None
 
 
-def main(format: str) -> None:
-    """Check each path from standard input and write the result as a line of JSON."""
+def main(format: str, features: Mapping[str, list[str]]) -> None:
+    """Check each episode from standard input and write the result as a line of JSON."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     soft = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
@@ -186,7 +195,7 @@ def main(format: str) -> None:
     for line in sys.stdin:
         path = parse_path(json.loads(line))
         try:
-            answer = json.dumps({"info": asdict(check_episode(path, format))})
+            answer = json.dumps({"info": asdict(check_episode(path, format, features))})
         except UserError as error:
             answer = json.dumps({"bad": str(error)})
         except Exception as error:  # any other exception also makes the file invalid
@@ -196,4 +205,4 @@ def main(format: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], json.loads(sys.argv[2]))

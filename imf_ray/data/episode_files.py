@@ -71,12 +71,13 @@ def list_episodes(folder: str | AnyPath) -> list[AnyPath]:
     return _episodes(_list_folder(as_path(folder)))
 
 
-def _dataset_option(folder: AnyPath) -> str:
+def dataset_option(folder: AnyPath) -> str:
+    """Return the option that names a data set, as it is typed."""
     return shell_override("data.dataset_dir", str(folder))
 
 
 def require_episodes(
-    folder: str | AnyPath, as_argument: Callable[[AnyPath], str] = _dataset_option
+    folder: str | AnyPath, as_argument: Callable[[AnyPath], str] = dataset_option
 ) -> list[AnyPath]:
     """Return the episode files of a folder, and warn about other HDF5 files; there is at least one.
 
@@ -110,7 +111,7 @@ def refuse_other_folders(folder: AnyPath) -> None:
     """
     if (kind := folder_kind(folder)) in WRITTEN_KINDS:
         raise UserError(
-            f"{_dataset_option(folder)} is {kind}, not a data set. Record demonstrations into "
+            f"{dataset_option(folder)} is {kind}, not a data set. Record demonstrations into "
             "another folder."
         )
 
@@ -175,7 +176,7 @@ def _explain_no_episodes(
     folder: AnyPath, entries: Sequence[_Entry], as_argument: Callable[[AnyPath], str]
 ) -> str:
     """Say why a folder has no episodes and what to do, as the end of a sentence about it."""
-    here = _dataset_option(folder)
+    here = dataset_option(folder)
     collect = f"Collect demonstrations with python -m imf_ray.collect {here}"
     if not exists(folder):
         return f"does not exist. If the data set was moved, give its new folder. {collect}"

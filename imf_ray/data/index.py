@@ -18,10 +18,8 @@ import numpy as np
 
 from imf_ray.data.channel_order import check_channel_order
 from imf_ray.data.check_pool import CheckResult, check_files, invalid_reason, metadata_from_dict
-from imf_ray.data.content_hash import HASH_ATTRIBUTE
-from imf_ray.data.episode_check import MAX_LISTED_PARTS
-from imf_ray.data.episode_files import list_episodes, require_episodes
-from imf_ray.data.episode_formats import is_own_recording
+from imf_ray.data.dataset_folder import find_dataset, list_dataset
+from imf_ray.data.episode_files import require_episodes
 from imf_ray.data.episodes import (
     EpisodeMetadata,
     EpisodeRef,
@@ -29,7 +27,10 @@ from imf_ray.data.episodes import (
     describe_copies,
     find_copies,
 )
-from imf_ray.data.hdf5 import cache_folder, fingerprint, writable_cache_folder
+from imf_ray.data.hdf5.check import MAX_LISTED_PARTS
+from imf_ray.data.hdf5.content_hash import HASH_ATTRIBUTE
+from imf_ray.data.hdf5.layouts import is_own_recording
+from imf_ray.data.readers import reader_of
 from imf_ray.data.requirements import (
     Mismatch,
     find_collection_mismatches,
@@ -37,14 +38,15 @@ from imf_ray.data.requirements import (
     find_unread,
     require_fitting_options,
 )
+from imf_ray.data.source_files import cache_folder, writable_cache_folder
 from imf_ray.errors import StorageError, UserError, abridge
 from imf_ray.files import INVALID_JSON, write_atomically
 from imf_ray.progress_bars import ProgressBars
 from imf_ray.schema import Config
-from imf_ray.storage import AnyPath, as_path, exists, is_remote, is_transient, parse_path
+from imf_ray.storage import AnyPath, as_path, is_remote, is_transient, parse_path
 
 INDEX_FILE = "index.json"
-CACHE_VERSION = 11
+CACHE_VERSION = 12
 """Version of `index.json`. A cache of another version is ignored."""
 CHECKING = "Checking episodes"
 PROGRESS_LINES = 5
@@ -92,7 +94,8 @@ def build_index(config: Config) -> EpisodeIndex:
             a file that the run uses is bad (unless `data.on_bad_episode` is `skip`).
     """
     folder = parse_path(config.data.dataset_dir)
-    results = check_dataset(folder, require_episodes(folder), config.data.format)
+    format, paths = find_dataset(folder, config.data.format)
+    results = check_dataset(folder, paths, format, config.data.features)
     errors = {path: result for path, result in results.items() if isinstance(result, str)}
     described = {path: r for path, r in results.items() if isinstance(r, EpisodeMetadata)}
     mismatches = {path: find_mismatches(info, config) for path, info in described.items()}
@@ -172,26 +175,32 @@ def _log_copies(episodes: Iterable[EpisodeMetadata], folder: AnyPath) -> None:
 
 
 def check_dataset(
-    folder: str | AnyPath, files: Sequence[str | AnyPath], format: str, force: bool = False
+    folder: str | AnyPath,
+    files: Sequence[str | AnyPath],
+    format: str,
+    features: Mapping[str, list[str]] | None = None,
+    force: bool = False,
 ) -> dict[AnyPath, CheckResult]:
-    """Check each file and return the results in the order of `files`.
+    """Check each episode and return the results in the order of `files`.
 
     Valid files that are unchanged since their last check are not read. Invalid files are always
     checked again, because the cause may have been a disk error or missing permissions.
 
     Args:
-        format: a name in `episode_formats.FORMATS`, or `auto`.
+        format: a name in `readers.FORMATS`, or `auto` for HDF5 files in any layout.
+        features: value of `data.features`.
         force: also check files that are valid and unchanged, and index files again that another
             program has changed.
 
     Raises:
         StorageError: a file that was listed cannot be read because of its storage.
     """
-    cache, paths = _Cache(as_path(folder), format), [as_path(file) for file in files]
+    features, paths = dict(features or {}), [as_path(file) for file in files]
+    cache, reader = _Cache(as_path(folder), format, features), reader_of(format)
     results: dict[AnyPath, CheckResult] = {}
     for path in paths:
         try:
-            current = fingerprint(path)
+            current = reader.fingerprint(path)
         except OSError as error:
             # The file was listed a moment ago, so the cause is the storage and not the file.
             if is_remote(path) or is_transient(error):
@@ -204,7 +213,7 @@ def check_dataset(
     unchecked = [path for path in paths if path not in results]
     if not unchecked:
         return results
-    checks = _recheck_remote_failures(check_files(unchecked, format), format)
+    checks = _check_with_retry(unchecked, format, features)
     try:
         with ProgressBars(lines=PROGRESS_LINES) as bars:
             bars.start(CHECKING, len(unchecked))
@@ -222,20 +231,25 @@ def check_dataset(
 
 
 def locate_episodes(
-    episodes: Sequence[EpisodeRef], folder: str | AnyPath, format: str
+    episodes: Sequence[EpisodeRef],
+    folder: str | AnyPath,
+    format: str,
+    features: Mapping[str, list[str]] | None = None,
 ) -> list[EpisodeRef]:
     """Return references to episodes whose data set may have been moved since they were indexed.
 
     Args:
         folder: where to look for the contents of episodes that are not at their paths.
-        format: a name in `episode_formats.FORMATS`, or `auto`.
+        format: a name in `readers.FORMATS`, or `auto`.
+        features: value of `data.features`.
 
     Raises:
         UserError: the contents of an episode are neither at its path nor in `folder`.
     """
     if all(_is_in_place(episode) for episode in episodes):
         return list(episodes)
-    results = check_dataset(folder, list_episodes(folder), format).values()
+    format, paths = list_dataset(as_path(folder), format)
+    results = check_dataset(folder, paths, format, features).values()
     found = {info.content_hash: info.ref for info in results if isinstance(info, EpisodeMetadata)}
     missing = [episode for episode in episodes if episode.content_hash not in found]
     if missing:
@@ -247,24 +261,27 @@ def locate_episodes(
 
 
 def _is_in_place(episode: EpisodeRef) -> bool:
-    path = parse_path(episode.path)
-    return exists(path) and fingerprint(path) == episode.fingerprint
+    try:
+        current = reader_of(episode.format).fingerprint(parse_path(episode.path))
+    except FileNotFoundError:
+        return False
+    return current == episode.fingerprint
 
 
-def _recheck_remote_failures(
-    checks: Iterable[tuple[AnyPath, CheckResult]], format: str
+def _check_with_retry(
+    paths: Sequence[AnyPath], format: str, features: Mapping[str, list[str]]
 ) -> Iterator[tuple[AnyPath, CheckResult]]:
-    """Yield the results of `checks`, but check invalid remote files once more at the end.
+    """Check episodes, and invalid remote ones once more at the end; yield their results.
 
     The cause may have been a network error.
     """
     failed = []
-    for path, result in checks:
+    for path, result in check_files(paths, format, features):
         if is_remote(path) and isinstance(result, str):
             failed.append(path)
         else:
             yield path, result
-    yield from check_files(failed, format)
+    yield from check_files(failed, format, features)
 
 
 def _reject_replaced(
@@ -302,8 +319,8 @@ class _Cache:
         source: the file that was read.
     """
 
-    def __init__(self, folder: AnyPath, format: str) -> None:
-        self._format = format
+    def __init__(self, folder: AnyPath, format: str, features: Mapping[str, list[str]]) -> None:
+        self._options = [format, features]
         self._path = writable_cache_folder(folder) / INDEX_FILE
         # A folder that cannot be written may have been indexed by its owner.
         self.source = self._path if self._path.is_file() else cache_folder(folder) / INDEX_FILE
@@ -323,7 +340,7 @@ class _Cache:
     def get(self, path: AnyPath, fingerprint: str) -> EpisodeMetadata | None:
         """Return the description of a file if it was valid and is unchanged, else None."""
         entry = self._entries.get(path.name)
-        if entry is None or entry["valid_for"] != [fingerprint, self._format]:
+        if entry is None or entry["valid_for"] != [fingerprint, *self._options]:
             return None
         return metadata_from_dict(dict(entry["info"], path=str(path)))
 
@@ -344,7 +361,7 @@ class _Cache:
     def store(self, path: AnyPath, info: EpisodeMetadata) -> None:
         """Store the description of a valid file."""
         self._entries[path.name] = {
-            "valid_for": [info.fingerprint, self._format],
+            "valid_for": [info.fingerprint, *self._options],
             "info": dataclasses.asdict(info),
         }
 

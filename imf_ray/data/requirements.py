@@ -14,20 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from imf_ray.config import to_override
-from imf_ray.data.episode_formats import (
-    EE_ACTION_DIM,
-    FORMATS,
-    IMAGES,
-    IMF_RAY,
-    is_own_recording,
-)
-from imf_ray.data.episodes import (
-    QPOS,
-    EpisodeMetadata,
-    pose_dataset,
-    unwrap,
-    whole_number,
-)
+from imf_ray.data.episodes import EpisodeMetadata, unwrap, whole_number
+from imf_ray.data.hdf5.layouts import EE_ACTION_DIM, IMF_RAY, is_own_recording
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
 from imf_ray.storage import AnyPath
@@ -122,9 +110,13 @@ def find_unread(info: EpisodeMetadata, config: Config) -> dict[str, str | None]:
 
     Parts without a problem that another run could read are left out.
     """
-    actions = FORMATS[info.format].actions.get(config.task.action_space)
-    used = {QPOS, actions, *map(_image_dataset, config.agent.camera_names)}
-    used.update(map(pose_dataset, config.agent.recorded_objects))
+    features = info.features
+    used = {
+        *features.state,
+        *features.actions.get(config.task.action_space, ()),
+        *(features.cameras.get(camera) for camera in config.agent.camera_names),
+        *(features.poses.get(name) for name in config.agent.recorded_objects),
+    }
     problems = {name: problem for name, problem in info.problems.items() if name not in used}
     return {**dict.fromkeys(info.unused_datasets), **problems}
 
@@ -132,14 +124,16 @@ def find_unread(info: EpisodeMetadata, config: Config) -> dict[str, str | None]:
 def _vector_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismatch]:
     """Check the states, and the actions of the run's action space."""
     yield from _action_space_mismatches(info, config.task.action_space)
-    actions = FORMATS[info.format].actions.get(config.task.action_space, "")
-    for name, key in ((QPOS, "state_dim"), (actions, "action_dim")):
-        configured = getattr(config.agent, key)
-        if name in info.problems:
-            yield Mismatch(info.problems[name], is_damage=True)
-        elif name in info.stats and (width := len(info.stats[name].mean)) != configured:
+    actions = info.features.actions.get(config.task.action_space, ())
+    for names, key in ((info.features.state, "state_dim"), (actions, "action_dim")):
+        configured, stats = getattr(config.agent, key), info.vector_stats(names)
+        if (problem := info.problem(names)) is not None:
+            yield Mismatch(problem, is_damage=True)
+        elif stats is not None and (width := len(stats.mean)) != configured:
             yield Mismatch(
-                f"/{name} is {width} wide, but agent.{key}={configured}", (f"agent.{key}={width}",)
+                f"{' and '.join(names)} {'is' if len(names) == 1 else 'are together'} {width} "
+                f"wide, but agent.{key}={configured}",
+                (f"agent.{key}={width}",),
             )
 
 
@@ -158,7 +152,8 @@ def _action_space_mismatches(info: EpisodeMetadata, space: str) -> Iterable[Mism
         )
         if is_ee:
             return
-    if space in info.action_spaces or FORMATS[info.format].actions.get(space) in info.problems:
+    has_problem = info.problem(info.features.actions.get(space, ())) is not None
+    if space in info.action_spaces or has_problem:
         return
     reason = (
         f"the files (format {info.format}) have {' and '.join(info.action_spaces) or 'no'} "
@@ -183,9 +178,7 @@ def _camera_mismatches(
     unusable = [camera for camera in cameras if camera not in info.images]
     if unusable:
         present = [camera for camera in cameras if camera in info.images] or [*info.images]
-        problems = [info.problems.get(_image_dataset(camera)) for camera in unusable]
-        problems.append(info.problems.get(IMAGES))
-        reasons = [problem for problem in problems if problem is not None]
+        reasons = info.features.camera_problems(unusable, info.problems)
         yield Mismatch(
             f"{to_override(option, list(cameras))} needs {', '.join(unusable)}, but the usable "
             f"cameras are {', '.join(info.images) or 'none'}"
@@ -215,8 +208,8 @@ def _object_mismatches(info: EpisodeMetadata, config: Config) -> Iterable[Mismat
         unusable = [name for name in requested if name not in info.objects]
         if unusable:
             present = [name for name in requested if name in info.objects]
-            problems = [info.problems.get(pose_dataset(name)) for name in unusable]
-            reasons = [problem for problem in problems if problem is not None]
+            names = [info.features.poses.get(name, "") for name in unusable]
+            reasons = [info.problems[name] for name in names if name in info.problems]
             yield Mismatch(
                 f"{to_override(option, list(requested))} needs poses of {', '.join(unusable)}, but "
                 f"the objects with usable poses are {', '.join(info.objects) or 'none'}"
@@ -258,7 +251,3 @@ def _compare(
             f"the episodes were recorded with {name}={recorded}, but the run has {option}={value}",
             (to_override(option, recorded),),
         )
-
-
-def _image_dataset(camera: str) -> str:
-    return f"{IMAGES}/{camera}"

@@ -57,3 +57,10 @@ def merge(parts: Sequence[RunningStats]) -> RunningStats:
         mean=tuple(mean.tolist()),
         m2=tuple((within + between).tolist()),
     )
+
+
+def concatenate(parts: Sequence[RunningStats]) -> RunningStats:
+    """Return the statistics of vectors that are put together from those of all parts."""
+    names = ("min", "max", "mean", "m2")
+    columns = {name: tuple(x for part in parts for x in getattr(part, name)) for name in names}
+    return RunningStats(count=parts[0].count, **columns)

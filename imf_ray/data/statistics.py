@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from imf_ray.data.episode_formats import FORMATS
-from imf_ray.data.episodes import QPOS, EpisodeFields, EpisodeMetadata, pose_dataset
-from imf_ray.data.running_stats import RunningStats, merge
+from imf_ray.data.episodes import EpisodeFields, EpisodeMetadata
+from imf_ray.data.running_stats import merge
 
 VectorStatistics = dict[str, list[float]]
 """`{"min" | "max" | "mean" | "std": D numbers}`."""
@@ -23,22 +22,23 @@ def compute_statistics(episodes: Sequence[EpisodeMetadata], fields: EpisodeField
         episodes: the training split.
         fields: the fields that are read. Its cameras are ignored.
     """
+    space = fields.action_space
     return {
-        "qpos": _merged(episode.stats[QPOS] for episode in episodes),
-        "action": _merged(
-            episode.stats[FORMATS[episode.format].actions[fields.action_space]]
-            for episode in episodes
-        ),
+        "qpos": _merged(episodes, [episode.features.state for episode in episodes]),
+        "action": _merged(episodes, [episode.features.actions[space] for episode in episodes]),
         "object_poses": {
-            name: _merged(episode.stats[pose_dataset(name)] for episode in episodes)
+            name: _merged(episodes, [(episode.features.poses[name],) for episode in episodes])
             for name in fields.objects
         },
     }
 
 
-def _merged(parts: Iterable[RunningStats]) -> VectorStatistics:
-    """Merge the statistics of all episodes for one vector."""
-    stats = merge(list(parts))
+def _merged(
+    episodes: Sequence[EpisodeMetadata], names: Sequence[tuple[str, ...]]
+) -> VectorStatistics:
+    """Merge the statistics of all episodes for one vector, with its parts in each episode."""
+    parts = [episode.vector_stats(part) for episode, part in zip(episodes, names, strict=True)]
+    stats = merge([part for part in parts if part is not None])
     return {
         "min": list(stats.min),
         "max": list(stats.max),

@@ -17,13 +17,8 @@ from rich.text import Text
 from imf_ray.captions import caption, wrap
 from imf_ray.data.channel_order import OTHER_ORDER
 from imf_ray.data.check_pool import CheckResult, invalid_reason
-from imf_ray.data.episodes import (
-    EpisodeFields,
-    EpisodeMetadata,
-    describe_copies,
-    find_copies,
-    read_slice,
-)
+from imf_ray.data.episodes import EpisodeFields, EpisodeMetadata, describe_copies, find_copies
+from imf_ray.data.readers import read_slice
 from imf_ray.data.running_stats import merge
 from imf_ray.storage import AnyPath
 from imf_ray.tables import Column, FittedTable

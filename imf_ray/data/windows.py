@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imf_ray.data.episodes import EpisodeFields, EpisodeRef, EpisodeSlice, read_slice
+from imf_ray.data.episodes import EpisodeFields, EpisodeRef, EpisodeSlice
+from imf_ray.data.readers import read_slice
 from imf_ray.data.sampling import EpochPlan, SamplePlan
 from imf_ray.schema import Config
 
@@ -138,6 +139,7 @@ def window_spec_from_config(config: Config, images: bool = True) -> WindowSpec:
         action_space=config.task.action_space,
         image_size=config.task.image_size,
         channel_order=config.data.channel_order,
+        features=config.data.features,
     )
     return WindowSpec(
         fields,

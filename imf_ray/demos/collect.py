@@ -24,8 +24,9 @@ import h5py
 import ray
 
 from imf_ray.data.episode_files import list_episodes
-from imf_ray.data.episodes import SUFFIX, episode_path, write_episode
-from imf_ray.data.hdf5 import cache_folder
+from imf_ray.data.episodes import SUFFIX, episode_path
+from imf_ray.data.hdf5.writing import write_episode
+from imf_ray.data.source_files import cache_folder
 from imf_ray.demos.recorder import DemoRecorder
 from imf_ray.errors import UserError
 from imf_ray.files import parse_json, write_atomically

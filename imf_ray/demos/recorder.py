@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 import imf_ray
-from imf_ray.data.episodes import Episode, RecordingMetadata
+from imf_ray.data.hdf5.writing import Episode, RecordingMetadata
 from imf_ray.schema import TaskConfig
 from imf_ray.sim.base import SimEnv
 from imf_ray.sim.factory import check_images, make_env, make_expert

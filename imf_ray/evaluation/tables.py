@@ -13,7 +13,7 @@ from imf_ray.evaluation.candidates import Candidate
 from imf_ray.progress_bars import ProgressBars
 from imf_ray.rollout.confidence_intervals import wilson_interval
 from imf_ray.rollout.records import EpisodeRecord, describe_success, summarize
-from imf_ray.storage import display_path, parse_path
+from imf_ray.storage import display_path
 from imf_ray.tables import Column, FittedTable
 from imf_ray.terminal import console
 from imf_ray.training.run_dir import RunDir
@@ -114,9 +114,7 @@ def report_action_error(candidate: Candidate) -> float | None:
         return None
     try:
         data = candidate.config.data
-        val_episodes = RunDir(candidate.checkpoint.parent).find_val_episodes(
-            parse_path(data.dataset_dir), data.format
-        )
+        val_episodes = RunDir(candidate.checkpoint.parent).find_val_episodes(data)
         if not val_episodes:
             raise UserError("the run folder of this checkpoint has no held-out episodes")
         options = candidate.config.evaluate

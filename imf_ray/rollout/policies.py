@@ -21,8 +21,9 @@ from imf_ray.agents.pretrained import (
     weights_digest,
 )
 from imf_ray.data.episode_files import require_episodes
-from imf_ray.data.episodes import read_actions, whole_number
+from imf_ray.data.episodes import whole_number
 from imf_ray.data.index import check_dataset
+from imf_ray.data.readers import read_actions
 from imf_ray.errors import UserError
 from imf_ray.rollout.policy_fit import PolicyNeeds, agent_needs
 from imf_ray.rollout.policy_spec import EXPERT, PolicyKind, PolicySpec

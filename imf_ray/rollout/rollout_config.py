@@ -11,7 +11,7 @@ from typing import Any
 
 import imf_ray
 from imf_ray.agents.pretrained import make_meta_agent
-from imf_ray.data.episode_formats import AUTO
+from imf_ray.data.channel_order import AUTO
 from imf_ray.errors import UserError
 from imf_ray.schema import Config, EvaluateConfig, TaskConfig
 from imf_ray.sim.base import SimEnv

@@ -37,7 +37,7 @@ class DataConfig:
     format: str = option(
         "auto",
         "Format of the episode files (docs/formats.md). auto detects it for each file.",
-        choices="imf_ray.data.episode_formats:FORMATS",
+        choices="imf_ray.data.readers:FORMATS",
         commands=(*READERS, "dataset", "evaluate", "compare"),
     )
     channel_order: str = option(
@@ -47,6 +47,13 @@ class DataConfig:
         "otherwise rgb for arrays, and for JPEG and PNG bgr with a warning, because act-plus-plus "
         "stores them so (docs/formats.md). Images are always converted to rgb.",
         choices=("auto", "rgb", "bgr"),
+        commands=("train", "tune", "dataset"),
+    )
+    features: dict[str, list[str]] = option(
+        {},
+        "For data sets with names of their own: the parts that are the state, the action, and each "
+        "camera, as in data.features={state: [observation.state], top: [observation.images.top]}. "
+        "Several parts of a state or an action are put together. {} takes the usual names.",
         commands=("train", "tune", "dataset"),
     )
     resize_images: bool = option(

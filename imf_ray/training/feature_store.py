@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from imf_ray.agents.base import VLAAgent
-from imf_ray.data.episodes import EpisodeRef, read_slice
+from imf_ray.data.episodes import EpisodeRef
+from imf_ray.data.readers import read_slice
 from imf_ray.data.windows import WindowSpec
 from imf_ray.errors import StorageError
 from imf_ray.files import write_atomically

@@ -22,8 +22,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from imf_ray.data.hdf5 import writable_cache_folder
 from imf_ray.data.pipeline import TrainDataset
+from imf_ray.data.source_files import writable_cache_folder
 from imf_ray.data.statistics import Statistics
 from imf_ray.data.windows import Batch, window_spec_from_config
 from imf_ray.errors import DivergenceError

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from imf_ray.agents.base import VLAAgent
-    from imf_ray.schema import Config
+    from imf_ray.schema import Config, DataConfig
 
 DEPTH_WEIGHTS_FILE = "depth_weights.png"
 VALIDATIONS_FILE, VIDEOS_DIR = "validations.jsonl", "videos"
@@ -203,11 +203,8 @@ class RunDir(StoppableDir):
         """Write the `InitRecord`, unless the file already contains it."""
         write_if_changed(self.path / INIT_FILE, json.dumps(asdict(record)))
 
-    def find_val_episodes(self, dataset_dir: AnyPath, format: str) -> list[EpisodeRef]:
-        """Return the episodes held out for validation, also if their data set was moved.
-
-        Args:
-            dataset_dir, format: see `locate_episodes`.
+    def find_val_episodes(self, data: DataConfig) -> list[EpisodeRef]:
+        """Return the episodes held out for validation, also if their data set was moved to `data`.
 
         Raises:
             UserError: an episode is missing or has changed.
@@ -218,7 +215,7 @@ class RunDir(StoppableDir):
         download(self.path / DATA_MANIFEST_FILE)
         manifest = self.read_data_manifest()
         episodes = [] if manifest is None else manifest.val_episodes
-        return locate_episodes(episodes, dataset_dir, format)
+        return locate_episodes(episodes, data.dataset_dir, data.format, data.features)
 
     # Checkpoints
 

@@ -11,8 +11,8 @@ import h5py
 import pytest
 
 from imf_ray.cli import EXIT_USER_ERROR
-from imf_ray.data.content_hash import HASH_ATTRIBUTE
 from imf_ray.data.episode_files import list_episodes
+from imf_ray.data.hdf5.content_hash import HASH_ATTRIBUTE
 from imf_ray.files import read_json_lines
 from imf_ray.folders import EPISODES_FILE
 from imf_ray.rollout.record_store import read_records

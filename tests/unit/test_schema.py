@@ -8,7 +8,7 @@ import pytest
 
 from imf_ray.agents.registry import OBJECTIVES
 from imf_ray.config import load_config
-from imf_ray.data.episode_formats import FORMATS
+from imf_ray.data.readers import FORMATS
 from imf_ray.errors import UserError
 from imf_ray.schema import (
     COMMANDS,

@@ -19,18 +19,14 @@ import numpy as np
 import psutil
 import pytest
 
-import imf_ray.data.episodes as episodes
 from imf_ray.data import check_pool
-from imf_ray.data.content_hash import HASH_ATTRIBUTE, hash_contents
-from imf_ray.data.episode_check import check_episode, required_problem
-from imf_ray.data.episodes import (
-    EpisodeFields,
-    EpisodeMetadata,
-    episode_path,
-    read_slice,
-)
-from imf_ray.data.hdf5 import CACHE_DIR
+from imf_ray.data.episodes import EpisodeFields, EpisodeMetadata, episode_path
+from imf_ray.data.hdf5 import reader
+from imf_ray.data.hdf5.check import check_episode
+from imf_ray.data.hdf5.content_hash import HASH_ATTRIBUTE, hash_contents
 from imf_ray.data.index import check_dataset
+from imf_ray.data.readers import read_slice
+from imf_ray.data.source_files import CACHE_DIR
 from imf_ray.errors import UserError
 from tests.helpers.episode_files import write_act
 
@@ -141,7 +137,7 @@ def test_states_and_actions_must_be_stored_in_the_file(
     with h5py.File(path, "r+") as file:
         del file.attrs[HASH_ATTRIBUTE]
         change(file)
-    problem = required_problem(check_episode(path))
+    problem = check_episode(path).required_problem
     assert problem is not None and re.search(reason, problem)
 
 
@@ -149,7 +145,7 @@ def test_a_file_whose_check_dies_or_hangs_is_invalid(
     own_demonstrations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [episode_path(own_demonstrations, number) for number in range(2)]
-    child = check_pool._CheckerProcess("auto")
+    child = check_pool._CheckerProcess("auto", {})
     assert isinstance(child.check(paths[0]), EpisodeMetadata)
     assert child._process is not None
     os.kill(child._process.pid, signal.SIGSTOP)
@@ -171,7 +167,7 @@ def test_a_file_whose_check_dies_or_hangs_is_invalid(
 
 def test_closing_the_check_does_not_wait_for_a_file_that_hangs(own_demonstrations: Path) -> None:
     paths = [episode_path(own_demonstrations, number % 3) for number in range(200)]
-    results = check_pool.check_files(paths, "auto")
+    results = check_pool.check_files(paths, "auto", {})
     next(results)
     for process in psutil.Process().children():
         if check_pool.__name__ in process.cmdline():
@@ -228,14 +224,14 @@ def test_reading_is_retried_if_a_shared_folder_fails(
         OSError("Can't read data (file read failed: errno = 5, error message = 'I/O error')"),
     ]
     delays: list[float] = []
-    original_open = episodes.open_hdf5
+    original_open = reader.open_hdf5
 
     def open_hdf5(path: str) -> AbstractContextManager[h5py.File]:
         if errors:
             raise errors.pop()
         return original_open(path)
 
-    monkeypatch.setattr(episodes, "open_hdf5", open_hdf5)
+    monkeypatch.setattr(reader, "open_hdf5", open_hdf5)
     monkeypatch.setattr("imf_ray.files.time.sleep", delays.append)
     assert read().length == ref.length
     assert not errors and len(delays) == 2

@@ -8,9 +8,10 @@ import h5py
 import numpy as np
 import pytest
 
-from imf_ray.data.content_hash import HASH_ATTRIBUTE
-from imf_ray.data.episode_check import check_episode
-from imf_ray.data.episodes import EpisodeFields, episode_path, write_episode
+from imf_ray.data.episodes import EpisodeFields, episode_path
+from imf_ray.data.hdf5.check import check_episode
+from imf_ray.data.hdf5.content_hash import HASH_ATTRIBUTE
+from imf_ray.data.hdf5.writing import write_episode
 from imf_ray.data.index import build_index, require_extendable
 from imf_ray.data.statistics import compute_statistics
 from imf_ray.demos.recorder import DemoRecorder

@@ -11,8 +11,8 @@ import pytest
 from imf_ray.data import index
 from imf_ray.data.episode_files import list_episodes
 from imf_ray.data.episodes import EpisodeMetadata
-from imf_ray.data.hdf5 import CACHE_DIR
 from imf_ray.data.index import check_dataset, locate_episodes
+from imf_ray.data.source_files import CACHE_DIR
 from imf_ray.errors import UserError
 from tests.helpers.episode_files import write_act
 

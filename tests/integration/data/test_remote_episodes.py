@@ -17,11 +17,12 @@ import pytest
 from imf_ray.allocation import allocate_run
 from imf_ray.cluster import ClusterSize
 from imf_ray.collect import main as collect
-from imf_ray.data.episodes import EpisodeFields, EpisodeRef, episode_path, read_slice
-from imf_ray.data.hdf5 import cache_folder
+from imf_ray.data.episodes import EpisodeFields, EpisodeRef, episode_path
 from imf_ray.data.index import build_index
 from imf_ray.data.pipeline import TrainDataset
+from imf_ray.data.readers import read_slice
 from imf_ray.data.sampling import SamplePlan
+from imf_ray.data.source_files import cache_folder
 from imf_ray.data.windows import Batch, WindowSpec
 from imf_ray.errors import StorageError, UserError
 from imf_ray.storage import exists, parse_path

@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
+from imf_ray.data.episode_files import list_episodes
 from imf_ray.data.episodes import episode_path
-from imf_ray.data.hdf5 import cache_folder
-from imf_ray.data.index import list_episodes
+from imf_ray.data.source_files import cache_folder
 from imf_ray.demos import collect
 from imf_ray.demos.collect import CollectionState, collect_episodes
 from imf_ray.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imf_ray.config import load_config
-from imf_ray.data.episodes import QPOS
+from imf_ray.data.hdf5.layouts import QPOS
 from imf_ray.data.index import build_index
 from imf_ray.sim.base import OVERVIEW_SIZE, SimEnv
 from imf_ray.sim.factory import make_env, make_expert

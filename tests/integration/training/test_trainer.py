@@ -35,7 +35,7 @@ from imf_ray.data.windows import window_spec_from_config
 from imf_ray.errors import UserError
 from imf_ray.folders import DATA_MANIFEST_FILE
 from imf_ray.ray_internals import WorkerGroupCallback
-from imf_ray.schema import Config
+from imf_ray.schema import Config, DataConfig
 from imf_ray.training.checkpoint import load_train_state
 from imf_ray.training.run_dir import DEPTH_WEIGHTS_FILE, RunDir
 from imf_ray.training.run_identity import init_or_verify_run_dir
@@ -85,7 +85,7 @@ def test_a_run_trains_validates_and_resumes_bitwise(demonstrations: Path, tmp_pa
     config = tiny_config(moved, *options)
     fit(prepare_run(config), RunDir(half), resources)
     assert RunDir(half).read_config()["data"]["dataset_dir"] == str(moved)
-    (val_episode,) = RunDir(half).find_val_episodes(demonstrations, "auto")
+    (val_episode,) = RunDir(half).find_val_episodes(DataConfig(str(demonstrations)))
     assert Path(val_episode.path).parent == moved
     assert not (half / ".partial_00000003").exists()
     assert [checkpoint.step for checkpoint in RunDir(half).list_checkpoints()] == [2, 4]

@@ -7,8 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
-from imf_ray.data.episode_check import check_episode
-from imf_ray.data.episodes import EpisodeFields, EpisodeRef, read_slice
+from imf_ray.data.episodes import EpisodeFields, EpisodeRef
+from imf_ray.data.hdf5.check import check_episode
+from imf_ray.data.readers import read_slice
 from imf_ray.data.statistics import compute_statistics
 from testing_support.episode_fuzzer import LENGTH, OBJECT, SIZE, write_compressed, write_ours
 

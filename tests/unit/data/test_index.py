@@ -15,9 +15,9 @@ from rich.console import Console, RenderableType
 
 from imf_ray.config import load_config
 from imf_ray.data import index
-from imf_ray.data.episode_check import check_episode
 from imf_ray.data.episode_files import list_episodes
 from imf_ray.data.episodes import EpisodeMetadata, find_copies
+from imf_ray.data.hdf5.check import check_episode
 from imf_ray.data.index import build_index, check_dataset
 from imf_ray.data.visualize import check_table, episodes_summary
 from tests.helpers.configs import tiny_config
@@ -35,7 +35,9 @@ ACT_OPTIONS = (
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return an indexed file. Files are checked in this process."""
 
-    def check_files(paths: Sequence[Path], format: str) -> Iterator[tuple[Path, EpisodeMetadata]]:
+    def check_files(
+        paths: Sequence[Path], format: str, features: object
+    ) -> Iterator[tuple[Path, EpisodeMetadata]]:
         return ((path, check_episode(path, format)) for path in paths)
 
     monkeypatch.setattr(index, "check_files", check_files)

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from imf_ray.data.episode_check import check_episode
+from imf_ray.data.hdf5.check import check_episode
 from imf_ray.data.requirements import (
     Mismatch,
     find_collection_mismatches,

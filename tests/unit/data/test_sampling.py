@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imf_ray.data.episode_formats import IMF_RAY
 from imf_ray.data.episodes import EpisodeFields, EpisodeRef, EpisodeSlice
+from imf_ray.data.hdf5.layouts import IMF_RAY
 from imf_ray.data.sampling import SamplePlan, choose_virtual_shards
 from imf_ray.data.windows import WindowBatcher, WindowSpec
 from imf_ray.errors import UserError

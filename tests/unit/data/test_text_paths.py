@@ -8,9 +8,9 @@ import h5py
 import pytest
 
 from imf_ray.data import index
-from imf_ray.data.episode_check import check_episode
 from imf_ray.data.episode_files import list_episodes, require_episodes
 from imf_ray.data.episodes import episode_path
+from imf_ray.data.hdf5.check import check_episode
 from imf_ray.data.index import check_dataset
 from imf_ray.errors import UserError
 from imf_ray.folders import FolderKind, folder_kind
@@ -35,7 +35,7 @@ def test_text_names_the_same_folder_as_a_path(
     assert files == list_episodes(folder) == require_episodes(text)
     assert check_episode(str(files[0])) == check_episode(files[0])
     monkeypatch.setattr(
-        index, "check_files", lambda paths, _: [(p, check_episode(p)) for p in paths]
+        index, "check_files", lambda paths, *_: [(p, check_episode(p)) for p in paths]
     )
     assert check_dataset(text, [str(file) for file in files], "auto") == check_dataset(
         folder, files, "auto"

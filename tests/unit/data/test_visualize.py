@@ -12,8 +12,8 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from imf_ray.captions import LINE_HEIGHT
-from imf_ray.data.episode_check import check_episode
 from imf_ray.data.episodes import EpisodeMetadata
+from imf_ray.data.hdf5.check import check_episode
 from imf_ray.data.visualize import (
     IMAGES_PER_CAMERA,
     TILE_SIZE,

@@ -10,7 +10,7 @@ import h5py
 import pytest
 
 from imf_ray.data.episodes import episode_path
-from imf_ray.data.hdf5 import cache_folder
+from imf_ray.data.source_files import cache_folder
 from imf_ray.demos.collect import MAX_FAILURES, CollectionState, _read_state
 from imf_ray.errors import UserError
 

@@ -12,8 +12,8 @@ import pytest
 
 from imf_ray.agents.pretrained import make_agent, save_agent
 from imf_ray.config import load_config
-from imf_ray.data.episode_check import check_episode
 from imf_ray.data.episodes import EpisodeMetadata
+from imf_ray.data.hdf5.check import check_episode
 from imf_ray.errors import UserError
 from imf_ray.rollout import policies
 from imf_ray.rollout.actor_pool import RolloutSpec, rollout_metadata

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from imf_ray.data.hdf5 import fingerprint
+from imf_ray.data.source_files import fingerprint
 from imf_ray.errors import UserError
 from imf_ray.files import append_line
+from imf_ray.schema import DataConfig
 from imf_ray.storage import local_dir
 from imf_ray.training.run_dir import (
     DATA_MANIFEST_FILE,
@@ -90,10 +91,10 @@ def test_the_data_manifest_of_an_earlier_version(tmp_path: Path) -> None:
     episode.touch()
     fingerprinted = dataclasses.replace(manifest.val_episodes[0], fingerprint=fingerprint(episode))
     run_dir.write_data_manifest(dataclasses.replace(manifest, val_episodes=[fingerprinted]))
-    assert run_dir.find_val_episodes(tmp_path, "auto") == [fingerprinted]
+    assert run_dir.find_val_episodes(DataConfig(str(tmp_path))) == [fingerprinted]
     episode.unlink()
     with pytest.raises(UserError, match=r"episode_0.hdf5.*data\.dataset_dir"):
-        run_dir.find_val_episodes(tmp_path, "auto")
+        run_dir.find_val_episodes(DataConfig(str(tmp_path)))
     run_dir.write_data_manifest(manifest)
     assert run_dir.read_data_manifest() == DataManifest(
         manifest.episodes, manifest.virtual_shards, manifest.val_episodes

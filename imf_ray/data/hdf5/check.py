@@ -15,10 +15,16 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-from imf_ray.data.channel_order import StoredImages
-from imf_ray.data.content_hash import (
-    HASH_ATTRIBUTE,
+from imf_ray.data.channel_order import AUTO, StoredImages
+from imf_ray.data.episodes import (
+    POSE_DIM,
     READ_ERRORS,
+    EpisodeMetadata,
+    Features,
+    bad_episode_error,
+)
+from imf_ray.data.hdf5.content_hash import (
+    HASH_ATTRIBUTE,
     FileContents,
     find_dataset,
     find_object,
@@ -27,27 +33,22 @@ from imf_ray.data.content_hash import (
     name_text,
     read_contents,
 )
-from imf_ray.data.episode_formats import (
-    AUTO,
-    FORMATS,
+from imf_ray.data.hdf5.frames import check_frames
+from imf_ray.data.hdf5.layouts import (
     IMAGES,
-    EpisodeFormat,
-    format_name,
-    is_own_recording,
-)
-from imf_ray.data.episodes import (
-    POSE_DIM,
+    LAYOUTS,
     POSES,
     QPOS,
     QVEL,
-    EpisodeMetadata,
-    RecordingMetadata,
-    bad_episode_error,
+    Layout,
+    format_name,
+    is_own_recording,
     pose_dataset,
 )
-from imf_ray.data.frames import check_frames
-from imf_ray.data.hdf5 import fingerprint, open_hdf5
+from imf_ray.data.hdf5.opening import open_hdf5
+from imf_ray.data.hdf5.writing import RecordingMetadata
 from imf_ray.data.running_stats import RunningStats
+from imf_ray.data.source_files import fingerprint
 from imf_ray.errors import UserError, abridge
 from imf_ray.storage import AnyPath, as_path
 
@@ -60,7 +61,7 @@ def check_episode(path: str | AnyPath, format: str = AUTO) -> EpisodeMetadata:
     """Read a whole file once, check it, and return its description.
 
     Args:
-        format: a name in `episode_formats.FORMATS`, or `auto` to recognize it by the contents.
+        format: a name in `LAYOUTS`, or `auto` to recognize it by the contents.
 
     Raises:
         UserError: the file cannot be read as HDF5, or does not match its own content hash. The
@@ -78,18 +79,6 @@ def check_episode(path: str | AnyPath, format: str = AUTO) -> EpisodeMetadata:
         raise bad_episode_error(path, reason) from error
 
 
-def required_problem(info: EpisodeMetadata) -> str | None:
-    """Return the problem of a part that runs need, or None.
-
-    These are the states, the actions and, in a file with cameras, at least one of them.
-    """
-    for name in (QPOS, *FORMATS[info.format].actions.values()):
-        if name in info.problems:
-            return info.problems[name]
-    cameras = [problem for name, problem in info.problems.items() if name.startswith(IMAGES)]
-    return cameras[0] if cameras and not info.images else None
-
-
 def _describe(
     path: AnyPath, fingerprint: str, file: h5py.File, requested_format: str
 ) -> EpisodeMetadata:
@@ -97,9 +86,9 @@ def _describe(
     contents = read_contents(file)  # this also verifies the checksums of all datasets
     attributes = _read_attributes(file)
     name = format_name(file, requested_format)
-    format = FORMATS[name]
+    layout = LAYOUTS[name]
     parts = _Parts(file, contents)
-    actions = format.actions.values()
+    actions = layout.actions.values()
     required = parts.read_vectors([QPOS, *actions])
     if QPOS not in required:
         parts.note_missing([QPOS])
@@ -125,16 +114,23 @@ def _describe(
     images = {
         camera: stored
         for dataset, camera in cameras.items()
-        if length and (stored := parts.check_images(dataset, camera, format, length)) is not None
+        if length and (stored := parts.check_images(dataset, camera, layout, length)) is not None
     }
     _require_own_hash(attributes, contents.content_hash, parts.problems.values())
-    used = {QPOS, QVEL, *actions, *poses, *cameras, *format.ignored_datasets}
+    used = {QPOS, QVEL, *actions, *poses, *cameras, *layout.ignored_datasets}
     return EpisodeMetadata(
         path=str(path),
         length=length,
         images=images,
         format=name,
-        action_spaces=tuple(space for space, part in format.actions.items() if part in stats),
+        features=Features(
+            state=(QPOS,),
+            actions={space: (part,) for space, part in layout.actions.items()},
+            cameras={camera: dataset for dataset, camera in cameras.items()},
+            poses={member: dataset for dataset, member in poses.items()},
+            image_group=IMAGES,
+        ),
+        action_spaces=tuple(space for space, part in layout.actions.items() if part in stats),
         objects=tuple(member for dataset, member in poses.items() if dataset in stats),
         stats=stats,
         fingerprint=fingerprint,
@@ -161,14 +157,14 @@ class _Parts:
         return {name: values for name, values in read.items() if values is not None}
 
     def check_images(
-        self, name: str, camera: str, format: EpisodeFormat, length: int
+        self, name: str, camera: str, layout: Layout, length: int
     ) -> StoredImages | None:
         """Check all images of a camera and describe them."""
 
         def check() -> StoredImages:
             if self._find(name) is None:
                 raise UserError(f"/{name} is a link that leads nowhere")
-            return check_frames(format.open_frames(self._file, camera), camera, length)
+            return check_frames(layout.open_frames(self._file, camera), camera, length)
 
         return self._attempt(name, check)
 

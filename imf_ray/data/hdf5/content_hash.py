@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from imf_ray.data.episodes import READ_ERRORS
 from imf_ray.errors import UserError
 from imf_ray.storage import is_transient
 
@@ -25,8 +26,6 @@ MAX_COMPRESSION_RATIO = 1100
 
 gzip, the strongest compression in use, reaches 1032.
 """
-READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError)
-"""Exceptions that h5py raises for a damaged file."""
 MAX_LINKS = 16
 """Maximum number of soft links on the way to a dataset."""
 MAX_VLEN_ROWS = 64

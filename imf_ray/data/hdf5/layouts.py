@@ -1,4 +1,4 @@
-"""Registry of HDF5 episode formats: how a file is recognized and where its data is stored.
+"""Registry of the layouts of HDF5 episodes: how a file is recognized and where its data is stored.
 
 All formats follow the layout of ACT: `/action` and `/observations/{qpos,qvel,images/CAMERA}`. They
 differ in the action space of `/action` and in the encoding of the images. docs/formats.md explains
@@ -13,14 +13,18 @@ from typing import Protocol
 import h5py
 import numpy as np
 
-from imf_ray.data.channel_order import RGB, has_attribute, recorded_order
-from imf_ray.data.content_hash import HASH_ATTRIBUTE, READ_ERRORS, find_dataset
-from imf_ray.data.frames import Frames, open_frames
+from imf_ray.data.channel_order import AUTO, ORDER_ATTRIBUTE, OTHER_ORDER, RGB
+from imf_ray.data.episodes import READ_ERRORS
+from imf_ray.data.hdf5.content_hash import HASH_ATTRIBUTE, find_dataset
+from imf_ray.data.hdf5.frames import Frames, open_frames
 from imf_ray.errors import UserError
 
-AUTO, IMF_RAY = "auto", "imf_ray"
+IMF_RAY = "imf_ray"
 IMAGES = "observations/images"
 """Group of the images, with one dataset per camera."""
+POSES = "observations/poses"
+"""Group of the object poses, with one dataset per object."""
+QPOS, QVEL = "observations/qpos", "observations/qvel"
 _UNIT_TOLERANCE = 1e-3  # of the length of a unit quaternion
 EE_ACTION_DIM = 16
 """Width of RoboIMI's end-effector targets."""
@@ -31,7 +35,7 @@ OWN_ATTRIBUTES = frozenset({"max_reward", "multisampling", "shadows"})
 """Root attributes that other programs hardly write; see `is_own_recording`."""
 
 
-class EpisodeFormat(Protocol):
+class Layout(Protocol):
     """One kind of episode file."""
 
     actions: Mapping[str, str]
@@ -130,13 +134,13 @@ class RoboImiFormat(ActFormat):
         return bool((np.abs(norms - 1) < _UNIT_TOLERANCE).all())
 
 
-FORMATS: dict[str, EpisodeFormat] = {
+LAYOUTS: dict[str, Layout] = {
     IMF_RAY: ImfRayFormat(),
     "act_plus_plus": ActPlusPlusFormat(),
     "roboimi": RoboImiFormat(),
     "act": ActFormat(),
 }
-"""Formats by name, the choices of `data.format`.
+"""Layouts by name, choices of `data.format`.
 
 `auto` uses the first format that matches. Specific formats therefore come before general ones.
 """
@@ -165,4 +169,31 @@ def format_name(file: h5py.File, requested: str) -> str:
     """Return the name of a file's format: `requested`, or for `auto` the first that matches."""
     if requested != AUTO:
         return requested
-    return next(name for name, format in FORMATS.items() if format.matches(file))
+    return next(name for name, format in LAYOUTS.items() if format.matches(file))
+
+
+def pose_dataset(name: str) -> str:
+    """Return the name of the dataset with an object's poses."""
+    return f"{POSES}/{name}"
+
+
+def has_attribute(item: h5py.HLObject, name: str) -> bool:
+    """Return True if an HDF5 object has an attribute. Much faster than `name in item.attrs`."""
+    return bool(h5py.h5a.exists(item.id, name.encode()))
+
+
+def recorded_order(file: h5py.File, dataset: h5py.Dataset) -> str | None:
+    """Return the order in the attribute `ORDER_ATTRIBUTE` of a dataset or of its file, or None.
+
+    See `StoredImages.channel_order`.
+    """
+    for owner in (dataset, file):
+        if not has_attribute(owner, ORDER_ATTRIBUTE):
+            continue
+        value = owner.attrs[ORDER_ATTRIBUTE]
+        if isinstance(value, np.ndarray) and value.size == 1:
+            value = value.item()
+        text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        order = text.strip().lower()
+        return order if order in OTHER_ORDER else text
+    return None

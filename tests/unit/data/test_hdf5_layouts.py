@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from imf_ray.config import load_config
-from imf_ray.data.episode_check import check_episode
-from imf_ray.data.episode_formats import AUTO, FORMATS
-from imf_ray.data.episodes import EpisodeFields, read_slice
+from imf_ray.data.channel_order import AUTO
+from imf_ray.data.episodes import EpisodeFields
+from imf_ray.data.hdf5.check import check_episode
+from imf_ray.data.readers import FORMATS, read_slice
 from imf_ray.errors import UserError
 from testing_support.episode_fuzzer import write_ours
 from tests.helpers.episode_files import (

@@ -1,4 +1,4 @@
-"""Access to HDF5 files in a folder or under a URL: opening, fingerprints, sizes, cache folders.
+"""Access to data files in a folder or under a URL: opening, fingerprints, sizes, cache folders.
 
 A file under a URL (`s3://bucket/demos`, `gs://bucket/demos`, `https://host/demos/`) is not
 downloaded. The machine that needs the data requests only the byte ranges that it reads.
@@ -12,8 +12,8 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-import h5py
 from platformdirs import user_cache_path
 from upath import UPath
 
@@ -33,15 +33,16 @@ REQUEST_BYTES, MAX_CACHED_REQUESTS = 1 << 18, 64
 
 
 @contextlib.contextmanager
-def open_hdf5(path: str | AnyPath) -> Iterator[h5py.File]:
-    """Open a local or remote file for reading.
+def open_source(path: str | AnyPath) -> Iterator[str | BinaryIO]:
+    """Yield what a library can open: the local path, or a stream of a remote file.
+
+    The stream requests only the byte ranges that are read.
 
     Raises:
-        OSError: the file cannot be opened or read. h5py also raises other exceptions.
+        OSError: the remote file cannot be opened or read, in this function or in the `with` block.
     """
     if not is_remote(path):
-        with h5py.File(path, "r") as file:
-            yield file
+        yield str(path)
         return
     source = parse_path(path)
     assert isinstance(source, UPath)
@@ -49,9 +50,8 @@ def open_hdf5(path: str | AnyPath) -> Iterator[h5py.File]:
     with (
         _as_os_errors(),
         source.fs.open(source.path, "rb", block_size=REQUEST_BYTES, **options) as stream,
-        h5py.File(stream, "r") as file,
     ):
-        yield file
+        yield stream
 
 
 def fingerprint(path: AnyPath) -> str:
@@ -83,6 +83,16 @@ def file_size(path: AnyPath) -> int:
     """
     with _as_os_errors():
         return int(path.stat().st_size)
+
+
+def list_files(folder: AnyPath, suffix: str) -> list[AnyPath]:
+    """Return the files below a folder with this suffix, sorted by path; none if it is missing.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    with _as_os_errors():
+        return sorted(folder.rglob(f"*{suffix}"), key=str)
 
 
 def cache_folder(folder: AnyPath) -> Path:

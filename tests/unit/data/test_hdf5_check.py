@@ -9,9 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
-from imf_ray.data.content_hash import HASH_ATTRIBUTE, hash_contents
-from imf_ray.data.episode_check import check_episode, required_problem
-from imf_ray.data.episodes import EpisodeFields, read_slice
+from imf_ray.data.episodes import EpisodeFields
+from imf_ray.data.hdf5.check import check_episode
+from imf_ray.data.hdf5.content_hash import HASH_ATTRIBUTE, hash_contents
+from imf_ray.data.readers import read_slice
 from imf_ray.data.requirements import find_mismatches, find_unread
 from imf_ray.errors import UserError
 from imf_ray.schema import Config
@@ -155,7 +156,7 @@ def test_what_a_run_does_not_use_is_listed_and_does_not_matter(
     with h5py.File(path, "r+") as file:
         change(file)
     info = check_episode(path)
-    assert required_problem(info) is None and find_mismatches(info, _config()) == []
+    assert info.required_problem is None and find_mismatches(info, _config()) == []
     assert unread in (None, *find_unread(info, _config()))
     part = read_slice(info.ref, EpisodeFields(("top",)), (0, LENGTH), (0, LENGTH))
     assert part.images["top"].shape == (LENGTH, HEIGHT, WIDTH, 3)
@@ -217,7 +218,7 @@ def test_a_problem_of_what_a_run_uses_is_named(tmp_path: Path, change: Change, p
     with h5py.File(path, "r+") as file:
         change(file)
     info = check_episode(path)
-    problem = required_problem(info)
+    problem = info.required_problem
     assert problem is not None and part in problem
     assert part in str(find_mismatches(info, _config())[0])
 

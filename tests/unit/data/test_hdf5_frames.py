@@ -18,9 +18,9 @@ from imf_ray.data.channel_order import (
     RGB,
     StoredImages,
     check_channel_order,
-    recorded_order,
 )
-from imf_ray.data.frames import check_frames, open_frames
+from imf_ray.data.hdf5.frames import check_frames, open_frames
+from imf_ray.data.hdf5.layouts import recorded_order
 from imf_ray.data.image_decoding import decode_image
 from imf_ray.errors import UserError
 from tests.helpers.episode_files import HEIGHT, LENGTH, WIDTH, smooth_images

@@ -1,0 +1,347 @@
+"""Reads the episodes of a LeRobot data set; see `imf_ray.data.readers.ContainerReader`.
+
+The address of an episode is `FOLDER/episode_NUMBER`. Frame i of an episode is the one whose time is
+nearest to the recorded time of step i, within LeRobot's tolerance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+
+import numpy as np
+
+from imf_ray.data.channel_order import RGB, StoredImages
+from imf_ray.data.episodes import (
+    READ_ERRORS,
+    EpisodeFields,
+    EpisodeMetadata,
+    EpisodeRef,
+    EpisodeSlice,
+    Features,
+    bad_episode_error,
+)
+from imf_ray.data.image_decoding import decode_image
+from imf_ray.data.lerobot.features import find_features
+from imf_ray.data.lerobot.metadata import (
+    BOOKKEEPING,
+    FRAME_INDEX,
+    IMAGE,
+    TIMESTAMP,
+    VIDEO,
+    EpisodeEntry,
+    Feature,
+    LeRobotMetadata,
+    is_lerobot,
+    metadata_fingerprint,
+    read_metadata,
+)
+from imf_ray.data.lerobot.tables import episode_rows, read_columns, read_images
+from imf_ray.data.running_stats import RunningStats
+from imf_ray.data.source_files import file_size, fingerprint
+from imf_ray.data.video_frames import VideoFile, open_video, rgb_pixels
+from imf_ray.errors import UserError
+from imf_ray.images import center_crop_resize
+from imf_ray.storage import AnyPath, parse_path
+
+FORMAT = "lerobot"
+TOLERANCE_S = 1e-4
+"""Maximum difference in seconds between the time of a step and that of its frame, as in LeRobot."""
+_CACHED_EPISODES = 32
+"""Number of episodes whose vectors are kept in memory."""
+_EPISODE_NAME = re.compile(r"episode_([0-9]+)")
+_MAX_EXPANSION = 2000
+"""Maximum number of bytes that one stored byte is assumed to expand to, for the time limit."""
+
+
+class LeRobotReader:
+    """Reads LeRobot data sets."""
+
+    def matches(self, folder: AnyPath) -> bool:
+        return is_lerobot(folder)
+
+    def list_episodes(self, folder: AnyPath) -> list[AnyPath]:
+        return [folder / f"episode_{number}" for number in read_metadata(folder).episodes]
+
+    def fingerprint(self, path: AnyPath) -> str:
+        folder = path.parent
+        parts = [metadata_fingerprint(folder)]
+        for file in self._files(folder, _entry(path)):
+            try:
+                parts.append(fingerprint(file))
+            except FileNotFoundError:
+                parts.append(f"{file.name} missing")
+        digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+        return f"{path.name} {digest}"
+
+    def check_bytes(self, path: AnyPath) -> int:
+        metadata, entry = read_metadata(path.parent), _entry(path)
+        stored = 0
+        for file in self._files(path.parent, entry):
+            if file.is_file():
+                stored += file_size(file)
+        images = [feature for feature in metadata.features.values() if feature.is_camera]
+        decoded = entry.length * sum(int(np.prod(feature.shape)) for feature in images)
+        return min(stored + decoded, stored * _MAX_EXPANSION)
+
+    def check(
+        self, path: AnyPath, format: str, features: Mapping[str, list[str]]
+    ) -> EpisodeMetadata:
+        try:
+            fingerprint_before = self.fingerprint(path)
+            return _EpisodeCheck(path, features).describe(fingerprint_before)
+        except UserError as error:
+            raise bad_episode_error(path, str(error).rstrip(".")) from error
+        except READ_ERRORS as error:
+            reason = f"it cannot be read ({type(error).__name__}: {error})"
+            raise bad_episode_error(path, reason) from error
+
+    def content_hash(self, path: AnyPath) -> str:
+        return _content_hash(path.parent, read_metadata(path.parent), _entry(path))
+
+    def read(
+        self,
+        episode: EpisodeRef,
+        fields: EpisodeFields,
+        frames: tuple[int, int],
+        actions: tuple[int, int],
+    ) -> EpisodeSlice:
+        path = parse_path(episode.path)
+        folder, entry = path.parent, _entry(path)
+        metadata = read_metadata(folder)
+        usable = find_features(metadata.features, fields.features)
+        steps = slice(*frames)
+        images = {}
+        for camera in fields.cameras:
+            feature = metadata.features[usable.cameras[camera]]
+            shown = np.stack(list(_read_frames(folder, entry, feature, steps)))
+            size = fields.image_size
+            images[camera] = shown if size is None else center_crop_resize(shown, size)
+        names = (usable.state, usable.actions["joint"])
+        state, action = (_read_vectors(path, episode.fingerprint, part) for part in names)
+        return EpisodeSlice(
+            length=episode.length,
+            frame_start=frames[0],
+            action_start=actions[0],
+            images=images,
+            qpos=state[steps],
+            object_poses={},
+            action=action[slice(*actions)],
+        )
+
+    def _files(self, folder: AnyPath, entry: EpisodeEntry) -> list[AnyPath]:
+        return [folder / entry.table, *(folder / video.path for video in entry.videos.values())]
+
+
+def _entry(path: AnyPath) -> EpisodeEntry:
+    """Return where the episode of an address is stored.
+
+    Raises:
+        UserError: the data set has no such episode.
+    """
+    match, metadata = _EPISODE_NAME.fullmatch(path.name), read_metadata(path.parent)
+    entry = None if match is None else metadata.episodes.get(int(match[1]))
+    if entry is None:
+        raise UserError(f"the data set {path.parent} has no episode {path.name}")
+    return entry
+
+
+@lru_cache(maxsize=_CACHED_EPISODES)
+def _read_vectors(path: AnyPath, fingerprint: str, names: tuple[str, ...]) -> np.ndarray:
+    """Return concatenated vectors (T, D) float32 of a whole episode."""
+    folder, entry = path.parent, _entry(path)
+    features = [read_metadata(folder).features[name] for name in names]
+    columns = read_columns(folder, entry, features, episode_rows(folder, entry))
+    return np.concatenate([columns[name] for name in names], axis=1).astype(np.float32)
+
+
+def _step_times(folder: AnyPath, entry: EpisodeEntry, rows: range) -> np.ndarray:
+    """Return the recorded time (n,) of some rows in seconds since the start of the episode."""
+    timestamp = Feature(TIMESTAMP, "float32", (1,), codec=None, is_depth=False)
+    return read_columns(folder, entry, [timestamp], rows)[TIMESTAMP][:, 0].astype(np.float64)
+
+
+def _read_frames(
+    folder: AnyPath, entry: EpisodeEntry, feature: Feature, steps: slice
+) -> Iterator[np.ndarray]:
+    """Yield the images (H, W, 3) uint8 RGB of consecutive steps of a camera."""
+    rows = episode_rows(folder, entry)[steps]
+    if feature.dtype == IMAGE:
+        for step, content in enumerate(read_images(folder, entry, feature.name, rows)):
+            yield _decode_image(content, feature, steps.start + step)
+        return
+    part = entry.videos[feature.name]
+    times = part.start_s + _step_times(folder, entry, rows)
+    with open_video(folder / part.path, f"its video {part.path}", TOLERANCE_S) as video:
+        yield from map(rgb_pixels, video.frames(times))
+
+
+def _decode_image(content: bytes, feature: Feature, step: int) -> np.ndarray:
+    try:
+        return decode_image(content).pixels
+    except UserError as error:
+        raise UserError(f"the image of {feature.name} at step {step} is {error}") from error
+
+
+def _content_hash(folder: AnyPath, metadata: LeRobotMetadata, entry: EpisodeEntry) -> str:
+    """Return the hash of an episode's tasks, vectors, times and encoded images.
+
+    It does not depend on the files in which they lie.
+    """
+    digest = hashlib.blake2b(repr((metadata.fps, entry.tasks)).encode(), digest_size=16)
+    rows = episode_rows(folder, entry)
+    features = metadata.features
+    vectors = [feature for feature in features.values() if _is_hashed(feature)]
+    for name, values in sorted(read_columns(folder, entry, vectors, rows).items()):
+        digest.update(f"\0{name}\0{values.dtype.str}\0{values.shape}\0".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    times = _step_times(folder, entry, rows)
+    for name in sorted(name for name, feature in features.items() if feature.is_camera):
+        digest.update(f"\0{name}\0".encode())
+        if features[name].dtype == IMAGE:
+            for content in read_images(folder, entry, name, rows):
+                digest.update(hashlib.blake2b(content, digest_size=16).digest())
+            continue
+        part = entry.videos[name]
+        start, stop = part.start_s + times[0], part.start_s + times[-1] + 1 / metadata.fps
+        with open_video(folder / part.path, f"its video {part.path}", TOLERANCE_S) as video:
+            for content in video.packets(start, stop):
+                digest.update(hashlib.blake2b(content, digest_size=16).digest())
+    return digest.hexdigest()
+
+
+def _is_hashed(feature: Feature) -> bool:
+    """Return True for vectors, and for the times and the numbers of the steps."""
+    return feature.is_vector and (feature.name not in BOOKKEEPING or feature.name == TIMESTAMP)
+
+
+class _EpisodeCheck:
+    """Checks one episode. Parts that cannot be used are noted in `problems`."""
+
+    def __init__(self, path: AnyPath, features: Mapping[str, list[str]]) -> None:
+        self._path, self._folder, self._entry = path, path.parent, _entry(path)
+        self._metadata = read_metadata(self._folder)
+        self._features = self._metadata.features
+        self._usable = find_features(self._features, features)
+        self._problems: dict[str, str] = {}
+        self._rows = episode_rows(self._folder, self._entry)
+
+    def describe(self, fingerprint: str) -> EpisodeMetadata:
+        """Return the description of the episode.
+
+        Raises:
+            UserError: no run can use the episode.
+        """
+        self._require_steps()
+        vectors = [name for name, f in self._features.items() if f.is_vector]
+        stats = {name: s for name in vectors if (s := self._check_vector(name)) is not None}
+        for name in self._usable.missing:
+            self._problems[name] = self._usable.missing[name]
+        images = {
+            camera: stored
+            for camera, name in self._usable.cameras.items()
+            if (stored := self._check_camera(name)) is not None
+        }
+        used = {*self._usable.state, *self._usable.actions["joint"], *self._usable.cameras.values()}
+        return EpisodeMetadata(
+            path=str(self._path),
+            length=self._entry.length,
+            images=images,
+            format=FORMAT,
+            features=Features(self._usable.state, self._usable.actions, self._usable.cameras),
+            action_spaces=("joint",) if used & stats.keys() else (),
+            objects=(),
+            stats={name: stats[name] for name in stats if name not in BOOKKEEPING},
+            fingerprint=fingerprint,
+            content_hash=_content_hash(self._folder, self._metadata, self._entry),
+            attributes={
+                "control_hz": self._metadata.fps,
+                "tasks": list(self._entry.tasks),
+                "robot_type": self._metadata.robot_type,
+                "version": self._metadata.version,
+            },
+            unused_datasets=tuple(
+                name for name in self._features if name not in used and name not in BOOKKEEPING
+            ),
+            problems=self._problems,
+            damaged=False,
+        )
+
+    def _require_steps(self) -> None:
+        """Check that the steps are numbered and that their times increase."""
+        features = [
+            Feature(name, dtype, (1,), codec=None, is_depth=False)
+            for name, dtype in ((FRAME_INDEX, "int64"), (TIMESTAMP, "float32"))
+        ]
+        columns = read_columns(self._folder, self._entry, features, self._rows)
+        if (columns[FRAME_INDEX][:, 0] != np.arange(len(self._rows))).any():
+            raise UserError(f"{FRAME_INDEX} does not count its steps from 0")
+        times = columns[TIMESTAMP][:, 0]
+        if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+            raise UserError(f"{TIMESTAMP} does not increase from step to step")
+
+    def _check_vector(self, name: str) -> RunningStats | None:
+        """Return the statistics of a vector, or None and note its problem."""
+        try:
+            feature = self._features[name]
+            values = read_columns(self._folder, self._entry, [feature], self._rows)[name]
+            with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite
+                values = values.astype(np.float32)
+            invalid = np.argwhere(~np.isfinite(values))
+            if len(invalid):
+                step, dim = invalid[0]
+                raise UserError(
+                    f"{name} has NaN or infinite values, the first at step {step} in dimension "
+                    f"{dim}"
+                )
+            return RunningStats.from_array(values)
+        except UserError as error:
+            self._problems[name] = str(error)
+            return None
+
+    def _check_camera(self, name: str) -> StoredImages | None:
+        """Decode all images of a camera and describe them, or return None and note its problem."""
+        feature = self._features[name]
+        try:
+            if feature.is_depth:
+                raise UserError(f"{name} has depth images, which are not read")
+            return self._check_video(feature) if feature.dtype == VIDEO else self._check_table(name)
+        except UserError as error:
+            self._problems[name] = str(error)
+            return None
+
+    def _check_video(self, feature: Feature) -> StoredImages:
+        part = self._entry.videos[feature.name]
+        times = part.start_s + _step_times(self._folder, self._entry, self._rows)
+        with open_video(self._folder / part.path, f"its video {part.path}", TOLERANCE_S) as video:
+            self._require_codec(feature, video, part.path)
+            sizes = {(frame.height, frame.width) for frame in video.frames(times)}
+        if len(sizes) > 1:
+            raise UserError(f"the image size of its video {part.path} changes")
+        ((height, width),) = sizes
+        return StoredImages(height, width, f"{video.codec} video", True, RGB)
+
+    def _require_codec(self, feature: Feature, video: VideoFile, path: str) -> None:
+        if feature.codec is not None and feature.codec != video.codec:
+            raise UserError(
+                f"its video {path} is {video.codec}, but meta/info.json says {feature.codec}. "
+                "Correct video.codec there if the video is right"
+            )
+
+    def _check_table(self, name: str) -> StoredImages:
+        sizes, encodings, has_color = set(), set(), False
+        contents = read_images(self._folder, self._entry, name, self._rows)
+        for step, content in enumerate(contents):
+            try:
+                image = decode_image(content)
+            except UserError as error:
+                raise UserError(f"the image of {name} at step {step} is {error}") from error
+            sizes.add(image.pixels.shape[:2])
+            encodings.add(image.encoding)
+            has_color = has_color or not image.is_grey
+        if len(sizes) > 1:
+            raise UserError(f"the image size of {name} changes")
+        ((height, width),) = sizes
+        return StoredImages(height, width, ", ".join(sorted(encodings)), has_color, RGB)
