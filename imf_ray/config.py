@@ -49,7 +49,11 @@ CAMERA_DEFAULTS = {
 """Camera options, each with the option whose value it takes by default."""
 
 
-def load_config(overrides: Iterable[str] = (), sources: Mapping[str, str] | None = None) -> Config:
+def load_config(
+    overrides: Iterable[str] = (),
+    sources: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Config:
     """Compose the configuration from defaults, groups and `key=value` overrides.
 
     The order of groups, recipe and saved configuration among the overrides does not matter. Of two
@@ -60,6 +64,7 @@ def load_config(overrides: Iterable[str] = (), sources: Mapping[str, str] | None
     Args:
         sources: for each key among the overrides that does not come from the command line, where it
             comes from, for error messages.
+        defaults: values of options that neither the overrides nor their files give.
 
     Raises:
         UserError: an override is not `key=value`; a key or group is unknown (the message suggests
@@ -83,7 +88,7 @@ def load_config(overrides: Iterable[str] = (), sources: Mapping[str, str] | None
         _merge(options, _parse_override(item))
     try:
         _resolve_paths(options)
-        return _build(options)
+        return _build({**(defaults or {}), **options})
     except UserError as error:
         found = _find_sources(str(error), all_sources)
         hints = [f"This comes from {' and '.join(found)}."] if found else []

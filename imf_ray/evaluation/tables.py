@@ -16,8 +16,9 @@ from imf_ray.rollout.records import EpisodeRecord, describe_success, summarize
 from imf_ray.storage import display_path
 from imf_ray.tables import Column, FittedTable
 from imf_ray.terminal import console
+from imf_ray.training.action_error import measure_action_errors
+from imf_ray.training.progress import describe_action_errors
 from imf_ray.training.run_dir import RunDir
-from imf_ray.training.validation import action_error
 
 PLAIN_LINES = 10
 """Number of progress lines of an evaluation if stdout is not a terminal."""
@@ -118,15 +119,16 @@ def report_action_error(candidate: Candidate) -> float | None:
         if not val_episodes:
             raise UserError("the run folder of this checkpoint has no held-out episodes")
         options = candidate.config.evaluate
-        error = action_error(
+        errors = measure_action_errors(
             candidate.checkpoint, val_episodes, options.use_ema_weights, options.inference_steps
         )
     except UserError as reason:  # for example, the episodes have changed; the rollouts still count
         console.print(f"Action error: unknown, because {reason}", soft_wrap=True)
         return None
     console.print(
-        f"Action error (mean absolute, normalized): {error:.4f} on {len(val_episodes)} held-out "
-        "episodes",
+        f"Action error (mean absolute, normalized): {errors.normalized:.4f} on "
+        f"{len(val_episodes)} held-out episodes",
         soft_wrap=True,
     )
-    return error
+    console.print(describe_action_errors(errors.metrics()), soft_wrap=True)
+    return errors.normalized

@@ -135,7 +135,9 @@ class TrainConfig:
         sweepable=False,
     )
     rollout_validate_on_checkpoint: bool = option(
-        False, "Validate every checkpoint by rollouts.", sweepable=False
+        False,
+        "Validate every checkpoint by rollouts, or with task=none by the action error alone.",
+        sweepable=False,
     )
     rollout_num_episodes: int = option(
         10, "Number of episodes of one validation.", min=1, sweepable=False

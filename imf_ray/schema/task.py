@@ -154,7 +154,12 @@ class AdapterConfig:
 class TaskConfig:
     """The simulated task, for demonstrations and for rollouts."""
 
-    env_id: str = option("", "Gymnasium id of the environment.", match_training=True)
+    env_id: str = option(
+        "",
+        "Gymnasium id of the environment. It is empty for task=none, without a simulator.",
+        match_training=True,
+        may_be_empty=True,
+    )
     action_space: str = option(
         "joint",
         "joint (joint targets in radians) or ee (end-effector poses, solved by inverse "
@@ -182,6 +187,11 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         check_options("task", self)
+
+    @property
+    def has_simulator(self) -> bool:
+        """False for task=none, a policy that is trained for a real robot."""
+        return bool(self.env_id)
 
     def env_kwargs(self, camera_names: Sequence[str]) -> dict[str, Any]:
         """Return the keyword arguments of `imf_ray.sim.factory.make_env` for this task."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 from imf_ray.allocation import RunResources, allocate_run, max_concurrent_trials
 from imf_ray.cluster import ClusterSize
 from imf_ray.config import dedupe_overrides, new_run_name, to_override
+from imf_ray.data.data_defaults import describe_followed, follow_data
 from imf_ray.errors import UserError, error_source
 from imf_ray.schema import Config
 from imf_ray.storage import display_path, local_dir, parse_path
@@ -41,7 +43,7 @@ class Sweep:
     configs: dict[str, Config] = field(default_factory=dict)
     """Configuration of each trial whose options are chosen, by name."""
     summary: str = ""
-    """A line that describes the data and the length of the first trial."""
+    """Lines that describe the data and the length of the first trial."""
 
     def add_trial(self, name: str, params: dict[str, Any]) -> None:
         """Check the configuration of a trial with these values of the varied options, and add it.
@@ -50,12 +52,17 @@ class Sweep:
             UserError: the options or the data are invalid, or the trial has another configuration.
         """
         with error_source(f"Trial {name}"):
-            config = enable_validation(self.space.config(self.overrides, params))
+            compose = functools.partial(self.space.config, self.overrides, params)
+            given = compose()
+            followed = follow_data(given, compose)
+            config = enable_validation(followed)
             run = prepare_run(config)
         init_or_verify_run_dir(run, self.sweep_dir.trial(name))
         starting_weights(config, self.sweep_dir.trial(name))  # an error appears before Ray starts
         self.configs[name], self.params[name] = config, params
-        self.summary = self.summary or run.describe()
+        if not self.summary:
+            lines = [describe_followed(given, followed), run.describe()]
+            self.summary = "\n".join(line for line in lines if line)
 
     def save(self) -> None:
         """Write `space.json`, from which the sweep resumes."""

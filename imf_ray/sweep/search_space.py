@@ -78,12 +78,18 @@ class SearchSpace:
         fixed, grid, sample = map(rename_options, (self.fixed, self.grid, self.sample))
         return replace(self, fixed=fixed, grid=grid, sample=sample)
 
-    def config(self, overrides: Sequence[str], params: dict[str, Any]) -> Config:
+    def config(
+        self,
+        overrides: Sequence[str],
+        params: dict[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+    ) -> Config:
         """Return the configuration of the trial with these values of the varied options.
 
         Args:
             overrides: command-line options, which override the fixed options.
             params: values of the varied options.
+            defaults: see `load_config`.
 
         Raises:
             UserError: an override sets an option that the space varies; or see `load_config`.
@@ -104,7 +110,7 @@ class SearchSpace:
             for key in getattr(self, section)
             if rename_option(key) not in overridden
         }
-        return load_config([*fixed, *overrides, *varied], sources)
+        return load_config([*fixed, *overrides, *varied], sources, defaults)
 
     def combinations(self) -> list[dict[str, Any]]:
         """Return the combinations of the grid and of random samples in file order.

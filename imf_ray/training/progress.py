@@ -18,7 +18,16 @@ from imf_ray.rollout.records import NUM_EPISODES_METRIC, describe_success
 from imf_ray.storage import authoritative_path, display_path
 from imf_ray.training.live_progress import FEATURES, UPDATES, VALIDATION, Progress, read_progress
 from imf_ray.training.run_dir import RunDir
-from imf_ray.training.run_records import INVALID_CHECKPOINTS, RESTARTS, VALIDATED, merge_metrics
+from imf_ray.training.run_records import (
+    ACTION_ERROR,
+    ACTION_MAE,
+    HOLD_MAE,
+    INVALID_CHECKPOINTS,
+    MEAN_MAE,
+    RESTARTS,
+    VALIDATED,
+    merge_metrics,
+)
 
 POLL_INTERVAL_S = 1.0
 """Seconds between two reads of a run's metrics."""
@@ -122,13 +131,28 @@ class RunProgress:
             self._bars.update(run_dir.name, step, self._runs[run_dir], text)
 
 
-def report_best(run_dir: RunDir, console: Console) -> str:
-    """Print the best checkpoint of a run; return the command that evaluates it."""
+def report_best(run_dir: RunDir, console: Console, has_simulator: bool) -> str:
+    """Print the best checkpoint of a run; return the command that evaluates or exports it."""
     best = run_dir.best_checkpoint()
     console.print(f"Best checkpoint: {display_path(best.path)}", soft_wrap=True)
     console.print(f"  {format_metrics(best.metrics)}", soft_wrap=True)
+    if (errors := describe_action_errors(best.metrics)) is not None:
+        console.print(f"  {errors}", soft_wrap=True)
     checkpoint = display(authoritative_path(best.path))
+    if not has_simulator:
+        return f"export {checkpoint} my_policy"
     return f"evaluate {checkpoint} evaluate.num_episodes=100 evaluate.video=failures"
+
+
+def describe_action_errors(metrics: Mapping[str, Any]) -> str | None:
+    """Return a sentence about the errors in the units of the data, or None without them."""
+    if ACTION_MAE not in metrics:
+        return None
+    hold = f"; holding the last action {metrics[HOLD_MAE]:.4g}" if HOLD_MAE in metrics else ""
+    return (
+        f"Mean absolute error of an action in the data's units: {metrics[ACTION_MAE]:.4g}{hold}; "
+        f"the mean action {metrics[MEAN_MAE]:.4g}"
+    )
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
@@ -141,8 +165,8 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
     for name, template in TRAINING_FORMATS.items():
         if name in metrics:
             parts.append(template.format(metrics[name]))
-    if "action_error" in metrics:
-        parts.append(f"action error {metrics['action_error']:.4f}")
+    if ACTION_ERROR in metrics:
+        parts.append(f"action error {metrics[ACTION_ERROR]:.4f}")
     success = describe_success(metrics)
     if success is not None:
         parts.append(f"success {success} of {metrics[NUM_EPISODES_METRIC]:.0f}")

@@ -119,9 +119,7 @@ def is_finished(run_dir: RunDir, config: Config) -> bool:
     """Return True if a run has made its last update, and every due validation succeeded.
 
     A run whose validation failed is not finished, because its next start repeats the validation.
-
-    Raises:
-        UserError: the folder belongs to a run with another configuration or other data.
+    The folder may belong to a run with another configuration or other data.
     """
     if run_dir.newest_step() != config.train.max_steps:
         return False
@@ -129,7 +127,4 @@ def is_finished(run_dir: RunDir, config: Config) -> bool:
     is_last_valid = bool(checkpoints) and checkpoints[-1].step == config.train.max_steps
     if not is_last_valid or (config.train.validates and not checkpoints[-1].has_validation):
         return False
-    if any(c.has_validation and not c.validation_succeeded for c in checkpoints):
-        return False
-    init_or_verify_run_dir(load_run(config), run_dir)
-    return True
+    return not any(c.has_validation and not c.validation_succeeded for c in checkpoints)

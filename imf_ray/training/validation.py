@@ -13,19 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import torch
 from ray.exceptions import RayTaskError
 
-from imf_ray.agents.pretrained import POLICY_FILES, load_agent
+from imf_ray.agents.pretrained import POLICY_FILES
 from imf_ray.allocation import RolloutResources
 from imf_ray.checkpoint_dir import VALIDATION_ERROR, checkpoint_step
 from imf_ray.claims import ClaimedError
 from imf_ray.cluster import cluster_address
 from imf_ray.data.episodes import EpisodeRef
-from imf_ray.data.windows import sample_windows, window_spec_from_config
 from imf_ray.errors import UserError
 from imf_ray.files import retry_io
 from imf_ray.metrics_export import MetricExporter, run_tags
@@ -40,11 +38,11 @@ from imf_ray.rollout.rollout_config import agent_rollout_config
 from imf_ray.rollout.seed_evaluation import store_records
 from imf_ray.schema import Config
 from imf_ray.storage import download, to_local
+from imf_ray.training.action_error import measure_action_errors
 from imf_ray.training.live_progress import VALIDATION, ProgressWriter
 from imf_ray.training.run_dir import RunDir
+from imf_ray.training.run_records import ACTION_ERROR
 
-ACTION_ERROR_WINDOWS, ACTION_ERROR_BATCH = 256, 32
-"""Number of windows that the action error is averaged over, and of windows per forward pass."""
 ACTION_ERROR_TIMEOUT_S = 1800.0
 """Seconds to wait for the action error task, for which the cluster may lack resources."""
 log = logging.getLogger(__name__)
@@ -53,11 +51,14 @@ log = logging.getLogger(__name__)
 def check_validation(config: Config) -> None:
     """Check that the rollouts of a run can work: its agent fits the env, which can be rendered.
 
-    Whether rollouts can render is only known if they run on this machine.
+    Whether rollouts can render is only known if they run on this machine. Without a simulator,
+    there are no rollouts.
 
     Raises:
         UserError: they cannot work.
     """
+    if not config.task.has_simulator:
+        return
     renders_here = cluster_address(config) is None
     try:
         check_agent_fits(config, renders_here, overview=config.train.rollout_video)
@@ -69,7 +70,7 @@ def check_validation(config: Config) -> None:
 
 
 def check_any_succeeded(run_dir: RunDir, config: Config) -> None:
-    """Check that a run that has ended has a success rate, if it was to have one.
+    """Check that a run that has ended has a result of a validation, if it was to have one.
 
     Raises:
         UserError: every validation failed. The message contains the reason of the last one.
@@ -77,13 +78,14 @@ def check_any_succeeded(run_dir: RunDir, config: Config) -> None:
     if not config.train.validates:
         return
     validations = run_dir.read_validations()
-    if any(SUCCESS_RATE in metrics for metrics in validations):
+    result = SUCCESS_RATE if config.task.has_simulator else ACTION_ERROR
+    if any(result in metrics for metrics in validations) or not validations:
         return
     reasons = [metrics[VALIDATION_ERROR] for metrics in validations if VALIDATION_ERROR in metrics]
     last = f" The last one: {reasons[-1]}" if reasons else ""
     raise UserError(
         f"Training has ended, but none of the {len(validations)} validations of {run_dir} "
-        "succeeded, so it has no success rate. Its checkpoints are complete. Repeat the command to "
+        f"succeeded, so it has no {result}. Its checkpoints are complete. Repeat the command to "
         f"validate them again.{last}"
     )
 
@@ -110,10 +112,11 @@ def validate(
     try:
         with MetricExporter(run_tags(run_dir.path)).timed("validation_seconds"):
             if val_episodes:
-                metrics["action_error"] = _run_action_error_task(
+                metrics |= _run_action_error_task(
                     run_dir.checkpoint(step), val_episodes, config, rollout.ray_options
                 )
-            _run_rollouts(run_dir, step, config, rollout, metrics)
+            if config.task.has_simulator:
+                _run_rollouts(run_dir, step, config, rollout, metrics)
     except Exception as error:  # training continues; the reason is reported
         log.exception("Validation of %s failed", run_dir.checkpoint(step))
         metrics[VALIDATION_ERROR] = _reason(error)
@@ -174,55 +177,13 @@ def _run_rollouts(
         log.warning("The records of this validation are not stored, because %s", error)
 
 
-def action_error(
-    checkpoint: Path,
-    val_episodes: Sequence[EpisodeRef],
-    ema: bool = True,
-    inference_steps: int | None = None,
-) -> float:
-    """Return the mean absolute error of predicted actions on windows of held-out episodes.
-
-    The error is in units of normalized actions, whose dimensions have a range of 2. Padded actions
-    are not counted. The windows and the noise are the same for all checkpoints of a data set.
-
-    Args:
-        ema: use the EMA weights if the checkpoint has them.
-        inference_steps: network calls per chunk; None for the agent's own number.
-    """
-    agent, config = load_agent(checkpoint, ema=ema)
-    agent.inference_steps = inference_steps or agent.inference_steps
-    spec = window_spec_from_config(config)
-    windows = sample_windows(val_episodes, spec, ACTION_ERROR_WINDOWS, seed=0)
-    rng = np.random.default_rng(0)
-    normalize = agent.action_normalizer.normalize
-    total, count = 0.0, 0
-    for start in range(0, len(windows["action"]), ACTION_ERROR_BATCH):
-        batch = _batch_tensors(windows, slice(start, start + ACTION_ERROR_BATCH))
-        actions, valid = batch.pop("action"), ~batch.pop("action_is_pad")
-        noise = torch.from_numpy(rng.standard_normal(actions.shape, dtype=np.float32))
-        error = normalize(agent.predict_action(batch, noise=noise)) - normalize(actions)
-        total += float(error.abs()[valid].sum())
-        count += int(valid.sum()) * error.shape[-1]
-    return total / count
-
-
-def _batch_tensors(arrays: Mapping[str, Any], batch: slice) -> dict[str, Any]:
-    """Convert the same slice of all arrays to tensors, including arrays in nested mappings."""
-    return {
-        name: _batch_tensors(values, batch)
-        if isinstance(values, Mapping)
-        else torch.from_numpy(values[batch])
-        for name, values in arrays.items()
-    }
-
-
 def _run_action_error_task(
     checkpoint: Path,
     val_episodes: Sequence[EpisodeRef],
     config: Config,
     ray_options: Mapping[str, Any],
-) -> float:
-    """Compute `action_error` in a task with the resources of a rollout actor.
+) -> dict[str, float]:
+    """Measure the action errors in a task with the resources of a rollout actor.
 
     Raises:
         ray.exceptions.GetTimeoutError: the task took too long and was cancelled.
@@ -243,8 +204,8 @@ def _run_action_error_task(
 @ray.remote(max_retries=2)
 def _action_error_task(
     checkpoint: str, val_episodes: Sequence[EpisodeRef], ema: bool, inference_steps: int | None
-) -> float:
+) -> dict[str, float]:
     torch.set_num_threads(1)
     local = to_local(Path(checkpoint))
     download(local, *POLICY_FILES)
-    return action_error(local, val_episodes, ema, inference_steps)
+    return measure_action_errors(local, val_episodes, ema, inference_steps).metrics()

@@ -23,8 +23,15 @@ from imf_ray.data.episodes import (
     Features,
     bad_episode_error,
 )
+from imf_ray.data.features import (
+    UsableFeatures,
+    UsualNames,
+    find_features,
+    split_part,
+    take_part,
+    vector_stats,
+)
 from imf_ray.data.image_decoding import decode_image
-from imf_ray.data.lerobot.features import find_features
 from imf_ray.data.lerobot.metadata import (
     BOOKKEEPING,
     FRAME_INDEX,
@@ -49,6 +56,8 @@ from imf_ray.storage import AnyPath, parse_path
 FORMAT = "lerobot"
 TOLERANCE_S = 1e-4
 """Maximum difference in seconds between the time of a step and that of its frame, as in LeRobot."""
+CAMERA_PREFIXES = ("observation.images.", "observation.image.", "observation.", "images.")
+"""Prefixes that are left out of the name of a camera."""
 _CACHED_EPISODES = 32
 """Number of episodes whose vectors are kept in memory."""
 _EPISODE_NAME = re.compile(r"episode_([0-9]+)")
@@ -111,7 +120,7 @@ class LeRobotReader:
         path = parse_path(episode.path)
         folder, entry = path.parent, _entry(path)
         metadata = read_metadata(folder)
-        usable = find_features(metadata.features, fields.features)
+        usable = _find_features(metadata, fields.features)
         steps = slice(*frames)
         images = {}
         for camera in fields.cameras:
@@ -135,6 +144,26 @@ class LeRobotReader:
         return [folder / entry.table, *(folder / video.path for video in entry.videos.values())]
 
 
+def camera_name(feature: str) -> str:
+    """Return the name of a camera, such as `top` for `observation.images.top`."""
+    prefix = next((prefix for prefix in CAMERA_PREFIXES if feature.startswith(prefix)), "")
+    return feature.removeprefix(prefix)
+
+
+USUAL_NAMES = UsualNames(
+    states=(("observation.state",), ("state",)),
+    actions=(("action",), ("actions",)),
+    camera_name=camera_name,
+)
+
+
+def _find_features(metadata: LeRobotMetadata, option: Mapping[str, list[str]]) -> UsableFeatures:
+    features = metadata.features.values()
+    vectors = [f.name for f in features if f.is_vector and f.name not in BOOKKEEPING]
+    cameras = [f.name for f in features if f.is_camera]
+    return find_features(vectors, cameras, option, USUAL_NAMES)
+
+
 def _entry(path: AnyPath) -> EpisodeEntry:
     """Return where the episode of an address is stored.
 
@@ -152,9 +181,11 @@ def _entry(path: AnyPath) -> EpisodeEntry:
 def _read_vectors(path: AnyPath, fingerprint: str, names: tuple[str, ...]) -> np.ndarray:
     """Return concatenated vectors (T, D) float32 of a whole episode."""
     folder, entry = path.parent, _entry(path)
-    features = [read_metadata(folder).features[name] for name in names]
+    vectors = dict.fromkeys(split_part(name)[0] for name in names)
+    features = [read_metadata(folder).features[name] for name in vectors]
     columns = read_columns(folder, entry, features, episode_rows(folder, entry))
-    return np.concatenate([columns[name] for name in names], axis=1).astype(np.float32)
+    parts = [take_part(name, columns[split_part(name)[0]]) for name in names]
+    return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 def _step_times(folder: AnyPath, entry: EpisodeEntry, rows: range) -> np.ndarray:
@@ -224,7 +255,7 @@ class _EpisodeCheck:
         self._path, self._folder, self._entry = path, path.parent, _entry(path)
         self._metadata = read_metadata(self._folder)
         self._features = self._metadata.features
-        self._usable = find_features(self._features, features)
+        self._usable = _find_features(self._metadata, features)
         self._problems: dict[str, str] = {}
         self._rows = episode_rows(self._folder, self._entry)
 
@@ -235,25 +266,31 @@ class _EpisodeCheck:
             UserError: no run can use the episode.
         """
         self._require_steps()
-        vectors = [name for name, f in self._features.items() if f.is_vector]
-        stats = {name: s for name in vectors if (s := self._check_vector(name)) is not None}
-        for name in self._usable.missing:
-            self._problems[name] = self._usable.missing[name]
+        self._problems.update(self._usable.missing)
+        vectors = [
+            name
+            for name, feature in self._features.items()
+            if feature.is_vector and name not in BOOKKEEPING
+        ]
+        names = dict.fromkeys([*vectors, *self._usable.vectors])
+        stats = {name: s for name in names if (s := self._check_vector(name)) is not None}
         images = {
             camera: stored
             for camera, name in self._usable.cameras.items()
             if (stored := self._check_camera(name)) is not None
         }
-        used = {*self._usable.state, *self._usable.actions["joint"], *self._usable.cameras.values()}
+        used = {split_part(name)[0] for name in self._usable.vectors}
+        used.update(self._usable.cameras.values())
+        has_actions = self._usable.actions["joint"][0] in stats
         return EpisodeMetadata(
             path=str(self._path),
             length=self._entry.length,
             images=images,
             format=FORMAT,
             features=Features(self._usable.state, self._usable.actions, self._usable.cameras),
-            action_spaces=("joint",) if used & stats.keys() else (),
+            action_spaces=("joint",) if has_actions else (),
             objects=(),
-            stats={name: stats[name] for name in stats if name not in BOOKKEEPING},
+            stats=stats,
             fingerprint=fingerprint,
             content_hash=_content_hash(self._folder, self._metadata, self._entry),
             attributes={
@@ -283,20 +320,13 @@ class _EpisodeCheck:
             raise UserError(f"{TIMESTAMP} does not increase from step to step")
 
     def _check_vector(self, name: str) -> RunningStats | None:
-        """Return the statistics of a vector, or None and note its problem."""
+        """Return the statistics of a vector or its part, or None and note its problem."""
+        if name in self._problems:
+            return None
         try:
-            feature = self._features[name]
-            values = read_columns(self._folder, self._entry, [feature], self._rows)[name]
-            with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite
-                values = values.astype(np.float32)
-            invalid = np.argwhere(~np.isfinite(values))
-            if len(invalid):
-                step, dim = invalid[0]
-                raise UserError(
-                    f"{name} has NaN or infinite values, the first at step {step} in dimension "
-                    f"{dim}"
-                )
-            return RunningStats.from_array(values)
+            feature = self._features[split_part(name)[0]]
+            columns = read_columns(self._folder, self._entry, [feature], self._rows)
+            return vector_stats(name, take_part(name, columns[feature.name]))
         except UserError as error:
             self._problems[name] = str(error)
             return None

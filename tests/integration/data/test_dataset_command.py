@@ -16,13 +16,13 @@ from tests.helpers.configs import DEMONSTRATIONS
 def test_check_lists_every_file(own_demonstrations: Path, tmp_path: Path) -> None:
     done = run_command("dataset", "check", str(own_demonstrations), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"All {DEMONSTRATIONS} files are valid" in done.stdout
+    assert f"All {DEMONSTRATIONS} episodes are valid" in done.stdout
     path = episode_path(own_demonstrations, 1)
     path.write_bytes(path.read_bytes()[:5000])
     done = run_command("dataset", "check", str(own_demonstrations), cwd=tmp_path)
     assert done.returncode == 2
     assert "truncated file" in done.stdout and "episode_0.hdf5" in done.stdout
-    assert done.stderr == f"Error: 1 of {DEMONSTRATIONS} files are invalid (see above).\n"
+    assert done.stderr == f"Error: 1 of {DEMONSTRATIONS} episodes are invalid (see above).\n"
 
 
 def test_inspect_shows_the_valid_files(own_demonstrations: Path, tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from imf_ray.data.windows import (
     window_spec_from_config,
 )
 from imf_ray.schema import Config
+from imf_ray.training.action_error import measure_action_errors
 from imf_ray.training.run_identity import PreparedRun
 from imf_ray.training.train_state import TrainState, to_tensors
 from imf_ray.training.trainer import prepare_run
-from imf_ray.training.validation import action_error
 from tests.helpers.configs import tiny_config
 
 STEPS = 300
@@ -51,7 +51,7 @@ def test_an_agent_overfits_two_episodes(demonstrations: Path, tmp_path: Path) ->
         folder = tmp_path / f"step_{state.step}"
         folder.mkdir()
         save_agent(folder, state.agent, config, state.ema.state)
-        return action_error(folder, episodes)
+        return measure_action_errors(folder, episodes).normalized
 
     before = current_error()
     for batch in _batches(run, config):
