@@ -47,7 +47,7 @@ def main(config: Config, overrides: Sequence[str]) -> str:
         if not list_dataset(dataset, config.data.format)[1]:
             find_dataset(dataset, config.data.format)
         if is_finished(run_dir, config):
-            from imf_ray.data.data_defaults import resolve_config
+            from imf_ray.training.data_defaults import resolve_config
 
             init_or_verify_run_dir(load_run(resolve_config(config, overrides)), run_dir)
             updates = f"finished after {config.train.max_steps} updates"

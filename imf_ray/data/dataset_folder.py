@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from imf_ray.data.channel_order import AUTO
 from imf_ray.data.episode_files import dataset_option, list_episodes, require_episodes
-from imf_ray.data.readers import CONTAINERS, container_of
+from imf_ray.data.readers import CONTAINERS, FORMATS, container_of
 from imf_ray.storage import AnyPath
 
 
@@ -21,8 +21,9 @@ def list_dataset(folder: AnyPath, format: str = AUTO) -> tuple[str, list[AnyPath
     Raises:
         UserError: the list of episodes cannot be read.
     """
-    for name in CONTAINERS:
-        if format == name or (format == AUTO and container_of(name).matches(folder)):
+    for name in CONTAINERS if format == AUTO else {format} & {*CONTAINERS}:
+        matches = FORMATS[name].may_match(folder) and container_of(name).matches(folder)
+        if format == name or matches:
             return name, container_of(name).list_episodes(folder)
     return format, list_episodes(folder)
 

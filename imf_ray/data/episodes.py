@@ -23,6 +23,8 @@ SUFFIX = ".hdf5"
 POSE_DIM = 7
 MAX_LISTED_COPIES = 20
 """Maximum number of copied episodes in a message."""
+SPLIT, VALIDATION_SPLIT = "split", "validation"
+"""Attribute of an episode that its data set assigns to training or validation, and its value."""
 READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError)
 """Exceptions that libraries raise for a damaged file."""
 

@@ -21,6 +21,8 @@ from imf_ray.data.check_pool import CheckResult, check_files, invalid_reason, me
 from imf_ray.data.dataset_folder import find_dataset, list_dataset
 from imf_ray.data.episode_files import require_episodes
 from imf_ray.data.episodes import (
+    SPLIT,
+    VALIDATION_SPLIT,
     EpisodeMetadata,
     EpisodeRef,
     bad_episode_error,
@@ -67,12 +69,20 @@ class EpisodeIndex:
     def split(self, val_split: float, seed: int) -> tuple[EpisodeIndex, EpisodeIndex]:
         """Split into training and validation episodes.
 
-        The result depends only on the number of episodes, `val_split` and `seed`.
+        If the data set says which episodes are for validation, those are taken. Otherwise the
+        result depends only on the number of episodes, `val_split` and `seed`.
 
         Raises:
             UserError: the split would leave no episode to train on.
         """
         count = len(self.episodes)
+        held_out = [e.attributes.get(SPLIT) == VALIDATION_SPLIT for e in self.episodes]
+        if any(held_out) and not all(held_out):
+            train, val = (
+                [i for i in range(count) if held_out[i] == part] for part in (False, True)
+            )
+            log.info("The data set holds %d of its %d episodes out of training.", len(val), count)
+            return self._take(train), self._take(val)
         num_val = round(count * val_split) if val_split == 0.0 else max(1, round(count * val_split))
         if num_val >= count:
             raise UserError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Protocol, cast
 
@@ -25,19 +26,47 @@ from imf_ray.files import retry_io
 from imf_ray.storage import AnyPath, is_remote, is_transient, parse_path
 
 _HDF5 = "imf_ray.data.hdf5.reader:Hdf5Reader"
-LEROBOT = "lerobot"
-FORMATS: dict[str, str] = {
-    "imf_ray": _HDF5,
-    "act_plus_plus": _HDF5,
-    "roboimi": _HDF5,
-    "act": _HDF5,
-    LEROBOT: "imf_ray.data.lerobot.reader:LeRobotReader",
+LEROBOT, DIFFUSION_POLICY, ROBOMIMIC = "lerobot", "diffusion_policy", "robomimic"
+
+
+@dataclass(frozen=True)
+class DatasetFormat:
+    """A format of data sets. Those of `Hdf5Reader` are told apart by the contents of each file."""
+
+    reader: str
+    """Class of the reader, as module:Class. It is imported when it is needed."""
+    markers: tuple[str, ...] = ()
+    """Files of which a data set of this format has at least one. Its reader is then asked."""
+    suffixes: tuple[str, ...] = ()
+    """Suffixes of data sets that are files. The reader is then asked."""
+
+    def may_match(self, folder: AnyPath) -> bool:
+        """Return True if a folder or file may be a data set of this format."""
+        is_named = bool(self.suffixes) and folder.name.lower().endswith(self.suffixes)
+        return (is_named and folder.is_file()) or any(
+            (folder / marker).is_file() for marker in self.markers
+        )
+
+
+FORMATS: dict[str, DatasetFormat] = {
+    "imf_ray": DatasetFormat(_HDF5),
+    "act_plus_plus": DatasetFormat(_HDF5),
+    "roboimi": DatasetFormat(_HDF5),
+    "act": DatasetFormat(_HDF5),
+    LEROBOT: DatasetFormat(
+        "imf_ray.data.lerobot.reader:LeRobotReader", markers=("meta/info.json",)
+    ),
+    DIFFUSION_POLICY: DatasetFormat(
+        "imf_ray.data.zarr_reader:ZarrReader",
+        markers=("meta/episode_ends/.zarray", "meta/episode_ends/zarr.json"),
+    ),
+    ROBOMIMIC: DatasetFormat(
+        "imf_ray.data.hdf5.robomimic:RobomimicReader", suffixes=(".hdf5", ".h5")
+    ),
 }
-"""Reader class of each format, as module:Class. The formats are the choices of `data.format`."""
-
-
-CONTAINERS = (LEROBOT,)
-"""The formats that are recognized by the data set's folder or file, see `ContainerReader`."""
+"""Formats by name, the choices of `data.format`."""
+CONTAINERS = tuple(name for name, format in FORMATS.items() if format.reader != _HDF5)
+"""The formats whose data sets list their episodes themselves, see `ContainerReader`."""
 
 
 class EpisodeReader(Protocol):
@@ -92,7 +121,10 @@ class ContainerReader(EpisodeReader, Protocol):
     """Reads data sets that are recognized as a whole and list their episodes themselves."""
 
     def matches(self, folder: AnyPath) -> bool:
-        """Return True if a folder or file, which may be missing, is a data set of this format."""
+        """Return True if a folder or file is a data set of this format, according to its contents.
+
+        It has one of the format's markers or suffixes.
+        """
 
     def list_episodes(self, folder: AnyPath) -> list[AnyPath]:
         """Return the addresses of the episodes, which are names in `folder`.
@@ -104,12 +136,12 @@ class ContainerReader(EpisodeReader, Protocol):
 
 def reader_of(format: str) -> EpisodeReader:
     """Return the reader of a format. `auto` stands for HDF5 files in any layout."""
-    return _make_reader(_HDF5 if format == AUTO else FORMATS[format])
+    return _make_reader(_HDF5 if format == AUTO else FORMATS[format].reader)
 
 
 def container_of(format: str) -> ContainerReader:
     """Return the reader of one of `CONTAINERS`."""
-    return cast(ContainerReader, _make_reader(FORMATS[format]))
+    return cast(ContainerReader, _make_reader(FORMATS[format].reader))
 
 
 @cache

@@ -96,8 +96,14 @@ def list_files(folder: AnyPath, suffix: str) -> list[AnyPath]:
 
 
 def cache_folder(folder: AnyPath) -> Path:
-    """Return the cache folder of a data set: inside it, or for a URL in the user's cache folder."""
-    return _user_cache_folder(folder) if is_remote(folder) else Path(str(folder)) / CACHE_DIR
+    """Return the cache folder of a data set: inside it, or for a URL in the user's cache folder.
+
+    The cache of a data set that is a file lies in the file's folder.
+    """
+    if is_remote(folder):
+        return _user_cache_folder(folder)
+    path = Path(str(folder))
+    return path.parent / CACHE_DIR / path.name if path.is_file() else path / CACHE_DIR
 
 
 def writable_cache_folder(folder: AnyPath) -> Path:

@@ -13,7 +13,6 @@ from typing import Any
 from imf_ray.allocation import RunResources, allocate_run, max_concurrent_trials
 from imf_ray.cluster import ClusterSize
 from imf_ray.config import dedupe_overrides, new_run_name, to_override
-from imf_ray.data.data_defaults import describe_followed, follow_data
 from imf_ray.errors import UserError, error_source
 from imf_ray.schema import Config
 from imf_ray.storage import display_path, local_dir, parse_path
@@ -22,6 +21,7 @@ from imf_ray.sweep.search_space import SearchSpace, load_search_space
 from imf_ray.sweep.sweep_dir import SavedSpace, SweepDir
 from imf_ray.sweep.trial_record import TrialDir
 from imf_ray.training.checkpoint import describe_checkpoints
+from imf_ray.training.data_defaults import describe_followed, follow_data
 from imf_ray.training.run_dir import RunDir
 from imf_ray.training.run_identity import init_or_verify_run_dir
 from imf_ray.training.trainer import enable_validation, prepare_run, starting_weights

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from imf_ray.agents.initial_weights import InitialWeights
-from imf_ray.data.data_defaults import describe_followed, resolve_config
 from imf_ray.schema import Config
+from imf_ray.training.data_defaults import describe_followed, resolve_config
 from imf_ray.training.run_dir import RunDir
 from imf_ray.training.run_identity import PreparedRun
 from imf_ray.training.trainer import prepare_run, starting_weights

@@ -85,7 +85,18 @@ LIBRARIES: dict[str, set[str]] = {
     "agents": {"diffusers", "numpy", "safetensors", "torch"},
     "policy": {"numpy", "torch"},
     "sim": {"gymnasium", "mujoco", "numpy"},
-    "data": {"av", "h5py", "numpy", "PIL", "platformdirs", "pyarrow", "ray", "rich", "upath"},
+    "data": {
+        "av",
+        "h5py",
+        "numpy",
+        "PIL",
+        "platformdirs",
+        "pyarrow",
+        "ray",
+        "rich",
+        "upath",
+        "zarr",
+    },
 }
 """The only third-party libraries of these packages."""
 MODULES_WITH_RAY = (

@@ -103,11 +103,6 @@ class LeRobotMetadata:
     """By number, in increasing order."""
 
 
-def is_lerobot(folder: AnyPath) -> bool:
-    """Return True if a folder has the description of a LeRobot data set."""
-    return (folder / INFO_FILE).is_file()
-
-
 def read_metadata(folder: AnyPath) -> LeRobotMetadata:
     """Return the metadata of a data set, read once per process until its files change.
 

@@ -41,7 +41,6 @@ from imf_ray.data.lerobot.metadata import (
     EpisodeEntry,
     Feature,
     LeRobotMetadata,
-    is_lerobot,
     metadata_fingerprint,
     read_metadata,
 )
@@ -69,7 +68,7 @@ class LeRobotReader:
     """Reads LeRobot data sets."""
 
     def matches(self, folder: AnyPath) -> bool:
-        return is_lerobot(folder)
+        return True  # no other format has the marker
 
     def list_episodes(self, folder: AnyPath) -> list[AnyPath]:
         return [folder / f"episode_{number}" for number in read_metadata(folder).episodes]
@@ -230,17 +229,27 @@ def _content_hash(folder: AnyPath, metadata: LeRobotMetadata, entry: EpisodeEntr
         digest.update(np.ascontiguousarray(values).data)
     times = _step_times(folder, entry, rows)
     for name in sorted(name for name, feature in features.items() if feature.is_camera):
-        digest.update(f"\0{name}\0".encode())
-        if features[name].dtype == IMAGE:
-            for content in read_images(folder, entry, name, rows):
-                digest.update(hashlib.blake2b(content, digest_size=16).digest())
-            continue
-        part = entry.videos[name]
-        start, stop = part.start_s + times[0], part.start_s + times[-1] + 1 / metadata.fps
-        with open_video(folder / part.path, f"its video {part.path}", TOLERANCE_S) as video:
-            for content in video.packets(start, stop):
-                digest.update(hashlib.blake2b(content, digest_size=16).digest())
+        images = hashlib.blake2b(digest_size=16)
+        try:
+            for content in _encoded_images(folder, metadata, entry, name, times):
+                images.update(hashlib.blake2b(content, digest_size=16).digest())
+        except UserError:  # the episode can be used without this camera
+            images = hashlib.blake2b(b"not read", digest_size=16)
+        digest.update(f"\0{name}\0".encode() + images.digest())
     return digest.hexdigest()
+
+
+def _encoded_images(
+    folder: AnyPath, metadata: LeRobotMetadata, entry: EpisodeEntry, name: str, times: np.ndarray
+) -> Iterator[bytes]:
+    """Yield the encoded images of all steps of a camera."""
+    if metadata.features[name].dtype == IMAGE:
+        yield from read_images(folder, entry, name, episode_rows(folder, entry))
+        return
+    part = entry.videos[name]
+    start, stop = part.start_s + times[0], part.start_s + times[-1] + 1 / metadata.fps
+    with open_video(folder / part.path, f"its video {part.path}", TOLERANCE_S) as video:
+        yield from video.packets(start, stop)
 
 
 def _is_hashed(feature: Feature) -> bool:
@@ -303,7 +312,7 @@ class _EpisodeCheck:
                 name for name in self._features if name not in used and name not in BOOKKEEPING
             ),
             problems=self._problems,
-            damaged=False,
+            damaged=any(name in self._problems for name in self._usable.cameras.values()),
         )
 
     def _require_steps(self) -> None:
@@ -344,6 +353,10 @@ class _EpisodeCheck:
 
     def _check_video(self, feature: Feature) -> StoredImages:
         part = self._entry.videos[feature.name]
+        if not (self._folder / part.path).is_file():
+            other = self._folder / "video"
+            hint = ", and there is a folder video/. Rename it to videos/" if other.is_dir() else ""
+            raise UserError(f"its video {part.path} is missing{hint}")
         times = part.start_s + _step_times(self._folder, self._entry, self._rows)
         with open_video(self._folder / part.path, f"its video {part.path}", TOLERANCE_S) as video:
             self._require_codec(feature, video, part.path)
