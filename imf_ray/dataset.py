@@ -1,4 +1,4 @@
-"""Checks and shows a data set: `imf-ray dataset check DIR`, `imf-ray dataset inspect DIR`."""
+"""Checks and shows a data set: `imf-ray dataset check|features|inspect DIR`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
     check DIR reads every file and prints one line for each: valid, or why it is invalid, and its
     bad parts that runs can do without. The exit code is 2 if a file is invalid (docs/data.md).
 
+    features DIR prints what an episode has, what a run would use of it, and the options that say
+    so, to be changed.
+
     inspect DIR prints lengths, outcomes, seeds and value ranges of the valid files. It also writes
     a contact sheet of all of them and a video of the first one into storage_path/inspections.
     """
-    from imf_ray.data.dataset_actions import check, inspect
+    from imf_ray.data.dataset_actions import check, features, inspect
 
-    actions = {"check": check, "inspect": inspect}
+    actions = {"check": check, "features": features, "inspect": inspect}
     if len(arguments) != 2 or arguments[0] not in actions:
         raise UserError(
-            "An action and a folder are needed: imf-ray dataset check DIR, or inspect DIR."
+            "An action and a data set are needed: imf-ray dataset check DIR, features DIR, or "
+            "inspect DIR."
         )
     return actions[arguments[0]](config, parse_path(arguments[1]))
 
@@ -34,8 +38,8 @@ def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> 
 COMMAND = Command(
     "dataset",
     main,
-    examples=("check data/cpu_transfer", "inspect data/cpu_transfer"),
-    positional="check|inspect DIR",
+    examples=("check data/cpu_transfer", "features data/g1", "inspect data/cpu_transfer"),
+    positional="check|features|inspect DIR",
 )
 
 

@@ -1,4 +1,4 @@
-"""The actions of `imf-ray dataset`: checks a data set, or shows it."""
+"""The actions of `imf-ray dataset`."""
 
 from __future__ import annotations
 
@@ -37,6 +37,29 @@ def check(config: Config, folder: AnyPath) -> str:
         raise UserError(f"{num_invalid} of {len(results)} episodes are invalid (see above).")
     console.print(f"All {len(results)} episodes are valid.")
     return f"dataset inspect {display(folder)}"
+
+
+def features(config: Config, folder: AnyPath) -> str:
+    """Print the parts of the first episode, what a run would use, and the options that say so.
+
+    Raises:
+        UserError: there are no episodes, or the first one cannot be read.
+    """
+    format, paths = find_dataset(folder, config.data.format, str)
+    (result,) = check_dataset(folder, paths[:1], format, config.data.features).values()
+    if isinstance(result, str):
+        raise UserError(result)
+    rate = result.attributes.get("control_hz")
+    at_rate = f" at {rate} Hz" if rate is not None else ""
+    console.print(
+        f"{paths[0].name} of {len(paths)}: {result.length} steps{at_rate}, format {result.format}"
+    )
+    console.print(visualize.features_table(result))
+    for problem in result.problems.values():
+        console.print(f"Not usable: {problem}.", soft_wrap=True)
+    options = visualize.feature_options(result)
+    console.print(f"Options that say the same: {options}", soft_wrap=True)
+    return f"train {shell_override('data.dataset_dir', str(folder))} run_name={NEW_RUN}"
 
 
 def inspect(config: Config, folder: AnyPath) -> str | None:

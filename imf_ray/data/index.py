@@ -19,6 +19,7 @@ import numpy as np
 from imf_ray.data.channel_order import check_channel_order
 from imf_ray.data.check_pool import CheckResult, check_files, invalid_reason, metadata_from_dict
 from imf_ray.data.dataset_folder import find_dataset, list_dataset
+from imf_ray.data.episode_choice import choose_episodes, choose_tasks
 from imf_ray.data.episode_files import require_episodes
 from imf_ray.data.episodes import (
     SPLIT,
@@ -105,7 +106,9 @@ def build_index(config: Config) -> EpisodeIndex:
     """
     folder = parse_path(config.data.dataset_dir)
     format, paths = find_dataset(folder, config.data.format)
+    paths = choose_episodes(paths, config.data.episodes)
     results = check_dataset(folder, paths, format, config.data.features)
+    results = choose_tasks(results, config.data.tasks)
     errors = {path: result for path, result in results.items() if isinstance(result, str)}
     described = {path: r for path, r in results.items() if isinstance(r, EpisodeMetadata)}
     mismatches = {path: find_mismatches(info, config) for path, info in described.items()}

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imf_ray.captions import caption, wrap
+from imf_ray.config import shell_override
 from imf_ray.data.channel_order import OTHER_ORDER
 from imf_ray.data.check_pool import CheckResult, invalid_reason
 from imf_ray.data.episodes import EpisodeFields, EpisodeMetadata, describe_copies, find_copies
@@ -65,6 +66,50 @@ def check_table(results: Mapping[AnyPath, CheckResult]) -> FittedTable:
             Column("result", texts, is_sentence=True),
         ]
     )
+
+
+def features_table(episode: EpisodeMetadata) -> FittedTable:
+    """Return a table with the parts of an episode, their sizes, and what a run uses them for."""
+    uses = _feature_uses(episode)
+    cameras = {name: camera for camera, name in episode.features.cameras.items()}
+    rows = []
+    for name in dict.fromkeys([*uses, *episode.stats, *episode.unused_datasets]):
+        size = ""
+        if name in episode.stats:
+            size = str(len(episode.stats[name].mean))
+        elif cameras.get(name) in episode.images:
+            height, width = episode.cameras[cameras[name]]
+            size = f"{height}x{width}"
+        rows.append((name, size, uses.get(name, "not used")))
+    names, sizes, used = zip(*rows, strict=True)
+    return FittedTable(
+        [Column("part", names, is_name=True), Column("size", sizes), Column("used as", used)]
+    )
+
+
+def feature_options(episode: EpisodeMetadata) -> str:
+    """Return the options that name the parts a run uses by default, as they are typed."""
+    features = episode.features
+    names: dict[str, list[str]] = {"state": list(features.state)}
+    for action_names in list(features.actions.values())[:1]:
+        names["action"] = list(action_names)
+    names.update({camera: [name] for camera, name in features.cameras.items()})
+    cameras = shell_override("data.camera_names", list(episode.images))
+    if features.image_group is not None:  # the parts of our own format have fixed names
+        return cameras
+    return f"{shell_override('data.features', names)} {cameras}"
+
+
+def _feature_uses(episode: EpisodeMetadata) -> dict[str, str]:
+    """Return what a run uses each part of an episode for, by the name of the part."""
+    features = episode.features
+    actions = {name: f"action ({space})" for space, n in features.actions.items() for name in n}
+    return {
+        **dict.fromkeys(features.state, "state"),
+        **{name: use for name, use in actions.items() if name not in episode.problems},
+        **{name: f"camera {camera}" for camera, name in features.cameras.items()},
+        **{name: f"pose of {owner}" for owner, name in features.poses.items()},
+    }
 
 
 def episodes_summary(episodes: Sequence[EpisodeMetadata], channel_order: str) -> Group:

@@ -132,5 +132,10 @@ def recorded_settings(config: RolloutConfig, env: SimEnv) -> Mapping[str, Any]:
 
 def make_rollout_env(config: RolloutConfig) -> Any:
     """Make the task's env. Its observations have no images; `render_cameras` renders them."""
+    if not config.task.has_simulator:
+        raise UserError(
+            "The policy has no simulator (task=none), so it cannot be rolled out. The report of "
+            "its run has its action error. For a simulator, choose task=NAME."
+        )
     kwargs = config.task.env_kwargs(config.camera_names) | {"render_images": False}
     return make_env(config.task.env_id, **kwargs)

@@ -10,6 +10,8 @@ from typing import Any
 from imf_ray.errors import UserError
 from imf_ray.schema.options import DEFAULT_CAMERAS, check_options, option
 
+NO_SIMULATOR = "none"
+"""Value of `task.env_id` for a policy that is trained for a real robot."""
 READERS = ("train", "tune", "collect")
 """Commands that read a data set, to train on it or to add episodes to it."""
 
@@ -55,6 +57,17 @@ class DataConfig:
         "camera, as in data.features={state: [observation.state], top: [observation.images.top]}. "
         "Several parts of a state or an action are put together. {} takes the usual names.",
         commands=("train", "tune", "dataset"),
+    )
+    episodes: list[int] = option(
+        [],
+        "Numbers of the episodes that are used, as in data.episodes=[0,1,5]. [] uses all.",
+        commands=("train", "tune"),
+    )
+    tasks: list[str] = option(
+        [],
+        "For data sets that name a task for each episode: the tasks whose episodes are used. [] "
+        "uses all. Policies do not read the name of the task.",
+        commands=("train", "tune"),
     )
     resize_images: bool = option(
         False,
@@ -156,9 +169,8 @@ class TaskConfig:
 
     env_id: str = option(
         "",
-        "Gymnasium id of the environment. It is empty for task=none, without a simulator.",
+        "Gymnasium id of the environment. none is for a policy without a simulator (task=none).",
         match_training=True,
-        may_be_empty=True,
     )
     action_space: str = option(
         "joint",
@@ -191,7 +203,7 @@ class TaskConfig:
     @property
     def has_simulator(self) -> bool:
         """False for task=none, a policy that is trained for a real robot."""
-        return bool(self.env_id)
+        return self.env_id != NO_SIMULATOR
 
     def env_kwargs(self, camera_names: Sequence[str]) -> dict[str, Any]:
         """Return the keyword arguments of `imf_ray.sim.factory.make_env` for this task."""

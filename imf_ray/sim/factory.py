@@ -37,8 +37,6 @@ def make_env(
     """
     env: gymnasium.Env[dict[str, Any], Any]
     advice = "An environment of another package needs task.adapter (docs/environments.md)."
-    if not env_id:
-        raise UserError("task=none has no simulator. Choose a task with task=NAME.")
     try:
         if adapter is not None:
             from imf_ray.sim.gym_adapter import make_adapted_env

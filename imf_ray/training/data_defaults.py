@@ -8,6 +8,7 @@ from typing import Any
 
 from imf_ray.config import load_config, to_override
 from imf_ray.data.dataset_folder import find_dataset
+from imf_ray.data.episode_choice import choose_episodes, choose_tasks
 from imf_ray.data.episodes import EpisodeMetadata, whole_number
 from imf_ray.data.index import check_dataset
 from imf_ray.schema import Config
@@ -52,10 +53,12 @@ def data_defaults(config: Config) -> dict[str, Any]:
     """
     folder = parse_path(config.data.dataset_dir)
     format, paths = find_dataset(folder, config.data.format)
-    results = check_dataset(folder, paths, format, config.data.features).values()
+    results = check_dataset(
+        folder, choose_episodes(paths, config.data.episodes), format, config.data.features
+    )
     usable = [
         result
-        for result in results
+        for result in choose_tasks(results, config.data.tasks).values()
         if isinstance(result, EpisodeMetadata) and result.required_problem is None
     ]
     return _fitting_options(usable[0], config) if usable else {}

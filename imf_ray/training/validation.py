@@ -78,8 +78,12 @@ def check_any_succeeded(run_dir: RunDir, config: Config) -> None:
     if not config.train.validates:
         return
     validations = run_dir.read_validations()
-    result = SUCCESS_RATE if config.task.has_simulator else ACTION_ERROR
-    if any(result in metrics for metrics in validations) or not validations:
+    metric, result = (
+        (SUCCESS_RATE, "success rate")
+        if config.task.has_simulator
+        else (ACTION_ERROR, "action error")
+    )
+    if any(metric in metrics for metrics in validations):
         return
     reasons = [metrics[VALIDATION_ERROR] for metrics in validations if VALIDATION_ERROR in metrics]
     last = f" The last one: {reasons[-1]}" if reasons else ""
