@@ -286,11 +286,16 @@ def _start_local(config: Config) -> None:
             log_to_driver=config.debug,  # if False, workers' output is only in their log files
             logging_level=logging.WARNING,
         )
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:
+        expected = (OSError, RuntimeError, ValueError, ray.exceptions.RayError)
+        # A plain `Exception` is what Ray raises if its processes do not start in time.
+        if not isinstance(error, expected) and type(error) is not Exception:
+            raise
         raise UserError(
-            f"Ray cannot start on this machine: {error}. Its files and logs are in {temp_dir()}. "
+            f"Ray cannot start on this machine: {error} Its files and logs are in {temp_dir()}. "
             "That folder must be writable and not full, and its path short: set the environment "
-            "variable RAY_TMPDIR to another one, such as /tmp."
+            "variable RAY_TMPDIR to another one, such as /tmp. If the machine is busy, try again "
+            "later."
         ) from error
 
 

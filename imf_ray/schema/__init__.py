@@ -30,7 +30,7 @@ from imf_ray.schema.run import (
     TrainConfig,
     TuneConfig,
 )
-from imf_ray.schema.task import DataConfig, TaskConfig
+from imf_ray.schema.task import ConvertConfig, DataConfig, TaskConfig
 
 __all__ = [
     "COMMANDS",
@@ -40,6 +40,7 @@ __all__ = [
     "CollectConfig",
     "CompareConfig",
     "Config",
+    "ConvertConfig",
     "DataConfig",
     "EvaluateConfig",
     "HeadConfig",
@@ -80,10 +81,16 @@ class Config:
         TrainConfig, commands=TRAINING_COMMANDS, resumable=False, sweepable=True
     )
     cluster: ClusterConfig = section(
-        ClusterConfig, commands=(*SIMULATION_COMMANDS, "demo"), resumable=True, sweepable=False
+        ClusterConfig,
+        commands=(*SIMULATION_COMMANDS, "demo", "dataset"),
+        resumable=True,
+        sweepable=False,
     )
     collect: CollectConfig = section(
         CollectConfig, commands=("collect",), resumable=True, sweepable=False
+    )
+    convert: ConvertConfig = section(
+        ConvertConfig, commands=("dataset",), resumable=True, sweepable=False
     )
     evaluate: EvaluateConfig = section(
         EvaluateConfig, commands=EVALUATION_COMMANDS, resumable=True, sweepable=False

@@ -79,7 +79,7 @@ class DataConfig:
         "error stops at the first invalid file. skip prints the name of each invalid file and "
         "continues without it.",
         choices=("error", "skip"),
-        commands=READERS,
+        commands=(*READERS, "dataset"),
     )
     read_block_steps: int = option(
         25,
@@ -104,6 +104,36 @@ class DataConfig:
         check_options("data", self)
         if not self.camera_names:
             raise UserError("data.camera_names is empty. Set at least one camera.")
+
+
+@dataclass
+class ConvertConfig:
+    """The data set that `imf-ray dataset convert` writes."""
+
+    format: str = option(
+        "lerobot",
+        "lerobot writes LeRobot's format v3.0. imf_ray writes HDF5 files, one per episode, which "
+        "train reads fastest.",
+        choices=("lerobot", "imf_ray"),
+    )
+    codec: str = option(
+        "av1",
+        "Images of format=lerobot: videos (av1 or h264), which lose some detail, or png images in "
+        "the tables, which lose nothing.",
+        choices=("av1", "h264", "png"),
+    )
+    crf: int = option(30, "Quality of videos. Smaller is better and larger.", min=0, below=64)
+    image_size: int | None = option(
+        None,
+        "Side of the new images in pixels: the central square, scaled. null keeps the size.",
+        min=1,
+    )
+    fps: int | None = option(
+        None, "Steps per second, for data sets that do not say it. null takes theirs.", min=1
+    )
+
+    def __post_init__(self) -> None:
+        check_options("convert", self)
 
 
 @dataclass

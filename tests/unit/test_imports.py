@@ -70,6 +70,7 @@ PACKAGES: dict[str, set[str]] = {
     "agents": LEAVES | {"models"},
     "policy": LEAVES | {"agents", "models"},
     "data": LEAVES | {"metrics_export", "ray_internals"},
+    "conversion": LEAVES | RAY_LEAVES | {"data"},
     "demos": LEAVES | {"", "data", "sim"},
     "rollout": LEAVES | RAY_LEAVES | {"", "agents", "data", "sim"},
     "training": LEAVES | RAY_LEAVES | {"", "agents", "data", "rollout"},
@@ -101,6 +102,7 @@ LIBRARIES: dict[str, set[str]] = {
 """The only third-party libraries of these packages."""
 MODULES_WITH_RAY = (
     "cluster.py",
+    "conversion/run.py",
     "data/pipeline.py",
     "demos/collect.py",
     "metrics_export.py",

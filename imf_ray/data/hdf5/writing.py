@@ -20,9 +20,10 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -80,31 +81,60 @@ def write_episode(path: str | Path, episode: Episode, compress: bool = False) ->
     Raises:
         StorageError: the file cannot be written, for example because the disk is full.
     """
+    attributes = dataclasses.asdict(episode.attributes)
+    attributes["camera_names"] = json.dumps(attributes["camera_names"])
+    vectors = {
+        QPOS: episode.qpos,
+        QVEL: episode.qvel,
+        "action": episode.action,
+        "action_ee": episode.action_ee,
+        **{pose_dataset(name): poses for name, poses in episode.poses.items()},
+    }
+    present = {name: values for name, values in vectors.items() if values is not None}
+    write_file(path, attributes, present, episode.images, compress)
+
+
+def write_file(
+    path: str | Path,
+    attributes: Mapping[str, Any],
+    vectors: Mapping[str, np.ndarray],
+    images: Mapping[str, Iterable[np.ndarray]],
+    compress: bool = False,
+) -> None:
+    """Write an HDF5 file of one episode, which appears atomically; see `write_episode`.
+
+    Args:
+        attributes: root attributes. The hash of the contents is added.
+        vectors: (T, D) by name of the dataset; they become float32.
+        images: the images (H, W, 3) uint8 of all steps by camera.
+
+    Raises:
+        StorageError: see `write_episode`.
+    """
     path = Path(path)
     gzip = {"compression": "gzip", "compression_opts": DEFLATE_LEVEL} if compress else {}
+    length = len(next(iter(vectors.values())))
     content = io.BytesIO()  # on a full disk, HDF5 fails with unclear errors and may crash later
     with h5py.File(content, "w") as file:
-        for name, value in dataclasses.asdict(episode.attributes).items():
-            file.attrs[name] = json.dumps(value) if name == "camera_names" else value
-        for camera, frames in episode.images.items():
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        for camera, frames in images.items():
+            dataset = None
+            for step, frame in enumerate(frames):
+                if dataset is None:
+                    dataset = file.create_dataset(
+                        f"{IMAGES}/{camera}",
+                        shape=(length, *frame.shape),
+                        dtype=frame.dtype,
+                        chunks=(1, *frame.shape),
+                        fletcher32=True,
+                        **gzip,
+                    )
+                dataset[step] = frame
+        for name, values in vectors.items():
             file.create_dataset(
-                f"{IMAGES}/{camera}",
-                data=frames,
-                chunks=(1, *frames.shape[1:]),
-                fletcher32=True,
-                **gzip,
+                name, data=values.astype(np.float32), chunks=values.shape, fletcher32=True
             )
-        for name, values in (
-            (QPOS, episode.qpos),
-            (QVEL, episode.qvel),
-            ("action", episode.action),
-            ("action_ee", episode.action_ee),
-            *((pose_dataset(name), poses) for name, poses in episode.poses.items()),
-        ):
-            if values is not None:
-                file.create_dataset(
-                    name, data=values.astype(np.float32), chunks=values.shape, fletcher32=True
-                )
         file.attrs[HASH_ATTRIBUTE] = hash_contents(file)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with storage_errors(path, "written"):
