@@ -14,8 +14,9 @@ OPTIONS_MARKER, METRICS_MARKER = "<!-- options -->", "<!-- metrics -->"
 PACKAGES = {
     "agents": "Policies and their objectives.",
     "models": "Networks: attention residuals, heads and image encoders.",
-    "data": "Episode files, their index, the order of samples and the Ray Data pipeline.",
+    "data": "Readers of data sets, their index, the order of samples and the Ray Data pipeline.",
     "sim": "Environments, scripted experts and rendering.",
+    "conversion": "Conversion of data sets.",
     "demos": "Recording of demonstrations.",
     "rollout": "Rollout actors, episode records and confidence intervals.",
     "training": "The training loop, checkpoints, validation and tracking.",
