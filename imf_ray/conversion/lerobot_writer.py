@@ -47,6 +47,17 @@ STATISTICS_IMAGES, STATISTICS_SIDE = 100, 150
 """Maximum number of images per episode and camera in the statistics, and their maximum side."""
 INDEX_FEATURES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 TOLERANCE_S = 1e-4
+TASKS_PANDAS_METADATA = {
+    "index_columns": ["task"],
+    "column_indexes": [
+        {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object"}
+    ],
+    "columns": [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": dtype}
+        for name, kind, dtype in (("task_index", "int64", "int64"), ("task", "unicode", "object"))
+    ],
+}
+"""Makes the texts of the tasks the index of the table in pandas, with which LeRobot reads it."""
 
 
 def write_lerobot_episode(
@@ -121,8 +132,7 @@ def write_lerobot_metadata(
     merged = {name: merge_statistics([part[name] for part in stats]) for name in stats[0]}
     tasks = list(dict.fromkeys(task for record in records for task in record["tasks"]))
     table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": tasks})
-    index = {"index_columns": ["task"], "column_indexes": [], "columns": []}
-    table = table.replace_schema_metadata({"pandas": json.dumps(index)})
+    table = table.replace_schema_metadata({"pandas": json.dumps(TASKS_PANDAS_METADATA)})
     _write_table(folder / "meta/tasks.parquet", table)
     rows = [_episode_row(record, cameras, fps, codec) for record in records]
     _write_table(folder / "meta/episodes/chunk-000/file-000.parquet", pa.Table.from_pylist(rows))
