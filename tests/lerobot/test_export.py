@@ -60,7 +60,7 @@ def test_lerobot_reads_an_export(codec: str, demonstrations: Path, tmp_path: Pat
     lengths = np.bincount(read["all/episode_index"])
     assert lengths.tolist() == [info.length for info in infos]
     assert read["fps"] == infos[0].attributes["control_hz"]
-    actions = np.concatenate([e.action for e in whole])
+    actions = np.concatenate([e.action for e in whole]).astype(np.float64)
     assert np.abs(read["statistics"] - actions.mean(axis=0)).max() < 1e-5
     for index in indices:
         number = int(np.searchsorted(ends, index, side="right"))
