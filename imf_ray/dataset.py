@@ -13,7 +13,7 @@ from imf_ray.storage import parse_path
 
 
 def main(config: Config, overrides: Sequence[str], arguments: Sequence[str]) -> str | None:
-    """Check or show the episodes of a data set.
+    """Check, show or convert the episodes of a data set.
 
     check DIR reads every file and prints one line for each: valid, or why it is invalid, and its
     bad parts that runs can do without. The exit code is 2 if a file is invalid (docs/data.md).

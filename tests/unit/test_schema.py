@@ -20,7 +20,16 @@ from imf_ray.schema import (
 )
 from imf_ray.schema.options import check_options, option
 
-RESUMABLE_SECTIONS = {"board", "cluster", "collect", "compare", "evaluate", "report", "tune"}
+RESUMABLE_SECTIONS = {
+    "board",
+    "cluster",
+    "collect",
+    "compare",
+    "convert",
+    "evaluate",
+    "report",
+    "tune",
+}
 RESUMABLE_TRAIN = {
     "board",
     "diagnostics_freq",
