@@ -23,7 +23,7 @@ from imf_ray.errors import UserError
 from imf_ray.folders import display
 from imf_ray.progress_bars import ProgressBars
 from imf_ray.schema import Config
-from imf_ray.storage import AnyPath, is_remote, local_dir, parse_path
+from imf_ray.storage import AnyPath, is_remote, local_dir
 from imf_ray.terminal import console
 
 BAR, PROGRESS_LINES = "Converting episodes", 10
@@ -71,7 +71,7 @@ def convert(config: Config, source: AnyPath, target: str) -> str:
         console.print(
             f"Encoding changed the images of {camera} by {loss:.2f} of 255 grey levels on average."
         )
-    dataset = shell_override("data.dataset_dir", str(parse_path(display(folder))))
+    dataset = shell_override("data.dataset_dir", display(folder))
     return f"train recipe=cpu_real {dataset} run_name=my_run"
 
 

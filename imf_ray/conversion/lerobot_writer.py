@@ -25,6 +25,7 @@ from imf_ray.conversion.feature_statistics import (
     vector_statistics,
 )
 from imf_ray.conversion.source import SourceEpisode
+from imf_ray.data.lerobot.reader import TOLERANCE_S
 from imf_ray.data.video_frames import open_video, rgb_pixels
 from imf_ray.errors import UserError
 from imf_ray.files import atomic_rename, write_atomically
@@ -46,7 +47,6 @@ PIXEL_FORMAT = "yuv420p"
 STATISTICS_IMAGES, STATISTICS_SIDE = 100, 150
 """Maximum number of images per episode and camera in the statistics, and their maximum side."""
 INDEX_FEATURES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-TOLERANCE_S = 1e-4
 TASKS_PANDAS_METADATA = {
     "index_columns": ["task"],
     "column_indexes": [
@@ -122,7 +122,7 @@ def write_lerobot_metadata(
     codec: str | None,
     robot_type: str | None,
 ) -> None:
-    """Write `meta/`, of which `info.json` comes last: it makes the folder a data set.
+    """Write `meta/`. `info.json` comes last, because it makes the folder a data set.
 
     Args:
         records: the results of `write_lerobot_episode`, in the order of their numbers.

@@ -28,14 +28,13 @@ from imf_ray.data.episode_choice import TASKS
 from imf_ray.data.episodes import EpisodeMetadata, bad_episode_error, episode_path, whole_number
 from imf_ray.data.hdf5.layouts import ACTION_SPACE, ORDER_ATTRIBUTE, QPOS
 from imf_ray.data.hdf5.writing import write_file
+from imf_ray.data.readers import LEROBOT
 from imf_ray.data.source_files import CACHE_DIR
 from imf_ray.errors import UserError
 from imf_ray.files import parse_json, write_atomically
 from imf_ray.schema import Config, ConvertConfig
 from imf_ray.storage import AnyPath
 
-LEROBOT, HDF5 = "lerobot", "imf_ray"
-"""Choices of `convert.format`."""
 PNG = "png"
 STATE_FOLDER, IDENTITY_FILE = "conversion", "conversion.json"
 UNKNOWN_TASK = "unknown"
@@ -79,7 +78,7 @@ def plan_conversion(
     """Check that episodes can become one data set.
 
     Args:
-        results: results of the checks of all episodes, of which none is invalid.
+        results: results of the checks of all episodes. None is invalid.
         folder: folder of the new data set.
 
     Raises:
@@ -157,10 +156,14 @@ def prepare_folder(conversion: Conversion) -> int:
     Raises:
         UserError: the folder has other contents.
     """
+    first = conversion.episodes[0]
     identity = json.dumps(
         {
             "episodes": [episode.ref.content_hash for episode in conversion.episodes],
             "options": asdict(conversion.options),
+            "features": dict(first.features),
+            "action_space": first.action_space,
+            "channel_order": first.channel_order,
         }
     )
     path = conversion.state_folder / IDENTITY_FILE

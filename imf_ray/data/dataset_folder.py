@@ -11,7 +11,7 @@ from imf_ray.storage import AnyPath
 
 
 def list_dataset(folder: AnyPath, format: str = AUTO) -> tuple[str, list[AnyPath]]:
-    """Return the format of a data set and the addresses of its episodes, of which it may have none.
+    """Return the format of a data set and the addresses of its episodes, if it has any.
 
     Args:
         folder: the folder, file or URL of the data set.

@@ -36,7 +36,7 @@ class DatasetFormat:
     reader: str
     """Class of the reader, as module:Class. It is imported when it is needed."""
     markers: tuple[str, ...] = ()
-    """Files of which a data set of this format has at least one. Its reader is then asked."""
+    """A data set of this format has at least one of these files. Its reader is then asked."""
     suffixes: tuple[str, ...] = ()
     """Suffixes of data sets that are files. The reader is then asked."""
 

@@ -26,11 +26,11 @@ from imf_ray.data.array_episodes import (
 )
 from imf_ray.data.episodes import EpisodeFields, EpisodeMetadata, EpisodeRef, EpisodeSlice
 from imf_ray.data.features import UsualNames
+from imf_ray.data.readers import DIFFUSION_POLICY
 from imf_ray.data.source_files import fingerprint, list_files
 from imf_ray.errors import UserError
 from imf_ray.storage import AnyPath, parse_path
 
-FORMAT = "diffusion_policy"
 DATA, EPISODE_ENDS = "data", "meta/episode_ends"
 _EPISODE_NAME = re.compile(r"episode_([0-9]+)")
 USUAL_NAMES = UsualNames(
@@ -99,7 +99,12 @@ class ZarrReader:
     ) -> EpisodeMetadata:
         before = self.fingerprint(path)
         return describe_arrays(
-            path, lambda: nullcontext(_episode(path)), before, FORMAT, features, USUAL_NAMES
+            path,
+            lambda: nullcontext(_episode(path)),
+            before,
+            DIFFUSION_POLICY,
+            features,
+            USUAL_NAMES,
         )
 
     def content_hash(self, path: AnyPath) -> str:

@@ -36,12 +36,12 @@ from imf_ray.data.episodes import (
 from imf_ray.data.features import UsualNames
 from imf_ray.data.hdf5.content_hash import find_dataset, find_object
 from imf_ray.data.hdf5.opening import open_hdf5
+from imf_ray.data.readers import ROBOMIMIC
 from imf_ray.data.source_files import file_size, fingerprint
 from imf_ray.errors import UserError
 from imf_ray.files import INVALID_JSON
 from imf_ray.storage import AnyPath, parse_path
 
-FORMAT = "robomimic"
 DATA, ACTIONS, OBSERVATIONS = "data", "actions", "obs"
 VALIDATION_MASK = "mask/valid"
 """List of the episodes that are held out of training."""
@@ -87,7 +87,7 @@ class RobomimicReader:
     ) -> EpisodeMetadata:
         before = self.fingerprint(path)
         return describe_arrays(
-            path, lambda: _open_episode(path), before, FORMAT, features, USUAL_NAMES
+            path, lambda: _open_episode(path), before, ROBOMIMIC, features, USUAL_NAMES
         )
 
     def content_hash(self, path: AnyPath) -> str:

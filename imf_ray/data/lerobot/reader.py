@@ -45,6 +45,7 @@ from imf_ray.data.lerobot.metadata import (
     read_metadata,
 )
 from imf_ray.data.lerobot.tables import episode_rows, read_columns, read_images
+from imf_ray.data.readers import LEROBOT
 from imf_ray.data.running_stats import RunningStats
 from imf_ray.data.source_files import file_size, fingerprint
 from imf_ray.data.video_frames import VideoFile, open_video, rgb_pixels
@@ -52,7 +53,6 @@ from imf_ray.errors import UserError
 from imf_ray.images import center_crop_resize
 from imf_ray.storage import AnyPath, parse_path
 
-FORMAT = "lerobot"
 TOLERANCE_S = 1e-4
 """Maximum difference in seconds between the time of a step and that of its frame, as in LeRobot."""
 CAMERA_PREFIXES = ("observation.images.", "observation.image.", "observation.", "images.")
@@ -295,7 +295,7 @@ class _EpisodeCheck:
             path=str(self._path),
             length=self._entry.length,
             images=images,
-            format=FORMAT,
+            format=LEROBOT,
             features=Features(self._usable.state, self._usable.actions, self._usable.cameras),
             action_spaces=("joint",) if has_actions else (),
             objects=(),
@@ -312,7 +312,10 @@ class _EpisodeCheck:
                 name for name in self._features if name not in used and name not in BOOKKEEPING
             ),
             problems=self._problems,
-            damaged=any(name in self._problems for name in self._usable.cameras.values()),
+            damaged=any(
+                name in self._problems and not self._features[name].is_depth
+                for name in self._usable.cameras.values()
+            ),
         )
 
     def _require_steps(self) -> None:

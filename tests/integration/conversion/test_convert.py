@@ -97,6 +97,9 @@ def test_a_stopped_conversion_resumes(tmp_path: Path, monkeypatch: pytest.Monkey
             convert(tmp_path / "source", target, "convert.codec=png")
     with pytest.raises(UserError, match=r"unfinished conversion .* other options"):
         convert(tmp_path / "source", target, "convert.codec=h264")
+    with pytest.raises(UserError, match=r"unfinished conversion .* other options"):
+        part = 'data.features={state: ["observation.state[0:2]"]}'
+        convert(tmp_path / "source", target, "convert.codec=png", part)
     record = next(target.glob(".imf_ray/conversion/episode_1.json"))
     table = target / "data/chunk-000/file-000.parquet"
     written_at = table.stat().st_mtime_ns
