@@ -66,7 +66,7 @@ class ArrayEpisode:
     attributes: Mapping[str, Any]
     """What is recorded about it, as JSON values."""
     problems: Mapping[str, str]
-    """Arrays that cannot be opened, with the reason as a clause."""
+    """Arrays that cannot be used, with the reason as a clause."""
 
     def usable(self, option: Mapping[str, list[str]], usual: UsualNames) -> UsableFeatures:
         """Return its state, action and cameras; see `find_features`."""
@@ -159,7 +159,9 @@ def _describe(
     if not episode.length:
         raise UserError("it has no steps")
     for name in usable.vectors:
-        if name not in problems:
+        if (reason := problems.get(split_part(name)[0])) is not None:
+            problems[name] = reason
+        else:
             try:
                 values = _read_vectors(episode, (name,), slice(0, episode.length))
                 stats[name] = vector_stats(name, values)

@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -86,7 +86,7 @@ class ZarrReader:
         for file in files:
             try:
                 digest.update(fingerprint(file).encode())
-            except FileNotFoundError:  # its rows have the fill value
+            except FileNotFoundError:  # a check refuses it
                 digest.update(b"missing")
         return f"{path.name} {digest.hexdigest()}"
 
@@ -100,7 +100,7 @@ class ZarrReader:
         before = self.fingerprint(path)
         return describe_arrays(
             path,
-            lambda: nullcontext(_episode(path)),
+            lambda: nullcontext(_with_missing_files(path)),
             before,
             DIFFUSION_POLICY,
             features,
@@ -195,3 +195,21 @@ def _episode(path: AnyPath) -> ArrayEpisode:
         name: _Rows(array, start, stop) for name, array in dataset.arrays.items()
     }
     return ArrayEpisode(stop - start, arrays, {}, dataset.problems)
+
+
+def _with_missing_files(path: AnyPath) -> ArrayEpisode:
+    """Return the episode of an address, and note the arrays whose files are not all there.
+
+    zarr would read the fill value instead, also where a copy of the data set is incomplete.
+    """
+    episode = _episode(path)
+    problems = dict(episode.problems)
+    for name, array in episode.arrays.items():
+        files = cast(_Rows, array).chunk_files()
+        missing = next((file for file in files if not (path.parent / file).is_file()), None)
+        if missing is not None:
+            problems[name] = (
+                f"{name} lacks the file {missing}. Copy it again, or write all of its values "
+                "(write_empty_chunks=True of zarr)"
+            )
+    return replace(episode, problems=problems)

@@ -63,6 +63,18 @@ def test_zarr_arrays_of_other_lengths_are_not_used(tmp_path: Path) -> None:
     assert info.required_problem is None
 
 
+def test_a_missing_chunk_is_refused(tmp_path: Path) -> None:
+    write_diffusion_policy(tmp_path)
+    (tmp_path / "data/action/0.0").unlink()
+    (tmp_path / "data/keypoint/4.0.0").unlink()
+    infos = _check(tmp_path, DIFFUSION_POLICY)
+    assert "action lacks the file data/action/0.0" in str(infos[0].required_problem)
+    mapped = _check(tmp_path, DIFFUSION_POLICY, action=["action[0:1]"])
+    assert "action lacks the file data/action/0.0" in str(mapped[0].required_problem)
+    assert infos[1].required_problem is None and infos[2].required_problem is None
+    assert "keypoint lacks the file data/keypoint/4.0.0" in infos[2].problems["keypoint"]
+
+
 def test_images_with_fractions_are_refused(tmp_path: Path) -> None:
     write_diffusion_policy(tmp_path)
     images = zarr.open_group(str(tmp_path), mode="r+")["data/img"]
